@@ -1,0 +1,62 @@
+"""The exception tree. Every message reads `<where>: expected <what>, got <value>; <what to do>`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SeawallError(Exception):
+    """Something went wrong that the user can act on; the command line prints it in one line."""
+
+    exit_code = 1
+
+
+class UsageError(SeawallError):
+    """The caller asked for something that cannot be: a wrong setting, an unknown name, a unitless eps."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe has an unknown key, a wrong type or a value out of range."""
+
+
+class ImageryError(SeawallError):
+    """A raster cannot be read, is not whole, or is not safe to open."""
+
+
+class RadiometryError(ImageryError):
+    """Pixel values contradict their declared unit, or no unit can be told from them."""
+
+
+class DataError(SeawallError):
+    """A chip, label, index or split breaks the dataset's contract."""
+
+
+class ModelError(SeawallError):
+    """Weights or their specification cannot be trusted or do not fit the data."""
+
+
+class RunError(SeawallError):
+    """A run folder is locked, was made by another recipe, or cannot be written."""
+
+
+class PartialError(SeawallError):
+    """The batch went on, but some items failed; each failure is in the message or the report."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint that names the closest known name, or lists all of them.
+
+    Example:
+        >>> did_you_mean("pdg", ["pgd", "fgsm"])
+        "did you mean 'pgd'?"
+        >>> did_you_mean("x", ["pgd", "fgsm"])
+        'known: fgsm, pgd'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,149 @@
+"""One file adds a method: `@register` it, and its contract tests, CLI name and docs row follow."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from seawall.errors import UsageError, did_you_mean
+from seawall.types import Setting
+
+HOMES: Mapping[str, tuple[str, ...]] = {
+    "attack": ("seawall.attacks",),
+    "corruption": ("seawall.corruptions",),
+    "noise": ("seawall.poison",),
+    "poison": ("seawall.poison",),
+    "fault": ("seawall.faults",),
+    "defense": ("seawall.defenses",),
+    "loss": ("seawall.losses", "seawall.learning"),
+    "objective": ("seawall.learning", "seawall.defenses"),
+    "model": ("seawall.models",),
+    "uncertainty": ("seawall.uncertainty",),
+}
+"""Where methods of a kind live; the modules there are imported on the first look-up."""
+
+TRAITS = frozenset({"weak", "black-box", "min-norm", "stochastic", "targeted"})
+Method = TypeVar("Method", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered method: where it comes from and how to test it cheaply."""
+
+    kind: str
+    name: str
+    make: type
+    paper: str = ""
+    smoke: Mapping[str, Setting] = field(default_factory=dict)
+    traits: frozenset[str] = frozenset()
+
+    @property
+    def summary(self) -> str:
+        """First sentence of the method's docstring."""
+        return (self.make.__doc__ or "").strip().split("\n")[0]
+
+
+_entries: dict[tuple[str, str], Entry] = {}
+_loaded: set[str] = set()
+
+
+def register(
+    kind: str, name: str, *, paper: str = "", smoke: Mapping[str, Setting] | None = None, traits: tuple[str, ...] = ()
+) -> Callable[[Method], Method]:
+    """Register a frozen dataclass as a method.
+
+    Args:
+        kind: One of `HOMES`.
+        name: How recipes and the command line call it.
+        paper: Where it comes from.
+        smoke: Cheap settings for the contract suite.
+        traits: Claims that choose contract checks; each declared trait is asserted true.
+
+    Raises:
+        UsageError: The kind or a trait is unknown, the name is taken, or the class is not frozen.
+    """
+    if kind not in HOMES:
+        raise UsageError(f"register: unknown kind {kind!r}; {did_you_mean(kind, HOMES)}")
+    if unknown := set(traits) - TRAITS:
+        raise UsageError(f"register: unknown trait {sorted(unknown)[0]!r}; {did_you_mean(sorted(unknown)[0], TRAITS)}")
+
+    def add(method: Method) -> Method:
+        if not is_dataclass(method) or not method.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise UsageError(
+                f"register: expected a frozen dataclass for {name!r}, got {method!r}; add @dataclass(frozen=True) below @register"
+            )
+        known = _entries.get((kind, name))
+        if known and (known.make.__module__, known.make.__qualname__) != (method.__module__, method.__qualname__):
+            raise UsageError(f"register: {kind} {name!r} is taken by {known.make.__module__}; choose another name")
+        _entries[kind, name] = Entry(kind, name, method, paper, dict(smoke or {}), frozenset(traits))
+        return method
+
+    return add
+
+
+def entries(kind: str) -> Iterator[Entry]:
+    """Yield the methods of a kind by name."""
+    _load(kind)
+    yield from (_entries[key] for key in sorted(_entries) if key[0] == kind)
+
+
+def find(kind: str, name: str) -> Entry:
+    """Return one method.
+
+    Raises:
+        UsageError: No method of that kind has that name; the message guesses.
+    """
+    _load(kind)
+    if (kind, name) not in _entries:
+        names = [entry.name for entry in entries(kind)]
+        raise UsageError(f"{kind}: unknown name {name!r}; {did_you_mean(name, names)}")
+    return _entries[kind, name]
+
+
+def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -> object:
+    """Make a method from plain settings, validated against its fields.
+
+    Raises:
+        UsageError: An unknown method or setting, or a value of the wrong type.
+    """
+    make = find(kind, name).make
+    given = dict(settings or {})
+    known = [f.name for f in fields(make) if f.init]
+    for key in given:
+        if key not in known:
+            raise UsageError(f"{name}: unknown setting {key!r}; {did_you_mean(key, known)}")
+    try:
+        return TypeAdapter(make).validate_python(given)
+    except ValidationError as bad:
+        first = bad.errors()[0]
+        where = ".".join(map(str, first["loc"])) or name
+        raise UsageError(
+            f"{name}.{where}: {first['msg']}, got {first.get('input')!r}; see `seawall methods {name}`"
+        ) from bad
+
+
+def _load(kind: str) -> None:
+    if kind not in HOMES:
+        raise UsageError(f"registry: unknown kind {kind!r}; {did_you_mean(kind, HOMES)}")
+    for home in HOMES[kind]:
+        if home in _loaded:
+            continue
+        _loaded.add(home)
+        try:
+            module = importlib.import_module(home)
+        except ModuleNotFoundError as gone:
+            if gone.name != home:
+                raise
+            continue
+        for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+            importlib.import_module(f"{home}.{found.name}")
+    if "plugins" not in _loaded:
+        _loaded.add("plugins")
+        for point in importlib.metadata.entry_points(group="seawall.methods"):
+            point.load()

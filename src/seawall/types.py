@@ -1,0 +1,171 @@
+"""The values that flow through the house, and the protocols at its seams.
+
+Images are always in data units (reflectance, dB), never normalized; `seen` and `valid` are the only
+truth about pixels. Shapes: B images, C bands, K classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from seawall.errors import DataError, UsageError
+from seawall.keys import Keys
+
+Unit = Literal["reflectance", "sigma0_db", "gamma0_db", "stretched"]
+"""Physical unit of an image. `stretched` is an 8-bit picture of unknown stretch: not physical."""
+
+Setting = None | bool | int | float | str | Sequence["Setting"] | Mapping[str, "Setting"]
+"""What a recipe can say: plain TOML values."""
+
+FILL: Mapping[str, float] = {"reflectance": 0.0, "sigma0_db": -30.0, "gamma0_db": -30.0, "stretched": 0.0}
+"""What an unseen pixel holds, per unit: a finite, dark value, so that no NaN reaches a network."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model needs to be used rightly; it travels inside the weights file.
+
+    Args:
+        bands: Band ids in the order of the input channels, such as ("B03", "B08") or ("VV", "VH").
+        classes: Class names in the order of the logits, such as ("land", "water").
+        unit: Physical unit of the input.
+        gsd_m: Ground sampling distance of the training pixels, in meters.
+        architecture: Registered name of the model, to build it again.
+        settings: Settings of the architecture.
+        note: Free text for people: training data, intended use.
+    """
+
+    bands: tuple[str, ...]
+    classes: tuple[str, ...]
+    unit: Unit
+    gsd_m: float
+    architecture: str = "module"
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    note: str = ""
+
+    def klass(self, name: str) -> int:
+        """Return the index of a class.
+
+        Raises:
+            UsageError: The model has no class of that name.
+        """
+        if name not in self.classes:
+            raise UsageError(
+                f"class: expected one of {', '.join(self.classes)}, got {name!r}; use a class of the model"
+            )
+        return self.classes.index(name)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with their labels and the truth about their pixels.
+
+    Args:
+        image: (B, C, H, W) float32 in data units. Unseen pixels hold `FILL[unit]`.
+        label: (B, H, W) int64, meaningless where not valid.
+        seen: (B, H, W) bool: the sensor has data there.
+        valid: (B, H, W) bool: there is a label that counts; valid implies seen.
+        chips: Stable ids: the seeds of all randomness and the record keys.
+    """
+
+    image: Tensor
+    label: Tensor
+    seen: Tensor
+    valid: Tensor
+    chips: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 4:
+            raise DataError(
+                f"batch: expected an image of shape (B, C, H, W), got {tuple(self.image.shape)}; add the missing axis"
+            )
+        ground = (self.image.shape[0], *self.image.shape[2:])
+        for name in ("label", "seen", "valid"):
+            got = tuple(getattr(self, name).shape)
+            if got != ground:
+                raise DataError(f"batch: expected {name} of shape {ground}, got {got}; align it with the image")
+        if len(self.chips) != ground[0]:
+            raise DataError(f"batch: expected {ground[0]} chip ids, got {len(self.chips)}; name every image")
+
+    def __len__(self) -> int:
+        return len(self.chips)
+
+    def select(self, indices: Sequence[int]) -> Batch:
+        """Return the chosen images, in the order given."""
+        at = torch.as_tensor(list(indices), dtype=torch.long, device=self.image.device)
+        return Batch(
+            self.image[at], self.label[at], self.seen[at], self.valid[at], tuple(self.chips[i] for i in indices)
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch on another device."""
+        return replace(
+            self,
+            image=self.image.to(device),
+            label=self.label.to(device),
+            seen=self.seen.to(device),
+            valid=self.valid.to(device),
+        )
+
+    @staticmethod
+    def of(
+        image: Tensor,
+        label: Tensor,
+        *,
+        seen: Tensor | None = None,
+        valid: Tensor | None = None,
+        chips: Sequence[str] = (),
+    ) -> Batch:
+        """Make a batch from plain tensors: everything is seen and valid unless told otherwise."""
+        everywhere = torch.ones_like(label, dtype=torch.bool)
+        seen = everywhere if seen is None else seen
+        valid = seen if valid is None else valid & seen
+        names = tuple(chips) or tuple(f"chip{i}" for i in range(len(label)))
+        return Batch(image, label, seen, valid, names)
+
+
+@runtime_checkable
+class SegmentationModel(Protocol):
+    """Any nn.Module with a spec: data units in, logits (B, K, H, W) out."""
+
+    spec: ModelSpec
+
+    def __call__(self, image: Tensor, /) -> Tensor: ...
+
+
+class Threat(Protocol):
+    """What the adversary may do; `seawall.threat.ThreatModel` is the one that ships."""
+
+    def project(self, adv: Tensor, x: Tensor, seen: Tensor) -> Tensor: ...
+    def ascend(self, grad: Tensor) -> Tensor: ...
+    def start(self, x: Tensor, seen: Tensor, keys: Keys) -> Tensor: ...
+    def distance(self, a: Tensor, b: Tensor) -> Tensor: ...
+
+
+class Corruption(Protocol):
+    """A natural perturbation in physical units; severity in [0, 1], 0 is the identity."""
+
+    def __call__(self, image: Tensor, seen: Tensor, severity: float, keys: Keys) -> Tensor: ...
+
+
+class LabelNoise(Protocol):
+    """A fault in the labels of a batch; the image and the unseen pixels stay as they are."""
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch: ...
+
+
+class Loss(Protocol):
+    """A training loss over valid pixels: logits (B, K, H, W), label and valid (B, H, W) to a scalar."""
+
+    def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """What training minimizes: a scalar with gradients to the model's parameters."""
+
+    def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor: ...
