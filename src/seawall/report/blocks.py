@@ -1,0 +1,174 @@
+"""What a section is made of: prose, facts, charts, tables, swipe pairs, maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from seawall.report.book import Cell
+from seawall.report.noise import taken_apart
+from seawall.report.words import percent
+
+Sentence = tuple[str | Cell, ...]
+"""Words and numbers; each number keeps the key of its record."""
+
+
+Line = tuple[str | Cell, ...]
+"""One row of a table."""
+
+
+def line(*cells: str | Cell) -> Line:
+    """Return a row of a table."""
+    return cells
+
+
+@dataclass(frozen=True)
+class Prose:
+    """Paragraphs."""
+
+    sentences: tuple[Sentence, ...]
+    kind: str = "prose"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Terms and what they are."""
+
+    items: tuple[tuple[str, str], ...]
+    kind: str = "facts"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing with its caption and a line on how to read it."""
+
+    title: str
+    drawing: Markup
+    note: str = ""
+    kind: str = "chart"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells; the first cell of a row is its name.
+
+    Args:
+        title: What the table says.
+        head: Column names with an explanation each.
+        rows: Cells; plain text is a name or a word.
+        note: How to read it.
+        folded: Shown only when asked for.
+        total: The last row sums up the others.
+    """
+
+    title: str
+    head: tuple[tuple[str, str], ...]
+    rows: tuple[Line, ...]
+    note: str = ""
+    folded: bool = False
+    total: bool = False
+    kind: str = "table"
+
+    @property
+    def left(self) -> tuple[bool, ...]:
+        """Which columns hold words, and are set from the left."""
+        return tuple(all(isinstance(row[j], str) for row in self.rows) for j in range(len(self.head)))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One side of a swipe pair: a picture and what can be laid over it (name, address)."""
+
+    name: str
+    picture: str
+    overlays: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Swipe:
+    """Two pictures of one place, one over the other."""
+
+    id: str
+    title: str
+    left: Layer
+    right: Layer
+    width: int
+    height: int
+    caption: Sentence = ()
+    panels: tuple[tuple[str, str], ...] = ()
+    keys: tuple[tuple[str, str], ...] = ()
+    scale: tuple[float, str] | None = None
+    shown: int = 0
+
+
+@dataclass(frozen=True)
+class Swipes:
+    """Swipe pairs side by side."""
+
+    title: str
+    pairs: tuple[Swipe, ...]
+    note: str = ""
+    large: bool = False
+    kind: str = "swipes"
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Flags with what they mean and what to do."""
+
+    items: tuple[tuple[str, str, str, str], ...]
+    kind: str = "doubts"
+
+
+@dataclass(frozen=True)
+class Points:
+    """A list of a bold lead and its explanation."""
+
+    items: tuple[tuple[str, str], ...]
+    kind: str = "points"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text as it is, folded."""
+
+    title: str
+    text: str
+    kind: str = "code"
+
+
+Block = Prose | Facts | Chart | Table | Swipes | Doubts | Points | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page; one without blocks is left out."""
+
+    id: str
+    title: str
+    lead: str
+    blocks: Sequence[Block] = field(default_factory=tuple)
+
+
+NAMES = {
+    "unet": "U-Net", "dense-unet": "dense U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
+    "awei-nsh": "AWEI", "awei-sh": "AWEI shadow", "otsu": "Otsu", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "apgd": "APGD",
+    "segpgd": "SegPGD", "cospgd": "CosPGD", "dag": "DAG", "sea": "SEA", "clean": "clean", "random": "random noise", "none": "none hurts",
+    "s1": "Sentinel-1", "s2": "Sentinel-2", "linf": "linf", "sigma0_db": "dB (sigma nought)", "gamma0_db": "dB (gamma nought)",
+}  # fmt: skip
+
+
+def said(name: str) -> str:
+    """Return a method's or model's name as people write it.
+
+    Example:
+        >>> said("unet"), said("unet@dilate-0.1"), said("mine")
+        ('U-Net', 'U-Net, dilate 10\u202f% labels', 'mine')
+    """
+    if apart := taken_apart(name):
+        rate = "" if apart.rate is None else f" {percent(apart.rate)}"
+        loss = f", {apart.loss} loss" if apart.loss else ""
+        return f"{said(apart.base)}, {apart.noise}{rate} labels{loss}"
+    return NAMES.get(name, name)

@@ -1,0 +1,236 @@
+"""How good the models are on clean images: our figures, the report's convention, and the published tables beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from seawall.report.blocks import Block, Chart, Points, Section, Table, line, said
+from seawall.report.book import CLEAN, Book, Cell
+from seawall.report.charts import Row, intervals
+from seawall.report.folder import Run, tree
+from seawall.report.noise import taken_apart
+from seawall.report.published import DIFFERENCES, METRICS, TABLES, table_of
+from seawall.report.svg import Axis
+from seawall.report.words import many, ratio
+
+Column = tuple[str, str, str]
+"""Metric, column name, explanation."""
+
+OURS: tuple[Column, ...] = (
+    ("iou.pooled", "IoU, pooled", "Intersection over union of all test pixels together: large waters count most."),
+    (
+        "iou.per_chip",
+        "IoU, per chip",
+        "Mean of each chip’s IoU: a chip with a small pond counts as much as one with a lake.",
+    ),
+    ("iou.per_group", "IoU, per place", "Mean of each place’s pooled IoU: every event or location counts the same."),
+    ("precision.pooled", "Precision", "Share of what is marked as this class that is."),
+    ("recall.pooled", "Recall", "Share of this class that is found."),
+    ("f1.pooled", "F1", "Harmonic mean of precision and recall; for one class the same as Dice."),
+    ("miou.pooled", "mIoU", "Mean of the pooled IoU of all classes."),
+    ("accuracy.pooled", "Accuracy", "Share of all pixels that are right; high wherever land is most of the picture."),
+)
+
+
+def clean_scores(run: Run, book: Book) -> Section | None:
+    """Compare the models that learned from labels as they are, and the baselines, on clean images."""
+    models = [
+        m for m in book.models if not taken_apart(m) and book.value((m, *CLEAN), "iou.pooled", book.klass) is not None
+    ]
+    models = models or [m for m in book.models if book.counts((m, *CLEAN))]
+    if not models:
+        return None
+    n = len(book.counts((models[0], *CLEAN)))
+    places = len(book.groups)
+    lead = (
+        f"Test part: {many(n, 'chip')} from {many(places, 'place')}. Counts come first, ratios last: every figure below is "
+        "computed from the pixel counts of each chip. Intervals are 95 %, from redrawing places, not pixels."
+    )
+    blocks: list[Block] = [_forest(book, models), score_table(book, models)]
+    blocks += _by_place(book, models) + _by_class(book, models) + _by_size(book, models)
+    if convention := report_table(book, models):
+        blocks.append(convention)
+    return Section("scores", "Accuracy on clean images", lead, blocks)
+
+
+def _forest(book: Book, models: Sequence[str]) -> Chart:
+    rows = []
+    for i, model in enumerate(models):
+        cell = book.cell((model, *CLEAN), "iou.pooled")
+        low, high = (book.value((model, *CLEAN), f"iou.pooled.{end}", book.klass) for end in ("low", "high"))
+        value = book.value((model, *CLEAN), "iou.pooled", book.klass)
+        rows.append(Row(said(model), value, low, high, "c0" if i == 0 else "muted", cell.title, cell.text))
+    drawing = intervals(
+        rows, Axis(f"pooled {book.klass} IoU", 0, 1, "{:.1f}".format), f"Pooled {book.klass} IoU per model"
+    )
+    return Chart(f"Pooled {book.klass} IoU", drawing, "Dot: all test pixels together. Line: 95 % interval over places.")
+
+
+def score_table(book: Book, models: Sequence[str], *, columns: Sequence[Column] = OURS, title: str = "") -> Table:
+    """Return models by metrics, the best of each column marked."""
+    kept = [c for c in columns if any(_there(book, m, c[0]) for m in models)]
+    rows = [[book.cell((model, *CLEAN), metric) for metric, _, _ in kept] for model in models]
+    for j, (metric, _, _) in enumerate(kept):
+        values = [
+            book.value((m, *CLEAN), metric, "" if metric.startswith(("miou", "accuracy", "srip")) else book.klass)
+            for m in models
+        ]
+        known = [v for v in values if v is not None]
+        for i, value in enumerate(values):
+            if len(known) > 1 and value == max(known):
+                rows[i][j] = replace(rows[i][j], best=True)
+    head = (("Model", ""), *((name, f"{metric}: {why}") for metric, name, why in kept))
+    note = " ".join(f"{name}: {why}" for _, name, why in kept)
+    named = [line(said(m), *cells) for m, cells in zip(models, rows, strict=True)]
+    return Table(title or f"Our metrics, class {book.klass}", head, tuple(named), note)
+
+
+def _there(book: Book, model: str, metric: str) -> bool:
+    klass = "" if metric.startswith(("miou", "accuracy", "srip")) else book.klass
+    return book.record((model, *CLEAN), metric, klass) is not None
+
+
+def report_table(book: Book, models: Sequence[str]) -> Table | None:
+    """Return the same models under the published report's convention."""
+    columns = tuple(
+        (metric, name.removeprefix("Average ").capitalize().replace("Iou", "IoU").replace("F1 score", "F1"), "")
+        for metric, name in METRICS.items()
+    )
+    if not any(_there(book, m, metric) for m in models for metric, _, _ in columns):
+        return None
+    table = score_table(book, models, columns=columns, title="The report’s convention")
+    note = (
+        "Labels and predictions are binarized with Otsu’s threshold, each metric is the mean over land and water of one image, "
+        "then the mean over images; Dice is of water alone. Kept only to stand beside the published tables."
+    )
+    head = tuple((name, why.rstrip(": ")) for name, why in table.head)
+    return replace(table, note=note, head=head)
+
+
+def _by_place(book: Book, models: Sequence[str]) -> list[Block]:
+    rows = []
+    for group in book.groups:
+        cells = [book.cell((m, *CLEAN), "iou.pooled", group=group) for m in models]
+        if any(cell.key for cell in cells):
+            rows.append(line(group, *cells))
+    if len(rows) < 2:
+        return []
+    head = (
+        ("Place", "event or location that was held out"),
+        *((said(m), "pooled IoU within the place") for m in models),
+    )
+    return [Table(f"Pooled {book.klass} IoU, place by place", head, tuple(rows), folded=len(rows) > 6)]
+
+
+def _by_class(book: Book, models: Sequence[str]) -> list[Block]:
+    classes = list(dict.fromkeys(r.klass for r in book.given if r.klass and r.metric == "tp"))
+    if len(classes) < 3:
+        return []
+    rows = tuple(line(klass, *(book.cell((m, *CLEAN), "iou.pooled", klass=klass) for m in models)) for klass in classes)
+    return [Table("Pooled IoU, class by class", (("Class", ""), *((said(m), "pooled IoU") for m in models)), rows)]
+
+
+def _by_size(book: Book, models: Sequence[str]) -> list[Block]:
+    """Show how well small and large waters are found, where the run measured it."""
+    sizes = size_bins(book)
+    models = [m for m in models if any(book.record((m, *CLEAN), f"size.recall.{size}", book.klass) for size in sizes)]
+    rows = tuple(
+        line(say_size(size), *(book.cell((m, *CLEAN), f"size.recall.{size}") for m in models)) for size in sizes
+    )
+    if not models:
+        return []
+    head = (
+        ("Size of the water body", "area of a connected water body in the label"),
+        *((said(m), "share of its pixels that are found") for m in models),
+    )
+    return [
+        Table(
+            "Small ponds against big rivers",
+            head,
+            rows,
+            "Share of the water pixels found, by the size of the water body they belong to.",
+        )
+    ]
+
+
+def size_bins(book: Book) -> list[str]:
+    """Return the size bins that the run measured, in order."""
+    sizes = dict.fromkeys(
+        r.metric.removeprefix("size.recall.") for r in book.rows if r.metric.startswith("size.recall.")
+    )
+    return [size for size in sizes if size != "none" and not size.endswith((".low", ".high"))]
+
+
+def say_size(size: str) -> str:
+    """Say a size bin in pixels.
+
+    Example:
+        >>> say_size("10-99"), say_size("10000+")
+        ('10 to 99 pixels', '10000 pixels and more')
+    """
+    return f"{size.rstrip('+').replace('-', ' to ')} pixels{' and more' if size.endswith('+') else ''}"
+
+
+def side_by_side(run: Run, book: Book) -> Section | None:
+    """Put the published tables beside our figures under the same convention, and say what differs."""
+    models = [m for m in book.models if any(_there(book, m, metric) for metric in METRICS)]
+    which = table_of(f"{run.recipe.get('published', '')} {run.recipe.get('name', '')}")
+    if not models or (which is None and not run.recipe.get("published")):
+        return None
+    trained = _ours(run, models, which)
+    tables = [t for t in TABLES if which in (None, t.number)]
+    head = [("Metric", "name in the published report")]
+    head += [(f"Report, Table {t.number}", f"published: {t.title}; trained on {t.trained_on}") for t in tables]
+    head += [(f"Ours: {said(m)}", "the same convention, computed by this run") for m in trained]
+    rows = []
+    for metric, name in METRICS.items():
+        theirs = [_published(t.number, t.figures.get(metric)) for t in tables]
+        rows.append(line(name, *theirs, *(book.cell((m, *CLEAN), metric, say=_four) for m in trained)))
+    pooled = tuple(book.cell((m, *CLEAN), "iou.pooled", say=_four) for m in trained)
+    rows.append(line(f"For scale: pooled {book.klass} IoU", *(Cell("–", "not published") for _ in tables), *pooled))
+    title = " and ".join(f"Table {t.number}: {t.title}" for t in tables) if which else "Tables 1 to 3"
+    table = Table(
+        title,
+        tuple(head),
+        tuple(rows),
+        "The published figures carry no intervals; ours are on the test part, places held out.",
+    )
+    lead = "The report is “Robust Semantic Segmentation of Sentinel Images with UNet and Adversarial Uncertainty” (M. Srinivasan, October 2024). Equal names below mean equal formulas, not equal experiments."
+    return Section(
+        "published", "Beside the published report", lead, (table, Points((*_ours_differ(run, book), *DIFFERENCES)))
+    )
+
+
+def _ours(run: Run, models: Sequence[str], which: int | None) -> list[str]:
+    """Choose the models that a published table should stand beside: Table 3 is about corrupted masks."""
+    trained = [m for m in models if any(row["model"] == m for row in run.history)] or list(models)
+    wrong = [m for m in trained if taken_apart(m)]
+    right = [m for m in trained if not taken_apart(m)]
+    return (wrong[:4] or right) if which == 3 else (right or wrong)[:4]
+
+
+def _four(value: float | None) -> str:
+    return ratio(value, 4)
+
+
+def _published(number: int, value: float | None) -> Cell:
+    if value is None:
+        return Cell("–", f"Table {number} of the report does not give this figure")
+    return Cell(_four(value), f"published in Table {number} of the report", f"published|table {number}")
+
+
+def _ours_differ(run: Run, book: Book) -> tuple[tuple[str, str], ...]:
+    data = run.data
+    bands = ", ".join(map(str, data.get("bands") or ()))
+    chips = f"{data['chips']} chips" if data.get("chips") else "its own chips"
+    wanted = tree(run.recipe, "data")
+    rule = str(wanted.get("water", "truth"))
+    truth = "exact truth" if rule == "truth" else f"labels by the rule {rule}"
+    made = f"simulated scenes with {truth}" if wanted.get("source") == "simulated" else "real chips"
+    text = (
+        f"This run used {chips} ({made}"
+        + (f"; bands {bands}" if bands else "")
+        + f") and tested on {many(len(book.groups), 'place')} held out."
+    )
+    return (("What ours is.", text),)

@@ -1,0 +1,155 @@
+"""Pictures that a reader can swipe: a chip before and after the attack, a scene and what the model makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.report import pictures
+from seawall.report.blocks import Block, Layer, Sentence, Swipe, Swipes, said
+from seawall.report.book import CLEAN, Book, Cell, key_text
+from seawall.report.folder import Run
+from seawall.report.words import budget, many, ratio
+
+SIDE = 320
+"""Chips are shown at most this large, in pixels."""
+BUDGET = 3_400_000
+"""Bytes of pictures of chips on one page."""
+
+Arrays = Mapping[str, NDArray[np.generic]]
+MISTAKE_KEYS = (("found", "marked as {}"), ("missed", "missed"), ("invented", "invented"))
+
+
+def chips(run: Run, book: Book, faults: list[str]) -> list[Block]:
+    """Return the example chips as swipe pairs, as many as the page can hold.
+
+    Args:
+        run: The run folder.
+        book: Its records.
+        faults: Takes the examples that could not be read, with the reason.
+    """
+    pairs: list[Swipe] = []
+    spent = left = 0
+    for path in run.examples:
+        if spent > BUDGET:
+            left += 1
+            continue
+        try:
+            pair = _chip(run, book, path, len(pairs))
+        except (OSError, ValueError, KeyError, EOFError, IndexError) as bad:
+            faults.append(f"examples/{path.name}: {bad or type(bad).__name__}; left out")
+            continue
+        spent += _weight(pair)
+        pairs.append(pair)
+    if not pairs:
+        return []
+    note = (
+        "Drag, or use the arrow keys: the clean chip lies under the attacked one. The images hardly differ; the maps do. "
+        "Pictures are lossless and stretched alike for display; seen here are a few of the bands that the model sees."
+    )
+    if left:
+        note += f" {many(left, 'more example')} in the run folder."
+    return [Swipes("Clean and attacked, chip by chip", tuple(pairs), note)]
+
+
+def _weight(pair: Swipe) -> int:
+    overlays = [overlay for side in (pair.left, pair.right) for _, overlay in side.overlays]
+    panels = [picture for _, picture in pair.panels]
+    return sum(map(len, (pair.left.picture, pair.right.picture, *overlays, *panels)))
+
+
+def _chip(run: Run, book: Book, path: Path, index: int) -> Swipe:
+    with np.load(path, allow_pickle=False) as held:
+        arrays: Arrays = {name: held[name] for name in held.files}
+    told = _sidecar(path)
+    klass = run.classes.index(run.klass)
+    valid = _thin(arrays["valid"]).astype(bool) if "valid" in arrays else np.ones(_thin(arrays["label"]).shape, bool)
+    label = _thin(arrays["label"])
+    clean, attacked = _photo(arrays["clean"]), _photo(arrays["attacked"])
+    preds = _thin(arrays["pred_clean"]), _thin(arrays["pred_attacked"])
+    if len({clean.shape[:2], attacked.shape[:2], label.shape, valid.shape, preds[0].shape, preds[1].shape}) != 1:
+        raise ValueError("pictures, labels and predictions differ in size")
+    layers = [
+        Layer(name, pictures.address(photo), (
+            ("Mistakes", pictures.mistakes(pred, label, klass, valid)), (f"{run.klass.capitalize()} found", pictures.found(pred, klass, valid)),
+        ))
+        for name, photo, pred in (("clean", clean, preds[0]), ("attacked", attacked, preds[1]))
+    ]  # fmt: skip
+    chip, model = str(told.get("chip", path.stem)), str(told.get("model", ""))
+    method, threat = str(told.get("method", "")), str(told.get("threat", ""))
+    keys = (("missed", f"{run.klass} missed"), ("invented", f"{run.klass} invented"), ("found", f"{run.klass} found"))
+    return Swipe(
+        f"swipe-{index}", chip, layers[0], layers[1], clean.shape[1], clean.shape[0],
+        _caption(book, chip, model, method, threat), _panels(arrays, label, preds, valid, klass), keys, shown=1,
+    )  # fmt: skip
+
+
+def _sidecar(path: Path) -> Mapping[str, Any]:
+    beside = path.with_suffix(".json")
+    told = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    if not isinstance(told, dict):
+        raise ValueError(f"{beside.name} is not a JSON object")
+    return told
+
+
+def _caption(book: Book, chip: str, model: str, method: str, threat: str) -> Sentence:
+    parts: list[str | Cell] = [
+        f"{said(model)}, {said(method)} within {budget(threat).spoken}" if method else said(model)
+    ]
+    ious = [_iou(book, (model, *CLEAN), chip), _iou(book, (model, method, threat), chip)]
+    if all(cell.key for cell in ious):
+        parts += [f": {book.klass} IoU ", ious[0], " becomes ", ious[1]]
+    return (*parts, ".")
+
+
+def _iou(book: Book, setup: tuple[str, str, str], chip: str) -> Cell:
+    held, row = book.counts(setup).get(chip), book.record(setup, "tp", book.klass, chip=chip)
+    if held is None or row is None:
+        return Cell(ratio(None), "not measured in this run")
+    return Cell(ratio(held.iou), f"tp / (tp + fp + fn) of chip {chip}, {setup[1]} {setup[2]}".strip(), key_text(row))
+
+
+def _panels(
+    arrays: Arrays,
+    label: NDArray[np.generic],
+    preds: tuple[NDArray[np.generic], NDArray[np.generic]],
+    valid: NDArray[np.bool_],
+    klass: int,
+) -> tuple[tuple[str, str], ...]:
+    """Return the small pictures under a pair: label, noise, target, predictions, differences."""
+    panels = [("label", pictures.classes(label, valid))]
+    for name, words in (("noise", "noise, amplified"), ("noise_restricted", "noise on the class only")):
+        if name in arrays:
+            panels.append((words, pictures.address(_photo(arrays[name], 160))))
+    if "target" in arrays:
+        panels.append(("the adversary’s target", pictures.classes(_thin(arrays["target"]), valid)))
+    panels += [("map, clean", pictures.classes(preds[0], valid)), ("map, attacked", pictures.classes(preds[1], valid))]
+    panels.append(("what changed", _changed(preds[0], preds[1], valid)))
+    if "pred_restricted" in arrays:
+        third = _thin(arrays["pred_restricted"])
+        panels += [
+            ("map, restricted noise", pictures.classes(third, valid)),
+            ("what changed, restricted", _changed(preds[0], third, valid)),
+        ]
+    return tuple(panels)
+
+
+def _changed(before: NDArray[np.generic], after: NDArray[np.generic], valid: NDArray[np.bool_]) -> str:
+    colors = ((236, 236, 232, 255), (200, 60, 30, 255), pictures.CLEAR)
+    return pictures.address(np.where(valid, (before != after).astype(np.uint8), 2).astype(np.uint8), colors)
+
+
+def _photo(image: NDArray[np.generic], side: int = SIDE) -> NDArray[np.uint8]:
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise ValueError(f"expected a uint8 picture (H, W, 3), got {image.dtype} {image.shape}")
+    return pictures.fit(image.astype(np.uint8, copy=False), side)
+
+
+def _thin(image: NDArray[np.generic], side: int = SIDE) -> NDArray[np.generic]:
+    step = -(-max(image.shape) // side)
+    return image[::step, ::step] if image.ndim == 2 else image[..., 0][::step, ::step]
