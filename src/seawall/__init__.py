@@ -1,3 +1,50 @@
-"""seawall: robust semantic segmentation of Sentinel imagery, in physical units."""
+"""seawall: robust semantic segmentation of Sentinel imagery, in physical units.
+
+The public names are looked up when they are first used, so that importing seawall loads neither torch nor rasterio.
+The verbs `train`, `evaluate` and `report` are in `seawall.api`, for modules of this package have those names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from seawall.api import Result, attack, curate, doctor, methods, predict, run
+    from seawall.datasets.chips import ChipFolder
+    from seawall.datasets.loader import patches, whole
+    from seawall.keys import Keys
+    from seawall.models.adapter import adapt
+    from seawall.models.weights import load_model, save_model
+    from seawall.recipe import Recipe, read_recipe
+    from seawall.registry import build, entries, find, register
+    from seawall.threat import ThreatModel, parse_threat
+    from seawall.types import Batch, ModelSpec
+
+_HOMES = {
+    "seawall.api": ("Result", "attack", "curate", "doctor", "methods", "predict", "run"),
+    "seawall.datasets.chips": ("ChipFolder",),
+    "seawall.datasets.loader": ("patches", "whole"),
+    "seawall.keys": ("Keys",),
+    "seawall.models.adapter": ("adapt",),
+    "seawall.models.weights": ("load_model", "save_model"),
+    "seawall.recipe": ("Recipe", "read_recipe"),
+    "seawall.registry": ("build", "entries", "find", "register"),
+    "seawall.threat": ("ThreatModel", "parse_threat"),
+    "seawall.types": ("Batch", "ModelSpec"),
+}
+
+__all__ = [
+    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "build", "curate", "doctor",
+    "entries", "find", "load_model", "methods", "parse_threat", "patches", "predict", "read_recipe", "register", "report",
+    "run", "save_model", "whole",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'seawall' has no attribute {name!r}")

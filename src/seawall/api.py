@@ -1,0 +1,437 @@
+"""Robust semantic segmentation of Sentinel imagery: train, attack, harden and map, in physical units."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from seawall.errors import PartialError
+
+if TYPE_CHECKING:
+    from seawall.types import Batch, SegmentationModel
+
+Choice = TypeVar("Choice", bound=str)
+RUNTIMES: tuple[Literal["torch", "onnx", "openvino"], ...] = ("torch", "onnx", "openvino")
+SENSOR: tuple[Literal["s1", "s2"], ...] = ("s1", "s2")
+Progress = Callable[[str, int, int, str], None]
+"""Called as progress(stage, done, total, note)."""
+
+
+def silent(stage: str, done: int, total: int, note: str = "") -> None:
+    """Report nothing."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb returns: facts, a table and what failed; text for people, data for programs.
+
+    Args:
+        facts: Named single values, such as paths.
+        table: Rows with the same columns.
+        failed: (item, reason) of items that were left out.
+    """
+
+    facts: Mapping[str, str | int | float | None] = field(default_factory=dict)
+    table: Sequence[Mapping[str, str | int | float | None]] = ()
+    failed: Sequence[tuple[str, str]] = ()
+
+    def data(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+        return {
+            "facts": dict(self.facts),
+            "table": [dict(row) for row in self.table],
+            "failed": [{"item": item, "reason": reason} for item, reason in self.failed],
+        }
+
+    def text(self) -> str:
+        """Return what a person reads: the table, then the facts, then the failures."""
+        lines = _table(self.table)
+        width = max((len(name) for name in self.facts), default=0)
+        lines += [f"{name:<{width}}  {_cell(value)}" for name, value in self.facts.items()]
+        lines += [f"failed: {item}: {reason}" for item, reason in self.failed]
+        return "\n".join(lines)
+
+    def check(self) -> None:
+        """Raise when something failed.
+
+        Raises:
+            PartialError: Some items failed; the rest is done.
+        """
+        if self.failed:
+            raise PartialError(f"{len(self.failed)} item(s) failed, the rest is done; the reasons are listed above")
+
+
+def run(
+    recipe: Path,
+    *,
+    out: Path = Path("runs"),
+    changes: Sequence[str] = (),
+    device: str = "auto",
+    resume: bool = True,
+    progress: Progress = silent,
+) -> Result:
+    """Run a whole experiment: chips, training, evaluation, attacks, corrupted labels, scene map, report.
+
+    Args:
+        recipe: A TOML file that says everything, such as recipes/demo.toml.
+        out: Folder of run folders; this run gets one of its own, named by its content.
+        changes: Change one value of the recipe, as key=value; may be given again.
+        device: auto, cpu, cuda, or mps.
+        resume: Go on where an earlier run stopped; --no-resume starts over.
+
+    Returns:
+        The summary table and the paths of the report and the maps.
+
+    Raises:
+        RecipeError: The recipe has a typo, a wrong type or an unknown method.
+
+    Command:
+        seawall run recipes/hls.toml --set training.settings.epochs=3
+    """
+    from seawall import pipeline
+    from seawall.recipe import read_recipe
+
+    done = pipeline.execute(read_recipe(recipe, changes), out, device=device, resume=resume, progress=progress)
+    facts = {"report": str(done.page), **{f"{layer} map": path for layer, path in done.maps.items()}}
+    return Result(facts, pipeline.summary(done.run), done.failed)
+
+
+def curate(
+    source: str,
+    *,
+    out: Path = Path("chips"),
+    kind: str = "auto",
+    select: str = "",
+    sensor: str = "s2",
+    bands: Sequence[str] = (),
+    names: Sequence[str] = (),
+    labels: str = "",
+    label_map: Sequence[str] = (),
+    group: str = "",
+    gsd_m: float | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Make a chip folder from images and labels; look first, resume after a kill, list what failed and go on.
+
+    Args:
+        source: A folder of image/label pairs, a CSV index, Sen1Floods11's layout, or a number of scenes to simulate.
+        out: The chip folder to make or to go on with.
+        kind: auto, pairs, index, sen1floods11 or simulated.
+        select: Keep ids of an index that start with this.
+        sensor: s1 or s2.
+        bands: Band to keep, such as B03; give it once per band. All by default.
+        names: Band name in file order, for files that name none; give it once per band.
+        labels: Label by a rule such as "ndwi >= -0.25" instead of label files.
+        label_map: What a raw label value means, such as -1=255 (255 does not count); may be given again.
+        group: Regular expression on file names; its first bracket is the event or place.
+        gsd_m: Meters per pixel where files have no georeference.
+
+    Returns:
+        How many chips were made, kept, skipped, and the reasons of those that failed.
+
+    Command:
+        seawall curate my/pairs --out chips/mine --group "(.*)_\\d+"
+    """
+    from seawall.datasets.curate import curate as make
+    from seawall.labels.rule import parse_rule
+
+    done = make(
+        source, out, kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR), bands=bands or None, names=names,
+        labeler=parse_rule(labels) if labels else None, label_map=_label_map(label_map), group=group, gsd_m=gsd_m,
+        progress=_stage(progress, "chips"),
+    )  # fmt: skip
+    chips = done.folder
+    facts: dict[str, str | int | float | None] = {
+        "folder": str(out), "made": len(done.made), "kept": len(done.kept), "skipped": len(done.skipped),
+        "groups": len(chips.groups()), "bands": " ".join(chips.bands), "unit": chips.unit, "gsd_m": chips.gsd_m,
+        **{f"scale ({count} chips)": text for text, count in done.scales.items()},
+        **{f"flag {flag}": count for flag, count in done.flags.items()},
+    }  # fmt: skip
+    table = [{"skipped": item, "reason": reason} for item, reason in done.skipped]
+    return Result(facts, table, done.failed)
+
+
+def train(
+    chips: Path,
+    *,
+    out: Path = Path("runs/model"),
+    model: str = "unet",
+    changes: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = True,
+    progress: Progress = silent,
+) -> Result:
+    """Train a network on a chip folder, split by group; the best weights land in <out>/models/<model>.
+
+    Args:
+        chips: A chip folder, as `seawall curate` makes it.
+        out: Where weights, logs and checkpoints go.
+        model: Registered model: unet, dense-unet ...
+        changes: Change one value of the recipe, such as training.settings.epochs=5 or model.settings.width=32.
+        seed: Seed of split, weights and patches.
+        device: auto, cpu, cuda, or mps.
+        resume: Go on from the checkpoint in the folder.
+
+    Returns:
+        The figures of the validation part and the path of the weights.
+
+    Command:
+        seawall train chips/mine --out runs/mine --set training.settings.epochs=20
+    """
+    from seawall import pipeline
+    from seawall.recipe import change_recipe
+
+    tree = {"name": "train", "seed": seed, "data": {"source": str(chips), "kind": "chips"}, "model": {"name": model}}
+    return Result(
+        *pipeline.train_only(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)
+    )
+
+
+def evaluate(
+    weights: Path,
+    chips: Path,
+    *,
+    out: Path = Path("runs/evaluation"),
+    part: str = "all",
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Result:
+    """Measure a model on a chip folder: pooled, per chip and per group, with bootstrap intervals over groups.
+
+    Args:
+        weights: A .safetensors file of seawall.
+        chips: A chip folder with the model's bands and unit.
+        out: Where the rows go; what is there already is not measured again.
+        part: all, or the train, val or test part of the split that `seawall train` makes with this seed.
+        seed: Seed of that split.
+        device: auto, cpu, cuda, or mps.
+
+    Returns:
+        One row per class.
+
+    Command:
+        seawall evaluate runs/mine/models/unet/model.safetensors chips/mine --part test
+    """
+    from seawall import audit
+
+    return Result(*audit.evaluate_chips(weights, chips, out, part=part, seed=seed, device=device, progress=progress))
+
+
+def attack(
+    model: Path | SegmentationModel,
+    data: Path | Batch,
+    threat: str = "",
+    *,
+    method: Sequence[str] = ("pgd",),
+    out: Path | None = None,
+    part: str = "all",
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Result:
+    """Attack a model within a threat that is said in physical units, and interrogate what comes out.
+
+    Args:
+        model: A .safetensors file, or in Python any module with a spec (see `seawall.adapt`).
+        data: A chip folder, or in Python a Batch.
+        threat: Such as "linf 1% reflectance", "l2 2 reflectance" or "linf 0.5 dB".
+        method: Registered attack; may be given again.
+        out: Where the rows go (runs/attack for a chip folder); a killed attack goes on at the next missing (chip, attack).
+        part: all, train, val or test, as for `seawall evaluate`.
+        seed: Seed of split and attacks.
+        device: auto, cpu, cuda, or mps.
+
+    Returns:
+        One row per attack, with the flags that its number carries.
+
+    Raises:
+        UsageError: The threat has no unit, or not the model's.
+
+    Command:
+        seawall attack runs/mine/models/unet/model.safetensors chips/mine "linf 1% reflectance" --method pgd
+    """
+    from seawall import audit
+
+    return Result(
+        *audit.attack_chips(
+            model,
+            data,
+            threat,
+            method=method,
+            out=out,
+            part=part,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    )
+
+
+def predict(
+    weights: Path,
+    scene: Path,
+    *,
+    out: Path = Path("maps"),
+    tile: int = 512,
+    overlap: int = 64,
+    runtime: str = "torch",
+    memory_mib: int = 512,
+    device: str = "auto",
+    resume: bool = True,
+    progress: Progress = silent,
+) -> Result:
+    """Map whole scenes: class, water probability and uncertainty as GeoTIFFs, water area, STAC items.
+
+    Args:
+        weights: A .safetensors file of seawall.
+        scene: A raster whose bands have names, a folder of them, or a CSV manifest.
+        out: Folder of the maps; a killed run goes on where it stopped.
+        tile: Side of a tile in pixels.
+        overlap: Pixels that neighboring tiles share and blend.
+        runtime: torch, onnx or openvino; the last two need the extra "deploy".
+        memory_mib: Memory for buffers; whatever the scene's size.
+        device: auto, cpu, cuda, or mps.
+        resume: Keep what an earlier run finished for the same model, scene and settings.
+
+    Returns:
+        One row per scene: area in km2 and the share that the model is unsure of.
+
+    Command:
+        seawall predict runs/mine/models/unet/model.safetensors scene.tif --out maps
+    """
+    from seawall import audit
+
+    return Result(
+        *audit.map_scenes(
+            weights, scene, out, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
+            resume=resume, progress=progress,
+        )
+    )  # fmt: skip
+
+
+def report(run: Path) -> Result:
+    """Write the one-file HTML report of a run folder again.
+
+    Args:
+        run: A run folder, such as runs/demo-1a2b3c4d.
+
+    Command:
+        seawall report runs/demo-1a2b3c4d
+    """
+    from seawall.report import write_report
+
+    page = write_report(run)
+    return Result(facts={"report": str(page), "size_kb": round(page.stat().st_size / 1024)})
+
+
+def methods(kind: str = "", *, name: str = "") -> Result:
+    """List the registered methods, or the settings of one.
+
+    Args:
+        kind: attack, noise, model, loss, objective, corruption, uncertainty ...; empty lists all kinds.
+        name: Show the settings of this method.
+
+    Command:
+        seawall methods --kind attack
+    """
+    from seawall import registry
+
+    kinds = [kind] if kind else list(registry.HOMES)
+    if name:
+        return _settings(kinds, name)
+    rows = [
+        {"kind": entry.kind, "name": entry.name, "summary": entry.summary, "paper": entry.paper}
+        for each in kinds
+        for entry in registry.entries(each)
+    ]
+    return Result(table=rows)
+
+
+def doctor() -> Result:
+    """Print versions, devices, raster drivers and what is missing.
+
+    Command:
+        seawall doctor
+    """
+    from seawall import checkup
+
+    return Result(table=checkup.packages(), facts=checkup.machine())
+
+
+def _stage(progress: Progress, stage: str) -> Callable[[int, int, str], None]:
+    def step(done: int, total: int, note: str = "") -> None:
+        progress(stage, done, total, note)
+
+    return step
+
+
+def _one_of(where: str, value: str, known: Sequence[Choice]) -> Choice:
+    from seawall.errors import UsageError, did_you_mean
+
+    for choice in known:
+        if value == choice:
+            return choice
+    raise UsageError(f"{where}: unknown {value!r}; {did_you_mean(value, known)}")
+
+
+def _label_map(pairs: Sequence[str]) -> dict[int, int] | None:
+    from seawall.errors import UsageError
+
+    found = {}
+    for pair in pairs:
+        raw, _, value = pair.partition("=")
+        try:
+            found[int(raw)] = int(value)
+        except ValueError as bad:
+            raise UsageError(f"label_map: expected raw=class, got {pair!r}; for example -1=255") from bad
+    return found or None
+
+
+def _settings(kinds: Sequence[str], name: str) -> Result:
+    from dataclasses import MISSING, fields
+
+    from seawall import registry
+    from seawall.errors import UsageError, did_you_mean
+
+    found = [entry for kind in kinds for entry in registry.entries(kind) if entry.name == name]
+    if not found:
+        known = [entry.name for kind in kinds for entry in registry.entries(kind)]
+        raise UsageError(f"methods: unknown name {name!r}; {did_you_mean(name, known)}")
+    entry = found[0]
+    rows = [
+        {"setting": f.name, "type": str(f.type), "default": "required" if f.default is MISSING else repr(f.default)}
+        for f in fields(entry.make)
+    ]
+    return Result(
+        table=rows, facts={"kind": entry.kind, "name": entry.name, "summary": entry.summary, "paper": entry.paper}
+    )
+
+
+def _table(rows: Sequence[Mapping[str, str | int | float | None]]) -> list[str]:
+    if not rows:
+        return []
+    columns = list(rows[0])
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(column), *(len(line[at]) for line in cells)) for at, column in enumerate(columns)]
+    numeric = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
+
+    def line(values: Sequence[str]) -> str:
+        return "  ".join(
+            f"{v:>{w}}" if right else f"{v:<{w}}" for v, w, right in zip(values, widths, numeric, strict=True)
+        ).rstrip()
+
+    return [line(columns), line(["-" * w for w in widths]), *map(line, cells), ""]
+
+
+def _cell(value: str | int | float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+VERBS: tuple[Callable[..., Result], ...] = (run, curate, train, evaluate, attack, predict, report, methods, doctor)
+"""The verbs, in the order of `seawall --help`."""

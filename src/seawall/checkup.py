@@ -1,0 +1,80 @@
+"""What is installed, what the machine has, what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from collections.abc import Mapping
+
+from seawall import __version__
+
+Row = Mapping[str, str | int | float | None]
+DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "SENTINEL2", "GPKG", "GeoJSON")
+
+
+def packages() -> list[Row]:
+    """Return a row per dependency: name, wanted, installed, extra, state."""
+    rows: list[Row] = []
+    for line in importlib.metadata.requires("seawall") or []:
+        requirement, _, marker = line.partition(";")
+        name = re.split(r"[\[<>=~! ]", requirement.strip())[0]
+        extra = re.search(r"extra == ['\"](\w+)['\"]", marker)
+        if extra and extra.group(1) in ("test", "lint"):
+            continue
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "missing"
+        state = "ok" if version != "missing" else "optional" if extra else "missing"
+        wanted = requirement.strip()[len(name) :]
+        rows.append(
+            {
+                "package": name,
+                "wanted": wanted,
+                "installed": version,
+                "extra": extra.group(1) if extra else "",
+                "state": state,
+            }
+        )
+    return rows
+
+
+def machine() -> dict[str, str | int | float | None]:
+    """Return facts of the machine: versions, devices, memory, raster drivers, known traps."""
+    import psutil
+    import rasterio
+    import torch
+    from rasterio.env import Env
+
+    with Env() as env:
+        drivers = env.drivers()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts: dict[str, str | int | float | None] = {
+        "seawall": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gdal": rasterio.__gdal_version__,
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "devices": ", ".join(["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]),
+        "drivers": ", ".join(d for d in DRIVERS if d in drivers),
+        "missing_drivers": ", ".join(d for d in DRIVERS if d not in drivers) or None,
+    }
+    if trap := _torchvision_trap():
+        facts["warning"] = trap
+    return facts
+
+
+def _torchvision_trap() -> str:
+    """A torchvision that does not match torch breaks torchmetrics and transformers on import."""
+    try:
+        importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    try:
+        import torchvision  # type: ignore[import-untyped,import-not-found,unused-ignore] # noqa: F401
+    except RuntimeError as broken:
+        return f"torchvision does not match torch ({broken}); uninstall it or install the build for this torch"
+    return ""

@@ -1,0 +1,165 @@
+"""The command line: every verb of `seawall.api`, one to one, with its docstring as help."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seawall import __version__, api
+from seawall.errors import SeawallError
+
+KINDS: dict[str, Any] = {
+    "Path": Path, "str": str, "int": int, "float": float, "bool": bool,
+    "Path | None": Path | None, "str | None": str | None, "int | None": int | None, "float | None": float | None,
+    "Sequence[str]": list[str], "Sequence[Path]": list[Path],
+}  # fmt: skip
+"""What an annotation of the api becomes on the command line."""
+
+FLAGS = {"changes": "--set", "as_json": "--json"}
+
+app = typer.Typer(
+    help=f"{api.__doc__}\n\nStart with: seawall run recipes/demo.toml",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 1 failed, 2 usage, 3 partly done, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    try:
+        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+    except SeawallError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error}; run again with --debug for the traceback", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"seawall {__version__}")
+        raise typer.Exit
+
+
+def _command(verb: Callable[..., api.Result]) -> Callable[..., None]:
+    """Wrap one verb: options from its signature, help from its docstring, output for people or as JSON."""
+    summary, arguments, example = _read_docstring(verb.__doc__ or "")
+    signature = inspect.signature(verb)
+    parameters = [_option(p, arguments.get(p.name, "")) for p in signature.parameters.values() if p.name != "progress"]
+    as_json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+    parameters.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=as_json))
+
+    @functools.wraps(verb)
+    def command(**given: Any) -> None:
+        wants_json = given.pop("as_json")
+        if "progress" in signature.parameters:
+            with _progress(quiet=wants_json) as progress:
+                result = verb(**given, progress=progress)
+        else:
+            result = verb(**given)
+        print(json.dumps(result.data(), indent=2) if wants_json else result.text())
+        result.check()
+
+    command.__doc__ = f"{summary}\n\nExample:  {example}"
+    command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return command
+
+
+def _option(parameter: inspect.Parameter, text: str) -> inspect.Parameter:
+    named = str(parameter.annotation)
+    kind = KINDS.get(named) or KINDS[named.split(" | ")[0]]
+    if parameter.default is inspect.Parameter.empty:
+        return parameter.replace(
+            annotation=Annotated[kind, typer.Argument(help=text)], kind=inspect.Parameter.KEYWORD_ONLY
+        )
+    flag = FLAGS.get(parameter.name, "--" + parameter.name.replace("_", "-"))
+    if kind is bool:
+        flag = f"{flag}/--no-{flag[2:]}"
+    default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+    return parameter.replace(
+        annotation=Annotated[kind, typer.Option(flag, help=text)], default=default, kind=inspect.Parameter.KEYWORD_ONLY
+    )
+
+
+def _read_docstring(text: str) -> tuple[str, dict[str, str], str]:
+    text = inspect.cleandoc(text)
+    summary = re.split(r"\n(?:Args|Returns|Raises|Command):\n", text)[0].strip()
+    found = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)+)", text, re.M)
+    arguments: dict[str, str] = {}
+    for line in (found.group(1) if found else "").splitlines():
+        if start := re.match(r" {4}(\w+): (.*)", line):
+            name = start.group(1)
+            arguments[name] = start.group(2)
+        elif line.strip() and arguments:
+            arguments[name] += " " + line.strip()
+    example = re.search(r"^Command:\n\s+(.*)", text, re.M)
+    return summary, arguments, example.group(1) if example else ""
+
+
+class _progress:  # noqa: N801
+    """A rich progress bar per stage on stderr; plain silence for --json or where nobody watches."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet or not sys.stderr.isatty()
+        self.stage = ""
+
+    def __enter__(self) -> Callable[[str, int, int, str], None]:
+        if self.quiet:
+            return self._plain
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.bars = Progress(
+            TextColumn("[bold]{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )  # fmt: skip
+        self.tasks: dict[str, Any] = {}
+        self.bars.start()
+        return self._rich
+
+    def __exit__(self, *_: object) -> None:
+        if not self.quiet:
+            self.bars.stop()
+
+    def _rich(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
+        self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
+
+    def _plain(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if stage != self.stage:
+            self.stage = stage
+            print(f"{stage} ...", file=sys.stderr, flush=True)
+
+
+for _verb in api.VERBS:
+    app.command(name=_verb.__name__.replace("_", "-"))(_command(_verb))
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""An experiment: TOML to a frozen Recipe and back; its content is its id."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from seawall.errors import RecipeError, did_you_mean
+
+
+class Part(BaseModel):
+    """A section of a recipe: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method(Part):
+    """A registered method and its settings, as `{name = "pgd", settings = {steps = 20}}`."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Data(Part):
+    """Where the chips come from.
+
+    Args:
+        source: "simulated", a chip folder, or anything that `seawall curate` reads. `$NAME` is taken
+            from the environment.
+        kind: Layout of the source; "auto" looks.
+        select: Keep source ids that start with this.
+        sensor: "s1" or "s2".
+        bands: Band ids to keep, in this order; empty keeps all.
+        labels: "truth" takes the source's labels, "cover" the full land cover of simulated scenes, and a rule
+            such as "ndwi >= -0.25" labels every image by an index.
+        count: Simulated scenes.
+        size: Side of a simulated scene in pixels.
+        clouds: Simulated scenes have clouds and their shadows.
+    """
+
+    source: str = "simulated"
+    kind: Literal["auto", "chips", "pairs", "index", "sen1floods11", "simulated"] = "auto"
+    select: str = ""
+    sensor: Literal["s1", "s2"] = "s2"
+    bands: tuple[str, ...] = ()
+    labels: str = "truth"
+    count: int = Field(24, ge=3, le=100_000)
+    size: int = Field(256, ge=64, le=8192)
+    clouds: bool = True
+
+
+class SplitBy(Part):
+    """How the chips are split; groups never cross."""
+
+    by: Literal["group", "block"] = "group"
+    block_m: float = Field(2560.0, gt=0)
+    val: float = Field(0.2, gt=0, lt=1)
+    test: float = Field(0.3, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leaves_some_to_train(self) -> SplitBy:
+        if self.val + self.test >= 1:
+            raise ValueError("val + test must leave a share to train on")
+        return self
+
+
+class Learn(Part):
+    """How the network is trained.
+
+    Args:
+        objective: What is minimized; its loss is one of its settings, as `{loss = "ce + dice"}`.
+        settings: Fields of `seawall.train.Training`: epochs, patch, batch, lr and so on.
+        augment: "d4" shows every patch in one of its eight orientations.
+        balance: "classes" centers the patches on every class alike, "area" draws them evenly.
+    """
+
+    objective: Method = Method(name="supervised")
+    settings: dict[str, Any] = Field(default_factory=dict)
+    augment: Literal["none", "d4"] = "d4"
+    balance: Literal["area", "classes"] = "area"
+
+
+class Threats(Part):
+    """An attack against one or more threats, each with its unit: "linf 1% reflectance"."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    threats: tuple[str, ...] = Field(min_length=1)
+
+
+class Noise(Part):
+    """Label noise put on the training part; one more model is trained per rate.
+
+    Args:
+        name: Registered noise.
+        settings: Its settings without the rate.
+        rates: Values of `vary`, one model each.
+        vary: The setting that the sweep changes.
+        objective: Train through the noise with this objective instead of the recipe's.
+    """
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    rates: tuple[float, ...] = (0.1,)
+    vary: str = "budget"
+    objective: Method | None = None
+
+
+class Scene(Part):
+    """A whole scene to map: a raster, or a simulated one of `size` pixels."""
+
+    source: str = "simulated"
+    size: int = Field(1024, ge=128, le=20_000)
+
+
+class Recipe(Part):
+    """Everything that decides the result of a run, and nothing else.
+
+    Example:
+        >>> Recipe(name="mine").id == Recipe(name="mine").id
+        True
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    title: str = ""
+    note: str = ""
+    seed: int = 0
+    published: str = ""
+    data: Data = Data()
+    split: SplitBy = SplitBy()
+    model: Method = Method(name="unet")
+    training: Learn = Learn()
+    baselines: tuple[Method, ...] = ()
+    attacks: tuple[Threats, ...] = ()
+    noises: tuple[Noise, ...] = ()
+    scene: Scene | None = None
+    examples: int = Field(4, ge=0, le=24)
+
+    @property
+    def id(self) -> str:
+        """Name and content hash: two recipes with one id are the same experiment."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return f"{self.name}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+    def to_toml(self) -> str:
+        """Return the canonical text; reading it gives the same recipe."""
+        return tomli_w.dumps(_without_none(self.model_dump(mode="json")))
+
+
+def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe, with `key=value` changes on top.
+
+    Args:
+        path: A TOML file.
+        overrides: Such as "training.settings.epochs=3"; values are TOML, plain words are strings.
+
+    Raises:
+        RecipeError: The file is missing or not TOML, or a key, type or value is wrong; names the key and guesses.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as gone:
+        raise RecipeError(f"{path}: expected a recipe, got no file; give a path such as recipes/demo.toml") from gone
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as bad:
+        raise RecipeError(f"{path}: expected TOML, got {bad}; mend that line") from bad
+    return change_recipe(tree, overrides, str(path))
+
+
+def change_recipe(tree: Mapping[str, Any], overrides: Iterable[str], where: str = "recipe") -> Recipe:
+    """Validate plain values with `key=value` changes on top.
+
+    Raises:
+        RecipeError: A key, type or value is wrong.
+    """
+    changed = copy.deepcopy(dict(tree))
+    for change in overrides:
+        _set(changed, change)
+    return make_recipe(changed, where)
+
+
+def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Validate plain values into a Recipe.
+
+    Raises:
+        RecipeError: A key, type or value is wrong.
+    """
+    try:
+        return Recipe.model_validate(dict(tree))
+    except ValidationError as bad:
+        raise RecipeError(f"{where}: {_explain(bad)}") from bad
+
+
+def _explain(bad: ValidationError) -> str:
+    first = bad.errors()[0]
+    loc = [str(step) for step in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(loc[:-1])
+        return f"unknown key {'.'.join(loc)!r}; {did_you_mean(loc[-1], known)}"
+    more = f" (and {len(bad.errors()) - 1} more)" if len(bad.errors()) > 1 else ""
+    return f"{'.'.join(loc)}: {first['msg']}, got {first.get('input')!r}{more}; see docs/recipes.md"
+
+
+def _fields_at(loc: list[str]) -> list[str]:
+    part: type[BaseModel] = Recipe
+    homes: Mapping[str, type[BaseModel]] = {
+        "data": Data, "split": SplitBy, "model": Method, "training": Learn, "objective": Method,
+        "baselines": Method, "attacks": Threats, "noises": Noise, "scene": Scene,
+    }  # fmt: skip
+    for step in loc:
+        part = homes.get(step, part)
+    return list(part.model_fields)
+
+
+def _set(tree: dict[str, Any], change: str) -> None:
+    key, found, text = change.partition("=")
+    if not found or not key.strip():
+        raise RecipeError(f"--set: expected key=value, got {change!r}; for example --set training.settings.epochs=3")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node: Any = tree
+    *folders, last = key.strip().split(".")
+    for step in folders:
+        node = _child(node, step, change)
+    if isinstance(node, list):
+        node[_index(node, last, change)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, step: str, change: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, step, change)]
+    child = node.setdefault(step, {})
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"--set {change}: expected a section at {step!r}, got {child!r}; set the key itself")
+    return child
+
+
+def _index(node: list[Any], step: str, change: str) -> int:
+    if not step.isdigit() or int(step) >= len(node):
+        raise RecipeError(f"--set {change}: expected a place below {len(node)}, got {step!r}; lists count from 0")
+    return int(step)
+
+
+def _without_none(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {k: _without_none(v) for k, v in tree.items() if v is not None}
+    if isinstance(tree, list | tuple):
+        return [_without_none(v) for v in tree]
+    return tree

@@ -1,0 +1,100 @@
+"""The command line: quick help without torch, one-line errors, exit codes as promised."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seawall import api
+
+
+def seawall(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from seawall.cli import main; sys.argv[0] = 'seawall'; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def test_help_and_import_load_neither_torch_nor_rasterio() -> None:
+    code = (
+        "import sys, seawall; from seawall import cli\n"
+        "sys.argv = ['seawall', '--help']\n"
+        "try: cli.main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'rasterio', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("verb", [verb.__name__.replace("_", "-") for verb in api.VERBS])
+def test_every_verb_has_help_with_an_example_and_every_option_is_explained(verb: str) -> None:
+    done = seawall(verb, "--help")
+    assert done.returncode == 0
+    assert f"Example:  seawall {verb}" in done.stdout
+    options = done.stdout.split("Options:")[1].strip().splitlines()
+    assert all(len(line.split()) > 2 for line in options if line.strip().startswith("--")), done.stdout
+
+
+def test_unknown_verb_guesses_and_exits_2() -> None:
+    done = seawall("rnu")
+    assert done.returncode == 2
+    assert "run" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('name = "x"\nsed = 1', "did you mean 'seed'"),
+        ('name = "x"\nseed = "a"', "seed"),
+        ('name = "x"\n[model]\nname = "unte"', "did you mean 'unet'"),
+        ('name = "x"\n[[attacks]]\nname = "pgd"\nthreats = ["linf 1"]', "unit"),
+        ('name = "x"\n[[attacks]]\nname = "pdg"\nthreats = ["linf 1% reflectance"]', "did you mean 'pgd'"),
+        (
+            'name = "x"\n[[attacks]]\nname = "pgd"\nsettings = {stps = 1}\nthreats = ["linf 1% reflectance"]',
+            "did you mean 'steps'",
+        ),
+        ('name = "x"\n[[noises]]\nname = "erod"', "did you mean 'erode'"),
+        ('name = "x"\n[training.settings]\nepoch = 3', "did you mean 'epochs'"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_exit_2_before_any_work(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    done = seawall("run", "r.toml", cwd=tmp_path)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.returncode == 2, done.stderr
+    assert len(errors) == 1
+    assert says in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_recipe_exits_2_and_debug_shows_the_traceback(tmp_path: Path) -> None:
+    assert seawall("run", "no.toml", cwd=tmp_path).returncode == 2
+    assert "Traceback" in seawall("run", "no.toml", "--debug", cwd=tmp_path).stderr
+
+
+def test_doctor_and_methods_speak_json() -> None:
+    facts = json.loads(seawall("doctor", "--json").stdout)["facts"]
+    assert "GTiff" in facts["drivers"]
+    names = {row["name"] for row in json.loads(seawall("methods", "--kind", "attack", "--json").stdout)["table"]}
+    assert {"fgsm", "bim", "pgd"} <= names
+
+
+def test_closed_stdout_ends_quietly() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m seawall.cli methods --kind attack | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr

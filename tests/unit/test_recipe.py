@@ -1,0 +1,70 @@
+"""Recipes: canonical, content-addressed, and strict about typos."""
+
+from pathlib import Path
+
+import pytest
+
+from seawall.errors import RecipeError
+from seawall.recipe import Recipe, make_recipe, read_recipe
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_canonical_text_reads_back_to_the_same_recipe(tmp_path: Path) -> None:
+    recipe = read_recipe(
+        write(tmp_path, 'name = "x"\n[data]\ncount = 5\n[[attacks]]\nname = "pgd"\nthreats = ["linf 1% reflectance"]\n')
+    )
+    again = read_recipe(write(tmp_path, recipe.to_toml()))
+    assert again == recipe
+    assert again.id == recipe.id
+
+
+def test_id_follows_content_not_spelling(tmp_path: Path) -> None:
+    plain = read_recipe(write(tmp_path, 'name = "x"\nseed = 0\n'))
+    assert plain.id == Recipe(name="x").id
+    assert plain.id != Recipe(name="x", seed=1).id
+
+
+def test_overrides_reach_nested_keys_and_lists(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name = "x"\n[[attacks]]\nname = "pgd"\nthreats = ["a"]\n')
+    recipe = read_recipe(path, ["training.settings.epochs=3", "attacks.0.name=fgsm", "data.bands=['B03', 'B08']"])
+    assert recipe.training.settings == {"epochs": 3}
+    assert recipe.attacks[0].name == "fgsm"
+    assert recipe.data.bands == ("B03", "B08")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('name = "x"\nsed = 1\n', "did you mean 'seed'"),
+        ('name = "x"\n[data]\nsorce = "y"\n', "did you mean 'source'"),
+        ('name = "x"\nseed = "many"\n', "seed"),
+        ('name = "x"\n[split]\nval = 0.6\ntest = 0.6\n', "leave a share"),
+        ("name = ", "expected TOML"),
+        ("seed = 1\n", "name"),
+    ],
+)
+def test_a_wrong_recipe_is_one_clear_line(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        read_recipe(write(tmp_path, text))
+    assert "\n" not in str(caught.value).replace("\\n", "")
+
+
+@pytest.mark.parametrize("change", ["noequals", "=3", "seed.x=1", "attacks.7.name=pgd"])
+def test_a_wrong_override_is_refused(tmp_path: Path, change: str) -> None:
+    with pytest.raises(RecipeError):
+        read_recipe(write(tmp_path, 'name = "x"\nseed = 1\nattacks = []\n'), [change])
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nowhere"):
+        read_recipe(tmp_path / "nowhere.toml")
+
+
+def test_recipe_is_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        make_recipe({"name": "x"}).seed = 3  # type: ignore[misc]
