@@ -1,0 +1,149 @@
+"""Where an index becomes water: a fixed threshold, or Otsu's where the histogram truly has two modes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
+
+from seawall.errors import UsageError
+
+SMOOTHING = 4.0  # bins of a 256-bin histogram: wide enough for speckle of one chip, narrower than any real mode
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A threshold, how it was found, and why.
+
+    Args:
+        value: Pixels above it are water.
+        method: "fixed", "otsu", or "fallback" where Otsu was asked but its histogram has one mode.
+        reason: One sentence for people.
+        separability: Between-class over total variance, 0 to 1; None for a fixed threshold or no spread.
+        valley: Depth of the valley between the modes, 0 (none) to 1 (empty); None likewise.
+        n: Defined pixels that it comes from.
+        inclusive: A pixel equal to the value is water.
+    """
+
+    value: float
+    method: str
+    reason: str
+    separability: float | None = None
+    valley: float | None = None
+    n: int = 0
+    inclusive: bool = False
+
+    def water(self, index: NDArray[np.float32], defined: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the water mask; a pixel where the index is undefined is never water."""
+        with np.errstate(invalid="ignore"):
+            # compared in float32, so that a threshold means the same number as the float32 index beside it
+            at = np.float32(self.value)
+            above = index >= at if self.inclusive else index > at
+        return np.asarray(above & defined)
+
+
+def fixed(value: float = 0.0, *, inclusive: bool = False) -> Threshold:
+    """Return a fixed threshold.
+
+    Raises:
+        UsageError: The value is not a finite number.
+
+    Example:
+        >>> fixed(-0.25, inclusive=True).water(np.float32([-0.25, -0.3, np.nan]), np.array([True, True, False])).tolist()
+        [True, False, False]
+    """
+    if not np.isfinite(value):
+        raise UsageError(f"threshold: expected a finite number, got {value}; give one")
+    return Threshold(float(value), "fixed", f"fixed at {value:g}", inclusive=inclusive)
+
+
+def otsu(
+    index: NDArray[np.float32],
+    defined: NDArray[np.bool_],
+    *,
+    fallback: float = 0.0,
+    bins: int = 256,
+    low: float = -1.0,
+    high: float = 1.0,
+    separability: float = 0.7,
+    valley: float = 0.2,
+) -> Threshold:
+    """Return Otsu's threshold if the histogram is bimodal, else the fallback, and say which.
+
+    The histogram spans the values found, held inside [low, high]: over-corrected dark pixels make ratio
+    indices far beyond 1, and would squeeze everything else into one bin. Where several splits are equally
+    good (an empty gap between the modes) the middle of the gap is taken. One normal mode has separability
+    2/pi = 0.64 and a flat histogram 0.75, so the valley is asked for too.
+
+    Args:
+        index: Index values, any shape.
+        defined: Same shape; other pixels do not count.
+        fallback: Threshold to use where there is no second mode.
+        bins: Bins of the histogram.
+        low: Values below count as this one.
+        high: Values above count as this one.
+        separability: Least between-class over total variance, 0 to 1.
+        valley: Least depth of the valley between the modes, as a share of the lower mode.
+
+    Raises:
+        UsageError: Fewer than 2 bins, or low is not below high.
+
+    Paper: Otsu 1979. Differs: the bimodality test, and the split lies on a bin edge, not a bin center.
+    """
+    if bins < 2 or not low < high or not np.isfinite(fallback):
+        raise UsageError(
+            f"otsu: expected bins >= 2, low < high and a finite fallback, got {bins}, {low}, {high}, {fallback}; fix the settings"
+        )
+    values = np.clip(index[defined].astype(np.float64), low, high)
+    n = int(values.size)
+    if n == 0:
+        return Threshold(fallback, "fallback", f"no pixel is defined: {fallback:g} instead of Otsu", n=0)
+    if float(np.ptp(values)) == 0.0:
+        return Threshold(fallback, "fallback", f"all pixels are equal: {fallback:g} instead of Otsu", n=n)
+    counts, edges = np.histogram(values, bins=bins)
+    first, last, ratio = best_split(counts)
+    value = float(edges[first + 1] + edges[last + 1]) / 2
+    depth = _valley_depth(counts, (first + last) // 2)
+    if ratio < separability or depth < valley:
+        reason = (
+            f"one mode (between/total variance {ratio:.2f}, needs {separability:g}; valley {depth:.2f}, needs {valley:g}): "
+            f"{fallback:g} instead of Otsu's {value:.3f}"
+        )
+        return Threshold(fallback, "fallback", reason, ratio, depth, n)
+    return Threshold(value, "otsu", f"two modes split at {value:.3f}", ratio, depth, n)
+
+
+def best_split(counts: NDArray[np.int64]) -> tuple[int, int, float]:
+    """Return the first and last bin after which a split is best, and its between/total variance.
+
+    Args:
+        counts: Histogram of at least two bins with pixels in at least two of them.
+
+    Example:
+        >>> best_split(np.array([5, 0, 0, 5]))
+        (0, 2, 1.0)
+    """
+    share = counts / counts.sum()
+    center = np.arange(len(counts), dtype=np.float64)
+    below = np.cumsum(share)[:-1]
+    mean = float(share @ center)
+    moment = np.cumsum(share * center)[:-1]
+    weight = below * (1 - below)
+    gap = mean * below - moment
+    between = np.divide(gap**2, weight, out=np.zeros_like(weight), where=weight > 1e-15)
+    best = float(between.max())
+    tied = np.flatnonzero(between >= best * (1 - 1e-9))
+    run = tied[: int(np.argmax(np.diff(tied, append=len(counts) + 1) > 1)) + 1]
+    total = float(share @ (center - mean) ** 2)
+    return int(run[0]), int(run[-1]), min(1.0, best / total)
+
+
+def _valley_depth(counts: NDArray[np.int64], split: int) -> float:
+    """Depth of the lowest place between the highest modes left and right of a split, over the lower mode."""
+    smooth = gaussian_filter1d(counts.astype(np.float64), SMOOTHING * len(counts) / 256, mode="constant")
+    left = int(np.argmax(smooth[: split + 1]))
+    right = split + 1 + int(np.argmax(smooth[split + 1 :]))
+    lower = min(smooth[left], smooth[right])
+    return float(1 - smooth[left : right + 1].min() / lower) if lower > 0 else 0.0

@@ -1,0 +1,320 @@
+"""Vector water layers on a raster's grid: what was burned, what was left out, and how far off the layer may be."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyogrio
+import shapely
+from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj import CRS, Transformer
+from pyproj.exceptions import CRSError, ProjError
+from rasterio.features import rasterize
+
+from seawall.errors import DataError, UsageError
+from seawall.imagery.raster import Grid
+
+FORMATS: Mapping[str, str] = {
+    ".shp": "ESRI Shapefile",
+    ".gpkg": "GPKG",
+    ".geojson": "GeoJSON",
+    ".json": "GeoJSON",
+    ".fgb": "FlatGeobuf",
+}
+"""Suffixes that are read, and the format each must really have."""
+
+FEATURES = 5_000_000
+"""Most features of one layer within the grid; a larger layer is refused before its geometries are read."""
+
+Geometries = NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class VectorMask:
+    """A vector layer burned onto a grid.
+
+    Args:
+        mask: (H, W) bool, True where the layer has water.
+        grid: Where it is.
+        source: File and layer.
+        features: Features of the layer near the grid.
+        used: Features that were burned.
+        repaired: Invalid geometries that were repaired.
+        skipped: Features left out, by reason.
+        crs: Coordinate system of the layer.
+        reprojected: The layer was in another system than the grid.
+        misses: No geometry touches the grid: the mask is all land, which is no evidence that there is no water.
+        all_touched: Every touched pixel is water, not only those whose center is inside.
+        spacing_m: Median distance of neighboring vertices in meters: no detail of the layer is finer. None without
+            any.
+    """
+
+    mask: NDArray[np.bool_]
+    grid: Grid
+    source: str
+    features: int
+    used: int
+    repaired: int
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    crs: str = ""
+    reprojected: bool = False
+    misses: bool = False
+    all_touched: bool = False
+    spacing_m: float | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a person should know before trusting the mask."""
+        told = []
+        if self.misses:
+            told.append("the layer misses the scene: all land")
+        if self.reprojected:
+            told.append("the layer was reprojected")
+        if self.repaired:
+            told.append(f"{self.repaired} invalid geometries repaired")
+        told += [f"{n} features skipped: {reason}" for reason, n in sorted(self.skipped.items())]
+        return tuple(told)
+
+
+def rasterize_layer(
+    path: Path | str,
+    grid: Grid,
+    *,
+    layer: str | None = None,
+    all_touched: bool = False,
+    line_width_m: float | None = None,
+    where: str | None = None,
+    crs: str | None = None,
+) -> VectorMask:
+    """Burn the water of a vector layer onto a grid.
+
+    Args:
+        path: Shapefile, GeoPackage, GeoJSON or FlatGeobuf.
+        grid: A georeferenced grid.
+        layer: Name of the layer; not needed if there is one.
+        all_touched: Every touched pixel is water; else those whose center is inside.
+        line_width_m: Rivers drawn as lines get this width; without it they burn the pixels that they cross.
+        where: Filter in SQL, such as "type = 'water'".
+        crs: Coordinate system of a layer that does not say its own; refused if the layer says another.
+
+    Returns:
+        The mask and what was done. A layer that misses the grid gives all land with `misses` set.
+
+    Raises:
+        DataError: The file is no such layer, has no coordinate system, or the grid is not georeferenced.
+        UsageError: A wrong setting, or a layer must be named.
+    """
+    if line_width_m is not None and not (np.isfinite(line_width_m) and line_width_m > 0):
+        raise UsageError(f"{path}: expected line_width_m above 0, got {line_width_m}; leave it out for bare lines")
+    target = _grid_crs(grid)
+    file, name = _layer(Path(path), layer)
+    source = _layer_crs(file, name, crs)
+    geometries, repaired, skipped = _read(file, name, where, grid, source, target)
+    found = len(geometries) + sum(skipped.values())
+    reprojected = not source.equals(target, ignore_axis_order=True)
+    meter = _unit_m(target, grid)
+    spacing = _spacing(geometries, source, target)
+    if reprojected:
+        geometries = _onto(geometries, source, target, grid, skipped)
+    parts, owner = _drawable(geometries, None if line_width_m is None else line_width_m / meter, skipped)
+    near = shapely.intersects(parts, _outline(grid)) if len(parts) else np.zeros(0, bool)
+    return VectorMask(
+        mask=_burn(parts[near], grid, all_touched),
+        grid=grid,
+        source=f"{file.name}:{name}",
+        features=found,
+        used=len(np.unique(owner[near])),
+        repaired=repaired,
+        skipped=dict(skipped),
+        crs=source.to_string(),
+        reprojected=reprojected,
+        misses=not near.any(),
+        all_touched=all_touched,
+        spacing_m=None if spacing is None else spacing * meter,
+    )
+
+
+def _grid_crs(grid: Grid) -> CRS:
+    if grid.transform is None or grid.crs is None:
+        raise DataError("vector layer: expected a georeferenced grid, got none; give the scene a transform and a crs")
+    try:
+        return CRS.from_user_input(grid.crs)
+    except CRSError as bad:
+        raise DataError(f"vector layer: expected a known crs of the grid, got {grid.crs[:60]!r}; correct it") from bad
+
+
+def _layer(path: Path, layer: str | None) -> tuple[Path, str]:
+    if path.suffix.lower() not in FORMATS or not path.is_file():
+        raise DataError(f"{path}: expected a file ending in {', '.join(FORMATS)}, got {_what(path)}; convert the layer")
+    try:
+        names = [str(row[0]) for row in pyogrio.list_layers(path)]
+    except DataSourceError as bad:
+        raise DataError(
+            f"{path}: expected a vector layer, got an unreadable file ({_first(bad)}); fetch it again"
+        ) from bad
+    if layer is not None and layer not in names:
+        raise UsageError(f"{path}: unknown layer {layer!r}; known: {', '.join(names)}")
+    if layer is None and len(names) != 1:
+        raise UsageError(f"{path}: expected one layer, got {len(names)} ({', '.join(names)}); name one with layer=")
+    return path, layer or names[0]
+
+
+def _layer_crs(path: Path, layer: str, given: str | None) -> CRS:
+    try:
+        info = pyogrio.read_info(path, layer=layer)
+    except (DataSourceError, DataLayerError) as bad:
+        raise DataError(
+            f"{path}: expected layer {layer}, got an unreadable one ({_first(bad)}); fetch it again"
+        ) from bad
+    if info["driver"] != FORMATS[path.suffix.lower()]:
+        raise DataError(f"{path}: expected {FORMATS[path.suffix.lower()]}, got {info['driver']}; rename or convert it")
+    try:
+        own = CRS.from_user_input(info["crs"]) if info["crs"] else None
+        said = CRS.from_user_input(given) if given else None
+    except CRSError as bad:
+        raise DataError(f"{path}: expected a known coordinate system, got {_first(bad)}; pass crs=") from bad
+    if own is None and said is None:
+        raise DataError(f"{path}: expected a layer with a coordinate system, got none; add its .prj file or pass crs=")
+    if own is not None and said is not None and not own.equals(said, ignore_axis_order=True):
+        raise UsageError(f"{path}: expected crs {own.to_string()} as the layer says, got {given}; leave crs out")
+    return own or said or CRS.from_epsg(4326)
+
+
+def _read(
+    path: Path, layer: str, where: str | None, grid: Grid, source: CRS, target: CRS
+) -> tuple[Geometries, int, Counter[str]]:
+    """Read the valid geometries near the grid; repaired ones are counted, hopeless ones skipped."""
+    box = _box(grid, source, target)
+    try:
+        number = pyogrio.read_info(path, layer=layer)["features"]
+        if number > FEATURES:
+            number = len(pyogrio.read_bounds(path, layer=layer, bbox=box, where=where)[0])
+        if number > FEATURES:
+            raise DataError(f"{path}: expected at most {FEATURES} features near the grid, got {number}; cut the layer")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # broken rings are counted below instead
+            wkb = pyogrio.raw.read(path, layer=layer, columns=[], bbox=box, where=where, force_2d=True)[2]
+    except (DataSourceError, DataLayerError, ValueError) as bad:
+        raise DataError(
+            f"{path}: expected readable features, got {_first(bad)}; check the file and the filter"
+        ) from bad
+    skipped: Counter[str] = Counter()
+    found = shapely.from_wkb(np.asarray(wkb, object), on_invalid="ignore") if wkb is not None else np.empty(0, object)
+    empty = shapely.is_missing(found) | shapely.is_empty(found)
+    skipped["empty or unreadable geometry"] += int(np.count_nonzero(empty))
+    found = found[~empty]
+    finite = np.isfinite(shapely.bounds(found)).all(1) if len(found) else np.zeros(0, bool)
+    skipped["coordinates not finite"] += int(np.count_nonzero(~finite))
+    found = found[finite]
+    invalid = ~shapely.is_valid(found)
+    found[invalid] = shapely.make_valid(found[invalid])
+    return found, int(np.count_nonzero(invalid)), +skipped
+
+
+def _box(grid: Grid, source: CRS, target: CRS) -> tuple[float, float, float, float] | None:
+    """Return the grid's bounds in the layer's system with a pixel to spare; None where they cannot be told."""
+    left, bottom, right, top = _outline(grid).bounds
+    spare = max(right - left, top - bottom) / min(grid.height, grid.width)
+    bounds = (left - spare, bottom - spare, right + spare, top + spare)
+    try:
+        found = Transformer.from_crs(target, source, always_xy=True).transform_bounds(*bounds, densify_pts=21)
+    except ProjError:
+        return None
+    # across the antimeridian left exceeds right: read the whole layer and let the grid decide
+    return found if np.isfinite(found).all() and found[0] < found[2] and found[1] < found[3] else None
+
+
+def _outline(grid: Grid) -> shapely.Polygon:
+    corners = ((0, 0), (0, grid.width), (grid.height, grid.width), (grid.height, 0))
+    return shapely.Polygon([grid.point(r, c) for r, c in corners])
+
+
+def _onto(found: Geometries, source: CRS, target: CRS, grid: Grid, skipped: Counter[str]) -> Geometries:
+    """Reproject, with long edges split first: a straight edge is a curve in another system."""
+    box = _box(grid, source, target)
+    if box is not None and len(found):
+        width = max(box[2] - box[0], box[3] - box[1])
+        room = shapely.box(box[0] - width, box[1] - width, box[2] + width, box[3] + width)
+        found = shapely.segmentize(shapely.intersection(found, room), width / 32)
+        found = found[~shapely.is_empty(found)]
+    moved = shapely.transform(found, lambda points: _moved(points, source, target))
+    fine = np.isfinite(shapely.bounds(moved)).all(1) if len(moved) else np.zeros(0, bool)
+    if lost := int(np.count_nonzero(~fine)):
+        skipped["cannot be reprojected"] += lost
+    moved = moved[fine]
+    invalid = ~shapely.is_valid(moved)
+    moved[invalid] = shapely.make_valid(moved[invalid])
+    return np.asarray(moved, object)
+
+
+def _moved(points: NDArray[np.float64], source: CRS, target: CRS) -> NDArray[np.float64]:
+    if not len(points):
+        return points
+    over = Transformer.from_crs(source, target, always_xy=True)
+    return np.stack(over.transform(points[:, 0], points[:, 1]), 1)
+
+
+def _drawable(
+    found: Geometries, line_width: float | None, skipped: Counter[str]
+) -> tuple[Geometries, NDArray[np.int64]]:
+    """Return the simple areas and lines, and which feature each is of; points have no extent."""
+    parts, owner = shapely.get_parts(found, return_index=True)
+    nested = shapely.get_type_id(parts) > 3  # a collection inside a collection, as repairs make
+    while nested.any():
+        inner, at = shapely.get_parts(parts, return_index=True)
+        parts, owner = inner, owner[at]
+        nested = shapely.get_type_id(parts) > 3
+    dimension = shapely.get_dimensions(parts)
+    kept = dimension >= 1
+    if lost := len(found) - len(np.unique(owner[kept])):
+        skipped["points have no area"] += lost
+    parts, owner = parts[kept], owner[kept]
+    if line_width is not None:
+        lines = shapely.get_dimensions(parts) == 1
+        parts[lines] = shapely.buffer(parts[lines], line_width / 2)
+    return np.asarray(parts, object), np.asarray(owner, np.int64)
+
+
+def _burn(found: Geometries, grid: Grid, all_touched: bool) -> NDArray[np.bool_]:
+    if not len(found):
+        return np.zeros((grid.height, grid.width), bool)
+    burned = rasterize(
+        ((shape, 1) for shape in found),
+        out_shape=(grid.height, grid.width),
+        transform=grid.transform,
+        all_touched=all_touched,
+        dtype="uint8",
+    )
+    return np.asarray(burned > 0)
+
+
+def _unit_m(target: CRS, grid: Grid) -> float:
+    """Return how many meters a unit of the grid's system is, at the grid."""
+    if target.is_projected:
+        return float(target.axis_info[0].unit_conversion_factor or 1.0)
+    gsd_m = grid.gsd_m()
+    pixel = abs(grid.transform.determinant) ** 0.5 if grid.transform is not None else 1.0
+    return (gsd_m or pixel) / pixel
+
+
+def _spacing(found: Geometries, source: CRS, target: CRS) -> float | None:
+    """Return the median distance of neighboring vertices in the target's units."""
+    points, owner = shapely.get_coordinates(found, return_index=True)
+    placed = _moved(points, source, target)
+    steps = np.hypot(*(placed[1:] - placed[:-1])[owner[1:] == owner[:-1]].T)
+    steps = steps[np.isfinite(steps) & (steps > 0)]
+    return float(np.median(steps)) if len(steps) else None
+
+
+def _what(path: Path) -> str:
+    return "no such file" if not path.is_file() else f"{path.suffix or 'no suffix'}"
+
+
+def _first(bad: BaseException) -> str:
+    return str(bad).splitlines()[0][:160] if str(bad) else type(bad).__name__

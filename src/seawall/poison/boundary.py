@@ -1,0 +1,139 @@
+"""Geometric label faults: a wavering shoreline, and a label that lies beside its image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.errors import UsageError
+from seawall.keys import Keys
+from seawall.poison.budget import Of, allowance, check_budget, check_class, check_gsd, rings_of
+from seawall.poison.ground import Ground, Label, Mask, relabel
+from seawall.poison.pixels import correlated
+from seawall.registry import register
+from seawall.types import Batch
+
+
+@register("noise", "jitter", smoke={"budget": 0.05, "length_px": 3.0})
+@final
+@dataclass(frozen=True)
+class Jitter:
+    """The shoreline wavers: smooth random stretches of it move outward, others inward.
+
+    Args:
+        budget: What may change: a share, met to the pixel while the shoreline allows it, or with `of="meters"` the
+            farthest that any stretch of the shoreline moves.
+        of: Share of all "valid" pixels, share of the pixels of the "class", or shoreline "meters".
+        length_px: Correlation length of the wavering, in pixels.
+        reach_px: With a share as budget, no pixel farther than this from the shoreline flips.
+        klass: The class index that the shoreline is of.
+        gsd_m: Meters per pixel, needed for `of="meters"`.
+    """
+
+    budget: float = 0.05
+    of: Of = "valid"
+    length_px: float = 6.0
+    reach_px: float = 16.0
+    klass: int = 1
+    gsd_m: float | None = None
+
+    def __post_init__(self) -> None:
+        check_budget("jitter", self.budget, self.of, self.gsd_m)
+        check_class("jitter", self.klass)
+        for name, value in (("length_px", self.length_px), ("reach_px", self.reach_px)):
+            if not math.isfinite(value) or value <= 0:
+                raise UsageError(f"jitter.{name}: expected pixels above 0, got {value}; give a length")
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch:
+        """Return the batch with wavering shorelines."""
+        return relabel(batch, keys.fold("jitter"), self.klass, self.change)
+
+    def change(self, ground: Ground) -> Label:
+        """Return one chip's new label."""
+        if self.budget == 0 or not ground.mask.any() or not ground.rest.any():
+            return ground.label
+        away = shore_distance(ground)
+        push = correlated(ground, self.length_px, "field")
+        inward = ground.mask == (push < 0)  # pushed inward, the class loses pixels; pushed outward, it gains them
+        if self.of == "meters" and self.gsd_m is not None:
+            reach = float(rings_of(self.budget, self.gsd_m))
+            strength = np.abs(push) / max(float(np.abs(push[ground.valid]).max()), 1e-12)
+            return ground.flip(ground.valid & inward & (away < reach * strength))
+        water = int(np.count_nonzero(ground.mask))
+        cap = allowance(self.budget, water if self.of == "class" else ground.pixels)
+        # the pixel flips once the wavering is scaled up to its distance: rank by that scale
+        rank = away / np.maximum(np.abs(push), 1e-12)
+        return ground.flip(ground.first(ground.valid & inward & (away < self.reach_px), rank, cap))
+
+
+def shore_distance(ground: Ground) -> NDArray[np.float32]:
+    """Return each valid pixel's Euclidean distance to the shoreline, which runs half a pixel beside the pixels."""
+    inside = _euclid(~ground.rest)
+    outside = _euclid(~ground.mask)
+    return np.asarray(np.where(ground.mask, inside, outside) - 0.5, np.float32)
+
+
+def _euclid(to: Mask) -> NDArray[np.float32]:
+    return np.asarray(cv2.distanceTransform(to.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
+
+
+@register("noise", "shift", smoke={"budget": 20.0, "gsd_m": 10.0})
+@final
+@dataclass(frozen=True)
+class Shift:
+    """The whole label lies beside its image, as after a registration error.
+
+    Pixels whose new label would come from outside the image or from a pixel without a label keep their own.
+
+    Args:
+        budget: Length of the shift in meters. The label moves by whole pixels, never farther than this.
+        gsd_m: Meters per pixel; 1 makes the budget pixels.
+        bearing_deg: Direction, clockwise from up (north in a north-up chip); None draws one per chip.
+    """
+
+    budget: float
+    gsd_m: float
+    bearing_deg: float | None = None
+
+    def __post_init__(self) -> None:
+        check_gsd("shift", self.gsd_m)
+        check_budget("shift", self.budget, "meters", self.gsd_m)
+        if self.bearing_deg is not None and not math.isfinite(self.bearing_deg):
+            raise UsageError(f"shift.bearing_deg: expected degrees, got {self.bearing_deg}; leave it out to draw it")
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch:
+        """Return the batch with shifted labels."""
+        return relabel(batch, keys.fold("shift"), 0, self.change)
+
+    def change(self, ground: Ground) -> Label:
+        """Return one chip's new label."""
+        rows, cols = self.step(ground)
+        height, width = ground.label.shape
+        new = ground.label.copy()
+        if abs(rows) >= height or abs(cols) >= width:
+            return new
+        to = (_span(rows, height), _span(cols, width))
+        source = (_span(-rows, height), _span(-cols, width))
+        new[to] = np.where(ground.valid[source], ground.label[source], new[to])
+        return new
+
+    def step(self, ground: Ground) -> tuple[int, int]:
+        """Return how far a chip's label moves, in (rows down, columns right)."""
+        reach = float(rings_of(self.budget, self.gsd_m))
+        bearing = ground.rng("bearing").uniform(0, 360) if self.bearing_deg is None else self.bearing_deg
+        down, right = -reach * math.cos(math.radians(bearing)), reach * math.sin(math.radians(bearing))
+        near = [(r, c) for r in _around(down) for c in _around(right) if math.hypot(r, c) <= reach * (1 + 1e-12)]
+        return min(near, key=lambda step: (math.hypot(step[0] - down, step[1] - right), step), default=(0, 0))
+
+
+def _around(x: float) -> tuple[int, int]:
+    return math.floor(x), math.ceil(x)
+
+
+def _span(step: int, size: int) -> slice:
+    return slice(max(step, 0), size + min(step, 0))

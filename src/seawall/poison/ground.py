@@ -1,0 +1,135 @@
+"""One chip's label with the truth about its pixels: what may change, and what a changed pixel becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seawall.errors import UsageError
+from seawall.keys import Keys
+from seawall.types import Batch
+
+Mask = NDArray[np.bool_]
+Label = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The label of one chip as a noise sees it.
+
+    Args:
+        label: (H, W) class indices, meaningless where not valid.
+        valid: (H, W) pixels whose label counts and may change.
+        klass: The class that the noise is about.
+        keys: Streams of all chips, for this noise.
+        index: Which stream is this chip's.
+    """
+
+    label: Label
+    valid: Mask
+    klass: int
+    keys: Keys
+    index: int
+
+    @cached_property
+    def mask(self) -> Mask:
+        """Valid pixels of the class."""
+        mask: Mask = (self.label == self.klass) & self.valid
+        return mask
+
+    @cached_property
+    def rest(self) -> Mask:
+        """Valid pixels of any other class."""
+        return self.valid & ~self.mask
+
+    @cached_property
+    def pixels(self) -> int:
+        """How many pixels are valid."""
+        return int(np.count_nonzero(self.valid))
+
+    def rng(self, *purpose: str) -> np.random.Generator:
+        """Return this chip's fresh generator for a purpose."""
+        return self.keys.fold(*purpose).numpy(self.index)
+
+    def pick(self, among: Mask, count: int, *purpose: str) -> Mask:
+        """Choose pixels in keyed order; a larger count chooses a superset."""
+        chosen = np.zeros(among.shape, bool)
+        at = np.flatnonzero(among)
+        chosen.ravel()[self.rng(*purpose).permutation(at)[:count]] = True
+        return chosen
+
+    def first(self, among: Mask, rank: NDArray[np.floating], count: int) -> Mask:
+        """Choose the pixels of lowest rank; ties fall in keyed order, and a larger count chooses a superset."""
+        if count <= 0 or not among.any():
+            return np.zeros(among.shape, bool)
+        ranks = rank[among]
+        if count >= ranks.size:
+            return among.copy()
+        last = np.partition(ranks, count - 1)[count - 1]
+        below: Mask = among & (rank < last)
+        return below | self.pick(among & (rank == last), count - int(np.count_nonzero(below)), "ties")
+
+    @cached_property
+    def only_other(self) -> int | None:
+        """The one class beside this one, as with two classes; None if there are more.
+
+        Without any other pixel it is class 0, or 1 if the class is 0.
+        """
+        if not self.rest.any():
+            return 1 if self.klass == 0 else 0
+        first = int(self.label.ravel()[int(np.argmax(self.rest))])
+        alone = np.count_nonzero((self.label == first) & self.rest) == np.count_nonzero(self.rest)
+        return first if alone else None
+
+    @cached_property
+    def nearest_other(self) -> Label:
+        """What each pixel becomes when it stops being of the class: the class of the nearest other pixel."""
+        if self.only_other is not None:
+            return np.full(self.label.shape, self.only_other, np.int64)
+        _, cells = cv2.distanceTransformWithLabels(
+            (~self.rest).view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        )
+        classes = np.zeros(int(cells.max()) + 1, np.int64)
+        classes[cells[self.rest]] = self.label[self.rest]
+        nearest: Label = classes[cells]
+        return nearest
+
+    def flip(self, at: Mask) -> Label:
+        """Return the label with pixels moved into or out of the class."""
+        new = self.label.copy()
+        out = at & self.mask
+        if out.any():
+            np.copyto(new, self.nearest_other if self.only_other is None else self.only_other, where=out)
+        np.copyto(new, self.klass, where=at & self.rest)
+        return new
+
+
+def relabel(batch: Batch, keys: Keys, klass: int, change: Callable[[Ground], Label]) -> Batch:
+    """Change the labels of a batch chip by chip; only valid, seen pixels can change, and images stay.
+
+    Args:
+        batch: Stays as it is.
+        keys: One stream per chip of the batch.
+        klass: The class that the noise is about.
+        change: From one chip's ground to its new label.
+
+    Raises:
+        UsageError: There are not as many keys as chips.
+    """
+    if len(keys.chips) != len(batch):
+        raise UsageError(f"noise: expected {len(batch)} keys, got {len(keys.chips)}; make them from batch.chips")
+    label = batch.label.detach().cpu().numpy().astype(np.int64, copy=False)
+    valid = (batch.valid & batch.seen).cpu().numpy()
+    new = np.empty_like(label)
+    for i in range(len(batch)):
+        new[i] = change(Ground(label[i], valid[i], klass, keys, i))
+        if not valid[i].all():
+            np.copyto(new[i], label[i], where=~valid[i])
+    fresh = torch.from_numpy(new).to(device=batch.label.device, dtype=batch.label.dtype)
+    return replace(batch, label=fresh)

@@ -1,0 +1,122 @@
+"""Wrong pixels of one class: strewn independently, or gathered in spatially correlated patches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.errors import UsageError
+from seawall.keys import Keys
+from seawall.poison.budget import allowance, check_budget, check_class
+from seawall.poison.ground import Ground, Label, Mask, relabel
+from seawall.registry import register
+from seawall.types import Batch
+
+Side = Literal["both", "remove", "add"]
+"""Which pixels may flip: those of the class and others, only those of the class, only the others."""
+
+Share = Literal["valid", "class"]
+
+
+def correlated(ground: Ground, length_px: float, *purpose: str) -> NDArray[np.float32]:
+    """Draw a smooth random field over a chip: white noise under a Gaussian window, mean 0, standard deviation 1.
+
+    Args:
+        ground: The chip; its key gives the field.
+        length_px: Standard deviation of the window in pixels.
+        purpose: What the field is for.
+    """
+    white = ground.rng(*purpose).standard_normal(ground.label.shape, np.float32)
+    smooth = np.asarray(cv2.GaussianBlur(white, (0, 0), length_px, borderType=cv2.BORDER_REFLECT), np.float32)
+    return np.asarray((smooth - smooth.mean()) / max(float(smooth.std()), 1e-12), np.float32)
+
+
+def candidates(ground: Ground, side: Side) -> Mask:
+    """Return the pixels that may flip."""
+    return {"both": ground.valid, "remove": ground.mask, "add": ground.rest}[side]
+
+
+def _count(ground: Ground, budget: float, of: Share) -> int:
+    return allowance(budget, int(np.count_nonzero(ground.mask)) if of == "class" else ground.pixels)
+
+
+def _check(name: str, budget: float, of: Share, side: Side, klass: int) -> None:
+    check_budget(name, budget, of)
+    check_class(name, klass)
+    if side not in ("both", "remove", "add"):
+        raise UsageError(f"{name}.side: expected 'both', 'remove' or 'add', got {side!r}; choose one")
+
+
+@register("noise", "pixels", paper="arXiv:2003.10471", smoke={"budget": 0.1})
+@final
+@dataclass(frozen=True)
+class Pixels:
+    """Single pixels flip into or out of the class, independently of their neighbors.
+
+    Unrealistically benign for masks: no annotator errs like this; it is the control of the other kinds.
+
+    Args:
+        budget: Share that changes, met to the pixel while there are pixels to flip.
+        of: Share of all "valid" pixels or of the pixels of the "class".
+        side: "both", only "remove" from the class, or only "add" to it.
+        klass: The class index.
+    """
+
+    budget: float = 0.1
+    of: Share = "valid"
+    side: Side = "both"
+    klass: int = 1
+
+    def __post_init__(self) -> None:
+        _check("pixels", self.budget, self.of, self.side, self.klass)
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch:
+        """Return the batch with single pixels flipped."""
+        return relabel(batch, keys.fold("pixels"), self.klass, self.change)
+
+    def change(self, ground: Ground) -> Label:
+        """Return one chip's new label."""
+        return ground.flip(ground.pick(candidates(ground, self.side), _count(ground, self.budget, self.of), "where"))
+
+
+@register("noise", "patches", smoke={"budget": 0.1, "length_px": 2.0})
+@final
+@dataclass(frozen=True)
+class Patches:
+    """Whole patches flip: the pixels where a smooth random field is lowest.
+
+    Args:
+        budget: Share that changes, met to the pixel while there are pixels to flip.
+        of: Share of all "valid" pixels or of the pixels of the "class".
+        length_px: Correlation length, the standard deviation of the Gaussian window in pixels.
+        side: "both", only "remove" from the class, or only "add" to it.
+        klass: The class index.
+    """
+
+    budget: float = 0.1
+    of: Share = "valid"
+    length_px: float = 8.0
+    side: Side = "both"
+    klass: int = 1
+
+    def __post_init__(self) -> None:
+        _check("patches", self.budget, self.of, self.side, self.klass)
+        if not math.isfinite(self.length_px) or self.length_px <= 0:
+            raise UsageError(f"patches.length_px: expected pixels above 0, got {self.length_px}; use 'pixels' for none")
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch:
+        """Return the batch with patches flipped."""
+        return relabel(batch, keys.fold("patches"), self.klass, self.change)
+
+    def change(self, ground: Ground) -> Label:
+        """Return one chip's new label."""
+        count = _count(ground, self.budget, self.of)
+        if count == 0:
+            return ground.label
+        field = correlated(ground, self.length_px, "field")
+        return ground.flip(ground.first(candidates(ground, self.side), field, count))

@@ -1,0 +1,147 @@
+"""What a noise really did to each chip, as counts: the record beside every corrupted label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from seawall.errors import DataError
+from seawall.keys import Keys
+from seawall.poison.boundary import Shift
+from seawall.poison.budget import allowance
+from seawall.poison.ground import Mask
+from seawall.poison.rings import distance
+from seawall.types import Batch, LabelNoise
+
+
+@dataclass(frozen=True)
+class Realized:
+    """What changed in one chip's label.
+
+    Args:
+        valid: Pixels with a label that counts.
+        changed: How many of them changed.
+        transitions: Pixels by (class before, class after), unchanged ones included.
+        reach: Farthest a changed pixel lies from the shoreline of the class it left, in pixels.
+        allowed: Most pixels that the noise might have changed; None where its budget is no share of pixels.
+    """
+
+    valid: int
+    changed: int
+    transitions: Mapping[tuple[int, int], int]
+    reach: int = 0
+    allowed: int | None = None
+
+    @property
+    def share(self) -> float | None:
+        """Changed share of the valid pixels; None where there are none."""
+        return self.changed / self.valid if self.valid else None
+
+    def count(self, klass: int) -> int:
+        """Return how many pixels were of a class before."""
+        return sum(n for (before, _), n in self.transitions.items() if before == klass)
+
+    def rate(self, before: int, after: int) -> float | None:
+        """Return which share of a class became another; None where the class was not there."""
+        total = self.count(before)
+        return self.transitions.get((before, after), 0) / total if total else None
+
+    def matrix(self, classes: int) -> tuple[tuple[float | None, ...], ...]:
+        """Return the realized transition matrix, None in the rows of classes that were not there."""
+        return tuple(tuple(self.rate(i, j) for j in range(classes)) for i in range(classes))
+
+    @property
+    def short(self) -> int | None:
+        """Pixels missing to the budget: of an exact noise, because the chip had too few to flip."""
+        return None if self.allowed is None else self.allowed - self.changed
+
+    def row(self, gsd_m: float | None = None) -> dict[str, float | int | str | None]:
+        """Return plain values for a record: counts, shares, and meters where the pixel size is known."""
+        moved = {f"{i}->{j}": n for (i, j), n in sorted(self.transitions.items()) if i != j}
+        return {
+            "valid": self.valid,
+            "changed": self.changed,
+            "share": self.share,
+            "allowed": self.allowed,
+            "short": self.short,
+            "reach_px": self.reach,
+            "reach_m": None if gsd_m is None else self.reach * gsd_m,
+            **moved,
+        }
+
+
+def realized(before: Tensor, after: Tensor, valid: Tensor) -> tuple[Realized, ...]:
+    """Compare labels chip by chip.
+
+    Args:
+        before: (B, H, W) labels.
+        after: (B, H, W) labels.
+        valid: (B, H, W) bool; the other pixels are not counted.
+
+    Raises:
+        DataError: The shapes differ.
+
+    Example:
+        >>> import torch
+        >>> was = torch.tensor([[[0, 0], [1, 1]]])
+        >>> now = torch.tensor([[[0, 1], [1, 0]]])
+        >>> done = realized(was, now, torch.tensor([[[True, True], [True, False]]]))[0]
+        >>> done.changed, done.valid, done.rate(0, 1)
+        (1, 3, 0.5)
+    """
+    if before.ndim != 3 or before.shape != after.shape or before.shape != valid.shape:
+        raise DataError(
+            f"realized: expected three tensors of one shape (B, H, W), got {tuple(before.shape)}, {tuple(after.shape)} "
+            f"and {tuple(valid.shape)}; align them"
+        )
+    planes = (t.detach().cpu().numpy() for t in (before, after, valid))
+    return tuple(_compare(*chip) for chip in zip(*planes, strict=True))
+
+
+def apply(noise: LabelNoise, batch: Batch, keys: Keys) -> tuple[Batch, tuple[Realized, ...]]:
+    """Apply a noise and say what it did to each chip, and how much of its budget that is."""
+    after = noise(batch, keys)
+    done = realized(batch.label, after.label, batch.valid & batch.seen)
+    allowed = allowed_pixels(noise, batch)
+    return after, tuple(replace(chip, allowed=most) for chip, most in zip(done, allowed, strict=True))
+
+
+def allowed_pixels(noise: LabelNoise, batch: Batch) -> tuple[int | None, ...]:
+    """Return the most pixels of each chip that a noise may change; None where its budget is no share of pixels.
+
+    Example:
+        >>> import torch
+        >>> from seawall.poison.morphology import Erode
+        >>> label = torch.tensor([[[1, 1], [0, 0]]])
+        >>> batch = Batch.of(torch.zeros(1, 1, 2, 2), label)
+        >>> allowed_pixels(Erode(budget=0.5), batch), allowed_pixels(Erode(budget=0.5, of="class"), batch)
+        ((2,), (1,))
+    """
+    budget, of = getattr(noise, "budget", None), getattr(noise, "of", "valid")
+    if not isinstance(budget, float | int) or of not in ("valid", "class") or isinstance(noise, Shift):
+        return (None,) * len(batch)
+    counted = batch.valid & batch.seen
+    if of == "class":
+        counted = counted & (batch.label == getattr(noise, "klass", 1))
+    return tuple(allowance(budget, int(n)) for n in counted.flatten(1).sum(1))
+
+
+def _compare(before: np.ndarray, after: np.ndarray, valid: Mask) -> Realized:
+    was, now = before[valid].astype(np.int64), after[valid].astype(np.int64)
+    if was.size == 0:
+        return Realized(0, 0, {})
+    low = int(min(was.min(), now.min()))
+    size = int(max(was.max(), now.max())) - low + 1
+    counts = np.bincount((was - low) * size + (now - low), minlength=size * size)
+    transitions = {(int(c) // size + low, int(c) % size + low): int(counts[c]) for c in np.flatnonzero(counts)}
+    changed = valid & (before != after)
+    reach = max((_reach(before == k, changed, valid) for k in np.unique(before[changed])), default=0)
+    return Realized(int(was.size), int(np.count_nonzero(was != now)), transitions, reach)
+
+
+def _reach(klass: Mask, changed: Mask, valid: Mask) -> int:
+    far = distance(valid & ~klass)[changed & klass]
+    return int(far.max()) if far.size and np.isfinite(far).all() else 0

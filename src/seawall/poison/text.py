@@ -1,0 +1,93 @@
+"""Noise as one line of text: `dilate 10%`, `erode 30 m gsd_m=10`, `symmetric 20% classes=3`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import cast
+
+from seawall.errors import UsageError
+from seawall.registry import build, entries, find
+from seawall.types import LabelNoise, Setting
+
+_AMOUNT = re.compile(r"^(\d+\.?\d*|\.\d+)\s*(%|m)?$")
+
+
+def parse_noise(text: str, settings: Mapping[str, Setting] | None = None) -> LabelNoise:
+    """Read a label noise from text: its name, its budget, and any settings as key=value.
+
+    A budget ends in "%" (a share) or "m" (shoreline meters); a bare number is a share from 0 to 1.
+
+    Args:
+        text: Such as "dilate 10%" or "erode 30 m gsd_m=10 exact=true".
+        settings: More settings, such as `gsd_m` of the data; the text wins.
+
+    Raises:
+        UsageError: The text names no noise, or a setting is unknown or of the wrong type.
+
+    Example:
+        >>> noise = parse_noise("dilate 10% exact=true")
+        >>> noise.budget, noise.exact
+        (0.1, True)
+    """
+    words = re.sub(r"(?<=\d)\s+(?=(%|m)(\s|$))", "", text.strip()).split()
+    if not words:
+        raise UsageError("noise: expected a name and a budget, got nothing; such as 'dilate 10%'")
+    given: dict[str, Setting] = dict(settings or {})
+    for word in words[1:]:
+        amount = _AMOUNT.match(word)
+        key, equals, value = word.partition("=")
+        if amount:
+            given |= _budget(words[0], amount[1], amount[2] or "")
+        elif equals:
+            given[key] = _value(value)
+        else:
+            raise UsageError(f"noise {words[0]}: expected a budget or key=value, got {word!r}; such as 'dilate 10%'")
+    return cast(LabelNoise, build("noise", words[0], given))
+
+
+def noise_names() -> tuple[str, ...]:
+    """Return the names that `parse_noise` knows."""
+    return tuple(entry.name for entry in entries("noise"))
+
+
+def noise_text(noise: LabelNoise) -> str:
+    """Return a noise as text for records: its name and every setting that is not the default.
+
+    Raises:
+        UsageError: The noise is not registered.
+
+    Example:
+        >>> noise_text(parse_noise("erode 20% kernel=5"))
+        'erode budget=0.2 kernel=5'
+    """
+    name = next((entry.name for entry in entries("noise") if entry.make is type(noise)), "")
+    if not name:
+        raise UsageError(f"noise: expected a registered one, got {type(noise).__name__}; add @register above it")
+    told = []
+    for f in fields(find("noise", name).make):
+        value = getattr(noise, f.name)
+        if isinstance(value, Mapping):
+            value = f"{len(value)} chips"
+        if callable(value):
+            value = getattr(value, "__qualname__", type(value).__name__)
+        if value != f.default and value != "0 chips":
+            told.append(f"{f.name}={value}")
+    return " ".join([name, *told])
+
+
+def _budget(name: str, number: str, unit: str) -> dict[str, Setting]:
+    if unit == "%":
+        return {"budget": float(f"{number}e-2")}
+    if unit == "m" and name != "shift":  # a shift is always in meters
+        return {"budget": float(number), "of": "meters"}
+    return {"budget": float(number)}
+
+
+def _value(text: str) -> Setting:
+    try:
+        return cast(Setting, tomllib.loads(f"v = {text}")["v"])
+    except tomllib.TOMLDecodeError:
+        return text
