@@ -1,0 +1,1 @@
+"""Sentinel imagery: sensors, radiometry, guarded rasters, products, catalogs and simulated scenes."""

@@ -1,0 +1,150 @@
+"""Where pixels are on the ground: shape, transform and coordinate system as one value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import CRSError
+
+from seawall.errors import ImageryError
+
+SAME_PIXEL = 0.01
+"""Two grids agree if no corner differs by more than this share of a pixel."""
+
+TRUE_AREA = 0.005
+"""A projection whose pixel areas are off by less than this keeps its round numbers (100 m2 in UTM)."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A raster's place on the ground.
+
+    Args:
+        height: Rows.
+        width: Columns.
+        transform: From (column, row) of pixel corners to coordinates; None without georeference.
+        crs: Coordinate system as "EPSG:n" or WKT; None without georeference.
+
+    Example:
+        >>> grid = Grid(4, 4, Affine(10, 0, 500000, 0, -10, 0), "EPSG:32631")
+        >>> grid.pixel_area_m2()
+        100.0
+        >>> grid.window(1, 2, 2, 2).transform.c
+        500020.0
+    """
+
+    height: int
+    width: int
+    transform: Affine | None = None
+    crs: str | None = None
+
+    def window(self, row: int, col: int, height: int, width: int) -> Grid:
+        """Return the grid of a window; it may reach over the border."""
+        if self.transform is None:
+            return Grid(height, width, None, self.crs)
+        t = self.transform
+        x, y = self.point(row, col)
+        return Grid(height, width, Affine(t.a, t.b, x, t.d, t.e, y), self.crs)
+
+    def point(self, row: float, col: float) -> tuple[float, float]:
+        """Return the coordinates (x, y) of a place given in pixel corners.
+
+        Raises:
+            ImageryError: The grid has no georeference.
+        """
+        if self.transform is None:
+            raise ImageryError("grid: expected a georeferenced raster, got none; give it a transform and a crs")
+        t = self.transform
+        return t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
+
+    def row_areas_m2(self) -> NDArray[np.float64] | None:
+        """Return the ground area of a pixel in each row, (H,) in square meters, or None if it is not known.
+
+        Geodesic on the ellipsoid where the coordinate system distorts areas (geographic, web Mercator), else planar.
+        """
+        if self.transform is None or self.crs is None:
+            return None
+        try:
+            crs = CRS.from_user_input(self.crs)
+        except CRSError:
+            return None
+        if not (crs.is_geographic or crs.is_projected):
+            return None
+        rows = np.unique(np.linspace(0, self.height - 1, min(self.height, 65)).round())
+        area = np.array([self._geodesic(crs, float(row)) for row in rows])
+        if not np.isfinite(area).all():
+            return None
+        if crs.is_projected:
+            unit = float(crs.axis_info[0].unit_conversion_factor or 1.0)
+            planar = abs(self.transform.determinant) * unit**2
+            if float(np.abs(area / planar - 1).max()) < TRUE_AREA:
+                return np.full(self.height, planar)
+        return np.asarray(np.interp(np.arange(self.height), rows, area), np.float64)
+
+    def pixel_area_m2(self) -> float | None:
+        """Return the mean ground area of a pixel in square meters, or None without georeference."""
+        areas = self.row_areas_m2()
+        return None if areas is None else float(areas.mean())
+
+    def gsd_m(self) -> float | None:
+        """Return the ground sampling distance in meters: the side of a square of the mean pixel's area."""
+        area = self.pixel_area_m2()
+        return None if area is None else math.sqrt(area)
+
+    def mismatch(self, other: Grid) -> str:
+        """Say how another grid differs; "" if both have the same pixels."""
+        if (self.height, self.width) != (other.height, other.width):
+            return f"{self.height}x{self.width} against {other.height}x{other.width} pixels"
+        if (self.transform is None) != (other.transform is None):
+            return "one has a georeference, the other has none"
+        if not _same_crs(self.crs, other.crs):
+            return f"coordinate system {_short(self.crs)} against {_short(other.crs)}"
+        if self.transform is None or other.transform is None:
+            return ""
+        try:
+            back = ~self.transform
+        except Exception:  # a degenerate transform has no inverse; affine's own error type moved between releases
+            return "" if self.transform == other.transform else "a degenerate transform"
+        worst = max((self._shift(other, back, r, c) for r in (0, self.height) for c in (0, self.width)), key=_length)
+        if _length(worst) <= SAME_PIXEL:
+            return ""
+        return f"shifted by {worst[0]:+.2f} columns and {worst[1]:+.2f} rows"
+
+    def same_as(self, other: Grid) -> bool:
+        """Tell whether both grids have the same pixels, to a hundredth of a pixel."""
+        return not self.mismatch(other)
+
+    def _shift(self, other: Grid, back: Affine, row: int, col: int) -> tuple[float, float]:
+        x, y = other.point(row, col)
+        return back.a * x + back.b * y + back.c - col, back.d * x + back.e * y + back.f - row
+
+    def _geodesic(self, crs: CRS, row: float) -> float:
+        col = self.width / 2
+        ring = [self.point(row + dr, col + dc) for dr, dc in ((0, 0), (0, 1), (1, 1), (1, 0))]
+        xs, ys = zip(*ring, strict=True)
+        if not crs.is_geographic:
+            xs, ys = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(xs, ys)
+        geod = crs.get_geod() or Geod(ellps="WGS84")
+        return abs(float(geod.polygon_area_perimeter(xs, ys)[0]))
+
+
+def _length(shift: tuple[float, float]) -> float:
+    return math.hypot(*shift)
+
+
+def _same_crs(one: str | None, two: str | None) -> bool:
+    if one == two or one is None or two is None:
+        return one == two
+    try:
+        return bool(CRS.from_user_input(one).equals(CRS.from_user_input(two), ignore_axis_order=True))
+    except CRSError:
+        return False
+
+
+def _short(crs: str | None) -> str:
+    return "none" if crs is None else crs if len(crs) < 40 else crs[:37] + "..."

@@ -1,0 +1,243 @@
+"""Guarded reads: a raster is looked at before it is trusted, and every pixel comes with the truth of having been seen."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
+from rasterio.windows import Window as _Window
+
+from seawall.errors import ImageryError, did_you_mean
+from seawall.imagery.cog import CogWriter, write_cog
+from seawall.imagery.door import Limits, check_blocks, check_path, check_size, name_band, what_is
+from seawall.imagery.grid import Grid
+
+__all__ = ["CogWriter", "Grid", "Limits", "Raster", "RasterSource", "Window", "open_raster", "read_raster", "write_cog"]
+
+Window = tuple[int, int, int, int]
+"""Row and column of the upper left pixel, height, width."""
+
+# A missing georeference is a fact of the grid here (transform None), not a warning on the console.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+# Sidecar files (.aux.xml, .ovr, .msk, world files) could change what a raster says; only the file itself is read.
+_ENV = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_PAM_ENABLED": "NO", "GTIFF_IGNORE_READ_ERRORS": "NO"}
+_BAD_BLOCK = re.compile(r"X offset (\d+), Y offset (\d+)")
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A raster in memory.
+
+    Args:
+        data: (C, H, W) float32, numbers as stored: no scale is applied.
+        seen: (H, W) bool: finite and not nodata in any band.
+        bands: Band names from the file, or "band1" and so on.
+        grid: Where it is.
+        dtype: Pixel type in the file.
+        nodata: Declared nodata value.
+        tags: Metadata of the file.
+        band_tags: Metadata of each band.
+        scales: Declared gain of each band.
+        offsets: Declared offset of each band.
+    """
+
+    data: NDArray[np.float32]
+    seen: NDArray[np.bool_]
+    bands: tuple[str, ...]
+    grid: Grid
+    dtype: str = "float32"
+    nodata: float | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    band_tags: tuple[Mapping[str, str], ...] = ()
+    scales: tuple[float, ...] = ()
+    offsets: tuple[float, ...] = ()
+
+
+class RasterSource:
+    """An open raster; `open_raster` makes it."""
+
+    def __init__(self, path: Path, source: rasterio.DatasetReader) -> None:
+        self.path = path
+        self._source = source
+        self._stat = _fingerprint(path)
+        self._indexes = [i for i in source.indexes if source.colorinterp[i - 1] != ColorInterp.alpha]
+        at = [i - 1 for i in self._indexes]
+        self.bands = tuple(source.descriptions[i] or f"band{i + 1}" for i in at)
+        self.grid = _grid(str(path), source)
+        self.dtype = str(source.dtypes[at[0]] if at else source.dtypes[0])
+        self.nodata = source.nodatavals[at[0]] if at else source.nodata
+        self.tags: Mapping[str, str] = dict(source.tags())
+        self.band_tags: tuple[Mapping[str, str], ...] = tuple(dict(source.tags(i + 1)) for i in at)
+        self.scales = tuple(float(source.scales[i]) for i in at)
+        self.offsets = tuple(float(source.offsets[i]) for i in at)
+        self.block: tuple[int, int] = tuple(source.block_shapes[0])
+        self._masked = any(MaskFlags.per_dataset in flags for flags in source.mask_flag_enums)
+
+    def read(
+        self, window: Window | None = None, bands: Sequence[str] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read pixels as stored.
+
+        Args:
+            window: (row, column, height, width) inside the raster; the whole raster if None.
+            bands: Names of the bands wanted, in the order wanted.
+
+        Returns:
+            Data (C, H, W) float32, and seen (H, W): finite and not nodata in any of these bands.
+
+        Raises:
+            ImageryError: A block cannot be decoded (it is named), a band is not there, or the file changed.
+        """
+        indexes = self._find(bands)
+        row, col, height, width = window or (0, 0, self.grid.height, self.grid.width)
+        if (
+            row < 0
+            or col < 0
+            or height < 1
+            or width < 1
+            or row + height > self.grid.height
+            or col + width > self.grid.width
+        ):
+            raise ImageryError(
+                f"{self.path}: expected a window inside {self.grid.height}x{self.grid.width} pixels, got {window}; clip it"
+            )
+        at = _Window(col, row, width, height)
+        try:
+            raw = self._source.read(indexes, window=at)
+            mask = self._source.dataset_mask(window=at) > 0 if self._masked else np.ones((height, width), bool)
+        except (RasterioError, CPLE_BaseError, MemoryError) as bad:
+            raise self._blame(bad) from bad
+        if _fingerprint(self.path) != self._stat:
+            raise ImageryError(
+                f"{self.path}: expected the file to stay, got a changed one; run again on a settled file"
+            )
+        return self._settle(raw, mask, indexes)
+
+    def _settle(
+        self, raw: NDArray[np.generic], mask: NDArray[np.bool_], indexes: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        seen = mask
+        for layer, index in zip(raw, indexes, strict=True):
+            nodata = self._source.nodatavals[index - 1]
+            if nodata is not None and np.isfinite(nodata):
+                seen &= layer != (np.float32(nodata) if layer.dtype == np.float32 else nodata)
+        data = raw.astype(np.float32, copy=False)
+        if raw.dtype.kind == "f":
+            seen &= np.isfinite(data).all(0)
+        return data, seen
+
+    def _find(self, bands: Sequence[str] | None) -> list[int]:
+        if bands is None:
+            return list(self._indexes)
+        for name in bands:
+            if name not in self.bands:
+                raise ImageryError(
+                    f"{self.path}: expected band {name!r}, got {', '.join(self.bands)}; {did_you_mean(name, self.bands)}"
+                )
+        return [self._indexes[self.bands.index(name)] for name in bands]
+
+    def _blame(self, bad: BaseException) -> ImageryError:
+        found = None
+        cause: BaseException | None = bad
+        while cause is not None and found is None:
+            found = _BAD_BLOCK.search(str(cause))
+            cause = cause.__cause__
+        place = f"bad block (row {found[2]}, column {found[1]})" if found else "an unreadable block"
+        band = re.search(r"band (\d+): IReadBlock", str(bad.__cause__ or bad))
+        where = f" of {name_band(self._source, int(band[1]))}" if band else ""
+        return ImageryError(f"{self.path}: expected readable pixels, got {place}{where}; fetch or write the file again")
+
+
+@contextmanager
+def open_raster(path: Path | str, limits: Limits = Limits()) -> Iterator[RasterSource]:
+    """Open a local raster after looking at it: format, size, whole blocks, georeference.
+
+    Args:
+        path: A plain file; virtual paths and addresses are refused.
+        limits: What it may ask of this machine.
+
+    Raises:
+        ImageryError: It is empty, truncated, sparse without nodata, unfinished, oversized, of a format that is not
+            allowed, or only located by ground control points.
+
+    Example:
+        >>> open_raster("/vsicurl/https://example.org/a.tif").__enter__()
+        Traceback (most recent call last):
+        ...
+        seawall.errors.ImageryError: /vsicurl/https://example.org/a.tif: expected the path of a local file, ...
+    """
+    plain = check_path(path)
+    try:
+        with rasterio.Env(**_ENV):
+            source = DatasetReader(str(plain), driver=[name for name in limits.drivers if name != "COG"], sharing=False)
+    except (RasterioError, CPLE_BaseError, ValueError) as bad:
+        raise ImageryError(
+            f"{path}: expected a raster of format {', '.join(limits.drivers)}, got {what_is(plain)} ({_first(bad)}); "
+            "fetch or convert the file"
+        ) from bad
+    with source:
+        check_size(str(path), source, limits)
+        check_blocks(str(path), source)
+        yield RasterSource(plain, source)
+
+
+def read_raster(path: Path | str, bands: Sequence[str] | None = None, limits: Limits = Limits()) -> Raster:
+    """Read a whole raster.
+
+    Raises:
+        ImageryError: As `open_raster` and `RasterSource.read`.
+    """
+    with open_raster(path, limits) as source:
+        data, seen = source.read(bands=bands)
+        names = tuple(bands) if bands is not None else source.bands
+        at = [source.bands.index(name) for name in names]
+        return Raster(
+            data,
+            seen,
+            names,
+            source.grid,
+            source.dtype,
+            source.nodata,
+            source.tags,
+            tuple(source.band_tags[i] for i in at),
+            tuple(source.scales[i] for i in at),
+            tuple(source.offsets[i] for i in at),
+        )
+
+
+def _grid(where: str, source: rasterio.DatasetReader) -> Grid:
+    transform = None if source.transform == Affine.identity() else source.transform
+    if transform is None and source.gcps[0]:
+        raise ImageryError(
+            f"{where}: expected a transform, got only ground control points; warp it first, such as by gdalwarp"
+        )
+    if transform is not None and (not all(map(np.isfinite, transform[:6])) or transform.determinant == 0):
+        raise ImageryError(f"{where}: expected pixels with an area, got transform {tuple(transform[:6])}; fix it")
+    crs = None
+    if source.crs:
+        code = source.crs.to_epsg()
+        crs = f"EPSG:{code}" if code else source.crs.to_wkt()
+    return Grid(source.height, source.width, transform, crs)
+
+
+def _fingerprint(path: Path) -> tuple[int, int, int]:
+    stat = os.stat(path)  # noqa: PTH116
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _first(bad: BaseException) -> str:
+    return str(bad.__cause__ or bad).splitlines()[0][:160]

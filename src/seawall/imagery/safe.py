@@ -1,0 +1,294 @@
+"""Sentinel-2 products as the Copernicus program ships them: a SAFE folder, or a zip of one, with JPEG 2000 bands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import defusedxml.ElementTree
+import numpy as np
+from affine import Affine
+from defusedxml.common import DefusedXmlException
+from numpy.typing import NDArray
+
+from seawall.errors import ImageryError, RadiometryError
+from seawall.imagery.archive import Budget, unpack
+from seawall.imagery.cog import CogWriter
+from seawall.imagery.grid import Grid
+from seawall.imagery.radiometry import Hints
+from seawall.imagery.raster import Raster, Window, open_raster
+from seawall.imagery.sensors import OPTICAL, resolve
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+XML_BYTES = 64 * 2**20
+_IMAGE = re.compile(r"_(B\d\d|B8A)(?:_(\d\d)m)?\.(?:jp2|tif)$", re.IGNORECASE)
+_METADATA = re.compile(r"MTD_MSI(L1C|L2A)\.xml$")
+STEP = 1024
+"""Rows and columns that `stack` holds at once."""
+
+
+@dataclass(frozen=True)
+class SafeProduct:
+    """A Sentinel-2 product on disk.
+
+    Args:
+        path: Its SAFE folder.
+        level: "L1C" or "L2A".
+        baseline: Processing baseline, such as "05.09".
+        quantification: Stored numbers per unit of reflectance.
+        offset: What is added to the stored numbers before dividing, such as -1000.
+        granule: Name of the granule.
+        images: Image file of each band, the finest there is.
+    """
+
+    path: Path
+    level: str
+    baseline: str
+    quantification: float
+    offset: float
+    granule: str
+    images: Mapping[str, Path]
+
+    @property
+    def hints(self) -> Hints:
+        """What the metadata says about the stored numbers."""
+        return Hints(
+            "uint16", "reflectance", 1 / self.quantification, self.offset / self.quantification, None, self.baseline
+        )
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Band ids in the order of the sensor."""
+        return tuple(id_ for id_ in OPTICAL if id_ in self.images)
+
+    def grid(self, bands: Sequence[str] | None = None) -> Grid:
+        """Return the grid of the finest of these bands."""
+        grids = []
+        for id_ in self._find(bands):
+            with open_raster(self.images[id_]) as source:
+                grids.append(source.grid)
+        return max(grids, key=lambda grid: grid.height)
+
+    def read(self, bands: Sequence[str] | None = None, window: Window | None = None) -> Raster:
+        """Read bands as stored, on the grid of the finest of them; coarser pixels are repeated, not smoothed.
+
+        Args:
+            bands: Band names; all if None.
+            window: (row, column, height, width) on that grid.
+
+        Raises:
+            ImageryError: A band is missing or cannot be read, or bands do not cover the same ground.
+        """
+        ids = self._find(bands)
+        grid = self.grid(ids)
+        row, col, height, width = window or (0, 0, grid.height, grid.width)
+        layers, seen = [], np.ones((height, width), bool)
+        for id_ in ids:
+            layer, there = _layer(self.images[id_], grid, (row, col, height, width))
+            layers.append(layer)
+            # The products say "no data" with 0; a measured reflectance of exactly that is not told apart.
+            seen &= there & (layer > 0)
+        scale, offset = 1 / self.quantification, self.offset / self.quantification
+        tags = {"PROCESSING_BASELINE": self.baseline, "UNIT": "reflectance"}
+        part = grid.window(row, col, height, width)
+        count = len(ids)
+        return Raster(
+            np.stack(layers), seen, ids, part, "uint16", 0.0, tags, ({},) * count, (scale,) * count, (offset,) * count
+        )
+
+    def _find(self, bands: Sequence[str] | None) -> tuple[str, ...]:
+        ids = self.bands if bands is None else resolve(bands)
+        missing = [id_ for id_ in ids if id_ not in self.images]
+        if missing:
+            raise ImageryError(
+                f"{self.path}: expected bands {', '.join(ids)}, got none of {', '.join(missing)}; fetch the product again"
+            )
+        return ids
+
+
+def open_safe(path: Path, *, granule: str | None = None, unpack_to: Path | None = None) -> SafeProduct:
+    """Open a SAFE folder or a zip of one.
+
+    Args:
+        path: The folder, the zip, or the metadata file in the folder.
+        granule: Name of the granule, needed where there are several.
+        unpack_to: New folder for the contents of a zip; beside the zip if None.
+
+    Raises:
+        ImageryError: It is no product, its metadata is hostile, or it has several granules and none was chosen.
+        RadiometryError: The metadata does not say whether the offset of baseline 04.00 is in.
+    """
+    if path.is_file() and path.suffix.lower() == ".zip":
+        folder = unpack_to or path.with_suffix("")
+        if not folder.exists():
+            unpack(path, folder, wanted=_needed, budget=Budget())
+        path = folder
+    root = _find_root(path)
+    metadata = _only(
+        sorted(p for p in root.iterdir() if _METADATA.search(p.name)), root, "MTD_MSIL1C.xml or MTD_MSIL2A.xml"
+    )
+    level = str(_METADATA.search(metadata.name)[1])  # type: ignore[index]
+    tree = _parse(metadata)
+    baseline = _text(tree, "PROCESSING_BASELINE") or ""
+    quantification = float(_text(tree, "BOA_QUANTIFICATION_VALUE") or _text(tree, "QUANTIFICATION_VALUE") or 0)
+    if not quantification > 0:
+        raise RadiometryError(f"{metadata}: expected a quantification value, got none; fetch the product again")
+    chosen = _granule(root, granule)
+    return SafeProduct(
+        root, level, baseline, quantification, _offset(metadata, tree, baseline), chosen.name, _images(root, chosen)
+    )
+
+
+def stack(
+    product: SafeProduct,
+    path: Path,
+    bands: Sequence[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write bands of a product into one GeoTIFF, as stored, with its scale, in bounded memory.
+
+    Args:
+        product: The product.
+        path: Final name.
+        bands: Band names; all if None.
+        progress: Called with pieces done and pieces in all.
+
+    Raises:
+        ImageryError: A band cannot be read or the file cannot be written.
+    """
+    ids = product._find(bands)
+    grid = product.grid(ids)
+    places = [(r, c) for r in range(0, grid.height, STEP) for c in range(0, grid.width, STEP)]
+    hints = product.hints
+    writer = CogWriter(
+        path,
+        grid,
+        "uint16",
+        bands=ids,
+        nodata=0,
+        tags={"UNIT": "reflectance", "PROCESSING_BASELINE": product.baseline, "GRANULE": product.granule},
+        scales=[hints.gain or 1.0] * len(ids),
+        offsets=[hints.offset or 0.0] * len(ids),
+    )
+    with writer:
+        for done, (row, col) in enumerate(places, 1):
+            size = min(STEP, grid.height - row), min(STEP, grid.width - col)
+            piece = product.read(ids, (row, col, *size))
+            writer.write(np.where(piece.seen, piece.data, 0).astype(np.uint16), row, col)
+            if progress:
+                progress(done, len(places))
+
+
+def _needed(name: str) -> bool:
+    return bool(_METADATA.search(name) or ("/IMG_DATA/" in name and _IMAGE.search(name)))
+
+
+def _find_root(path: Path) -> Path:
+    if path.is_file() and _METADATA.search(path.name):
+        return path.parent
+    if not path.is_dir():
+        raise ImageryError(f"{path}: expected a SAFE folder or a zip of one, got no such folder; check the path")
+    if any(_METADATA.search(p.name) for p in path.iterdir()):
+        return path
+    return _only(sorted(p for p in path.iterdir() if p.suffix == ".SAFE" and p.is_dir()), path, "a SAFE folder")
+
+
+def _only(found: list[Path], where: Path, what: str) -> Path:
+    if len(found) != 1:
+        got = ", ".join(p.name for p in found) or "none"
+        raise ImageryError(f"{where}: expected {what}, got {got}; name one product")
+    return found[0]
+
+
+def _granule(root: Path, name: str | None) -> Path:
+    folder = root / "GRANULE"
+    granules = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    names = [p.name for p in granules]
+    if name is None and len(granules) > 1:
+        raise ImageryError(f"{root}: expected one granule, got {', '.join(names)}; choose one by name")
+    for granule in granules:
+        if name in (None, granule.name):
+            return granule
+    raise ImageryError(f"{root}: expected granule {name or 'in GRANULE/'}, got {', '.join(names) or 'none'}; check it")
+
+
+def _images(root: Path, granule: Path) -> dict[str, Path]:
+    finest: dict[str, tuple[int, Path]] = {}
+    for path in sorted((granule / "IMG_DATA").rglob("*")):
+        found = _IMAGE.search(path.name)
+        if not found:
+            continue
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise ImageryError(f"{path}: expected a file of the product, got a link out of it; copy the product whole")
+        id_, gsd = found[1].upper(), int(found[2] or 0)
+        if id_ not in finest or gsd < finest[id_][0]:
+            finest[id_] = (gsd, path)
+    if not finest:
+        raise ImageryError(f"{granule}: expected band images in IMG_DATA, got none; fetch the product again")
+    return {id_: path for id_, (_, path) in finest.items()}
+
+
+def _parse(path: Path) -> Element:
+    if path.stat().st_size > XML_BYTES:
+        raise ImageryError(f"{path}: expected metadata of at most {XML_BYTES} bytes, got more; fetch it again")
+    try:
+        root: Element = defusedxml.ElementTree.parse(path, forbid_dtd=True).getroot()
+    except DefusedXmlException as bad:
+        raise ImageryError(
+            f"{path}: expected plain metadata, got a document type or entities; refuse the product"
+        ) from bad
+    except (SyntaxError, ValueError) as bad:
+        raise ImageryError(f"{path}: expected metadata in XML, got {bad}; fetch the product again") from bad
+    return root
+
+
+def _all(tree: Element, name: str) -> list[Element]:
+    return [node for node in tree.iter() if node.tag.rpartition("}")[2] == name]
+
+
+def _text(tree: Element, name: str) -> str | None:
+    found = _all(tree, name)
+    return (found[0].text or "").strip() if found else None
+
+
+def _offset(where: Path, tree: Element, baseline: str) -> float:
+    found = _all(tree, "BOA_ADD_OFFSET") or _all(tree, "RADIO_ADD_OFFSET")
+    values = {float(node.text or 0) for node in found}
+    if len(values) > 1:
+        raise RadiometryError(f"{where}: expected one offset for all bands, got {sorted(values)}; read the bands apart")
+    if values:
+        return values.pop()
+    try:
+        late = float(baseline) >= 4.0
+    except ValueError:
+        late = True
+    if late:
+        raise RadiometryError(
+            f"{where}: expected the offset that baseline {baseline or 'unknown'} brings, got no ADD_OFFSET in the metadata; "
+            "fetch the product again"
+        )
+    return 0.0
+
+
+def _layer(path: Path, grid: Grid, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Read one band on a grid that is a whole number of times finer."""
+    with open_raster(path) as source:
+        times = grid.height // max(1, source.grid.height)
+        t = source.grid.transform
+        fine = None if t is None else Affine(t.a / times, t.b / times, t.c, t.d / times, t.e / times, t.f)
+        same = Grid(source.grid.height * times, source.grid.width * times, fine, source.grid.crs)
+        if gap := grid.mismatch(same):
+            raise ImageryError(f"{path}: expected the ground of the other bands, got {gap}; fetch the product again")
+        row, col, height, width = window
+        top, left = row // times, col // times
+        bottom, right = -(-(row + height) // times), -(-(col + width) // times)
+        data, seen = source.read((top, left, bottom - top, right - left))
+    at = np.s_[row - top * times :, col - left * times :]
+    big = data[0].repeat(times, 0).repeat(times, 1)[at][:height, :width]
+    there = seen.repeat(times, 0).repeat(times, 1)[at][:height, :width]
+    return big, there

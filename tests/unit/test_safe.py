@@ -1,0 +1,174 @@
+"""Sentinel-2 products made by hand: bands, offsets and grids come out as the metadata says."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+
+from seawall.errors import ImageryError, RadiometryError
+from seawall.imagery.radiometry import detect, scale_for, to_physical
+from seawall.imagery.raster import read_raster
+from seawall.imagery.safe import open_safe, stack
+
+L2A = """<?xml version="1.0" encoding="UTF-8"?>
+<n1:Level-2A_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-2A.xsd">
+ <n1:General_Info><Product_Info><PROCESSING_BASELINE>{baseline}</PROCESSING_BASELINE></Product_Info>
+ <Product_Image_Characteristics><QUANTIFICATION_VALUES_LIST>
+ <BOA_QUANTIFICATION_VALUE unit="none">10000</BOA_QUANTIFICATION_VALUE>
+ <AOT_QUANTIFICATION_VALUE unit="none">1000.0</AOT_QUANTIFICATION_VALUE></QUANTIFICATION_VALUES_LIST>{offsets}
+ </Product_Image_Characteristics></n1:General_Info></n1:Level-2A_User_Product>"""
+OFFSETS = (
+    "<BOA_ADD_OFFSET_VALUES_LIST>"
+    + "".join(f'<BOA_ADD_OFFSET band_id="{i}">-1000</BOA_ADD_OFFSET>' for i in range(13))
+    + "</BOA_ADD_OFFSET_VALUES_LIST>"
+)
+TRUTH = np.random.default_rng(0).uniform(0.0, 0.4, (3, 24, 24)).astype(np.float32)
+
+
+def image(path: Path, data: np.ndarray, gsd_m: float, shift: float = 0) -> None:
+    """A band image; TIFF pixels keep the numbers exact, which is all that the reader needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    transform = Affine(gsd_m, 0, 600000 + shift, 0, -gsd_m, 5000040)
+    profile = {"driver": "GTiff", "count": 1, "height": data.shape[0], "width": data.shape[1], "dtype": "uint16"}
+    with rasterio.open(path, "w", crs="EPSG:32633", transform=transform, **profile) as sink:
+        sink.write(data.astype(np.uint16)[None])
+
+
+def product(root: Path, baseline: str = "05.09", offsets: str = OFFSETS, granule: str = "L2A_T33TTG") -> Path:
+    """A product of 24x24 pixels of 10 m: two fine bands and one of 20 m; its first pixel has no data."""
+    folder = root / "S2A_MSIL2A_20230706T100031_N0509_R122_T33TTG.SAFE"
+    data = folder / "GRANULE" / granule / "IMG_DATA"
+    add = 1000 if offsets else 0
+    green, nir, swir = np.round(TRUTH * 1e4) + add
+    green[0, 0] = 0
+    image(data / "R10m" / "T33TTG_20230706T100031_B03_10m.tif", green, 10)
+    image(data / "R20m" / "T33TTG_20230706T100031_B03_20m.tif", green[::2, ::2], 20)
+    image(data / "R10m" / "T33TTG_20230706T100031_B08_10m.tif", nir, 10)
+    image(data / "R20m" / "T33TTG_20230706T100031_B11_20m.tif", swir[::2, ::2], 20)
+    (folder / "MTD_MSIL2A.xml").write_text(L2A.format(baseline=baseline, offsets=offsets))
+    return folder
+
+
+def test_a_product_is_read_in_reflectance_once(tmp_path: Path) -> None:
+    made = open_safe(product(tmp_path))
+    assert (made.level, made.baseline, made.bands) == ("L2A", "05.09", ("B03", "B08", "B11"))
+    assert (made.quantification, made.offset) == (10000, -1000)
+    raster = made.read(("green", "B11"))
+    assert raster.bands == ("B03", "B11") and raster.grid.gsd_m() == 10
+    assert not raster.seen[0, 0] and raster.seen.sum() == 24 * 24 - 1
+    scale = scale_for(detect(raster.data, raster.seen, raster.bands, made.hints), made.hints)
+    physical = to_physical(raster.data, raster.seen, scale, "reflectance")
+    np.testing.assert_allclose(physical[0][raster.seen], TRUTH[0][raster.seen], atol=6e-5)
+    coarse = TRUTH[2, ::2, ::2].repeat(2, 0).repeat(2, 1)
+    np.testing.assert_allclose(physical[1][raster.seen], coarse[raster.seen], atol=6e-5)
+
+
+def test_a_product_before_the_offset_has_none(tmp_path: Path) -> None:
+    made = open_safe(product(tmp_path, "02.14", ""))
+    assert made.offset == 0
+    raster = made.read(("B08",))
+    assert scale_for(detect(raster.data, raster.seen, raster.bands, made.hints), made.hints).offset == 0
+
+
+def test_a_window_on_odd_pixels_equals_the_whole(tmp_path: Path) -> None:
+    made = open_safe(product(tmp_path))
+    whole = made.read()
+    part = made.read(window=(3, 5, 10, 7))
+    np.testing.assert_array_equal(part.data, whole.data[:, 3:13, 5:12])
+    assert part.grid.same_as(whole.grid.window(3, 5, 10, 7))
+
+
+def test_coarse_bands_alone_keep_their_pixels(tmp_path: Path) -> None:
+    assert open_safe(product(tmp_path)).read(("B11",)).grid.gsd_m() == 20
+
+
+def test_a_zip_is_unpacked_beside_and_only_once(tmp_path: Path) -> None:
+    folder = product(tmp_path / "made")
+    archive = tmp_path / "product.zip"
+    with zipfile.ZipFile(archive, "w") as sink:
+        sink.writestr(f"{folder.name}/INSPIRE.xml", "<a/>")
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                sink.write(path, f"{folder.name}/{path.relative_to(folder)}")
+    made = open_safe(archive)
+    assert made.path == tmp_path / "product" / folder.name
+    assert not (made.path / "INSPIRE.xml").exists()
+    np.testing.assert_array_equal(open_safe(archive).read().data, open_safe(folder).read().data)
+
+
+def test_bands_are_stacked_with_their_scale(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    stack(open_safe(product(tmp_path)), tmp_path / "s.tif", ("B03", "B11"), lambda done, of: steps.append((done, of)))
+    raster = read_raster(tmp_path / "s.tif")
+    assert (raster.bands, raster.dtype, raster.nodata) == (("B03", "B11"), "uint16", 0)
+    assert raster.scales == (1e-4, 1e-4) and raster.offsets == (-0.1, -0.1)
+    assert not raster.seen[0, 0] and steps == [(1, 1)]
+
+
+def test_a_missing_band_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageryError, match="got none of B12"):
+        open_safe(product(tmp_path)).read(("B03", "B12"))
+
+
+def test_two_granules_need_a_choice(tmp_path: Path) -> None:
+    product(tmp_path)
+    folder = product(tmp_path, granule="L2A_T33TUG")
+    with pytest.raises(ImageryError, match="got L2A_T33TTG, L2A_T33TUG; choose one"):
+        open_safe(folder)
+    assert open_safe(folder, granule="L2A_T33TUG").granule == "L2A_T33TUG"
+    with pytest.raises(ImageryError, match="expected granule nowhere"):
+        open_safe(folder, granule="nowhere")
+
+
+def test_an_unsaid_offset_is_not_guessed(tmp_path: Path) -> None:
+    with pytest.raises(RadiometryError, match=r"offset that baseline 04\.00 brings, got no ADD_OFFSET"):
+        open_safe(product(tmp_path, "04.00", ""))
+
+
+def test_bands_of_other_ground_are_refused(tmp_path: Path) -> None:
+    folder = product(tmp_path)
+    path = next(folder.rglob("*B08_10m.tif"))
+    image(path, np.ones((24, 24)), 10, shift=5)
+    with pytest.raises(ImageryError, match="shifted by"):
+        open_safe(folder).read()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
+        '<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>',
+        '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;&b;">]><a>&c;</a>',
+        "<a><b></a>",
+        "",
+    ],
+)
+def test_hostile_metadata_is_refused(tmp_path: Path, text: str) -> None:
+    folder = product(tmp_path)
+    (folder / "MTD_MSIL2A.xml").write_text(text)
+    with pytest.raises(ImageryError, match=r"expected (plain metadata|metadata in XML)"):
+        open_safe(folder)
+
+
+def test_a_link_out_of_the_product_is_refused(tmp_path: Path) -> None:
+    folder = product(tmp_path)
+    path = next(folder.rglob("*B08_10m.tif"))
+    path.rename(tmp_path / "elsewhere.tif")
+    path.symlink_to(tmp_path / "elsewhere.tif")
+    with pytest.raises(ImageryError, match="got a link out of it"):
+        open_safe(folder)
+
+
+def test_what_is_no_product(tmp_path: Path) -> None:
+    with pytest.raises(ImageryError, match="expected a SAFE folder, got none"):
+        open_safe(tmp_path)
+    with pytest.raises(ImageryError, match="no such folder"):
+        open_safe(tmp_path / "none")
+    folder = product(tmp_path)
+    for path in folder.rglob("*.tif"):
+        path.unlink()
+    with pytest.raises(ImageryError, match="expected band images"):
+        open_safe(folder)
