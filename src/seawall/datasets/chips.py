@@ -1,0 +1,224 @@
+"""A chip folder: GeoTIFF images and labels with an index that carries bands, unit, groups and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.datasets.index import ChipHeader, ChipRow, read_index
+from seawall.datasets.store import IGNORE, decode_image, map_pixels
+from seawall.errors import DataError, did_you_mean
+from seawall.imagery.raster import Grid
+from seawall.types import Unit
+
+OPEN_BYTES = 1024 * 2**20
+OPEN_MAPS = 256
+"""Mapped chips kept open: what is mapped counts as resident memory, and each map holds a file handle."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip in memory.
+
+    Args:
+        id: Stable id.
+        group: Event or location.
+        image: (C, H, W) float32 in data units; unseen pixels hold `FILL[unit]`.
+        label: (H, W) int64, 0 where not valid.
+        seen: (H, W) bool: the sensor has data there.
+        valid: (H, W) bool: there is a label that counts.
+        grid: Where it is.
+    """
+
+    id: str
+    group: str
+    image: NDArray[np.float32]
+    label: NDArray[np.int64]
+    seen: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+    grid: Grid
+
+
+Stored = tuple[NDArray[np.int16 | np.float32], NDArray[np.uint8]]
+"""Mapped pixels of a chip as they are stored: image (C, H, W) and label (H, W), both read-only."""
+
+
+class ChipFolder:
+    """A folder of chips, opened for reading; it can be shared by threads and sent to other processes.
+
+    Args:
+        root: The folder.
+        header: What all chips share.
+        rows: The chips, sorted by id.
+    """
+
+    def __init__(self, root: Path, header: ChipHeader, rows: Sequence[ChipRow]) -> None:
+        self.root = root
+        self.header = header
+        self.rows = tuple(rows)
+        self._rows = {row.id: row for row in self.rows}
+        self._maps: OrderedDict[str, Stored] = OrderedDict()
+        self._bytes = 0
+        self._checked: set[str] = set()
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def open(path: Path | str) -> ChipFolder:
+        """Open a chip folder.
+
+        Raises:
+            DataError: There is no index, or it breaks the contract.
+        """
+        root = Path(path)
+        header, rows = read_index(root)
+        return ChipFolder(root, header, rows)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ChipFolder, (self.root, self.header, self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Canonical band ids in channel order."""
+        return self.header.bands
+
+    @property
+    def unit(self) -> Unit:
+        """Unit of the images."""
+        return self.header.unit
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the label values."""
+        return self.header.classes
+
+    @property
+    def gsd_m(self) -> float:
+        """Ground sampling distance in meters."""
+        return self.header.gsd_m
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of all chips, sorted."""
+        return tuple(row.id for row in self.rows)
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Return the chip ids of each group, both sorted."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            found.setdefault(row.group, []).append(row.id)
+        return {group: tuple(found[group]) for group in sorted(found)}
+
+    def row(self, id_: str) -> ChipRow:
+        """Return the index row of a chip.
+
+        Raises:
+            DataError: There is no such chip.
+        """
+        if id_ not in self._rows:
+            hint = did_you_mean(id_, self._rows)
+            hint = hint if len(hint) < 200 else "see the ids in the index"
+            raise DataError(f"{self.root}: expected an id of the index, got {id_!r}; {hint}")
+        return self._rows[id_]
+
+    def read(self, id_: str) -> Chip:
+        """Read a whole chip.
+
+        Raises:
+            DataError: The files are missing, truncated or not what the index says.
+        """
+        row = self.row(id_)
+        stored, marks = self.stored(id_)
+        image = np.empty(stored.shape, np.float32)
+        seen = decode_image(stored, row.gain, self.unit, image)
+        valid = seen & (marks != IGNORE)
+        return Chip(id_, row.group, image, np.where(valid, marks, 0).astype(np.int64), seen, valid, row.grid)
+
+    def stored(self, id_: str) -> Stored:
+        """Return the mapped pixels of a chip; its checksums are compared when it is first touched.
+
+        Raises:
+            DataError: The files are missing, truncated or not what the index says.
+        """
+        with self._lock:
+            if id_ in self._maps:
+                self._maps.move_to_end(id_)
+                return self._maps[id_]
+        row = self.row(id_)
+        image_path, label_path = self._inside(row.image), self._inside(row.label)
+        if id_ not in self._checked:
+            _compare(image_path, row.sha256)
+            _compare(label_path, row.label_sha256)
+        shape = (len(self.bands), row.height, row.width)
+        image = map_pixels(image_path, row.image_at, row.dtype, shape)
+        label = map_pixels(label_path, row.label_at, "uint8", shape[1:])
+        found: Stored = (image, label)  # type: ignore[assignment]
+        with self._lock:
+            self._checked.add(id_)
+            if id_ not in self._maps:
+                self._maps[id_] = found
+                self._bytes += image.nbytes + label.nbytes
+            while len(self._maps) > OPEN_MAPS or (self._bytes > OPEN_BYTES and len(self._maps) > 1):
+                self._bytes -= sum(array.nbytes for array in self._maps.popitem(last=False)[1])
+        return found
+
+    def mean_std(self, ids: Iterable[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return mean and standard deviation of each band over the seen pixels of these chips.
+
+        Raises:
+            DataError: No pixel of these chips is seen.
+        """
+        count, mean, spread = 0, np.zeros(len(self.bands)), np.zeros(len(self.bands))
+        for id_ in ids:
+            chip = self.read(id_)
+            values = chip.image[:, chip.seen].astype(np.float64)
+            n = values.shape[1]
+            if not n:
+                continue
+            # Merging by Chan et al. 1979: sums of squares of reflectances near a constant would cancel.
+            own = values.mean(1)
+            gap = own - mean
+            spread += ((values - own[:, None]) ** 2).sum(1) + gap**2 * count * n / (count + n)
+            mean += gap * n / (count + n)
+            count += n
+        if not count:
+            raise DataError(f"{self.root}: expected seen pixels in the chosen chips, got none; choose other chips")
+        return mean, np.sqrt(spread / count)
+
+    def check(self) -> list[tuple[str, str]]:
+        """Compare every file with the index; return (id, what is wrong) for the chips that fail."""
+        bad = []
+        for row in self.rows:
+            try:
+                for path, digest in ((row.image, row.sha256), (row.label, row.label_sha256)):
+                    _compare(self._inside(path), digest)
+            except DataError as wrong:
+                bad.append((row.id, str(wrong)))
+        return bad
+
+    def _inside(self, relative: str) -> Path:
+        path = self.root / relative
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise DataError(f"{path}: expected a file inside the chip folder, got a link out of it; copy the file")
+        return path
+
+
+def _compare(path: Path, digest: str) -> None:
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as bad:
+        raise DataError(f"{path}: expected a chip file, got none ({bad.strerror}); curate the folder again") from bad
+    if found != digest:
+        raise DataError(
+            f"{path}: expected sha256 {digest[:12]}, got {found[:12]}: truncated or changed; curate the folder again"
+        )

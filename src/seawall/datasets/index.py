@@ -1,0 +1,209 @@
+"""The index of a chip folder: what all chips share, and one row per chip."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import get_args
+
+from affine import Affine
+from pydantic import TypeAdapter, ValidationError
+
+from seawall.errors import DataError
+from seawall.files import write_atomic
+from seawall.imagery.raster import Grid
+from seawall.types import Unit
+
+NAME = "index.json"
+FORMAT = "seawall-chips"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ChipHeader:
+    """What all chips of a folder share.
+
+    Args:
+        bands: Canonical band ids in the order of the image channels.
+        unit: Unit of the images.
+        classes: Class names in the order of the label values.
+        gsd_m: Ground sampling distance in meters.
+        sensor: Product family, or "" where it is not known.
+        licence: What may be done with the data, as said by their source.
+    """
+
+    bands: tuple[str, ...]
+    unit: Unit
+    classes: tuple[str, ...]
+    gsd_m: float
+    sensor: str = ""
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("bands", "classes"):
+            got = getattr(self, name)
+            if not got or len(set(got)) != len(got):
+                raise DataError(f"index: expected {name} named once each, got {', '.join(got) or 'none'}; fix {name}")
+        if self.unit not in get_args(Unit):
+            raise DataError(f"index: expected a unit of {', '.join(get_args(Unit))}, got {self.unit!r}; fix it")
+        if not 0 < self.gsd_m < 1e5:
+            raise DataError(f"index: expected gsd_m in meters, got {self.gsd_m}; fix it")
+
+    @property
+    def physical(self) -> bool:
+        """Whether numbers of these images mean something; stretched pictures are usable, but not physical."""
+        return self.unit != "stretched"
+
+    @property
+    def water(self) -> int | None:
+        """Label value of water, or None if there is no class of that name."""
+        return self.classes.index("water") if "water" in self.classes else None
+
+
+@dataclass(frozen=True)
+class ChipRow:
+    """One chip of the index.
+
+    Args:
+        id: Stable id: seed of its randomness and key of its records.
+        group: Event or location; splits go by it.
+        image: Path of the image below the folder.
+        label: Path of the label below the folder.
+        height: Rows.
+        width: Columns.
+        sha256: Of the image file.
+        label_sha256: Of the label file.
+        dtype: Pixel type of the image file.
+        gain: value = stored * gain.
+        image_at: Byte of the image file where the pixels start.
+        label_at: Byte of the label file where the pixels start.
+        seen_share: Seen pixels over all.
+        valid_share: Pixels with a label that counts over all.
+        class_counts: Valid pixels of each class.
+        source: What it was made from.
+        source_sha256: Content of the source and settings that made it; resume compares this.
+        transform: First six numbers of the affine transform; empty without georeference.
+        crs: Coordinate system, or None.
+        notes: What a person should know: "no nodata declared", how the unit was told.
+        flags: Short marks that results carry along, such as "not-physical" or "empty".
+    """
+
+    id: str
+    group: str
+    image: str
+    label: str
+    height: int
+    width: int
+    sha256: str
+    label_sha256: str
+    dtype: str
+    gain: float
+    image_at: int
+    label_at: int
+    seen_share: float
+    valid_share: float
+    class_counts: tuple[int, ...]
+    source: str = ""
+    source_sha256: str = ""
+    transform: tuple[float, ...] = ()
+    crs: str | None = None
+    notes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """Where the chip is."""
+        return Grid(self.height, self.width, Affine(*self.transform) if self.transform else None, self.crs)
+
+    @property
+    def valid(self) -> int:
+        """Pixels with a label that counts."""
+        return sum(self.class_counts)
+
+    def share(self, klass: int | None) -> float | None:
+        """Share of a class among the valid pixels; None where no pixel is valid or there is no such class."""
+        return None if klass is None or not self.valid else self.class_counts[klass] / self.valid
+
+
+_ROW = TypeAdapter(ChipRow)
+_HEADER = TypeAdapter(ChipHeader)
+
+
+def dump_row(row: ChipRow) -> dict[str, object]:
+    """Return a row as plain JSON values, the defaults left out."""
+    plain = asdict(row)
+    blank = {f.name: f.default for f in fields(ChipRow)}
+    return {key: value for key, value in plain.items() if value != blank[key]}
+
+
+def load_row(plain: Mapping[str, object], where: str) -> ChipRow:
+    """Read a row.
+
+    Raises:
+        DataError: A field is missing, unknown or of the wrong type, or a path leaves the folder.
+    """
+    if unknown := set(plain) - {f.name for f in fields(ChipRow)}:
+        raise DataError(f"{where}: expected the fields of a chip, got {sorted(unknown)[0]!r}; curate the folder again")
+    try:
+        row = _ROW.validate_python(dict(plain))
+    except ValidationError as bad:
+        raise DataError(f"{where}: {_first(bad)}; curate the folder again") from bad
+    for path in (row.image, row.label):
+        if Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
+            raise DataError(f"{where}: expected a path below the folder, got {path!r}; do not trust this index")
+    if min(row.height, row.width) < 1 or row.dtype not in ("int16", "float32"):
+        raise DataError(
+            f"{where}: expected an int16 or float32 chip with pixels, got {row.dtype} {row.height}x{row.width}; curate the folder again"
+        )
+    return row
+
+
+def write_index(folder: Path, header: ChipHeader, rows: Sequence[ChipRow]) -> None:
+    """Write the index whole or not at all, rows sorted by id."""
+    ordered = sorted(rows, key=lambda row: row.id)
+    lines = ",\n".join("  " + json.dumps(dump_row(row), sort_keys=True) for row in ordered)
+    head = json.dumps({"format": FORMAT, "version": VERSION, **asdict(header)}, sort_keys=True)
+    write_atomic(folder / NAME, f'{{"header": {head},\n "rows": [\n{lines}\n]}}\n')
+
+
+def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
+    """Read the index of a chip folder.
+
+    Raises:
+        DataError: There is none, it is torn, of another format, or two rows share an id.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise DataError(f"{folder}: expected a chip folder with {NAME}, got none; make one with `seawall curate`")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        head, rows = dict(plain["header"]), list(plain["rows"])
+        kind, version = head.pop("format"), head.pop("version")
+    except (ValueError, TypeError, KeyError) as bad:
+        raise DataError(
+            f"{path}: expected an index of chips, got something else ({bad}); curate the folder again"
+        ) from bad
+    if kind != FORMAT or version != VERSION:
+        raise DataError(f"{path}: expected {FORMAT} version {VERSION}, got {kind} version {version}; curate it again")
+    try:
+        header = _HEADER.validate_python(head)
+    except ValidationError as bad:
+        raise DataError(f"{path}: {_first(bad)}; curate the folder again") from bad
+    chips = tuple(load_row(row, f"{path} row {i}") for i, row in enumerate(rows))
+    twice = [id_ for id_, n in Counter(row.id for row in chips).items() if n > 1]
+    if twice:
+        raise DataError(f"{path}: expected each id once, got {twice[0]!r} twice; curate the folder again")
+    for row in chips:
+        if len(row.class_counts) != len(header.classes):
+            raise DataError(
+                f"{path}: expected {len(header.classes)} class counts, got {len(row.class_counts)} for {row.id!r}; curate the folder again"
+            )
+    return header, chips
+
+
+def _first(bad: ValidationError) -> str:
+    first = bad.errors()[0]
+    return f"expected {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}, got {first.get('input')!r}"[:300]

@@ -1,0 +1,242 @@
+"""Batches from a chip folder: random patches to learn from, whole chips to measure on."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seawall.datasets.chips import Chip, ChipFolder
+from seawall.datasets.sampling import Draw, Sampler, turn_d4
+from seawall.datasets.store import IGNORE, decode_image
+from seawall.errors import DataError, UsageError
+from seawall.types import FILL, Batch
+
+Edit = Callable[[Chip], Chip]
+"""Changes a whole chip before it is cut, such as by corrupting its label; it must be a pure function of the chip."""
+
+EDITED_BYTES = 512 * 2**20
+"""Edited chips kept in memory; unedited ones stay in mapped files and need no cache."""
+
+Item = TypeVar("Item")
+Piece = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]
+
+
+def patches(
+    folder: ChipFolder,
+    ids: Sequence[str],
+    *,
+    patch: int,
+    batch: int,
+    epoch: int = 0,
+    seed: int = 0,
+    count: int | None = None,
+    start: int = 0,
+    balance: str | None = None,
+    workers: int = 0,
+    augment: str = "none",
+    edit: Edit | None = None,
+) -> Iterator[Batch]:
+    """Yield batches of random patches; the i-th patch depends on (seed, epoch, i) alone.
+
+    A chip smaller than the patch sits in its middle, with unseen pixels around. Chip ids read
+    "<chip>@<epoch>.<index>".
+
+    Args:
+        folder: The chips.
+        ids: Chips to draw from.
+        patch: Side in pixels.
+        batch: Patches per batch; the last batch may have fewer.
+        epoch: Number of the pass.
+        seed: Seed of the experiment.
+        count: Patches of this epoch; as many as cover the chips' pixels once if None.
+        start: First index, to go on in the middle of an epoch.
+        balance: None or "area": chips by their pixels; "classes": patch centers balanced over classes.
+        workers: Threads that read ahead; the batches are the same whatever their number.
+        augment: "none" or "d4": one of the eight turns and flips, by the patch's own key.
+        edit: Changes each chip before it is cut. Class balance goes by the unedited labels.
+
+    Raises:
+        UsageError: A setting is unknown or out of range.
+        DataError: There are no chips, or a file is not what the index says.
+    """
+    sampler = Sampler(folder, ids, patch=patch, seed=seed, balance=balance, augment=augment)
+    total = len(sampler) if count is None else count
+    if batch < 1 or total < 0 or workers < 0 or start < 0:
+        raise UsageError(
+            f"loader: expected batch >= 1, count, start and workers >= 0, got {batch}, {total}, {start}, {workers}; fix them"
+        )
+    cutter = _Cutter(folder, patch, edit)
+
+    def make(first: int) -> Batch:
+        return cutter.batch([sampler.draw(epoch, i) for i in range(first, min(first + batch, total))])
+
+    return _ordered(make, range(start, total, batch), workers)
+
+
+def whole(
+    folder: ChipFolder,
+    ids: Sequence[str],
+    batch: int = 8,
+    *,
+    multiple: int = 1,
+    workers: int = 0,
+    edit: Edit | None = None,
+) -> Iterator[Batch]:
+    """Yield batches of whole chips, each batch of one size.
+
+    Chips of different size never share a batch: padding that depends on the neighbors in a batch would change
+    what a network says about a chip. The order is that of the ids within each size.
+
+    Args:
+        folder: The chips.
+        ids: Chips to read.
+        batch: Chips per batch at most.
+        multiple: Pad each side (below, right) with unseen pixels to a multiple of this.
+        workers: Threads that read ahead.
+        edit: Changes each chip.
+
+    Raises:
+        UsageError: A setting is out of range.
+        DataError: A file is not what the index says.
+    """
+    if batch < 1 or multiple < 1 or workers < 0:
+        raise UsageError(
+            f"loader: expected batch and multiple >= 1 and workers >= 0, got {batch}, {multiple}, {workers}; fix them"
+        )
+    sizes: dict[tuple[int, int], list[str]] = {}
+    for id_ in ids:
+        row = folder.row(id_)
+        sizes.setdefault((row.height, row.width), []).append(id_)
+    jobs = [same[i : i + batch] for same in sizes.values() for i in range(0, len(same), batch)]
+
+    def make(job: list[str]) -> Batch:
+        return _stack([_edited(folder, id_, edit) for id_ in job], multiple, folder.unit)
+
+    return _ordered(make, jobs, workers)
+
+
+class _Cutter:
+    """Cuts patches out of mapped chips, or out of edited ones in a bounded cache."""
+
+    def __init__(self, folder: ChipFolder, patch: int, edit: Edit | None) -> None:
+        self.folder, self.patch, self.edit = folder, patch, edit
+        self._kept: OrderedDict[str, Piece] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def batch(self, draws: Sequence[Draw]) -> Batch:
+        n, p, bands = len(draws), self.patch, len(self.folder.bands)
+        image = np.empty((n, bands, p, p), np.float32)
+        label = np.empty((n, p, p), np.int64)
+        seen = np.empty((n, p, p), bool)
+        valid = np.empty((n, p, p), bool)
+        for i, draw in enumerate(draws):
+            marks, sight = np.full((p, p), IGNORE, np.uint8), np.zeros((p, p), bool)
+            flat = np.empty((bands, p, p), np.float32) if draw.turn else image[i]
+            self._cut(draw, flat, marks, sight)
+            if draw.turn:
+                image[i] = turn_d4(flat, draw.turn)
+                marks, sight = turn_d4(marks, draw.turn), turn_d4(sight, draw.turn)  # type: ignore[assignment]
+            seen[i] = sight
+            np.logical_and(sight, marks != IGNORE, out=valid[i])
+            label[i] = marks
+            label[i] *= valid[i]
+        return _batch(image, label, seen, valid, tuple(draw.key for draw in draws))
+
+    def _cut(self, draw: Draw, image: NDArray[np.float32], marks: NDArray[np.uint8], seen: NDArray[np.bool_]) -> None:
+        row = self.folder.row(draw.chip)
+        low = (max(0, draw.row), max(0, draw.col))
+        high = (min(row.height, draw.row + self.patch), min(row.width, draw.col + self.patch))
+        into = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, (draw.row, draw.col), strict=True))
+        out = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        if (high[0] - low[0], high[1] - low[1]) != (self.patch, self.patch):
+            image[...] = FILL[self.folder.unit]
+        if self.edit is None:
+            stored, label = self.folder.stored(draw.chip)
+            seen[into] = decode_image(stored[:, *out], row.gain, self.folder.unit, image[:, *into])
+            marks[into] = label[out]
+        else:
+            pixels, label, sight = self._edit(draw.chip, self.edit)
+            image[:, *into], marks[into], seen[into] = pixels[:, *out], label[out], sight[out]
+
+    def _edit(self, id_: str, edit: Edit) -> Piece:
+        with self._lock:
+            if id_ in self._kept:
+                self._kept.move_to_end(id_)
+                return self._kept[id_]
+        chip = _edited(self.folder, id_, edit)
+        marks = np.where(chip.valid, chip.label, IGNORE).astype(np.uint8)
+        piece = (chip.image, marks, chip.seen)
+        size = sum(array.nbytes for array in piece)
+        with self._lock:
+            if id_ not in self._kept:
+                self._kept[id_] = piece
+                self._bytes += size
+            while self._bytes > EDITED_BYTES and len(self._kept) > 1:
+                self._bytes -= sum(array.nbytes for array in self._kept.popitem(last=False)[1])
+        return piece
+
+
+def _edited(folder: ChipFolder, id_: str, edit: Edit | None) -> Chip:
+    chip = folder.read(id_)
+    if edit is None:
+        return chip
+    new = edit(chip)
+    if new.id != chip.id or new.image.shape != chip.image.shape or new.label.shape != chip.label.shape:
+        raise DataError(
+            f"{id_}: expected an edited chip of the same id and shape, got {new.id} {new.image.shape}; fix edit"
+        )
+    if (new.valid & ~new.seen).any():
+        raise DataError(f"{id_}: expected valid pixels to be seen, got an edit that broke it; fix edit")
+    return new
+
+
+def _stack(chips: Sequence[Chip], multiple: int, unit: str) -> Batch:
+    height, width = chips[0].label.shape
+    tall, wide = (-(-n // multiple) * multiple for n in (height, width))
+    image = np.full((len(chips), len(chips[0].image), tall, wide), FILL[unit], np.float32)
+    label = np.zeros((len(chips), tall, wide), np.int64)
+    seen, valid = np.zeros(label.shape, bool), np.zeros(label.shape, bool)
+    for i, chip in enumerate(chips):
+        image[i, :, :height, :width] = chip.image
+        for into, values in ((label, chip.label), (seen, chip.seen), (valid, chip.valid)):
+            into[i, :height, :width] = values
+    return _batch(image, label, seen, valid, tuple(chip.id for chip in chips))
+
+
+def _batch(
+    image: NDArray[np.float32],
+    label: NDArray[np.int64],
+    seen: NDArray[np.bool_],
+    valid: NDArray[np.bool_],
+    names: tuple[str, ...],
+) -> Batch:
+    as_tensor = torch.from_numpy
+    return Batch(as_tensor(image), as_tensor(label), as_tensor(seen), as_tensor(valid), names)
+
+
+def _ordered(make: Callable[[Item], Batch], jobs: Sequence[Item], workers: int) -> Iterator[Batch]:
+    """Yield the results of jobs in their order; threads work a bounded number of jobs ahead."""
+    if workers == 0:
+        for job in jobs:
+            yield make(job)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="loader")
+    ahead: deque[Future[Batch]] = deque()
+    try:
+        for job in jobs:
+            ahead.append(pool.submit(make, job))
+            if len(ahead) > workers + 1:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        # A consumer that stops early, or a bad chip: what has not begun is dropped.
+        pool.shutdown(wait=True, cancel_futures=True)

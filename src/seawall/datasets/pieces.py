@@ -1,0 +1,274 @@
+"""One chip to be: where its pixels and its label are, and how they are read, as stored."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.errors import DataError, ImageryError
+from seawall.imagery.radiometry import Hints, Scale, hints_of
+from seawall.imagery.raster import Grid, Raster, Window, open_raster
+from seawall.imagery.sensors import known, resolve
+
+NO_HINTS = Hints()
+SAMPLE = 96  # pixels: side of the windows that tell a scene's unit
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What was read for one chip, as stored.
+
+    Args:
+        data: (C, H, W) float32 as stored.
+        seen: (H, W) bool.
+        bands: Band names in channel order.
+        grid: Where it is.
+        hints: What metadata says about the numbers.
+        label: (H, W) raw label values, NaN where there is none; None without a label.
+        label_grid: Where the label is.
+        label_nodata: Declared nodata of the label.
+        notes: What a person should know.
+        step: Step of whole numbers that the data lie on, where their pixel type does not say it.
+        scale: How the numbers become physical, where that is known already.
+        sample: Pixels (C, H, W) and seen (H, W) from all over the scene that this is a part of: a chip full of cloud
+            or forest cannot tell its unit, its scene can.
+    """
+
+    data: NDArray[np.float32]
+    seen: NDArray[np.bool_]
+    bands: tuple[str, ...]
+    grid: Grid
+    hints: Hints
+    label: NDArray[np.float32] | None = None
+    label_grid: Grid | None = None
+    label_nodata: float | None = None
+    notes: tuple[str, ...] = ()
+    step: float | None = None
+    scale: Scale | None = None
+    sample: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
+
+
+class Item(Protocol):
+    """One chip to be."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def gsd_m(self) -> float | None: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    def read(self) -> Piece: ...
+    def digest(self) -> str: ...
+
+
+class Lost(NamedTuple):
+    """What cannot become a chip, and why; `skip` where that is nobody's fault."""
+
+    id: str
+    reason: str
+    skip: bool = False
+
+
+class Source(Protocol):
+    """A place that chips come from."""
+
+    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
+        """Return the chips to be, and what cannot become one."""
+        ...
+
+    @property
+    def product(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
+    @property
+    def label_map(self) -> Mapping[int, int] | None: ...
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+
+
+@dataclass(frozen=True)
+class FileItem:
+    """A chip, or a window of a scene, in an image file with its label file.
+
+    Args:
+        id: Stable id.
+        group: Event or location.
+        image: Image file.
+        label: Label file, if there is one.
+        shape: Rows and columns.
+        source: What a person calls it.
+        names: Band names in file order where the file says none; empty: the file's own.
+        hints: What is known about the numbers beyond the file itself.
+        gsd_m: Ground sampling distance, if declared.
+        window: Part of the file; all of it if None.
+        blank: Stored value that, in all bands at once, means no data; for files that do not declare it.
+    """
+
+    id: str
+    group: str
+    image: Path
+    label: Path | None
+    shape: tuple[int, int]
+    source: str
+    names: tuple[str, ...] = ()
+    hints: Hints = NO_HINTS
+    gsd_m: float | None = None
+    window: Window | None = None
+    blank: float | None = None
+
+    def read(self) -> Piece:
+        """Read the pixels as stored.
+
+        Raises:
+            ImageryError: A file cannot be read.
+            DataError: The file has another number of bands than declared, or the label has several.
+        """
+        with open_raster(self.image) as source:
+            data, seen = source.read(self.window)
+            if self.blank is not None:
+                seen &= (data != self.blank).any(0)
+            grid = source.grid if self.window is None else source.grid.window(*self.window)
+            facts = (source.tags, source.band_tags, source.scales, source.offsets)
+            stated = hints_of(Raster(data, seen, source.bands, grid, source.dtype, source.nodata, *facts))
+            scene = (source.grid.height, source.grid.width)
+            own, silent = (
+                source.bands,
+                self.blank is None and source.nodata is None and not source.dtype.startswith("float"),
+            )
+        names, notes = _named(self, own) if self.names else (own, ())
+        notes = (*notes, "no nodata declared") if silent else notes
+        sample = None if self.window is None else _scene_sample(self.image, *_stamp(self.image))
+        piece = Piece(data, seen, names, grid, merge(stated, self.hints), notes=notes, sample=sample)
+        return self._with_label(piece, scene)
+
+    def digest(self) -> str:
+        """Content of the files, and which part of them."""
+        parts = [_file_digest(path, *_stamp(path)) for path in (self.image, self.label) if path is not None]
+        return sha(*parts, str(self.window), ",".join(self.names), repr((self.hints, self.blank)), self.group)
+
+    def _with_label(self, piece: Piece, scene: tuple[int, int]) -> Piece:
+        if self.label is None:
+            return piece
+        with open_raster(self.label) as source:
+            if len(source.bands) != 1:
+                raise DataError(
+                    f"{self.label}: expected a label of one band, got {len(source.bands)}; convert colors to class values"
+                )
+            grid = source.grid
+            if self.window is not None:
+                if (grid.height, grid.width) != scene:
+                    raise DataError(
+                        f"{self.label}: expected a label of {scene[0]}x{scene[1]} pixels, got {grid.height}x{grid.width}; align it"
+                    )
+                grid = grid.window(*self.window)
+            raw, seen = source.read(self.window)
+            label, nodata = raw[0], source.nodata
+            if nodata is None:
+                label[~seen] = np.nan
+            return replace(piece, label=label, label_grid=grid, label_nodata=nodata)
+
+
+def cut(shape: tuple[int, int], chip: int) -> list[tuple[str, Window]]:
+    """Return the chips of a raster as (tag, window): the whole of it if it is no larger than a chip.
+
+    The chips at the lower and right border are what is left over; slivers under a quarter of a chip are dropped.
+
+    Example:
+        >>> cut((8, 20), 8)
+        [('_r0c0', (0, 0, 8, 8)), ('_r0c8', (0, 8, 8, 8)), ('_r0c16', (0, 16, 8, 4))]
+    """
+    height, width = shape
+    if height <= chip and width <= chip:
+        return [("", (0, 0, height, width))]
+    tall, wide = min(chip, height), min(chip, width)
+    return [
+        (f"_r{row}c{col}", (row, col, min(tall, height - row), min(wide, width - col)))
+        for row in range(0, height, tall)
+        for col in range(0, width, wide)
+        if min(tall, height - row) * 4 >= tall and min(wide, width - col) * 4 >= wide
+    ]
+
+
+def add(made: list[Item], lost: list[Lost], item: FileItem, chip: int) -> None:
+    """Look at the file of an item and add it, or its windows if it is larger than a chip; or say why not."""
+    try:
+        with open_raster(item.image) as source:
+            shape = (source.grid.height, source.grid.width)
+    except ImageryError as bad:
+        lost.append(Lost(item.id, str(bad)))
+        return
+    pieces = cut(shape, chip)
+    for tag, window in pieces:
+        whole = len(pieces) == 1
+        made.append(replace(item, id=item.id + tag, shape=window[2:], window=None if whole else window))
+
+
+def merge(base: Hints, more: Hints) -> Hints:
+    """Return hints in which what `more` says counts first."""
+    given = {name: value for name, value in vars(more).items() if value is not None}
+    return replace(base, **given)
+
+
+def sha(*parts: str) -> str:
+    """Return the SHA-256 of texts."""
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def nameless(bands: Sequence[str]) -> bool:
+    """Tell whether these are the numbers that a raster without band names gets: "band1" is not B01 then."""
+    return all(name == f"band{i}" for i, name in enumerate(bands, 1))
+
+
+def _named(item: FileItem, own: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Band names and notes: as declared; where the file names the same bands in another order, the file is right."""
+    if len(item.names) != len(own):
+        raise DataError(
+            f"{item.image}: expected {len(item.names)} bands ({', '.join(item.names)}), got {len(own)}; correct the band names"
+        )
+    if nameless(own) or not known(own) or not known(item.names):
+        return item.names, ()
+    mine, theirs = resolve(item.names), resolve(own)
+    if mine == theirs:
+        return item.names, ()
+    if sorted(mine) == sorted(theirs):
+        return own, ("bands ordered by the names in the file",)
+    raise DataError(
+        f"{item.image}: expected bands {', '.join(item.names)}, got {', '.join(own)} in the file; correct one of them"
+    )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(4096)
+def _file_digest(path: Path, size: int, changed: int) -> str:
+    """Content of a file; the stamp keeps a scene of many windows from being read once per window."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(8)
+def _scene_sample(path: Path, size: int, changed: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Small windows from all over a scene, side by side."""
+    with open_raster(path) as source:
+        height, width = source.grid.height, source.grid.width
+        tall, wide = min(SAMPLE, height), min(SAMPLE, width)
+        parts = [
+            source.read((int((height - tall) * y), int((width - wide) * x), tall, wide))
+            for y in (0.1, 0.37, 0.63, 0.9)
+            for x in (0.1, 0.37, 0.63, 0.9)
+        ]
+    return np.concatenate([data for data, _ in parts], 2), np.concatenate([seen for _, seen in parts], 1)

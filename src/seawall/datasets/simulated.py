@@ -1,0 +1,136 @@
+"""Simulated scenes as a source of chips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from seawall import __version__
+from seawall.datasets.pieces import Item, Lost, Piece, cut, sha
+from seawall.errors import UsageError, did_you_mean
+from seawall.imagery.radiometry import Hints, Scale
+from seawall.imagery.raster import Window
+from seawall.imagery.simulate import ALL13, SimScene, simulate_s1, simulate_s2
+
+
+@dataclass(frozen=True)
+class SimItem:
+    """A chip of a simulated scene."""
+
+    id: str
+    group: str
+    shape: tuple[int, int]
+    scene: Simulated
+    number: int
+    window: Window
+
+    @property
+    def source(self) -> str:
+        """Scene id and sensor."""
+        return f"simulated {self.scene.sensor} {self.group}"
+
+    @property
+    def gsd_m(self) -> float | None:
+        """Ground sampling distance in meters."""
+        return self.scene.gsd_m
+
+    def read(self) -> Piece:
+        """Simulate the scene (kept for its other chips) and cut the chip."""
+        scene = _simulate(self.scene, self.group)
+        row, col, height, width = self.window
+        cut = (slice(row, row + height), slice(col, col + width))
+        label = (scene.cover if self.scene.cover else scene.water)[cut].astype(np.float32)
+        if not self.scene.under_clouds:
+            label[~scene.clear[cut]] = np.nan
+        image, step = scene.image[:, *cut], None
+        if scene.unit == "reflectance":
+            # Products come in steps of 1/10000; so do these chips, in half the bytes of floats.
+            step = 1e-4
+            image = (np.rint(image * 1e4) * np.float32(step)).astype(np.float32)
+        grid = scene.grid.window(*self.window)
+        scale = Scale(1.0, 0.0, "reflectance" if scene.unit == "reflectance" else "sigma0_db", "simulated")
+        hints = Hints("float32", scale.unit)
+        return Piece(image, scene.seen[cut], scene.bands, grid, hints, label, grid, step=step, scale=scale)
+
+    def digest(self) -> str:
+        """Settings of the simulation, and the version of the simulator."""
+        return sha(repr(self.scene), self.group, str(self.window), __version__)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Simulated scenes, each a group of its own.
+
+    Args:
+        scenes: How many.
+        size: Side of a scene in pixels.
+        sensor: "s2" or "s1".
+        bands: Bands to simulate; all of the sensor if empty.
+        gsd_m: Ground sampling distance in meters.
+        seed: Of the experiment.
+        clouds: Whether there are clouds and shadows (s2).
+        cover: Label the full land cover instead of land and water.
+        under_clouds: Whether the (exact) label counts where a cloud hides the ground.
+    """
+
+    scenes: int = 12
+    size: int = 512
+    sensor: Literal["s1", "s2"] = "s2"
+    bands: tuple[str, ...] = ()
+    gsd_m: float = 10.0
+    seed: int = 0
+    clouds: bool = True
+    cover: bool = False
+    under_clouds: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scenes < 1 or self.size < 16:
+            raise UsageError(
+                f"simulated: expected at least 1 scene of 16 pixels, got {self.scenes} of {self.size}; raise them"
+            )
+        if self.sensor not in ("s1", "s2"):
+            raise UsageError(f"simulated: unknown sensor {self.sensor!r}; {did_you_mean(self.sensor, ('s1', 's2'))}")
+
+    @property
+    def product(self) -> str:
+        """Product family that the numbers are like."""
+        return "sentinel-2-l2a" if self.sensor == "s2" else "sentinel-1-grd"
+
+    @property
+    def licence(self) -> str:
+        """Nobody's data."""
+        return "made up, no restriction"
+
+    @property
+    def label_map(self) -> Mapping[int, int] | None:
+        """Labels are exact."""
+        return None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the land cover, or land and water."""
+        if not self.cover:
+            return ("land", "water")
+        return tuple(_simulate(replace(self, size=64), "sim-names").cover_names)
+
+    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
+        """Return the chips of all scenes."""
+        digits = max(3, len(str(self.scenes - 1)))
+        made: list[Item] = []
+        for number in range(self.scenes):
+            scene = f"sim{number:0{digits}d}"
+            for tag, window in cut((self.size, self.size), chip):
+                made.append(SimItem(f"{scene}{tag}", scene, (window[2], window[3]), self, number, window))
+        return made, []
+
+
+@lru_cache(2)
+def _simulate(settings: Simulated, scene: str) -> SimScene:
+    size, gsd_m, seed = settings.size, settings.gsd_m, settings.seed
+    if settings.sensor == "s1":
+        return simulate_s1(scene, size, settings.bands or ("VV", "VH"), gsd_m, seed)
+    return simulate_s2(scene, size, settings.bands or ALL13, gsd_m, seed, clouds=settings.clouds)

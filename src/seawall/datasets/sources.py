@@ -1,0 +1,296 @@
+"""Where chips come from: folders of pairs, a CSV index, Sen1Floods11's layout."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from seawall.datasets.pieces import NO_HINTS, FileItem, Item, Lost, add, merge
+from seawall.errors import DataError, UsageError
+from seawall.imagery.radiometry import Hints
+from seawall.imagery.sensors import OPTICAL, RADAR
+
+IMAGE_FOLDERS = ("images", "image", "img", "imgs", "s2", "s1")
+LABEL_FOLDERS = ("labels", "label", "masks", "mask", "gt", "annotations")
+IMAGE_TAILS = ("_image", "_img", "")
+LABEL_TAILS = ("_label", "_mask", "_gt")
+SUFFIXES = (".tif", ".tiff", ".png", ".jp2")
+HAND: Mapping[int, int] = MappingProxyType({-1: 255, 0: 0, 1: 1})
+"""Sen1Floods11's hand labels: -1 is no data."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A folder of image and label files that share their stems.
+
+    Understood: `images/` beside `labels/` (or img, masks and so on; sub-folders are groups), and
+    `<stem>_image.tif` beside `<stem>_label.tif`.
+
+    Args:
+        root: The folder.
+        names: Band names in file order where the files say none.
+        group: Regular expression on the stem whose first bracket is the group; else the sub-folder, else the stem.
+        hints: What is known about the numbers.
+        gsd_m: Ground sampling distance where files have no georeference.
+        product: Product family, or "".
+        licence: What may be done with the data.
+        labelled: Whether label files are needed; False if a rule labels.
+    """
+
+    root: Path
+    names: tuple[str, ...] = ()
+    group: str = ""
+    hints: Hints = NO_HINTS
+    gsd_m: float | None = None
+    product: str = ""
+    licence: str = ""
+    labelled: bool = True
+    label_map: Mapping[int, int] | None = None
+    classes: tuple[str, ...] | None = None
+
+    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
+        """Return the chips of all pairs.
+
+        Raises:
+            DataError: The folder has no images in it.
+        """
+        images, labels = self._files()
+        if not images:
+            raise DataError(
+                f"{self.root}: expected images/ beside labels/, or <stem>_image.tif beside <stem>_label.tif, got neither; arrange the files"
+            )
+        made: list[Item] = []
+        lost: list[Lost] = []
+        for stem, path in images.items():
+            label = labels.pop(stem, None)
+            if label is None and self.labelled:
+                lost.append(Lost(_clean(stem), f"{path}: expected a label file of the same stem, got none; add it"))
+                continue
+            add(made, lost, self._item(stem, path, label), chip)
+        lost += [
+            Lost(_clean(stem), f"{path}: expected an image file of the same stem, got none; add it")
+            for stem, path in labels.items()
+        ]
+        return made, lost
+
+    def _item(self, stem: str, path: Path, label: Path | None) -> FileItem:
+        return FileItem(_clean(stem), self._group(stem), path, label, (0, 0), stem, self.names, self.hints, self.gsd_m)
+
+    def _group(self, stem: str) -> str:
+        if self.group:
+            match = re.search(self.group, stem)
+            if not match or not match.groups():
+                raise UsageError(f"group: expected a bracket that matches {stem!r}, got {self.group!r}; fix it")
+            return str(match[1])
+        return _clean(str(Path(stem).parent)) if "/" in stem else _clean(stem)
+
+    def _files(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        folders = {path.name.lower(): path for path in sorted(self.root.iterdir()) if path.is_dir()}
+        image = next((folders[name] for name in IMAGE_FOLDERS if name in folders), None)
+        label = next((folders[name] for name in LABEL_FOLDERS if name in folders), None)
+        if image is not None:
+            return _stems(image, IMAGE_TAILS), _stems(label, (*LABEL_TAILS, "")) if label is not None else {}
+        labels = _stems(self.root, LABEL_TAILS)
+        taken = set(labels.values())
+        return {s: p for s, p in _stems(self.root, IMAGE_TAILS).items() if p not in taken}, labels
+
+
+@dataclass(frozen=True)
+class IndexTable:
+    """A CSV index: columns `id`, `group`, `label`, and per sensor `s2`, `s2_bands`, `s2_scale` (or `s1...`).
+
+    Args:
+        path: The CSV file; its paths are below its folder.
+        sensor: Which columns, such as "s1" or "s2".
+        select: Ids that start with this.
+        hints: What is known about the numbers; the scale column fills in what is not.
+        product: Product family; "" for what the scale column says.
+        labelled: Whether label files are needed.
+    """
+
+    path: Path
+    sensor: str = "s2"
+    select: str = ""
+    hints: Hints = NO_HINTS
+    product: str = ""
+    labelled: bool = True
+    label_map: Mapping[int, int] | None = None
+    classes: tuple[str, ...] | None = None
+    licence: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        rows = self._rows()
+        if not self.product and rows:
+            object.__setattr__(self, "product", product_of(rows[0].get(f"{self.sensor}_scale", ""), self.sensor))
+        object.__setattr__(self, "licence", "; ".join(sorted({row.get("licence", "") for row in rows} - {""})))
+
+    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
+        """Return the chips of all selected rows."""
+        made: list[Item] = []
+        lost: list[Lost] = []
+        for row in self._rows():
+            if not row[self.sensor]:
+                lost.append(Lost(_clean(row["id"]), f"no {self.sensor} image in the index", skip=True))
+                continue
+            try:
+                item = self._item(row)
+            except (DataError, ValueError) as bad:
+                lost.append(Lost(_clean(row["id"]), str(bad)))
+                continue
+            add(made, lost, item, chip)
+        return made, lost
+
+    def _rows(self) -> list[dict[str, str]]:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or []
+            for name in ("id", self.sensor):
+                if name not in names:
+                    raise DataError(
+                        f"{self.path}: expected a column {name!r}, got {', '.join(names) or 'none'}; choose the sensor or rename"
+                    )
+            rows = [row for row in reader if row["id"].startswith(self.select)]
+        if not rows:
+            raise DataError(f"{self.path}: expected ids that start with {self.select!r}, got none; see its id column")
+        return rows
+
+    def _item(self, row: Mapping[str, str]) -> FileItem:
+        label = row.get("label", "")
+        if not label and self.labelled:
+            raise DataError(f"{row['id']}: expected a label, got none in the index; label it or use a rule")
+        scale = row.get(f"{self.sensor}_scale", "")
+        return FileItem(
+            _clean(row["id"]),
+            row.get("group") or row.get("event") or row["id"],
+            _below(self.path.parent, row[self.sensor]),
+            _below(self.path.parent, label) if label else None,
+            (0, 0),
+            row.get("source_paths") or row[self.sensor],
+            tuple(row.get(f"{self.sensor}_bands", "").split()),
+            merge(hints_from(scale), self.hints),
+            float(row["gsd_m"]) if row.get("gsd_m") else None,
+            blank=blank_from(scale),
+        )
+
+
+@dataclass(frozen=True)
+class Sen1Floods11:
+    """Sen1Floods11's own layout: `<Country>_<number>_S1Hand.tif`, `_S2Hand.tif`, `_LabelHand.tif`, in any sub-folder.
+
+    Countries are the groups. Labels of -1 do not count. Sentinel-1 is sigma0 in dB, Sentinel-2 top-of-atmosphere
+    digital numbers without the offset of later baselines.
+
+    Args:
+        root: The folder.
+        sensor: "s1" or "s2".
+    """
+
+    root: Path
+    sensor: Literal["s1", "s2"] = "s1"
+    labelled: bool = True
+    licence: str = "see the Sen1Floods11 publication"
+
+    @property
+    def product(self) -> str:
+        """Product family."""
+        return "sentinel-1-grd" if self.sensor == "s1" else "sentinel-2-l1c"
+
+    @property
+    def label_map(self) -> Mapping[int, int] | None:
+        """-1 does not count."""
+        return HAND
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Land and water."""
+        return ("land", "water")
+
+    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
+        """Return the chips of all images with a label."""
+        tail = {"s1": "S1Hand", "s2": "S2Hand"}[self.sensor]
+        names = ("VV", "VH") if self.sensor == "s1" else OPTICAL
+        hints = Hints(unit="sigma0_db") if self.sensor == "s1" else Hints(gain=1e-4, offset_applied=True)
+        found = {p.name: p for p in sorted(self.root.rglob("*.tif"))}
+        made: list[Item] = []
+        lost: list[Lost] = []
+        for name, path in found.items():
+            if not name.endswith(f"_{tail}.tif"):
+                continue
+            id_ = name.removesuffix(f"_{tail}.tif")
+            label = found.get(f"{id_}_LabelHand.tif")
+            if label is None and self.labelled:
+                lost.append(Lost(_clean(id_), f"{path}: expected {id_}_LabelHand.tif, got none; fetch it"))
+                continue
+            country = id_.rsplit("_", 1)[0]
+            add(made, lost, FileItem(_clean(id_), country, path, label, (0, 0), name, names, hints, 10.0), chip)
+        if not made and not lost:
+            raise DataError(f"{self.root}: expected files *_{tail}.tif, got none; choose the other sensor or folder")
+        return made, lost
+
+
+def hints_from(scale: str) -> Hints:
+    """Read what a scale column says in words, such as "L1C reflectance x 10000; +1000 offset still in".
+
+    Example:
+        >>> hints_from("surface reflectance x 10000 (int16)").gain, hints_from("backscatter dB").unit
+        (0.0001, 'sigma0_db')
+    """
+    said = scale.lower()
+    if "db" in said.replace("(", " ").split():
+        return Hints(unit="gamma0_db" if "gamma0" in said else "sigma0_db")
+    if not re.search(r"x\s*10000", said):
+        return Hints()
+    if "1000 offset" in said:
+        return Hints(gain=1e-4, offset=-0.1) if "still in" in said else Hints()
+    return Hints(gain=1e-4)
+
+
+def blank_from(scale: str) -> float | None:
+    """Read which value in all bands means no data, as in "255 in both bands = nodata"; None if it is not said."""
+    found = re.search(r"(-?\d+) in (?:both|all) bands\s*=\s*no\s?data", scale.lower())
+    return float(found[1]) if found else None
+
+
+def product_of(scale: str, sensor: str) -> str:
+    """Name the product family that a scale column speaks of, or ""."""
+    said = scale.lower()
+    if "harmonized landsat" in said:
+        return "hls"
+    if sensor.startswith("s1") and "uint8" not in said:
+        return "sentinel-1-grd"
+    return next((f"sentinel-2-{level}" for level in ("l1c", "l2a") if level in said), "")
+
+
+def band_order(names: Sequence[str]) -> tuple[str, ...]:
+    """Sort canonical ids by wavelength, then polarization; names that are not canonical keep their order."""
+    order = (*OPTICAL, *RADAR)
+    return tuple(sorted(names, key=order.index)) if all(name in order for name in names) else tuple(names)
+
+
+def _below(root: Path, relative: str) -> Path:
+    path = root / relative
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{relative}: expected a path below {root}, got one that leaves it; copy the file there")
+    return path
+
+
+def _clean(stem: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9._@+=-]", "_", stem).strip("._")
+    return name[:120] or "chip"
+
+
+def _stems(folder: Path, tails: Sequence[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or not path.is_file() or path.name.startswith("."):
+            continue
+        relative = path.relative_to(folder).with_suffix("").as_posix()
+        tail = next((tail for tail in tails if relative.endswith(tail)), None)
+        if tail is not None:
+            found.setdefault(relative.removesuffix(tail), path)
+    return found

@@ -1,0 +1,244 @@
+"""The write side of a chip folder: each chip is whole when its line is in the journal, the index comes last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.index import NAME, ChipHeader, ChipRow, dump_row, load_row, read_index, write_index
+from seawall.datasets.store import IGNORE, Encoded, encode_image, encode_label
+from seawall.errors import DataError
+from seawall.files import write_atomic
+from seawall.imagery.raster import Grid
+
+JOURNAL = "journal.jsonl"
+_SAFE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@+=-]{0,150}$")
+
+
+class ChipWriter:
+    """Writes chips into a folder; a killed writer loses at most the chip it was at.
+
+    Args:
+        root: The folder; made if it is not there.
+        header: What all chips share. A folder made with another header is refused.
+
+    Raises:
+        DataError: The folder has chips of another header.
+
+    Example:
+        >>> import tempfile
+        >>> header = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
+        >>> writer = ChipWriter(Path(tempfile.mkdtemp()), header)
+        >>> row = writer.write("a", "river", np.full((2, 4, 4), 0.1, np.float32), np.ones((4, 4), np.uint8))
+        >>> folder = writer.finish()
+        >>> folder.ids, folder.read("a").label.sum().item()
+        (('a',), 16)
+    """
+
+    def __init__(self, root: Path | str, header: ChipHeader) -> None:
+        self.root = Path(root)
+        self.header = header
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.rows: dict[str, ChipRow] = {}
+        self._recover()
+
+    def write(
+        self,
+        id_: str,
+        group: str,
+        image: NDArray[np.float32],
+        label: NDArray[np.uint8],
+        *,
+        seen: NDArray[np.bool_] | None = None,
+        grid: Grid | None = None,
+        gain: float | None = None,
+        source: str = "",
+        source_sha256: str = "",
+        notes: Sequence[str] = (),
+        flags: Sequence[str] = (),
+    ) -> ChipRow:
+        """Write one chip and return its row.
+
+        Args:
+            id_: Stable id: letters, digits and `._@+=-`.
+            group: Event or location.
+            image: (C, H, W) float32 in data units.
+            label: (H, W): class values, 255 where it does not count.
+            seen: (H, W); everything is seen unless told otherwise.
+            grid: Where it is.
+            gain: Step of the digital numbers that the image was made from, if it was.
+            source: What it was made from.
+            source_sha256: Content of the source and settings.
+            notes: What a person should know.
+            flags: Short marks that results carry along.
+
+        Raises:
+            DataError: The id cannot be a file name, shapes disagree, or a label value is no class.
+        """
+        if not _SAFE.match(id_):
+            raise DataError(f"chip: expected an id of letters, digits and ._@+=-, got {id_[:60]!r}; rename it")
+        self._check_case(id_)
+        seen = np.ones(image.shape[1:], bool) if seen is None else seen
+        marks = check_label(label, image.shape[1:], len(self.header.classes))
+        marks = np.where(seen, marks, np.uint8(IGNORE)).astype(np.uint8)
+        grid = grid or Grid(*image.shape[1:])
+        pixels = encode_image(image, seen, grid, self.header.bands, gain)
+        labels = encode_label(marks, grid)
+        counts = np.bincount(marks[marks != IGNORE].ravel(), minlength=len(self.header.classes))
+        row = ChipRow(
+            id=id_, group=group, image=f"images/{id_}.tif", label=f"labels/{id_}.tif", height=image.shape[1], width=image.shape[2],
+            sha256=self._put(f"images/{id_}.tif", pixels), label_sha256=self._put(f"labels/{id_}.tif", labels),
+            dtype=pixels.dtype, gain=pixels.gain, image_at=pixels.at, label_at=labels.at,
+            seen_share=float(seen.mean()), valid_share=float((marks != IGNORE).mean()),
+            class_counts=tuple(int(n) for n in counts), source=source, source_sha256=source_sha256,
+            transform=tuple(float(v) for v in grid.transform[:6]) if grid.transform else (), crs=grid.crs,
+            notes=tuple(notes), flags=tuple(flags),
+        )  # fmt: skip
+        self._log(dump_row(row))
+        self.rows[id_] = row
+        return row
+
+    def relabel(
+        self,
+        folder: ChipFolder,
+        id_: str,
+        label: NDArray[np.uint8],
+        notes: Sequence[str] = (),
+        *,
+        source_sha256: str | None = None,
+    ) -> ChipRow:
+        """Write a chip of another folder with another label; the image file is copied as it is.
+
+        Args:
+            folder: Where the chip is.
+            id_: Its id.
+            label: (H, W) class values, 255 where it does not count; unseen pixels never count.
+            notes: What was done to the label.
+            source_sha256: Content of the source and of what was done, for `whole`; that of the chip if None.
+
+        Raises:
+            DataError: The image file is not what its row says, or a label value is no class.
+        """
+        row, seen = folder.row(id_), folder.read(id_).seen
+        data = (folder.root / row.image).read_bytes()
+        marks = check_label(label, (row.height, row.width), len(self.header.classes))
+        marks = np.where(seen, marks, np.uint8(IGNORE)).astype(np.uint8)
+        labels = encode_label(marks, row.grid)
+        counts = np.bincount(marks[marks != IGNORE].ravel(), minlength=len(self.header.classes))
+        image_name, label_name = f"images/{row.id}.tif", f"labels/{row.id}.tif"
+        write_atomic(self.root / image_name, data)
+        new = replace(
+            row, image=image_name, label=label_name, label_sha256=self._put(label_name, labels), label_at=labels.at,
+            valid_share=float((marks != IGNORE).mean()), class_counts=tuple(int(n) for n in counts),
+            notes=(*row.notes, *notes), source_sha256=row.source_sha256 if source_sha256 is None else source_sha256,
+        )  # fmt: skip
+        self._log(dump_row(new))
+        self.rows[row.id] = new
+        return new
+
+    def whole(self, id_: str, source_sha256: str) -> bool:
+        """Tell whether a chip of this source content is there and its files are what its row says."""
+        row = self.rows.get(id_)
+        if row is None or not source_sha256 or row.source_sha256 != source_sha256:
+            return False
+        for path, digest in ((row.image, row.sha256), (row.label, row.label_sha256)):
+            try:
+                with (self.root / path).open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                        return False
+            except OSError:
+                return False
+        return True
+
+    def finish(self, ids: Sequence[str] | None = None) -> ChipFolder:
+        """Write the index, drop the journal and open the folder.
+
+        Args:
+            ids: The chips to keep; all that were written or recovered if None.
+        """
+        rows = list(self.rows.values()) if ids is None else [self.rows[id_] for id_ in ids]
+        write_index(self.root, self.header, rows)
+        (self.root / JOURNAL).unlink(missing_ok=True)
+        return ChipFolder.open(self.root)
+
+    def _put(self, name: str, file: Encoded) -> str:
+        write_atomic(self.root / name, file.data)
+        return hashlib.sha256(file.data).hexdigest()
+
+    def _check_case(self, id_: str) -> None:
+        # Two ids that differ in case only are one file on some file systems.
+        clash = next((known for known in self.rows if known != id_ and known.lower() == id_.lower()), None)
+        if clash is not None:
+            raise DataError(f"chip: expected ids that differ in more than case, got {clash!r} and {id_!r}; rename one")
+
+    def _log(self, plain: Mapping[str, object]) -> None:
+        path = self.root / JOURNAL
+        new = not path.exists()
+        with path.open("a", encoding="utf-8") as file:
+            if new:
+                file.write(json.dumps({"header": asdict(self.header)}, sort_keys=True) + "\n")
+            file.write(json.dumps(plain, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _recover(self) -> None:
+        if (self.root / NAME).exists():
+            header, rows = read_index(self.root)
+            self._same(asdict(header), NAME)
+            self.rows |= {row.id: row for row in rows}
+        path = self.root / JOURNAL
+        if not path.exists():
+            return
+        raw = path.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if not whole:
+            path.unlink()
+            return
+        if whole != raw:
+            with path.open("rb+") as file:
+                file.truncate(len(whole))
+        lines = [json.loads(line) for line in whole.splitlines()]
+        self._same(lines[0].get("header"), JOURNAL)
+        for number, plain in enumerate(lines[1:], 2):
+            row = load_row(plain, f"{path}:{number}")
+            self.rows[row.id] = row
+
+    def _same(self, other: object, name: str) -> None:
+        mine = json.loads(json.dumps(asdict(self.header)))
+        theirs = json.loads(json.dumps(other))
+        if mine == theirs:
+            return
+        key = next((k for k in mine if not isinstance(theirs, dict) or theirs.get(k) != mine[k]), "header")
+        got = theirs.get(key) if isinstance(theirs, dict) else theirs
+        raise DataError(
+            f"{self.root / name}: expected {key} {mine[key]}, got {got} from an earlier run; choose another folder or delete this one"
+        )
+
+
+def check_label(label: NDArray[np.generic], shape: tuple[int, ...], classes: int) -> NDArray[np.uint8]:
+    """Return a label as uint8 if it has the right shape and only class values or 255.
+
+    Raises:
+        DataError: The shape differs, or a value is no class.
+    """
+    if tuple(label.shape) != tuple(shape):
+        raise DataError(
+            f"label: expected {shape[0]}x{shape[1]} pixels, got shape {label.shape}; align it with the image"
+        )
+    values = np.unique(label)
+    unknown = [v.item() for v in values if v != IGNORE and not (0 <= v < classes and v == int(v))]
+    if unknown:
+        some = ", ".join(f"{value:g}" for value in unknown[:5])
+        raise DataError(
+            f"label: expected values 0 to {classes - 1} or {IGNORE}, got {some}; say what they mean in the label map"
+        )
+    return label.astype(np.uint8)
