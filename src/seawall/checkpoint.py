@@ -1,0 +1,176 @@
+"""Checkpoints of a training: whole or absent, two at a time, and read without unpickling anything.
+
+A checkpoint is a sealed safetensors file: the model's and the optimizer's tensors, and everything else as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from seawall.errors import ModelError, RunError
+from seawall.files import write_atomic
+from seawall.models.container import pack, unpack
+from seawall.models.weights import state_of
+
+KEPT = 2
+
+
+@dataclass
+class Standing:
+    """Where a training stands; with the tensors, all that resuming needs.
+
+    Args:
+        epoch: Epochs done.
+        step: Steps done in the epoch under way.
+        loss: Sum of the losses of those steps.
+        seconds: Time spent in that epoch.
+        best: Best value of the monitored metric.
+        best_epoch: Where it was.
+        stale: Checks since then.
+        ending: How the training ended; "" while it goes on.
+        rows: History rows of the epochs done.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    best: float | None = None
+    best_epoch: int = -1
+    stale: int = 0
+    ending: str = ""
+    rows: list[Mapping[str, float | int | bool | None]] = field(default_factory=list)
+
+
+class Checkpoints:
+    """The checkpoints in a folder; the newest whole one counts.
+
+    Args:
+        folder: They live in it as <epoch>-<step>.safetensors.
+        identity: What decides the result; a checkpoint of another training is refused.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.identity = dict(identity)
+
+    def save(self, standing: Standing, model: nn.Module, optimizer: Optimizer, scaler: Mapping[str, Any]) -> None:
+        """Write a checkpoint, then drop all but the two newest.
+
+        Raises:
+            RunError: The disk is full or the folder cannot be written; the earlier checkpoints stay.
+        """
+        tensors = {f"model.{name}": tensor for name, tensor in state_of(model).items()}
+        state = optimizer.state_dict()
+        plain: dict[str, dict[str, Any]] = {}
+        for index, slots in state["state"].items():
+            for name, slot in slots.items():
+                if isinstance(slot, Tensor):
+                    tensors[f"optimizer.{index}.{name}"] = slot.detach().to("cpu", copy=True).contiguous()
+                else:
+                    plain.setdefault(str(index), {})[name] = slot
+        meta = {
+            "standing": json.dumps(asdict(standing)),
+            "identity": json.dumps(self.identity),
+            "optimizer": json.dumps({"groups": state["param_groups"], "plain": plain}),
+            "scaler": json.dumps(dict(scaler)),
+        }
+        path = self.folder / f"{standing.epoch:06d}-{standing.step:09d}.safetensors"
+        try:
+            write_atomic(path, pack(tensors, meta)[0])
+            for old in self._newest()[KEPT:]:
+                old.unlink(missing_ok=True)
+        except OSError as full:
+            raise RunError(
+                f"{path}: expected to write a checkpoint, got {full.strerror or full}; free the disk and run again, the training goes on from the last one"
+            ) from full
+
+    def load(self, model: nn.Module, optimizer: Optimizer) -> tuple[Standing, Mapping[str, Any]] | None:
+        """Fill the model and the optimizer from the newest whole checkpoint.
+
+        Returns:
+            Where the training stands and the state of the precision's scaler, or None where there is no checkpoint.
+
+        Raises:
+            RunError: The checkpoint is of another training, naming what differs, or every checkpoint is damaged.
+        """
+        damage: list[str] = []
+        for path in self._newest():
+            try:
+                tensors, meta = unpack(path)
+            except ModelError as bad:
+                damage.append(str(bad))
+                continue
+            self._same(path, json.loads(meta["identity"]))
+            _fill_model(model, _under("model.", tensors))
+            _fill_optimizer(optimizer, json.loads(meta["optimizer"]), _under("optimizer.", tensors))
+            return _standing(json.loads(meta["standing"])), json.loads(meta["scaler"])
+        if damage:
+            raise RunError(f"{damage[0]} (no earlier checkpoint is whole; train again with resume=False)")
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints."""
+        for path in self._newest():
+            path.unlink(missing_ok=True)
+
+    def _newest(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors"), reverse=True)
+
+    def _same(self, path: Path, was: Mapping[str, str]) -> None:
+        keys = sorted(key for key in {*was, *self.identity} if was.get(key) != self.identity.get(key))
+        if keys:
+            changes = ", ".join(f"{key} {self.identity.get(key)} (was {was.get(key)})" for key in keys[:5])
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            raise RunError(
+                f"{path.parent.parent}: expected the training that was begun here, got {changes}{more}; undo the change, choose another folder, or start over without resuming"
+            )
+
+
+def sweep(folder: Path) -> None:
+    """Remove the unfinished files that killed writers left in a folder; only for the one that holds its lock."""
+    for leftover in folder.rglob(".*.part"):
+        leftover.unlink(missing_ok=True)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _standing(said: Mapping[str, Any]) -> Standing:
+    return Standing(**{f.name: said[f.name] for f in fields(Standing)})
+
+
+def _fill_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        model.load_state_dict(dict(tensors))
+    except RuntimeError as bad:
+        first = str(bad).splitlines()[-1].strip()
+        raise RunError(
+            f"resume: expected the layers of the model that was begun, got {first}; use the same model"
+        ) from bad
+
+
+def _fill_optimizer(optimizer: Optimizer, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    parameters = list(_parameters(optimizer))
+    state: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in said["plain"].items()}
+    for name, tensor in tensors.items():
+        index, slot = name.split(".", 1)
+        like = parameters[int(index)]
+        # The memory layout of the parameter: elementwise arithmetic must take the same path as before.
+        tensor = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+        state.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": said["groups"]})
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    for group in optimizer.param_groups:
+        yield from group["params"]

@@ -1,0 +1,27 @@
+"""Learning from labels as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from seawall.keys import Keys
+from seawall.losses import CE, LossField
+from seawall.registry import register
+from seawall.types import Batch, SegmentationModel
+
+
+@register("objective", "supervised")
+@dataclass(frozen=True)
+class Supervised:
+    """The loss of the model's logits against the labels, over valid pixels.
+
+    Args:
+        loss: A loss, or in a recipe its name, such as "ce" or "ce + dice".
+    """
+
+    loss: LossField = field(default_factory=CE)
+
+    def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
+        return self.loss(model(batch.image), batch.label, batch.valid)

@@ -1,0 +1,1 @@
+"""Segmenters: networks and water-index thresholds, data units in, logits out."""

@@ -1,0 +1,124 @@
+"""What the networks are built of: norms, convolutions, and padding to a size that can be halved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seawall.errors import ModelError, UsageError
+from seawall.models.standardize import Standardize
+from seawall.types import ModelSpec, Setting
+
+Norm = Literal["pixel", "batch", "group"]
+
+
+class PixelNorm(nn.Module):
+    """Normalize the channels of each pixel, with a learned scale and shift per channel.
+
+    Nothing crosses pixels, images or the train and eval modes: a tile gives what the whole scene gives,
+    a batch of one what a large batch gives.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized features, same shape; a view of channels-last memory, so nothing is copied."""
+        rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
+        return rows.permute(0, 3, 1, 2)
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """Return a norm over features of that many channels."""
+    if norm == "pixel":
+        return PixelNorm(channels)
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)
+
+
+def conv(inside: int, outside: int, norm: Norm) -> nn.Sequential:
+    """Return convolution 3x3, norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, 3, padding=1, bias=False), make_norm(norm, outside), nn.ReLU(inplace=True)
+    )
+
+
+class Segmenter(nn.Module):
+    """Data units in, logits out: standardize, pad so that the sides can be halved, run the network, crop.
+
+    Args:
+        spec: What the model needs; the architecture is filled in, so that its weights can be loaded again.
+        network: Standardized image (B, C, H, W) to logits (B, K, H, W), for sides that are multiples of `stride`.
+        stride: What the sides are padded to a multiple of, by reflection.
+        reach: How many pixels away an input pixel can change a logit; tiles that overlap by more give the whole.
+    """
+
+    def __init__(self, spec: ModelSpec, network: nn.Module, stride: int, reach: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stride = stride
+        self.reach = reach
+        self.standardize = Standardize(len(spec.bands))
+        self.network = network
+        # Channels-last costs nothing on a CPU and gains up to a half; on tensor cores it always gains.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, K, H, W) of an image (B, C, H, W) in data units."""
+        height, width = image.shape[-2:]
+        x = self.standardize(image).contiguous(memory_format=torch.channels_last)
+        logits = cast(Tensor, self.network(pad_to(x, self.stride)))
+        return logits[..., :height, :width].contiguous()
+
+
+def pad_to(x: Tensor, stride: int) -> Tensor:
+    """Return x with its lower and right sides reflected up to the next multiple of the stride.
+
+    A side too short to be reflected repeats its last row or column.
+    """
+    down, right = (-x.shape[-2]) % stride, (-x.shape[-1]) % stride
+    if right:
+        x = functional.pad(x, (0, right, 0, 0), "reflect" if right < x.shape[-1] else "replicate")
+    if down:
+        x = functional.pad(x, (0, 0, 0, down), "reflect" if down < x.shape[-2] else "replicate")
+    return x
+
+
+def check_sizes(name: str, sizes: Mapping[str, int], dropout: float) -> None:
+    """Refuse sizes that no network can have.
+
+    Raises:
+        UsageError: A size is below 1 or absurd, or the dropout is no share.
+    """
+    for key, size in sizes.items():
+        limit = 8 if key == "depth" else 1024
+        if not 1 <= size <= limit:
+            raise UsageError(
+                f"{name}.{key}: expected a whole number in 1..{limit}, got {size}; see `seawall methods {name}`"
+            )
+    if not 0 <= dropout < 1:
+        raise UsageError(f"{name}.dropout: expected a share in [0, 1), got {dropout}; 0.1 is common")
+
+
+def check_spec(name: str, spec: ModelSpec) -> None:
+    """Refuse a specification without bands or with fewer than two classes.
+
+    Raises:
+        ModelError: The specification cannot be met.
+    """
+    if not spec.bands or len(spec.classes) < 2:
+        raise ModelError(
+            f"{name}: expected at least 1 band and 2 classes, got {spec.bands} and {spec.classes}; name them in ModelSpec"
+        )
+
+
+def settings_of(values: Mapping[str, object]) -> Mapping[str, Setting]:
+    """Return the settings of an architecture as a recipe would write them."""
+    return {key: cast(Setting, list(value) if isinstance(value, tuple) else value) for key, value in values.items()}

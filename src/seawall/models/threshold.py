@@ -1,0 +1,236 @@
+"""Water indices with a threshold, as models: they sit in the tables beside the networks and can be attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from seawall.errors import ModelError, UsageError
+from seawall.models.blocks import settings_of
+from seawall.registry import register
+from seawall.types import FILL, Batch, ModelSpec
+
+Index = Literal["ndwi", "mndwi", "awei_nsh", "awei_sh", "vv", "vh"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An index: the bands it needs, its formula, and where it changes from land to water.
+
+    Args:
+        bands: Band ids in the order of the formula's arguments.
+        formula: Bands to the index.
+        ratio: The formula divides by the sum of its bands, so that it is undefined where that is not above zero.
+        threshold: Published default.
+        span: Range that the histogram of a fit covers.
+        sign: 1 where water is above the threshold, -1 where it is below.
+    """
+
+    bands: tuple[str, ...]
+    formula: Callable[..., Tensor]
+    ratio: bool
+    threshold: float
+    span: tuple[float, float]
+    sign: int = 1
+
+
+RULES: Mapping[str, Rule] = {
+    "ndwi": Rule(("B03", "B08"), lambda g, n: (g - n) / (g + n), True, 0.0, (-1, 1)),
+    "mndwi": Rule(("B03", "B11"), lambda g, s: (g - s) / (g + s), True, 0.0, (-1, 1)),
+    "awei_nsh": Rule(
+        ("B03", "B08", "B11", "B12"), lambda g, n, s, t: 4 * (g - s) - (0.25 * n + 2.75 * t), False, 0.0, (-4, 4)
+    ),
+    "awei_sh": Rule(
+        ("B02", "B03", "B08", "B11", "B12"),
+        lambda b, g, n, s, t: b + 2.5 * g - 1.5 * (n + s) - 0.25 * t,
+        False,
+        0.0,
+        (-4, 4),
+    ),
+    "vv": Rule(("VV",), lambda v: v, False, -13.45, (-35, 10), -1),
+    "vh": Rule(("VH",), lambda v: v, False, -20.0, (-40, 5), -1),
+}
+
+
+@register("model", "threshold", smoke={"index": "auto"})
+@dataclass(frozen=True)
+class Threshold:
+    """A water index and a threshold: logits (0, z) with z = sharpness * (index - threshold), water above.
+
+    For radar, water is below the threshold. An unseen pixel (all bands at the fill value) and a pixel
+    where a ratio is undefined are land, without a gradient.
+
+    Args:
+        index: "auto" takes MNDWI, NDWI, VV or VH, the first whose bands the data has.
+        rule: "fixed" keeps the threshold; "otsu" moves it when the model is fitted to training images.
+        threshold: In the unit of the index; None takes the published default.
+        sharpness: Logit per unit of the index; it changes probabilities, never the map. None takes 10 per
+            index unit, 1 per dB.
+        separability: Otsu is kept only where between-class over total variance exceeds this (a single
+            normal peak has 0.64, a flat histogram 0.75); else the fixed threshold stays.
+    """
+
+    index: Index | Literal["auto"] = "auto"
+    rule: Literal["fixed", "otsu"] = "fixed"
+    threshold: float | None = None
+    sharpness: float | None = None
+    separability: float = 0.75
+
+    def __post_init__(self) -> None:
+        if self.sharpness is not None and not self.sharpness > 0:
+            raise UsageError(f"threshold.sharpness: expected a number above 0, got {self.sharpness}; 10 is the default")
+        if not 0 <= self.separability < 1:
+            raise UsageError(
+                f"threshold.separability: expected a share in [0, 1), got {self.separability}; 0.75 asks for two peaks"
+            )
+
+    def __call__(self, spec: ModelSpec) -> ThresholdNet:
+        return ThresholdNet(replace(spec, architecture="threshold", settings=settings_of(asdict(self))), self)
+
+
+class ThresholdNet(nn.Module):
+    """The model of a threshold rule; its one number is a buffer, so it saves and loads as networks do.
+
+    Args:
+        spec: Needs the bands of the index, and two classes, one of them "water".
+        settings: The rule.
+
+    Raises:
+        ModelError: The specification lacks a band or the classes, or has another unit.
+    """
+
+    threshold: Tensor
+    fitted: Tensor
+
+    def __init__(self, spec: ModelSpec, settings: Threshold) -> None:
+        super().__init__()
+        self.spec = spec
+        self.index = settings.index if settings.index != "auto" else _first(spec)
+        self.settings = settings
+        rule = RULES[self.index]
+        _check(spec, self.index, rule)
+        self.places = tuple(spec.bands.index(band) for band in rule.bands)
+        self.water = spec.classes.index("water")
+        self.sharpness = settings.sharpness or (1.0 if rule.sign < 0 else 10.0)
+        start = rule.threshold if settings.threshold is None else settings.threshold
+        self.register_buffer("threshold", torch.tensor(float(start)))
+        self.register_buffer("fitted", torch.tensor(settings.rule == "fixed"))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, 2, H, W), differentiable in the image.
+
+        Raises:
+            ModelError: The rule is "otsu" and the model was never fitted, or the image has other bands.
+        """
+        if self.settings.rule == "otsu" and not self.fitted:
+            raise ModelError(
+                f"{self.index}: expected a fitted threshold, got none; call model.fit(batches) on training images"
+            )
+        index, defined = self.measure(image)
+        z = self.sharpness * RULES[self.index].sign * (index - self.threshold)
+        z = torch.where(defined, z, -self.sharpness)
+        pair = [torch.zeros_like(z), z]
+        return torch.stack(pair if self.water == 1 else pair[::-1], 1)
+
+    def measure(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the index (B, H, W) and where it is defined; 0 where it is not."""
+        if image.shape[1] != len(self.spec.bands):
+            raise ModelError(
+                f"{self.index}: expected {len(self.spec.bands)} bands, got an image of shape {tuple(image.shape)}; choose the bands of model.spec"
+            )
+        bands = [image[:, place] for place in self.places]
+        defined = (image != FILL[self.spec.unit]).any(1)
+        rule = RULES[self.index]
+        if rule.ratio:
+            defined = defined & (sum(bands) > 1e-6)
+            # Divide by something harmless where undefined: a NaN would come back through the gradient.
+            bands = [torch.where(defined, band, 1.0) for band in bands]
+        return torch.where(defined, rule.formula(*bands), 0.0), defined
+
+    def fit(self, batches: Iterable[Batch]) -> bool:
+        """Move the threshold by Otsu's method over the seen pixels of training images; one pass, bounded memory.
+
+        Returns:
+            Whether the histogram had two peaks; if not, the fixed threshold stays.
+
+        Raises:
+            UsageError: The rule is "fixed".
+        """
+        if self.settings.rule != "otsu":
+            raise UsageError(f'threshold.rule: expected "otsu" to fit, got {self.settings.rule!r}; set rule = "otsu"')
+        low, high = RULES[self.index].span
+        counts = torch.zeros(2048, dtype=torch.float64)
+        for batch in batches:
+            index, defined = self.measure(batch.image)
+            values = index[defined & batch.seen].clamp(low, high).float().cpu()
+            counts += torch.histc(values, len(counts), low, high).double()
+        self.fitted.fill_(True)
+        cut, share = otsu(counts, low, high)
+        if not share > self.settings.separability:
+            return False
+        self.threshold.fill_(cut)
+        return True
+
+
+def otsu(counts: Tensor, low: float, high: float) -> tuple[float, float]:
+    """Return the threshold between the two classes that differ most, and their share of the variance.
+
+    Paper: Otsu 1979, doi:10.1109/TSMC.1979.4310076. A plateau of equal cuts gives its middle.
+
+    Args:
+        counts: Histogram over equal bins from low to high, float64.
+        low: Lower edge of the first bin.
+        high: Upper edge of the last bin.
+
+    Returns:
+        The threshold and between-class over total variance in [0, 1]; 0 where the histogram has one value or none.
+
+    Example:
+        >>> otsu(torch.tensor([5.0, 0, 0, 5.0], dtype=torch.float64), 0.0, 4.0)
+        (2.0, 1.0)
+    """
+    width = (high - low) / len(counts)
+    centers = low + width * (torch.arange(len(counts), dtype=torch.float64) + 0.5)
+    total = counts.sum()
+    mean = (counts * centers).sum() / total.clamp_min(1)
+    spread = (counts * (centers - mean) ** 2).sum()
+    if total == 0 or spread == 0:
+        return (low + high) / 2, 0.0
+    below = counts.cumsum(0)[:-1]
+    lack = (counts * (mean - centers)).cumsum(0)[:-1]
+    between = torch.where((below > 0) & (below < total), lack**2 * total / (below * (total - below)).clamp_min(1), 0.0)
+    best = between.max()
+    tops = torch.nonzero(between >= best * (1 - 1e-12)).flatten()
+    cut = low + width * (float(tops.double().mean()) + 1)
+    return cut, float(best / spread)
+
+
+def _first(spec: ModelSpec) -> Index:
+    order: tuple[Index, ...] = ("mndwi", "ndwi", "vv", "vh")
+    for index in order:
+        if set(RULES[index].bands) <= set(spec.bands):
+            return index
+    raise ModelError(
+        f"threshold: expected the bands of {', '.join(order)}, got {', '.join(spec.bands)}; train a network instead"
+    )
+
+
+def _check(spec: ModelSpec, index: str, rule: Rule) -> None:
+    lacking = [band for band in rule.bands if band not in spec.bands]
+    if lacking:
+        raise ModelError(
+            f"{index}: expected the bands {', '.join(rule.bands)}, got none called {', '.join(lacking)}; choose an index of these bands"
+        )
+    units = ("reflectance",) if rule.sign > 0 else ("sigma0_db", "gamma0_db")
+    if spec.unit not in units:
+        raise ModelError(
+            f"{index}: expected {' or '.join(units)}, got {spec.unit}; a threshold means nothing in another unit"
+        )
+    if len(spec.classes) != 2 or "water" not in spec.classes:
+        raise ModelError(
+            f"{index}: expected two classes, one of them 'water', got {', '.join(spec.classes)}; train a network instead"
+        )

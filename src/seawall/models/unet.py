@@ -1,0 +1,81 @@
+"""The U-Net: halve and widen, double and narrow, with a bridge at every size."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from seawall.models.blocks import Norm, Segmenter, check_sizes, check_spec, conv, settings_of
+from seawall.registry import register
+from seawall.types import ModelSpec
+
+
+@register("model", "unet", paper="arXiv:1505.04597", smoke={"width": 4, "depth": 2})
+@dataclass(frozen=True)
+class UNet:
+    """U-Net with two normalized 3x3 convolutions per block.
+
+    Paper: Ronneberger et al. 2015, arXiv:1505.04597. Differs: convolutions keep the size, every
+    convolution is normalized, and the width is a setting.
+
+    Args:
+        width: Features at full size; each halving doubles them.
+        depth: How often the image is halved.
+        norm: "pixel" normalizes each pixel's channels, "batch" over the batch, "group" over the image.
+        dropout: Share of feature maps dropped in the decoder during training.
+    """
+
+    width: int = 16
+    depth: int = 4
+    norm: Norm = "batch"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_sizes("unet", {"width": self.width, "depth": self.depth}, self.dropout)
+
+    def __call__(self, spec: ModelSpec) -> Segmenter:
+        check_spec("unet", spec)
+        spec = replace(spec, architecture="unet", settings=settings_of(asdict(self)))
+        return Segmenter(
+            spec, UNetLayers(len(spec.bands), len(spec.classes), self), 2**self.depth, reach_of(self.depth, 2)
+        )
+
+
+class UNetLayers(nn.Module):
+    """The layers of a U-Net between the standardized image and the logits."""
+
+    def __init__(self, bands: int, classes: int, settings: UNet) -> None:
+        super().__init__()
+        widths = [settings.width * 2**level for level in range(settings.depth + 1)]
+        norm = settings.norm
+        self.stem = block(bands, widths[0], norm)
+        self.down = nn.ModuleList(block(a, b, norm) for a, b in pairwise(widths))
+        self.rise = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(block(2 * a, a, norm, settings.dropout) for a in widths[:-1])
+        self.head = nn.Conv2d(widths[0], classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of a standardized image whose sides can be halved `depth` times."""
+        x = self.stem(x)
+        bridges = []
+        for down in self.down:
+            bridges.append(x)
+            x = down(nn.functional.max_pool2d(x, 2))
+        for level in reversed(range(len(self.up))):
+            x = self.up[level](torch.cat([bridges[level], self.rise[level](x)], 1))
+        return self.head(x)  # type: ignore[no-any-return]
+
+
+def block(inside: int, outside: int, norm: Norm, dropout: float = 0.0) -> nn.Sequential:
+    """Return two convolutions, each with its norm and ReLU, and a dropout of whole feature maps if asked."""
+    drop = [nn.Dropout2d(dropout)] if dropout else []
+    return nn.Sequential(conv(inside, outside, norm), conv(outside, outside, norm), *drop)
+
+
+def reach_of(depth: int, convolutions: int) -> int:
+    """Return how far an input pixel can reach: 3x3 convolutions of every block, and one cell for every halving."""
+    cells: int = 2**depth
+    return (2 * convolutions + 1) * (cells - 1) + convolutions * cells

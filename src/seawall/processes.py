@@ -1,0 +1,115 @@
+"""Where a training runs: devices, processes and what they share, and being asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from seawall.errors import DataError, UsageError
+from seawall.schedule import Training
+from seawall.types import Batch
+
+
+def start_fabric(device: str, devices: int, training: Training) -> Fabric:
+    """Return a launched Fabric; above one process, the program is started once more for each.
+
+    Raises:
+        UsageError: This machine has no such device.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and not index.isdigit()) or devices < 1:
+        raise UsageError(
+            f"device: expected auto, cpu, cuda, cuda:<index> or mps, got {device!r} x {devices}; see `seawall doctor`"
+        )
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device: expected a device of this machine, got {device!r} without CUDA; use --device auto")
+    fabric = Fabric(
+        accelerator=kind,
+        devices=[int(index)] if index else devices,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=training.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def share_of(batch: Batch, rank: int, world: int) -> Batch:
+    """Return every world-th image; a process that is left without one takes the first, with nothing valid.
+
+    Raises:
+        DataError: The batch is empty.
+    """
+    if not len(batch):
+        raise DataError("feed: expected batches with images, got an empty one; drop it")
+    if world == 1:
+        return batch
+    indices = range(rank, len(batch), world)
+    if indices:
+        return batch.select(list(indices))
+    spare = batch.select([0])
+    return replace(spare, valid=torch.zeros_like(spare.valid))
+
+
+def add_up(fabric: Fabric, model: nn.Module, loss: Tensor) -> Tensor:
+    """Sum loss and gradients over the processes and average running statistics, in one message.
+
+    Not DistributedDataParallel: an objective gets the model itself, and may attack it or run it twice.
+
+    Returns:
+        The summed loss.
+    """
+    world = fabric.world_size
+    if world == 1:
+        return loss
+    trained = [p for p in model.parameters() if p.requires_grad]
+    running = [buffer for name, buffer in model.named_buffers() if "running_" in name]
+    parts: Sequence[Tensor] = [*(torch.zeros_like(p) if p.grad is None else p.grad for p in trained), *running]
+    flat = torch.cat([loss.reshape(1), *(part.reshape(-1).float() for part in parts)])
+    flat = fabric.all_reduce(flat, reduce_op="sum")  # type: ignore[assignment]
+    sums = torch.split(flat[1:], [part.numel() for part in parts])
+    for parameter, part in zip(trained, sums, strict=False):
+        parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
+    for buffer, part in zip(running, sums[len(trained) :], strict=True):
+        buffer.copy_(part.reshape(buffer.shape) / world)
+    return flat[0]
+
+
+@contextmanager
+def listening() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; a second one acts as it did before."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, hear)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def at_home(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Train on the device, and leave the model where and as it was."""
+    home, mode = next(model.parameters()).device, model.training
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home).train(mode)

@@ -1,0 +1,135 @@
+"""How a network is trained: the settings, and the learning rate they give at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from seawall.errors import UsageError, did_you_mean
+from seawall.types import Setting
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of one training.
+
+    Args:
+        epochs: Rounds; after each the model is checked, logged and saved.
+        steps_per_epoch: Optimizer steps per round.
+        batch: Patches per batch.
+        patch: Side of a patch in pixels.
+        accumulate: Batches per step; their gradients are averaged over all valid pixels.
+        lr: Highest learning rate.
+        optimizer: "adamw", or "sgd" with Nesterov momentum 0.9.
+        weight_decay: Decay of the convolutions; norms and biases do not decay.
+        schedule: "constant", "cosine" to zero, "poly" (power 0.9), or "onecycle", which starts at lr / 25,
+            rises along a cosine during the warm-up and falls along one to lr / 10000.
+        warmup: Share of all steps over which the rate rises; linearly except in "onecycle".
+        clip: Largest norm of the gradient; 0 does not clip.
+        precision: "32-true", or mixed precision on hardware that gains from it.
+        patience: Checks without improvement until training stops; 0 never stops early.
+        monitor: Metric of the check that chooses the best weights.
+        better: Whether a higher or a lower value of it is better.
+        check_every: Epochs between checks; the last epoch is always checked.
+        save_s: Seconds between checkpoints inside an epoch; 0 saves after epochs only.
+        tensorboard: Write curves for TensorBoard beside the JSON lines.
+    """
+
+    epochs: int = 30
+    steps_per_epoch: int = 50
+    batch: int = 8
+    patch: int = 128
+    accumulate: int = 1
+    lr: float = 1e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 0.01
+    schedule: Literal["constant", "cosine", "poly", "onecycle"] = "cosine"
+    warmup: float = 0.05
+    clip: float = 1.0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    patience: int = 0
+    monitor: str = "val.iou.water"
+    better: Literal["higher", "lower"] = "higher"
+    check_every: int = 1
+    save_s: float = 60.0
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps_per_epoch", "batch", "patch", "accumulate", "check_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(
+                    f"training.{name}: expected a number of at least 1, got {getattr(self, name)}; raise it"
+                )
+        for name in ("weight_decay", "clip", "patience", "save_s"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(
+                    f"training.{name}: expected a number of at least 0, got {getattr(self, name)}; raise it"
+                )
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UsageError(f"training.lr: expected a number above 0, got {self.lr}; 1e-3 is common")
+        if not 0 <= self.warmup < 1 or (self.schedule == "onecycle" and self.warmup == 0):
+            raise UsageError(
+                f"training.warmup: expected a share in [0, 1), above 0 for onecycle, got {self.warmup}; 0.05 is common"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def patches_per_epoch(self) -> int:
+        """How many patches a feed must give per epoch: `patches(..., count=training.patches_per_epoch)`."""
+        return self.steps_per_epoch * self.accumulate * self.batch
+
+
+def make_training(settings: Mapping[str, Setting]) -> Training:
+    """Make the settings from plain values, as a recipe has them.
+
+    Example:
+        >>> make_training({"epochs": 3}).steps
+        150
+
+    Raises:
+        UsageError: An unknown setting (the message guesses), a wrong type, or a value out of range.
+    """
+    known = [f.name for f in fields(Training)]
+    for key in settings:
+        if key not in known:
+            raise UsageError(f"training: unknown setting {key!r}; {did_you_mean(key, known)}")
+    try:
+        return TypeAdapter(Training).validate_python(dict(settings))
+    except ValidationError as bad:
+        first = bad.errors()[0]
+        raise UsageError(
+            f"training.{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first.get('input')!r}; see docs/recipes.md"
+        ) from bad
+
+
+def learning_rate(training: Training, step: int) -> float:
+    """Return the learning rate of a step in 0..steps - 1: a pure function, so that resuming needs no state.
+
+    Example:
+        >>> training = Training(epochs=1, steps_per_epoch=11, schedule="cosine", warmup=0.0, lr=2.0)
+        >>> [round(learning_rate(training, step), 3) for step in (0, 5, 10)]
+        [2.0, 1.0, 0.0]
+    """
+    rise = math.ceil(training.warmup * training.steps)
+    if step < rise:
+        share = (step + 1) / rise
+        if training.schedule != "onecycle":
+            return training.lr * share
+        return training.lr * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * share)) / 2)
+    share = (step - rise) / max(1, training.steps - 1 - rise)
+    falling = (1 + math.cos(math.pi * share)) / 2
+    factor: Mapping[str, float] = {
+        "constant": 1.0,
+        "cosine": falling,
+        "poly": math.pow(1 - share, 0.9),
+        "onecycle": 1e-4 + (1 - 1e-4) * falling,
+    }
+    return training.lr * factor[training.schedule]
