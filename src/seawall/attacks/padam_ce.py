@@ -1,0 +1,45 @@
+"""PAdam-CE: Adam on the noise, back into the threat set after each step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from seawall.attacks.climb import Adam, check_steps, climb
+from seawall.attacks.goal import AWAY, Goal
+from seawall.attacks.pixels import CE
+from seawall.keys import Keys
+from seawall.registry import register
+from seawall.threat import ThreatModel
+from seawall.types import Batch, SegmentationModel
+
+
+@register("attack", "padam-ce", paper="arXiv:2407.09150", smoke={"steps": 12}, traits=("stochastic",))
+@dataclass(frozen=True)
+class PAdamCE:
+    """Projected Adam (AMSGrad) on the cross-entropy from a random start.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Gradient steps; one forward and one backward pass each.
+        step: Learning rate, as a share of eps; the paper's 2/255 at eps 8/255.
+        random_start: Whether to start at a random image of the threat set, or at the clean one.
+
+    Paper: Halmosi, Mohos, Jelasity 2024, arXiv:2407.09150. Differs: the loss counts valid pixels only, and the most
+    adversarial image met is returned.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 200
+    step: float = 0.25
+    random_start: bool = True
+
+    def __post_init__(self) -> None:
+        check_steps("padam-ce", self.steps, self.step)
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        return climb(
+            "padam-ce", model, batch, threat, keys,
+            goal=self.goal, loss=CE, mover=lambda: Adam(self.step), steps=self.steps, random_start=self.random_start,
+        )  # fmt: skip

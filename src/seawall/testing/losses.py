@@ -1,0 +1,67 @@
+"""What every training loss must keep."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from seawall.registry import Entry
+from seawall.testing.ground import ground_batch, linear_model
+from seawall.testing.state import made, same_bits
+from seawall.types import Batch, Loss
+
+
+def check_finite_scalar_with_gradient(entry: Entry) -> None:
+    """A finite scalar with a finite gradient that reaches valid pixels alone."""
+    batch, logits = _given()
+    value = _loss(entry)(logits, batch.label, batch.valid)
+    assert value.ndim == 0 and bool(value.isfinite()), f"expected a finite scalar, got {value}"
+    (grad,) = torch.autograd.grad(value, logits)
+    assert bool(grad.isfinite().all()) and bool((grad != 0).any()), "the gradient is not finite or zero everywhere"
+    invalid = ~batch.valid[:, None].expand_as(grad)
+    assert not bool((grad[invalid] != 0).any()), "an invalid pixel got a gradient"
+
+
+def check_invalid_pixels_mean_nothing(entry: Entry) -> None:
+    """Whatever labels and logits of invalid pixels say, the loss is the same."""
+    batch, logits = _given()
+    usual = _loss(entry)(logits, batch.label, batch.valid)
+    for value in (0, 1, 255, -1):
+        label = torch.where(batch.valid, batch.label, value)
+        wild = torch.where(batch.valid[:, None], logits, 1e4 * float(value))
+        assert same_bits(usual, _loss(entry)(logits, label, batch.valid)), "labels of invalid pixels changed the loss"
+        got = _loss(entry)(wild, label, batch.valid)
+        assert torch.allclose(usual, got, atol=1e-6), "logits of invalid pixels changed the loss"
+
+
+def check_nothing_valid_is_zero(entry: Entry) -> None:
+    """Without valid pixels the loss is 0 and its gradient is finite."""
+    batch, logits = _given()
+    value = _loss(entry)(logits, batch.label, torch.zeros_like(batch.valid))
+    assert float(value.detach()) == 0.0, f"expected 0 without valid pixels, got {value}"
+    if value.requires_grad:
+        assert bool(torch.autograd.grad(value, logits)[0].isfinite().all()), "the gradient is not finite"
+
+
+def check_right_costs_less_than_wrong(entry: Entry) -> None:
+    """A right and sure prediction costs less than a wrong and sure one; extreme logits stay finite."""
+    batch, _ = _given()
+    label = torch.where(batch.valid, batch.label, 0)
+    sure = torch.nn.functional.one_hot(label, 2).movedim(-1, 1).float() * 200 - 100
+    right, wrong = (_loss(entry)(logits, batch.label, batch.valid) for logits in (sure, -sure))
+    assert bool(right.isfinite()) and bool(wrong.isfinite()), f"not finite at extreme logits: {right}, {wrong}"
+    assert right < wrong, f"right costs {right}, wrong costs {wrong}"
+
+
+def _given() -> tuple[Batch, Tensor]:
+    batch = ground_batch(images=2)
+    return batch, linear_model()(batch.image).detach().requires_grad_()
+
+
+def _loss(entry: Entry) -> Loss:
+    return cast(Loss, made(entry))
+
+
+CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]

@@ -1,0 +1,74 @@
+"""What checks compare: a method made cheaply, bits of tensors, and everything that may not change."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from seawall.registry import Entry
+from seawall.types import Batch
+
+
+def made(entry: Entry) -> object:
+    """Return the method with its cheap settings."""
+    return TypeAdapter(entry.make).validate_python(dict(entry.smoke))
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal to the bit, NaN included."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(1.25e30), b.nan_to_num(1.25e30))
+
+
+def same_batch(a: Batch, b: Batch) -> bool:
+    """Return whether two batches are equal to the bit."""
+    names = ("image", "label", "seen", "valid")
+    return a.chips == b.chips and all(same_bits(getattr(a, name), getattr(b, name)) for name in names)
+
+
+def copy_batch(batch: Batch) -> Batch:
+    """Return a batch that shares no memory with another."""
+    return Batch(batch.image.clone(), batch.label.clone(), batch.seen.clone(), batch.valid.clone(), batch.chips)
+
+
+def snapshot(model: nn.Module) -> list[object]:
+    """Return all that may not change in a model: values, gradients, buffers, modes, what wants gradients, hooks."""
+    parameters = [
+        (name, p.detach().clone(), None if p.grad is None else p.grad.clone(), p.requires_grad)
+        for name, p in model.named_parameters()
+    ]
+    buffers = [(name, b.clone()) for name, b in model.named_buffers()]
+    modules = [
+        (name, m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()
+    ]
+    return [*parameters, *buffers, *modules]
+
+
+def same_snapshot(a: list[object], b: list[object]) -> bool:
+    """Return whether two snapshots are equal to the bit."""
+    return _equal(a, b)
+
+
+@contextmanager
+def quiet_random() -> Iterator[None]:
+    """Fail if the block draws from, or seeds, any global random state."""
+    before = torch.get_rng_state().clone(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    yield
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    assert torch.equal(before[0], after[0]), "it drew from torch's global random state; draw from keys"
+    assert before[1] == after[1], "it drew from Python's global random state; draw from keys"
+    assert np.array_equal(before[2][1], after[2][1]), "it drew from NumPy's global random state; draw from keys"  # type: ignore[index]
+    assert before[2][2] == after[2][2], "it drew from NumPy's global random state; draw from keys"  # type: ignore[index]
+
+
+def _equal(a: object, b: object) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return same_bits(a, b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)

@@ -1,0 +1,16 @@
+"""What the adversary may do, said once and in data units: the set of images it may choose from.
+
+Example:
+    >>> from seawall.types import ModelSpec
+    >>> spec = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
+    >>> threat = parse_threat("linf 1% reflectance bands=B08", spec)
+    >>> threat.eps, threat.bands, str(threat)
+    (0.01, (1,), 'linf 1% reflectance bands=B08')
+"""
+
+from seawall.threat.ball import Ball
+from seawall.threat.model import ThreatModel
+from seawall.threat.region import Clouds, Everywhere, Patch, Region
+from seawall.threat.text import parse_threat
+
+__all__ = ["Ball", "Clouds", "Everywhere", "Patch", "Region", "ThreatModel", "parse_threat"]

@@ -1,0 +1,205 @@
+"""The threat as a value: norm, budget in data units, bounds, bands, region."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from seawall.errors import UsageError
+from seawall.keys import Keys
+from seawall.threat.ball import Ball
+from seawall.threat.region import Region
+from seawall.types import Unit
+
+PerBand = float | tuple[float, ...]
+
+FLOOR: dict[str, float | None] = {"reflectance": 0.0, "sigma0_db": None, "gamma0_db": None, "stretched": 0.0}
+CEILING: dict[str, float | None] = {"reflectance": None, "sigma0_db": None, "gamma0_db": None, "stretched": 1.0}
+"""Bounds that a threat's text has unless it says others, per unit; reflectance above 1 exists, over snow and glint."""
+
+WORDS: dict[str, str] = {"reflectance": "reflectance", "sigma0_db": "dB", "gamma0_db": "dB", "stretched": "stretched"}
+"""How a threat's text says its unit."""
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What the adversary may do to an image, in data units; unseen pixels are frozen always.
+
+    Multiplicative speckle of Sentinel-1 is linf in dB. Additive haze is linf along a spectrum, upwards.
+
+    Args:
+        norm: "linf" or "l2"; l2 is over a whole image.
+        eps: Budget in data units, one number or one per band. Per-band l2 is an ellipsoid: |offset / eps| <= 1.
+        unit: Unit of eps; it must be the model's.
+        low: Smallest allowed value, one number or per band; widened to hold the clean image, which is never clipped.
+        high: Largest allowed value, likewise.
+        bands: Indices of the bands that may be touched; None for all of them.
+        region: Pixels that may be touched; None for every seen one.
+        sign: "up" only brightens, "down" only darkens.
+        spectrum: Relative strength per band; the offset of a pixel is a multiple of it. Its largest entry counts as 1.
+        names: Band names, for the text form only.
+
+    Raises:
+        UsageError: A setting contradicts itself or is out of range.
+
+    Example:
+        >>> threat = ThreatModel("linf", 0.01)
+        >>> x = torch.zeros(1, 1, 1, 2)
+        >>> threat.project(x + 1, x, torch.tensor([[[True, False]]]))
+        tensor([[[[0.0100, 0.0000]]]])
+    """
+
+    norm: Literal["linf", "l2"]
+    eps: PerBand
+    unit: Unit = "reflectance"
+    low: PerBand | None = None
+    high: PerBand | None = None
+    bands: tuple[int, ...] | None = None
+    region: Region | None = None
+    sign: Literal["both", "up", "down"] = "both"
+    spectrum: tuple[float, ...] | None = None
+    names: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise UsageError(f"threat: expected norm linf or l2, got {self.norm!r}; write one of them")
+        if self.sign not in ("both", "up", "down"):
+            raise UsageError(f"threat: expected sign both, up or down, got {self.sign!r}; write one of them")
+        if not all(math.isfinite(eps) and eps >= 0 for eps in _tuple(self.eps)):
+            raise UsageError(f"threat: expected a finite eps >= 0, got {self.eps}; 0 means no attack at all")
+        if self.bands is not None and (not self.bands or min(self.bands) < 0):
+            raise UsageError(
+                f"threat: expected indices of bands that may be touched, got {self.bands}; name at least one"
+            )
+        if self.spectrum is not None and (isinstance(self.eps, tuple) or not any(self.spectrum)):
+            raise UsageError(
+                f"threat: expected one eps and a spectrum that is not all zero, got {self.eps} and {self.spectrum}; "
+                "the spectrum already says the share of each band"
+            )
+
+    @property
+    def radius(self) -> float:
+        """Largest distance that an image of the set can have; 0 means that only the clean image is in it."""
+        return max(_tuple(self.eps))
+
+    def scaled(self, factor: float) -> ThreatModel:
+        """Return the same threat with `factor` times the budget."""
+        eps = tuple(e * factor for e in self.eps) if isinstance(self.eps, tuple) else self.eps * factor
+        return replace(self, eps=eps)
+
+    def around(self, x: Tensor, seen: Tensor) -> Ball:
+        """Return the set of images around `x` (B, C, H, W), bounds computed once.
+
+        Raises:
+            UsageError: A per-band setting has another number of bands than the image.
+        """
+        x = x.detach()
+        eps = self._column(self.eps, x, "eps")
+        low = torch.minimum(self._column(-math.inf if self.low is None else self.low, x, "low"), x)
+        high = torch.maximum(self._column(math.inf if self.high is None else self.high, x, "high"), x)
+        low = x if self.sign == "up" else low
+        high = x if self.sign == "down" else high
+        free = self.free(x, seen) & (eps > 0)
+        low, high = torch.where(free, low, x), torch.where(free, high, x)
+        if self.spectrum is not None:
+            return self._haze(x, low, high, eps)
+        if self.norm == "linf":
+            low, high = torch.maximum(low, x - eps), torch.minimum(high, x + eps)
+        return Ball(x, low, high, eps, self.norm)
+
+    def free(self, x: Tensor, seen: Tensor) -> Tensor:
+        """Return where the adversary may change values: bool (B, C, H, W)."""
+        pixels = seen if self.region is None else self.region(x, seen) & seen
+        return pixels[:, None] & self._allowed(x)
+
+    def project(self, adv: Tensor, x: Tensor, seen: Tensor) -> Tensor:
+        """Return `adv` moved into the set around `x`: idempotent, and the identity inside."""
+        return self.around(x, seen).project(adv)
+
+    def ascend(self, grad: Tensor) -> Tensor:
+        """Return the steepest ascent of length one budget for a gradient: `x + step * ascend` uses a share of eps.
+
+        Gradients of values that may not be touched should be zero under l2; `around(x, seen).ascend` sees to it.
+        """
+        everywhere = torch.ones(grad.shape[0], *grad.shape[2:], dtype=torch.bool, device=grad.device)
+        return replace(self, region=None).around(torch.zeros_like(grad), everywhere).ascend(grad)
+
+    def start(self, x: Tensor, seen: Tensor, keys: Keys) -> Tensor:
+        """Return random images of the set, each chip from its own stream."""
+        return self.around(x, seen).start(keys)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the distance (B,) in data units that `radius` bounds; bands with a smaller eps count for more."""
+        offset = (a - b).detach()
+        if isinstance(self.eps, tuple):
+            eps = self._column(self.eps, a, "eps")
+            share = torch.where(eps > 0, offset / eps.clamp_min(1e-30), torch.where(offset == 0, 0.0, math.inf))
+            offset = share * self.radius
+        flat = offset.flatten(1)
+        length: Tensor = flat.abs().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(flat, dim=1)
+        return length
+
+    def _haze(self, x: Tensor, low: Tensor, high: Tensor, eps: Tensor) -> Ball:
+        strengths = self.spectrum or ()
+        peak = max(map(abs, strengths))
+        spectrum = self._column(tuple(s / peak for s in strengths), x, "spectrum")
+        if self.bands is not None:
+            spectrum = spectrum * self._allowed(x)
+        # each band allows an interval of amounts; the pixel gets their intersection
+        there = spectrum != 0
+        safe = torch.where(there, spectrum, 1.0)
+        ends = (low - x) / safe, (high - x) / safe
+        least = torch.where(there, torch.minimum(*ends), -math.inf).amax(1, keepdim=True)
+        most = torch.where(there, torch.maximum(*ends), math.inf).amin(1, keepdim=True)
+        amount = eps[:, :1]
+        if self.norm == "linf":
+            least, most = torch.maximum(least, -amount), torch.minimum(most, amount)
+        return Ball(x, least, most, amount, self.norm, spectrum)
+
+    def _allowed(self, x: Tensor) -> Tensor:
+        allowed = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
+        if self.bands is not None:
+            if max(self.bands) >= x.shape[1]:
+                raise UsageError(f"threat: expected bands below {x.shape[1]}, got {self.bands}; use the model's bands")
+            allowed = torch.zeros_like(allowed)
+            allowed[list(self.bands)] = True
+        return allowed[None, :, None, None]
+
+    def _column(self, value: PerBand, x: Tensor, what: str) -> Tensor:
+        if isinstance(value, tuple) and len(value) != x.shape[1]:
+            raise UsageError(f"threat: expected {x.shape[1]} values of {what}, got {len(value)}; give one per band")
+        return torch.tensor(_tuple(value), dtype=x.dtype, device=x.device).view(1, -1, 1, 1).expand(1, x.shape[1], 1, 1)
+
+    def __str__(self) -> str:
+        words = [self.norm, f"{_amount(self.eps, self.unit)} {WORDS[self.unit]}"]
+        if self.bands is not None:
+            words.append("bands=" + ",".join(self.names[b] if self.names else f"#{b}" for b in self.bands))
+        if self.region is not None:
+            words.append(f"region={self.region}")
+        if self.sign != "both":
+            words.append(f"sign={self.sign}")
+        if self.spectrum is not None:
+            words.append(f"spectrum={_numbers(self.spectrum)}")
+        for name, bound, usual in (("low", self.low, FLOOR[self.unit]), ("high", self.high, CEILING[self.unit])):
+            if bound != usual:
+                words.append(f"{name}={'none' if bound is None else _numbers(bound)}")
+        return " ".join(words)
+
+
+def _tuple(value: PerBand) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _numbers(value: PerBand) -> str:
+    return ",".join(f"{v:.12g}" if float(f"{v:.12g}") == v else repr(float(v)) for v in _tuple(value))
+
+
+def _amount(eps: PerBand, unit: str) -> str:
+    percents = tuple(float(f"{e * 100:.12g}") for e in _tuple(eps))
+    if unit in ("reflectance", "stretched") and all(p / 100 == e for p, e in zip(percents, _tuple(eps), strict=True)):
+        return ",".join(f"{p:.12g}%" for p in percents)
+    return _numbers(eps)
