@@ -1,0 +1,245 @@
+"""Whole scenes: a map, its doubt and its area, in bounded memory, resumable, and whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import rasterio
+from torch import nn
+
+from seawall.errors import ImageryError, ModelError, RunError, SeawallError
+from seawall.files import RunLock
+from seawall.imagery.radiometry import Hints
+from seawall.models.container import digest
+from seawall.models.weights import check_finite, spec_of, spec_to_json, state_of
+from seawall.runtime import Runtime, find_device
+from seawall.scenes.canvas import Canvas
+from seawall.scenes.paint import paint
+from seawall.scenes.product import LAYERS, NODATA, Question, SceneResult, Totals
+from seawall.scenes.publish import finished, publish
+from seawall.scenes.source import Scene, open_scene
+from seawall.scenes.survey import Job, SceneReport, Survey, clean_name, find_scenes
+
+__all__ = [
+    "Job",
+    "SceneReport",
+    "SceneResult",
+    "Survey",
+    "find_scenes",
+    "model_digest",
+    "predict_many",
+    "predict_scene",
+]
+
+Progress = Callable[[int, int, str], None]
+"""Called as progress(tiles done, tiles in all, scene)."""
+
+CACHE = 128 * 2**20
+"""Bytes for GDAL's block cache; reads follow the blocks, so more would only be a copy of the scene in memory."""
+FORMAT = 1
+"""Version of the products: another one is another map."""
+
+
+def silent(done: int, total: int, scene: str) -> None:
+    """Report nothing."""
+
+
+def predict_scene(
+    model: nn.Module,
+    path: Path | str,
+    out: Path | str,
+    *,
+    name: str = "",
+    when: str = "",
+    klass: str = "water",
+    tile: int = 512,
+    overlap: int = 64,
+    batch: int = 0,
+    unsure: tuple[float, float] = (0.2, 0.8),
+    temperature: float = 1.0,
+    runtime: Runtime = "torch",
+    bands: Sequence[str] = (),
+    sensor: str = "",
+    hints: Hints = Hints(),
+    memory_mib: int = 512,
+    device: str = "auto",
+    resume: bool = True,
+    progress: Progress = silent,
+) -> SceneResult:
+    """Map a whole scene: class, probability and uncertainty as cloud-optimized GeoTIFFs, area, STAC.
+
+    A killed run leaves nothing under the final names; the next one takes up the rows that are finished and whole.
+
+    Args:
+        model: Any module with a `spec` that gives logits.
+        path: The scene, a raster file whose bands have names.
+        out: Folder for `<name>.class.tif`, `<name>.water.tif`, `<name>.uncertainty.tif` and `<name>.json`.
+        name: Name of the products; the file's by default.
+        when: Acquisition time, ISO 8601; from the file's tags or name by default.
+        klass: See `Survey`, as for all settings up to memory_mib.
+        device: auto, cpu, cuda, cuda:1, mps.
+        resume: Keep what an earlier run finished, if model, scene and settings are the same.
+        progress: Called after each batch of tiles.
+
+    Raises:
+        UsageError: A setting or class that cannot be.
+        ImageryError: The scene cannot be read, lacks a band or has another unit.
+        ModelError: The model gives no finite logits of its classes.
+        RunError: Another run works in the folder, the disk is full, or a tile does not fit into memory.
+    """
+    survey = Survey(klass, tile, overlap, batch, unsure, temperature, runtime, tuple(bands), sensor, hints, memory_mib)
+    job = Job(Path(path), clean_name(name or Path(path).stem), when)
+    with _owned(Path(out)) as notes:
+        return _Mapper(model, Path(out), survey, device, resume, progress, notes).map(job)
+
+
+def predict_many(
+    model: nn.Module,
+    source: Path | str | Sequence[Path | str],
+    out: Path | str,
+    *,
+    survey: Survey = Survey(),
+    device: str = "auto",
+    resume: bool = True,
+    progress: Progress = silent,
+) -> SceneReport:
+    """Map many scenes; one that fails is listed with its reason and the others go on.
+
+    Args:
+        model: Any module with a `spec`.
+        source: A scene, a folder of scenes, a CSV manifest (columns path, name, when; relative to the manifest), or paths.
+        out: Folder for the products of all of them.
+        survey: How.
+        device: See `predict_scene`.
+        resume: See `predict_scene`; scenes whose products are there and whole are not computed again.
+        progress: See `predict_scene`.
+
+    Raises:
+        UsageError: There is no scene, or two would get the same name.
+        RunError: Another run works in the folder.
+    """
+    jobs = find_scenes(source, Path(out))
+    spec_of(model).klass(survey.klass)
+    made: list[SceneResult] = []
+    failed: list[tuple[str, str]] = []
+    with _owned(Path(out)) as notes:
+        mapper = _Mapper(model, Path(out), survey, device, resume, progress, notes)
+        for job in jobs:
+            try:
+                made.append(mapper.map(job))
+            except SeawallError as bad:
+                failed.append((str(job.path), str(bad)))
+            except Exception as bad:  # one scene must not take the others with it, whatever it found
+                failed.append((str(job.path), f"{type(bad).__name__}: {bad}"))
+    return SceneReport(tuple(made), tuple(failed))
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of what a model computes: weights, specification, layers and their settings."""
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
+    return digest(state_of(model), {"spec": spec_to_json(spec_of(model)), "layers": layers})
+
+
+@contextlib.contextmanager
+def _owned(out: Path) -> Iterator[tuple[str, ...]]:
+    lock = RunLock(out)
+    try:
+        lock.__enter__()
+    except OSError as bad:
+        raise RunError(
+            f"{out}: expected a folder that can be written, got {bad.strerror or bad}; choose another one"
+        ) from bad
+    try:
+        yield ("took over the folder from a run that died",) if lock.took_over else ()
+    finally:
+        lock.__exit__(None, None, None)
+
+
+@dataclass(frozen=True)
+class _Mapper:
+    model: nn.Module
+    out: Path
+    survey: Survey
+    device: str
+    resume: bool
+    progress: Progress
+    notes: tuple[str, ...]
+
+    def map(self, job: Job) -> SceneResult:
+        """Map one scene, or return the map that is there."""
+        begin = time.monotonic()
+        survey, spec = self.survey, spec_of(self.model)
+        question = Question(spec.klass(survey.klass), survey.unsure)
+        if len(spec.classes) > NODATA:
+            raise ModelError(
+                f"model: expected at most {NODATA} classes, got {len(spec.classes)}; a map pixel is a byte"
+            )
+        check_finite(state_of(self.model), "model")
+        find_device(self.device)
+        with (
+            rasterio.Env(GDAL_CACHEMAX=CACHE),
+            open_scene(job.path, spec, bands=survey.bands, sensor=survey.sensor, hints=survey.hints) as scene,
+        ):
+            made_by = model_digest(self.model)
+            plain = [FORMAT, made_by, scene.digest, job.when, survey.identity()]
+            key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+            if self.resume and (found := finished(self.out, job.name, key)):
+                return replace(found, reused=True)
+            grid = scene.source.grid
+            canvas = Canvas(self.out / f".{job.name}.part", key, LAYERS, grid.height, grid.width)
+            if not self.resume:
+                canvas.remove()
+            try:
+                totals, tiles = paint(
+                    self.model, scene, canvas, question, survey, self.device, lambda d, t: self.progress(d, t, job.name)
+                )
+                result = _result(job, scene, survey, totals, key, made_by, self.notes)
+                return publish(self.model, replace(result, tiles=tiles), scene, canvas, self.out, job.when, begin)
+            except (ImageryError, ModelError):
+                canvas.remove()  # neither goes away by itself, so there is nothing to take up
+                raise
+
+
+def _result(
+    job: Job, scene: Scene, survey: Survey, totals: Totals, key: str, model: str, notes: tuple[str, ...]
+) -> SceneResult:
+    classes = scene.spec.classes
+    klass = scene.spec.klass(survey.klass)
+    by_class = totals.class_m2
+    return SceneResult(
+        name=job.name,
+        source=job.path.name,
+        files={layer: f"{job.name}.{layer}.tif" for layer in LAYERS},
+        digests={},
+        key=key,
+        model=model,
+        scene=scene.digest,
+        classes=classes,
+        klass=survey.klass,
+        unit=scene.spec.unit,
+        radiometry=str(scene.scale or "nothing seen"),
+        height=scene.source.grid.height,
+        width=scene.source.grid.width,
+        seen_share=totals.seen / totals.pixels,
+        water_share=totals.class_pixels[klass] / totals.seen if totals.seen else None,
+        water_km2=None if by_class is None else by_class[klass] / 1e6,
+        expected_km2=_km2(totals.expected_m2),
+        low_km2=_km2(totals.low_m2),
+        high_km2=_km2(totals.high_m2),
+        unsure_km2=_km2(totals.unsure_m2),
+        unsure_share=totals.unsure / totals.seen if totals.seen else None,
+        class_km2={name: None if by_class is None else by_class[k] / 1e6 for k, name in enumerate(classes)},
+        unsure=survey.unsure,
+        flags=(*scene.flags, *notes),
+    )
+
+
+def _km2(area_m2: float | None) -> float | None:
+    return None if area_m2 is None else area_m2 / 1e6

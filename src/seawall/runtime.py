@@ -1,0 +1,248 @@
+"""What runs a network over tiles: PyTorch, ONNX Runtime or OpenVINO, behind one call from images to probabilities."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from seawall.errors import ModelError, RunError, UsageError, did_you_mean
+from seawall.files import write_atomic
+from seawall.models.weights import spec_of
+from seawall.types import ModelSpec
+
+Floats = NDArray[np.float32]
+Predict = Callable[[Floats], Floats]
+Runtime = Literal["torch", "onnx", "openvino"]
+RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
+_EXPORT = ("onnx", "onnxscript", "onnxruntime")
+_NEEDS = {"onnx": _EXPORT, "openvino": (*_EXPORT, "openvino")}
+
+
+@contextmanager
+def open_runtime(
+    model: nn.Module, runtime: Runtime = "torch", *, device: str = "auto", temperature: float = 1.0
+) -> Iterator[Predict]:
+    """Make a network ready for inference; inside, it takes images and gives probabilities.
+
+    The model is put into evaluation mode on the device, and left as it was found.
+
+    Args:
+        model: Any module with a `spec` that gives logits (B, K, H, W).
+        runtime: torch, onnx (ONNX Runtime) or openvino; the last two run on the CPU and need the extra `deploy`.
+        device: auto, cpu, cuda, cuda:1, mps.
+        temperature: Logits are divided by it before the softmax; fit it on held-out scenes to calibrate.
+
+    Raises:
+        UsageError: An unknown runtime or device, or a temperature that is not positive.
+        ModelError: The model has no spec or its output is not logits of its classes.
+        RunError: The extra `deploy` is not installed.
+    """
+    if runtime not in RUNTIMES:
+        raise UsageError(f"runtime: unknown name {runtime!r}; {did_you_mean(runtime, RUNTIMES)}")
+    if not temperature > 0 or not np.isfinite(temperature):
+        raise UsageError(f"temperature: expected a positive number, got {temperature}; 1 leaves the logits as they are")
+    spec = spec_of(model)
+    if runtime == "torch":
+        place = find_device(device)
+        with _as_found(model, place):
+            yield lambda images: _torch(model, spec, place, temperature, images)
+        return
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"device: expected cpu with the {runtime} runtime, got {device!r}; use --runtime torch")
+    need(runtime)
+    with TemporaryDirectory(prefix="seawall-") as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(model, path)
+        logits = _onnx(path) if runtime == "onnx" else _openvino(path)
+
+        def predict(images: Floats) -> Floats:
+            got = logits(images)
+            _check(got.shape, spec, images.shape)
+            return _softmax(got, temperature)
+
+        yield predict
+
+
+def find_device(name: str) -> torch.device:
+    """Return a device by name; "auto" is the accelerator if there is one.
+
+    Raises:
+        UsageError: The name is unknown or this machine has no such device.
+
+    Example:
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
+    if name == "auto":
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as bad:
+        raise UsageError(
+            f"device: expected auto or a device of this machine, got {name!r} ({str(bad).splitlines()[0]}); use cpu"
+        ) from bad
+    return device
+
+
+def export_onnx(model: nn.Module, path: Path) -> None:
+    """Write a network as one self-contained ONNX file: "image" (N, C, H, W) in data units to "logits".
+
+    Args:
+        model: Any module with a `spec`.
+        path: Final name; batch, height and width stay free.
+
+    Raises:
+        RunError: The extra `deploy` is not installed.
+        ModelError: The network cannot be exported, or the exported one does not compute the same.
+    """
+    need("onnx")
+    onnx = importlib.import_module("onnx")
+    spec = spec_of(model)
+    example = _example(spec, 2, 64)
+    loud = logging.getLogger("torch.onnx")
+    level = loud.level
+    loud.setLevel(logging.ERROR)
+    with TemporaryDirectory(prefix="seawall-") as folder, _as_found(model, torch.device("cpu")):
+        raw = Path(folder) / "raw.onnx"
+        free = {0: torch.export.Dim("n"), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+        try:
+            with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the exporter's own making
+                torch.onnx.export(
+                    model,
+                    (example,),
+                    str(raw),
+                    dynamo=True,
+                    input_names=["image"],
+                    output_names=["logits"],
+                    dynamic_shapes=(free,),
+                    external_data=False,
+                    verbose=False,
+                )
+            proto = onnx.load(str(raw))
+            onnx.checker.check_model(proto)
+        except Exception as bad:  # the exporter raises its own and torch's internal types
+            raise ModelError(
+                f"{path}: expected a network that ONNX can express, got {type(bad).__name__}: {str(bad).splitlines()[0][:160]}; "
+                "use --runtime torch"
+            ) from bad
+        finally:
+            loud.setLevel(level)
+        _check_export(model, raw, spec, path)
+        write_atomic(path, raw.read_bytes())
+
+
+def need(runtime: str) -> None:
+    """Check that a runtime's packages are installed.
+
+    Raises:
+        RunError: They are not.
+    """
+    for name in _NEEDS.get(runtime, ()):
+        try:
+            importlib.import_module(name)
+        except ImportError as gone:
+            raise RunError(
+                f"runtime {runtime}: expected the package {name}, got none; install it with: pip install 'seawall[deploy]'"
+            ) from gone
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that the memory of the machine or of its accelerator is used up."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        said in text for said in ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+    )
+
+
+def _torch(model: nn.Module, spec: ModelSpec, device: torch.device, temperature: float, images: Floats) -> Floats:
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(images).to(device))
+        if not isinstance(logits, torch.Tensor):
+            raise ModelError(
+                f"model: expected logits, got {type(logits).__name__}; wrap the network with seawall's adapter"
+            )
+        _check(logits.shape, spec, images.shape)
+        probability = torch.softmax(logits.float() / temperature, 1)
+        return np.asarray(probability.contiguous().cpu().numpy(), np.float32)
+
+
+def _check(got: tuple[int, ...], spec: ModelSpec, given: tuple[int, ...]) -> None:
+    expected = (given[0], len(spec.classes), *given[2:])
+    if tuple(got) != expected:
+        raise ModelError(
+            f"model: expected logits of shape {expected}, got {tuple(got)}; wrap the network with seawall's adapter"
+        )
+
+
+def _softmax(logits: Floats, temperature: float) -> Floats:
+    scaled = logits / np.float32(temperature)
+    scaled -= scaled.max(1, keepdims=True)
+    np.exp(scaled, out=scaled)
+    return np.asarray(scaled / scaled.sum(1, keepdims=True), np.float32)
+
+
+def _onnx(path: Path) -> Predict:
+    engine = importlib.import_module("onnxruntime")
+    options = engine.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = engine.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda images: np.asarray(session.run(None, {"image": images})[0], np.float32)
+
+
+def _openvino(path: Path) -> Predict:
+    engine: ModuleType = importlib.import_module("openvino")
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = engine.Core().compile_model(str(path), "CPU", settings)
+    return lambda images: np.array(compiled([images])[0], np.float32)
+
+
+def _check_export(model: nn.Module, raw: Path, spec: ModelSpec, path: Path) -> None:
+    run = _onnx(raw)
+    for count, side in ((1, 96), (3, 64)):  # other sizes than the exported one: the free axes are free
+        image = _example(spec, count, side)
+        with torch.inference_mode():
+            expected = model(image).numpy()
+        got = run(image.numpy())
+        worst = float(np.abs(got - expected).max())
+        if not worst <= 1e-3 * max(1.0, float(np.abs(expected).max())):
+            raise ModelError(
+                f"{path}: expected the same logits as PyTorch's, got a difference of {worst:.3g}; report it"
+            )
+
+
+def _example(spec: ModelSpec, count: int, side: int) -> torch.Tensor:
+    draw = torch.rand(count, len(spec.bands), side, side, generator=torch.Generator().manual_seed(0))
+    return draw * 25 - 27 if spec.unit.endswith("_db") else draw * 0.4
+
+
+@contextmanager
+def _as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    first = next(iter([*model.parameters(), *model.buffers()]), None)
+    home = first.device if first is not None else device
+    try:
+        model.to(device).eval()
+        yield
+    finally:
+        model.to(home)
+        for module, mode in modes:
+            module.training = mode

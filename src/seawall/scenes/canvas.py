@@ -1,0 +1,168 @@
+"""A scene being painted: plain files beside the final names, with a ledger of what is on the disk and whole.
+
+A killed run leaves the canvas; the next run with the same key checks every window in the ledger against its digest
+and paints the others. Plain rows instead of a half-written TIFF: nothing in them can be left inconsistent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.errors import RunError
+from seawall.files import write_atomic
+
+Window = tuple[int, int, int, int]
+"""Row, column, height, width."""
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Layers of one byte per pixel in a folder.
+
+    Args:
+        folder: Where the layers and the ledger are; it is made and removed by the canvas.
+        key: What the layers are made of; a canvas with another key is thrown away.
+        layers: Names of the layers.
+        height: Rows of the scene.
+        width: Columns of the scene.
+    """
+
+    folder: Path
+    key: str
+    layers: tuple[str, ...]
+    height: int
+    width: int
+
+    def open(self) -> dict[Window, Mapping[str, object]]:
+        """Make the canvas, or take up the one that is there.
+
+        Returns:
+            The windows that are whole, with the facts that were noted about them.
+
+        Raises:
+            RunError: The disk has no room for the layers, or the folder cannot be written.
+        """
+        facts = {"key": self.key, "layers": list(self.layers), "shape": [self.height, self.width]}
+        try:
+            if _read(self.folder / "canvas.json") == facts:
+                return dict(self._whole())
+            self.remove()
+            self.folder.mkdir(parents=True)
+            for layer in self.layers:
+                with self._path(layer).open("wb") as file:
+                    _reserve(file.fileno(), self.height * self.width)
+            write_atomic(self.folder / "canvas.json", json.dumps(facts))
+        except OSError as bad:
+            self.remove()
+            raise no_room(self.folder.parent, bad) from bad
+        return {}
+
+    def paint(self, window: Window, pixels: Mapping[str, Bytes], facts: Mapping[str, object]) -> None:
+        """Put a window of every layer on the disk, then note it in the ledger.
+
+        Args:
+            window: Where.
+            pixels: (height, width) uint8 per layer.
+            facts: Plain values to remember about the window.
+
+        Raises:
+            RunError: The disk is full; the canvas is removed.
+        """
+        row, col, _, width = window
+        try:
+            for layer in self.layers:
+                with self._path(layer).open("rb+") as file:
+                    runs = pixels[layer] if width < self.width else pixels[layer].reshape(1, -1)
+                    for at, run in enumerate(runs):
+                        file.seek((row + at) * self.width + col)
+                        file.write(run.tobytes())
+                    file.flush()
+                    os.fsync(file.fileno())
+            line = {"window": list(window), "digest": _digest(pixels[layer] for layer in self.layers), "facts": facts}
+            with (self.folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
+                ledger.write("\n" + json.dumps(line))  # first the line's end: a torn line never swallows the next
+                ledger.flush()
+                os.fsync(ledger.fileno())
+        except OSError as bad:
+            self.remove()
+            raise no_room(self.folder.parent, bad) from bad
+
+    def rows(self, layer: str, step: int = 512) -> Iterator[tuple[int, Bytes]]:
+        """Yield a layer's rows from top to bottom, as (first row, (step, width) pixels)."""
+        for row in range(0, self.height, step):
+            yield row, self._window(layer, (row, 0, min(step, self.height - row), self.width))
+
+    def remove(self) -> None:
+        """Delete the canvas."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, layer: str) -> Path:
+        return self.folder / f"{layer}.raw"
+
+    def _window(self, layer: str, window: Window) -> Bytes:
+        row, col, height, width = window
+        whole = np.fromfile(self._path(layer), np.uint8, count=height * self.width, offset=row * self.width)
+        return whole.reshape(-1, self.width)[:, col : col + width]
+
+    def _whole(self) -> Iterator[tuple[Window, Mapping[str, object]]]:
+        ledger = self.folder / "ledger.jsonl"
+        for line in ledger.read_text(encoding="utf-8", errors="replace").splitlines() if ledger.exists() else ():
+            try:
+                row = json.loads(line)
+                at = row["window"]
+                window = (int(at[0]), int(at[1]), int(at[2]), int(at[3]))
+                found = _digest(self._window(layer, window) for layer in self.layers)
+            except (
+                ValueError,
+                KeyError,
+                TypeError,
+                IndexError,
+                OSError,
+            ):  # a torn line or a short layer: paint it again
+                continue
+            if found == row.get("digest"):
+                yield window, row["facts"]
+
+
+def no_room(folder: Path, bad: OSError) -> RunError:
+    """Say what an operating system error means for somebody who writes into a folder."""
+    if isinstance(bad, PermissionError):
+        return RunError(f"{folder}: expected a folder that can be written, got {bad.strerror}; choose another --out")
+    try:
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    except OSError:
+        free = 0
+    return RunError(
+        f"{folder}: expected room for the products, got {bad.strerror or bad} with {free // 2**20} MiB free; free space and run again"
+    )
+
+
+def _reserve(file: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)  # a full disk says so now, not after an hour
+    else:
+        os.ftruncate(file, size)
+
+
+def _digest(layers: Iterator[Bytes]) -> str:
+    made = hashlib.blake2b(digest_size=16)
+    for pixels in layers:
+        made.update(pixels.tobytes())
+    return made.hexdigest()
+
+
+def _read(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,245 @@
+"""STAC for what was made: an Item for the map of a scene, and an Item with MLM metadata for the model that made it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pystac
+import torch
+from pyproj import CRS, Transformer
+from pystac.extensions.classification import Classification
+from pystac.extensions.mlm import (
+    Hyperparameters,
+    InputStructure,
+    MLMExtension,
+    ModelInput,
+    ModelOutput,
+    ProcessingExpression,
+    ResultStructure,
+    TaskType,
+)
+from pystac.extensions.raster import DataType
+from torch import nn
+
+from seawall import __version__
+from seawall.errors import UsageError
+from seawall.imagery.grid import Grid
+from seawall.models.weights import spec_of
+from seawall.scenes.product import NODATA, SCALE, SceneResult, palette
+
+EXTENSIONS = (
+    "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+)
+COG = "image/tiff; application=geotiff; profile=cloud-optimized"
+BEGIN = datetime(2014, 4, 3, tzinfo=UTC)
+"""Launch of Sentinel-1A: an image whose time is unknown is not older."""
+
+_STAMP = re.compile(r"(?<!\d)(20\d{6})T(\d{6})(?!\d)")
+_TIME_TAGS = ("ACQUISITION_DATETIME", "SENSING_TIME", "PRODUCT_START_TIME", "datetime", "DATETIME")
+
+
+def acquired(name: str, tags: Mapping[str, str], when: str = "") -> datetime | None:
+    """Return when a scene was acquired: as stated, else from its tags, else from a stamp in its name.
+
+    Args:
+        name: File name, such as "S2A_MSIL2A_20230815T101031_....tif".
+        tags: Metadata of the file.
+        when: ISO 8601, if the user knows.
+
+    Raises:
+        UsageError: The stated time is no time.
+
+    Example:
+        >>> acquired("S2A_MSIL2A_20230815T101031_N0509.tif", {}).isoformat()
+        '2023-08-15T10:10:31+00:00'
+    """
+    if when:
+        try:
+            return _utc(datetime.fromisoformat(when))
+        except ValueError as bad:
+            raise UsageError(f"when: expected a time such as 2023-08-15T10:10:31Z, got {when!r}; write it so") from bad
+    for tag in _TIME_TAGS:
+        try:
+            return _utc(datetime.fromisoformat(tags[tag].strip()))
+        except (KeyError, ValueError):
+            continue
+    if found := _STAMP.search(name):
+        try:
+            return datetime.strptime("".join(found.groups()), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+        except ValueError:
+            return None
+    return None
+
+
+def scene_item(
+    result: SceneResult, grid: Grid, when: datetime | None, folder: Path, model_file: str
+) -> dict[str, object]:
+    """Return the STAC Item of a map, with the result itself under "result".
+
+    Args:
+        result: The map.
+        grid: Where it is.
+        when: Acquisition time; unknown if None.
+        folder: Where the product files are.
+        model_file: File name of the model's Item, linked as what the map is derived from.
+    """
+    now = datetime.now(UTC)
+    outline = _outline(grid)
+    item = pystac.Item(
+        id=result.name,
+        geometry=None if outline is None else {"type": "Polygon", "coordinates": [outline]},
+        bbox=None if outline is None else _box(outline),
+        datetime=when,
+        start_datetime=None if when else BEGIN,
+        end_datetime=None if when else now,
+        properties={
+            "created": _text(now),
+            "title": f"{result.klass} map of {result.source}",
+            "processing:software": {"seawall": __version__, "torch": torch.__version__},
+            "processing:lineage": f"{result.source} (sha256 {result.scene}) through model {result.model}",
+            "processing:level": "L3",
+            **_projection(grid),
+        },
+        stac_extensions=list(EXTENSIONS),
+    )
+    for layer, file in result.files.items():
+        item.add_asset(layer, _asset(result, layer, file, folder))
+    item.add_link(pystac.Link("derived_from", f"./{model_file}", "application/geo+json", "Model (STAC MLM)"))
+    made = item.to_dict(include_self_link=False, transform_hrefs=False)
+    return {**made, "result": asdict(result)}
+
+
+def model_item(model: nn.Module, digest: str) -> dict[str, object]:
+    """Return the STAC Item with MLM metadata of a model.
+
+    Args:
+        model: A module with a `spec`.
+        digest: Digest of the model.
+    """
+    spec = spec_of(model)
+    item = pystac.Item(
+        id=f"model-{digest[:12]}",
+        geometry=None,
+        bbox=None,
+        datetime=None,
+        start_datetime=BEGIN,
+        end_datetime=datetime.now(UTC),
+        properties={"title": spec.note or f"{spec.architecture} for {', '.join(spec.classes)}", "gsd": spec.gsd_m},
+    )
+    sizes = [tensor.numel() for tensor in model.parameters()]
+    memory = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+    item.properties["bands"] = [{"name": name} for name in spec.bands]
+    MLMExtension.ext(item, add_if_missing=True).apply(
+        name=f"{spec.architecture}-{digest[:12]}",
+        architecture=spec.architecture,
+        tasks=[TaskType.SEMANTIC_SEGMENTATION],
+        framework="PyTorch",
+        framework_version=torch.__version__,
+        memory_size=memory,
+        total_parameters=sum(sizes),
+        pretrained=True,
+        input=[
+            ModelInput.create(
+                name="image",
+                bands=list(spec.bands),
+                input=InputStructure.create(
+                    [-1, len(spec.bands), -1, -1], ["batch", "bands", "height", "width"], DataType.FLOAT32
+                ),
+                description=f"{spec.unit}, unseen pixels filled; the model normalizes by itself",
+            )
+        ],
+        output=[
+            ModelOutput.create(
+                name="logits",
+                tasks=[TaskType.SEMANTIC_SEGMENTATION],
+                result=ResultStructure.create(
+                    [-1, len(spec.classes), -1, -1], ["batch", "class", "height", "width"], DataType.FLOAT32
+                ),
+                classes=[
+                    Classification.create(value=k, name=_slug(name), title=name) for k, name in enumerate(spec.classes)
+                ],
+                post_processing_function=ProcessingExpression.create("python", "torch:softmax"),
+            )
+        ],
+        hyperparameters=Hyperparameters.create(**{str(k): v for k, v in spec.settings.items()})
+        if spec.settings
+        else None,
+    )
+    item.properties["seawall:unit"] = spec.unit
+    item.properties["seawall:digest"] = digest
+    made: dict[str, object] = item.to_dict(include_self_link=False, transform_hrefs=False)
+    return made
+
+
+def _asset(result: SceneResult, layer: str, file: str, folder: Path) -> pystac.Asset:
+    names = {"class": "Class", "water": f"Probability of {result.klass}", "uncertainty": "Entropy over ln K"}
+    extra: dict[str, object] = {
+        "data_type": "uint8",
+        "nodata": NODATA,
+        "file:size": (folder / file).stat().st_size,
+        "file:checksum": "1220" + result.digests[layer],  # multihash: sha2-256, 32 bytes
+    }
+    if layer == "class":
+        colors = palette(result.classes)
+        extra["classification:classes"] = [
+            {"value": k, "name": _slug(name), "title": name, "color_hint": "{:02X}{:02X}{:02X}".format(*colors[k])}
+            for k, name in enumerate(result.classes)
+        ]
+    else:
+        extra |= {"raster:scale": SCALE, "raster:offset": 0.0, "unit": "1"}
+    return pystac.Asset(f"./{file}", title=names[layer], media_type=COG, roles=["data"], extra_fields=extra)
+
+
+def _projection(grid: Grid) -> dict[str, object]:
+    facts: dict[str, object] = {"proj:shape": [grid.height, grid.width]}
+    if grid.transform is None or grid.crs is None:
+        return facts
+    crs = CRS.from_user_input(grid.crs)
+    authority = crs.to_authority()
+    facts["proj:transform"] = list(grid.transform)[:6]
+    if authority:
+        facts["proj:code"] = ":".join(authority)
+    else:
+        facts["proj:wkt2"] = crs.to_wkt()
+    return facts
+
+
+def _outline(grid: Grid, steps: int = 8) -> list[list[float]] | None:
+    """Return the ring around a grid in longitude and latitude, counter-clockwise, or None without georeference."""
+    if grid.transform is None or grid.crs is None:
+        return None
+    h, w = grid.height, grid.width
+    share = [i / steps for i in range(steps)]
+    ring = [(h * s, 0.0) for s in share] + [(float(h), w * s) for s in share]
+    ring += [(h * (1 - s), float(w)) for s in share] + [(0.0, w * (1 - s)) for s in share]
+    xs, ys = zip(*(grid.point(row, col) for row, col in ring), strict=True)
+    lon, lat = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(xs, ys)
+    points = [[round(float(x), 7), round(float(y), 7)] for x, y in zip(lon, lat, strict=True)]
+    if not all(abs(x) <= 360 and abs(y) <= 90 for x, y in points):
+        return None
+    return [*points, points[0]]
+
+
+def _box(ring: list[list[float]]) -> list[float]:
+    xs, ys = [x for x, _ in ring], [y for _, y in ring]
+    return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^0-9A-Za-z_-]+", "_", name) or "class"
+
+
+def _text(when: datetime) -> str:
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _utc(when: datetime) -> datetime:
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)

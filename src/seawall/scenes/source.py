@@ -1,0 +1,224 @@
+"""A scene as a model wants it: its bands by name, its numbers in the model's unit, read block by block."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.errors import ImageryError, ModelError, RadiometryError, UsageError
+from seawall.imagery.radiometry import Hints, Scale, detect, hints_of, scale_for, to_physical
+from seawall.imagery.raster import Raster, RasterSource, Window, open_raster
+from seawall.imagery.sensors import known, resolve
+from seawall.types import FILL, ModelSpec
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+PIECE = 2**22
+"""Numbers read at once: the copies on the way to physical units stay small."""
+SAMPLES, SIDE = 24, 256
+"""How many windows of which side tell the unit of a scene."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An open scene whose bands and unit fit a model.
+
+    Args:
+        source: The open raster.
+        bands: Its bands in the order of the model's.
+        scale: How stored numbers become the model's unit; None if nothing in the scene is seen.
+        spec: The model's specification.
+        digest: SHA-256 of the file.
+        flags: What a reader of the result should know.
+    """
+
+    source: RasterSource
+    bands: tuple[str, ...]
+    scale: Scale | None
+    spec: ModelSpec
+    digest: str
+    flags: tuple[str, ...]
+
+    @property
+    def chunk(self) -> int:
+        """Rows to fetch at once so that each block is decoded once."""
+        height = self.source.block[0]
+        return 256 // height * height if height <= 256 else min(height, 1024)
+
+    def fetch(self, row: int, col: int, height: int, width: int) -> tuple[Floats, Bools]:
+        """Read a window: data (C, H, W) in the model's unit, unseen pixels filled, and seen (H, W)."""
+        data = np.empty((len(self.bands), height, width), np.float32)
+        seen = np.empty((height, width), np.bool_)
+        for r, c, h, w in pieces((row, col, height, width), self.source.block, len(self.bands)):
+            stored, there = self.source.read((r, c, h, w), self.bands)
+            at = (slice(r - row, r - row + h), slice(c - col, c - col + w))
+            seen[at] = there
+            if self.scale is None or not there.any():
+                data[(slice(None), *at)] = FILL[self.spec.unit]
+            else:
+                data[(slice(None), *at)] = to_physical(stored, there, self.scale, self.spec.unit)
+        return data, seen
+
+
+@contextmanager
+def open_scene(
+    path: Path, spec: ModelSpec, *, bands: Sequence[str] = (), sensor: str = "", hints: Hints = Hints()
+) -> Iterator[Scene]:
+    """Open a scene for a model; everything that could be wrong with it is said before any work.
+
+    Args:
+        path: A raster file.
+        spec: What the model wants.
+        bands: Names of the file's bands, where the file itself has none.
+        sensor: Product family whose own band names count first, such as "hls-s30".
+        hints: What is known about the stored numbers and not in the file.
+
+    Raises:
+        ImageryError: The file cannot be read, is not whole, or lacks a band.
+        RadiometryError: Its unit is not the model's, or cannot be told.
+    """
+    with open_raster(path) as source:
+        picked = match(str(path), bands or source.bands, source.bands, spec, sensor)
+        scale, flags = _unit(source, picked, spec, hints, sensor)
+        yield Scene(source, picked, scale, spec, digest_file(path), (*flags, *_geometry_flags(source, spec)))
+
+
+def match(where: str, names: Sequence[str], own: Sequence[str], spec: ModelSpec, sensor: str = "") -> tuple[str, ...]:
+    """Return the file's own names of the bands that a model wants, in the model's order.
+
+    Args:
+        where: For messages.
+        names: What the bands are.
+        own: How the file calls them; the same as `names` unless the user named them.
+        spec: The model's specification.
+        sensor: Product family whose names count first.
+
+    Raises:
+        UsageError: The user named another number of bands than the file has.
+        ImageryError: A band is missing, or there twice.
+    """
+    if len(names) != len(own):
+        raise UsageError(f"bands: expected a name for each of the {len(own)} bands of {where}, got {len(names)}")
+    have: dict[str, list[str]] = {}
+    for name, mine in zip(names, own, strict=True):
+        have.setdefault(_canonical(name, sensor), []).append(mine)
+    wanted = [_canonical(name, sensor) for name in spec.bands]
+    if missing := [name for name in wanted if name not in have]:
+        raise ImageryError(
+            f"{where}: expected the bands {', '.join(spec.bands)} that the model was trained on, got {', '.join(names)} "
+            f"without {', '.join(missing)}; "
+            + ("name the bands" if all(n.startswith("band") for n in names) else "add the bands or use another model")
+        )
+    for name in wanted:
+        if len(have[name]) > 1:
+            raise ImageryError(f"{where}: expected one band {name}, got {len(have[name])}; rename or drop the others")
+    return tuple(have[name][0] for name in wanted)
+
+
+def pieces(window: Window, block: tuple[int, int], bands: int) -> Iterator[Window]:
+    """Cut a window along blocks into pieces of about `PIECE` numbers.
+
+    Example:
+        >>> list(pieces((0, 0, 512, 9000), (512, 512), 2))[:2]
+        [(0, 0, 512, 4096), (0, 4096, 512, 4096)]
+    """
+    row, col, height, width = window
+    tall, wide = block
+    if wide >= col + width:  # strips: cut between rows only
+        rows, cols = max(PIECE // (width * bands) // tall, 1) * tall, width
+    else:
+        rows, cols = height, max(PIECE // (height * bands) // wide, 1) * wide
+    r = row
+    while r < row + height:
+        below = min((r // rows + 1) * rows, row + height)
+        c = col
+        while c < col + width:
+            right = min((c // cols + 1) * cols, col + width) if cols < width else col + width
+            yield r, c, below - r, right - c
+            c = right
+        r = below
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(name: str, sensor: str) -> str:
+    try:
+        return resolve((name,), sensor or None)[0]
+    except ImageryError:
+        return name.lower()  # not a band of a known sensor: matched by its own name
+
+
+def _unit(
+    source: RasterSource, bands: tuple[str, ...], spec: ModelSpec, hints: Hints, sensor: str
+) -> tuple[Scale | None, list[str]]:
+    data, seen = _sample(source, bands)
+    if not seen.any():
+        return None, ["nothing in the scene is seen: every product is nodata"]
+    at = [source.bands.index(name) for name in bands]
+    picture = Raster(
+        data,
+        seen,
+        bands,
+        source.grid,
+        source.dtype,
+        source.nodata,
+        source.tags,
+        scales=tuple(source.scales[i] for i in at),
+        offsets=tuple(source.offsets[i] for i in at),
+    )
+    stated = hints_of(picture)
+    told = replace(
+        stated, **{f.name: getattr(hints, f.name) for f in fields(hints) if getattr(hints, f.name) is not None}
+    )
+    names = [name if known((name,)) else wanted for name, wanted in zip(bands, spec.bands, strict=True)]
+    try:
+        scale = scale_for(detect(data, seen, names, told), told)
+        to_physical(data[:, :1, :1], seen[:1, :1], scale, spec.unit)
+    except RadiometryError as bad:
+        raise RadiometryError(f"{source.path}: {bad}") from bad
+    flags = []
+    if source.nodata is None and not np.issubdtype(np.dtype(source.dtype), np.floating):
+        flags.append("the scene declares no nodata value: all of its pixels count as seen")
+    if spec.unit == "stretched":
+        flags.append("the scene is an 8-bit picture of unknown stretch: its numbers are not physical")
+    return scale, flags
+
+
+def _sample(source: RasterSource, bands: tuple[str, ...]) -> tuple[Floats, Bools]:
+    """Read windows spread over the scene; all of the scene until something is seen, if they see nothing."""
+    height, width = source.grid.height, source.grid.width
+    side = max(round(SAMPLES**0.5), 1)
+    rows = np.linspace(0, max(height - SIDE, 0), side).astype(int)
+    cols = np.linspace(0, max(width - SIDE, 0), side).astype(int)
+    spread = [
+        (int(r), int(c), min(SIDE, height), min(SIDE, width)) for r in dict.fromkeys(rows) for c in dict.fromkeys(cols)
+    ]
+    found = [source.read(window, bands) for window in spread]
+    if not any(seen.any() for _, seen in found):
+        for window in pieces((0, 0, height, width), source.block, len(bands)):
+            data, seen = source.read(window, bands)
+            if seen.any():
+                return data, seen
+    data = np.concatenate([d.reshape(len(bands), 1, -1) for d, _ in found], 2)
+    return data, np.concatenate([s.reshape(1, -1) for _, s in found], 1)
+
+
+def _geometry_flags(source: RasterSource, spec: ModelSpec) -> list[str]:
+    gsd = source.grid.gsd_m()
+    if gsd is None:
+        return ["the scene has no georeference: areas are unknown"]
+    if not spec.gsd_m > 0:
+        raise ModelError(f"model: expected a ground sampling distance above 0 m, got {spec.gsd_m}; correct its spec")
+    if not 2 / 3 < gsd / spec.gsd_m < 1.5:
+        return [f"pixels of {gsd:.3g} m, but the model was trained on {spec.gsd_m:.3g} m"]
+    return []

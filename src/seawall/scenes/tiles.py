@@ -1,0 +1,313 @@
+"""Tiles over a scene: where they lie, how they blend, and the stream that keeps only a band of rows in memory.
+
+A network sees a scene tile by tile. Each tile's outermost pixels have too little context, so they get no weight
+(`margin`); next to them a squared sine fades one tile into the other. The weights of all tiles at a pixel add up to
+one, so blending needs no second accumulator, and a network whose receptive field reaches no further than the margin
+gives the same map tiled as whole. Tiles start at multiples of `ALIGN`, because a network that pools is only
+equivariant to shifts by its total stride. A network with global context (attention over the tile, global pooling,
+normalization by the tile's own statistics) looks at everything it is given: another tile is another input, and no
+blending can make its tiled map equal to its whole one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.errors import UsageError
+
+ALIGN = 32
+"""Tiles start and end at multiples of this many pixels: the total stride of networks that pool five times."""
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Fetch = Callable[[int, int, int, int], tuple[Floats, Bools]]
+"""Called as fetch(row, col, height, width); returns data (C, H, W) and seen (H, W)."""
+Predict = Callable[[Floats], Floats]
+"""Images (B, C, H, W) in data units to probabilities (B, K, H, W)."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the tiles lie along one side of a scene, and their weights.
+
+    Args:
+        size: Pixels of the scene along this side.
+        tile: Pixels of a tile; a small scene gets a smaller one.
+        overlap: Pixels that neighbors share; half of them are mirrored context at the scene's borders.
+
+    Raises:
+        UsageError: Tile or overlap do not fit together.
+
+    Example:
+        >>> Axis(1000, 512, 64).starts
+        (-32, 416, 544)
+    """
+
+    size: int
+    tile: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UsageError(f"tiles: expected a scene with pixels, got {self.size}; check the raster")
+        for name in ("tile", "overlap"):
+            got = getattr(self, name)
+            if got % ALIGN or got < 0:
+                raise UsageError(f"{name}: expected a multiple of {ALIGN} pixels, got {got}; use {_up(max(got, 0))}")
+        if self.tile < max(2 * self.overlap, ALIGN):
+            raise UsageError(
+                f"tile: expected at least {max(2 * self.overlap, ALIGN)} pixels for an overlap of {self.overlap}, "
+                f"got {self.tile}; make the tile larger or the overlap smaller"
+            )
+
+    @property
+    def pad(self) -> int:
+        """Mirrored pixels before the scene's first one."""
+        return _up(self.overlap // 2)
+
+    @property
+    def margin(self) -> int:
+        """Outermost pixels of a tile that get no weight."""
+        return self.overlap // 4
+
+    @property
+    def length(self) -> int:
+        """Pixels of a tile, or fewer where the whole scene with its padding fits into less."""
+        return min(self.tile, _up(self.size + 2 * self.pad))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First pixel of each tile; the first is negative (mirrored), the last is moved back to the end."""
+        last = max(_up(self.size + self.pad - self.length), -self.pad)
+        stride = self.tile - self.overlap
+        return (*range(-self.pad, last, stride), last)
+
+    @cached_property
+    def _totals(self) -> NDArray[np.float64]:
+        total = np.zeros(self.size)
+        for start in self.starts:
+            low, high = max(start, 0), min(start + self.length, self.size)
+            total[low:high] += self._window[low - start : high - start]
+        return total
+
+    @cached_property
+    def _window(self) -> NDArray[np.float64]:
+        ramp = self.overlap - 2 * self.margin
+        rise = np.sin(np.pi / 2 * (np.arange(ramp) + 0.5) / max(ramp, 1)) ** 2
+        window = np.ones(self.length)
+        window[: self.margin] = 0
+        window[self.margin : self.margin + ramp] = rise
+        return np.asarray(np.minimum(window, window[::-1]))
+
+    def support(self, index: int) -> tuple[int, int]:
+        """Return the scene's pixels, from and up to, in which a tile has weight."""
+        start = self.starts[index]
+        return max(start + self.margin, 0), min(start + self.length - self.margin, self.size)
+
+    def weights(self, index: int) -> Floats:
+        """Return a tile's weights over its support; over all tiles they add up to one at every pixel."""
+        low, high = self.support(index)
+        start = self.starts[index]
+        return (self._window[low - start : high - start] / self._totals[low:high]).astype(np.float32)
+
+    def take(self, index: int) -> NDArray[np.intp]:
+        """Return the scene's pixels that a tile reads, mirrored at the scene's borders."""
+        at = np.arange(self.starts[index], self.starts[index] + self.length)
+        if self.size == 1:
+            return np.zeros_like(at)
+        period = 2 * (self.size - 1)
+        at = np.abs(at) % period
+        return np.minimum(at, period - at)
+
+    def touching(self, low: int, high: int) -> list[int]:
+        """Return the tiles that have weight somewhere in [low, high)."""
+        supports = [self.support(k) for k in range(len(self.starts))]
+        return [k for k, (first, end) in enumerate(supports) if first < high and end > low]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tiles of a scene.
+
+    Args:
+        rows: Tiles from top to bottom.
+        cols: Tiles from left to right.
+    """
+
+    rows: Axis
+    cols: Axis
+
+    @staticmethod
+    def of(height: int, width: int, tile: int = 512, overlap: int = 64) -> Plan:
+        """Plan square tiles over a scene; see `Axis`."""
+        return Plan(Axis(height, tile, overlap), Axis(width, tile, overlap))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a tile in pixels."""
+        return self.rows.length, self.cols.length
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Finished rows of a scene.
+
+    Args:
+        row: First row in the scene.
+        col: First column in the scene.
+        probability: (K, H, W) blended class probabilities; zero where not seen.
+        seen: (H, W) bool.
+    """
+
+    row: int
+    col: int
+    probability: Floats
+    seen: Bools
+
+
+def blend(
+    plan: Plan,
+    fetch: Fetch,
+    predict: Predict,
+    classes: int,
+    rows: tuple[int, int] | None = None,
+    cols: tuple[int, int] | None = None,
+    *,
+    chunk: int = 512,
+    step: int = 512,
+    batch: int = 1,
+    tick: Callable[[int], None] = lambda tiles: None,
+) -> Iterator[Strip]:
+    """Predict a window of a scene and yield its rows from top to bottom as they are finished.
+
+    Each pixel is fetched once; in memory are about tile + chunk rows of input and tile + step rows of output. The
+    result at a pixel does not depend on the window, on chunk or on step.
+
+    Args:
+        plan: The tiles of the whole scene.
+        fetch: Reads a window of the scene.
+        predict: The network; it is not called for tiles without a seen pixel.
+        classes: Number of classes.
+        rows: From and up to which row; all by default.
+        cols: From and up to which column; all by default.
+        chunk: Rows per fetch; a multiple of the raster's block height decodes each block once.
+        step: Rows per strip: strips end at multiples of it.
+        batch: Tiles per call of the network.
+        tick: Called with the number of tiles that were just done, also the skipped ones.
+    """
+    first, end = rows or (0, plan.rows.size)
+    left, right = cols or (0, plan.cols.size)
+    across = plan.cols.touching(left, right)
+    down = plan.rows.touching(first, end)
+    source = _Source(plan, fetch, down, across, chunk)
+    sheet = _Sheet(classes, first, left, plan.rows.length + step, right - left)
+    for at, k in enumerate(down):
+        source.advance(at)
+        low, high = plan.rows.support(k)
+        low, high = max(low, first), min(high, end)
+        sheet.seen[low - sheet.top : high - sheet.top] = source.seen_at(low, high, left, right)
+        wanted = [j for j in across if _any_seen(sheet, plan.cols.support(j), (low, high))]
+        for some in (wanted[i : i + batch] for i in range(0, len(wanted), batch)):
+            tiles = np.stack([source.tile(plan.rows.take(k), plan.cols.take(j)) for j in some])
+            for j, probability in zip(some, predict(tiles), strict=True):
+                sheet.add(plan, k, j, probability, (low, high))
+            tick(len(some))
+        tick(len(across) - len(wanted))
+        ready = plan.rows.support(down[at + 1])[0] if at + 1 < len(down) else end
+        yield from sheet.finish(ready, step, last=ready == end)
+
+
+class _Source:
+    """A band of the scene's rows, fetched forward once."""
+
+    def __init__(self, plan: Plan, fetch: Fetch, down: list[int], across: list[int], chunk: int) -> None:
+        cols = [plan.cols.take(j) for j in across]
+        rows = [plan.rows.take(k) for k in down]
+        self.left = min(int(t.min()) for t in cols)
+        self.right = max(int(t.max()) for t in cols) + 1
+        # The last tile's mirrored rows may lie above those of the tile before it: keep what any later tile takes.
+        tops = np.minimum.accumulate([int(t.min()) for t in rows[::-1]])[::-1]
+        self._spans = [(int(top), int(t.max()) + 1) for top, t in zip(tops, rows, strict=True)]
+        self._height, self._fetch, self._chunk = plan.rows.size, fetch, chunk
+        self._room = max(high - low for low, high in self._spans) + chunk
+        self._data = np.empty((0, 0, 0), np.float32)
+        self._seen = np.empty((0, 0), np.bool_)
+        self.top = self.bottom = self._spans[0][0]
+
+    def advance(self, at: int) -> None:
+        """Drop rows that no tile from the at-th on takes and fetch those below that are missing."""
+        low, high = self._spans[at]
+        if low > self.top:
+            old = slice(low - self.top, self.bottom - self.top)
+            for layer in (*self._data, self._seen):  # layer by layer: NumPy copies what overlaps
+                layer[: self.bottom - low] = layer[old]
+            self.top = low
+        while self.bottom < high:
+            until = min((self.bottom // self._chunk + 1) * self._chunk, self._height)
+            data, seen = self._fetch(self.bottom, self.left, until - self.bottom, self.right - self.left)
+            if not len(self._data):
+                self._data = np.empty((len(data), self._room, data.shape[2]), np.float32)
+                self._seen = np.empty((self._room, data.shape[2]), np.bool_)
+            to = slice(self.bottom - self.top, until - self.top)
+            self._data[:, to], self._seen[to] = data, seen
+            self.bottom = until
+
+    def seen_at(self, low: int, high: int, left: int, right: int) -> Bools:
+        return self._seen[low - self.top : high - self.top, left - self.left : right - self.left]
+
+    def tile(self, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Floats:
+        rows, cols = rows - self.top, cols - self.left
+        top, left = int(rows.min()), int(cols.min())
+        box = self._data[:, top : int(rows.max()) + 1, left : int(cols.max()) + 1]
+        if box.shape[1:] == (len(rows), len(cols)):
+            return np.ascontiguousarray(box)
+        return np.ascontiguousarray(box[:, rows - top][:, :, cols - left])  # mirrored at a border
+
+
+class _Sheet:
+    """Blended rows that are not all finished yet."""
+
+    def __init__(self, classes: int, top: int, left: int, height: int, width: int) -> None:
+        self.top, self.left, self.width = top, left, width
+        self.sum = np.zeros((classes, height, width), np.float32)
+        self.seen = np.zeros((height, width), np.bool_)
+
+    def add(self, plan: Plan, k: int, j: int, probability: Floats, rows: tuple[int, int]) -> None:
+        """Add a tile's weighted probabilities, clipped to the rows and columns of the window."""
+        low, high = rows
+        left, right = plan.cols.support(j)
+        left, right = max(left, self.left), min(right, self.left + self.width)
+        down = plan.rows.weights(k)[low - plan.rows.support(k)[0] :][: high - low]
+        over = plan.cols.weights(j)[left - plan.cols.support(j)[0] :][: right - left]
+        y, x = low - plan.rows.starts[k], left - plan.cols.starts[j]
+        piece = probability[:, y : y + high - low, x : x + right - left]
+        to = (slice(low - self.top, high - self.top), slice(left - self.left, right - self.left))
+        self.sum[(slice(None), *to)] += piece * (down[:, None] * over)
+
+    def finish(self, ready: int, step: int, *, last: bool) -> Iterator[Strip]:
+        """Yield the strips that end at or above `ready` and move the rest up."""
+        while self.top < ready:
+            until = min((self.top // step + 1) * step, ready)
+            if until % step and not last:
+                return
+            rows = until - self.top
+            seen = self.seen[:rows].copy()
+            yield Strip(self.top, self.left, self.sum[:, :rows] * seen, seen)
+            for layer in (*self.sum, self.seen):
+                layer[:-rows] = layer[rows:]
+                layer[-rows:] = 0
+            self.top = until
+
+
+def _any_seen(sheet: _Sheet, cols: tuple[int, int], rows: tuple[int, int]) -> bool:
+    left, right = max(cols[0] - sheet.left, 0), cols[1] - sheet.left
+    return bool(sheet.seen[rows[0] - sheet.top : rows[1] - sheet.top, left:right].any())
+
+
+def _up(pixels: int) -> int:
+    return -(-pixels // ALIGN) * ALIGN
