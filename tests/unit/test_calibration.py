@@ -1,0 +1,264 @@
+"""Calibration, temperature, passes and conformal thresholds."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seawall.errors import DataError, ModelError, UsageError
+from seawall.keys import Keys
+from seawall.metrics import calibration_counts, expected_calibration_error
+from seawall.types import Batch, ModelSpec
+from seawall.uncertainty import (
+    Ensemble,
+    MonteCarloDropout,
+    SinglePass,
+    Symmetries,
+    Temperature,
+    conformal_threshold,
+    entropy,
+    fit_conformal,
+    fit_temperature,
+    gather,
+    margin,
+    missed_shares,
+    temperature_of,
+)
+
+SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
+
+
+class Net(nn.Module):
+    """A small network that is not symmetric, drops pixels and channels, and normalizes by batch."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.spec = SPEC
+        self.body = nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout2d(0.3), nn.Dropout(0.2), nn.Conv2d(6, 2, 3, padding=1)
+        )  # fmt: skip
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.body(image)
+
+
+class Given(nn.Module):
+    """The image is the logits."""
+
+    spec = SPEC
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image
+
+
+def images(count: int = 3, size: int = 8) -> Tensor:
+    return torch.rand(count, 2, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_bins_by_hand() -> None:
+    p = torch.tensor([[[0.9, 0.6], [0.45, 0.2]]])
+    logits = torch.stack([p.log(), (1 - p).log()], 1)
+    label = torch.tensor([[[0, 1], [1, 0]]])
+    valid = torch.tensor([[[1, 1], [1, 0]]]).bool()
+    got = calibration_counts(logits, label, valid, bins=5)
+    assert got.count.tolist() == [[0, 0, 1, 1, 1]] and got.correct.tolist() == [[0, 0, 1, 0, 1]]
+    assert got.confidence[0] == pytest.approx([0, 0, 0.55, 0.6, 0.9])
+    assert expected_calibration_error(got) == pytest.approx((0.45 + 0.6 + 0.1) / 3)
+    assert got.nll[0] == pytest.approx(-np.log([0.9, 0.4, 0.55]).sum())
+    assert got.brier[0] == pytest.approx(2 * (0.01 + 0.36 + 0.2025))
+
+
+def test_nothing_valid_has_no_error() -> None:
+    got = calibration_counts(torch.zeros(1, 2, 2, 2), torch.full((1, 2, 2), 255), torch.zeros(1, 2, 2).bool())
+    assert expected_calibration_error(got) is None
+    with pytest.raises(UsageError, match="bin"):
+        calibration_counts(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2).long(), torch.ones(1, 2, 2).bool(), 0)
+
+
+def test_calibrated_data_have_an_error_that_falls_as_one_over_root_n() -> None:
+    errors = []
+    for n in (10_000, 160_000):
+        p = torch.rand(1, 1, n, generator=torch.Generator().manual_seed(n)).double() * 0.98 + 0.01
+        label = (torch.rand(1, 1, n, generator=torch.Generator().manual_seed(n + 1)) < p).long()
+        logits = torch.stack([(1 - p).log(), p.log()], 1)
+        errors.append(expected_calibration_error(calibration_counts(logits, label, torch.ones_like(label).bool())))
+    assert errors[0] < 0.02 and errors[1] < 0.6 * errors[0]
+
+
+def overconfident(factor: float) -> Batch:
+    p = torch.rand(4, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.96 + 0.02
+    label = (torch.rand(4, 32, 32, generator=torch.Generator().manual_seed(1)) < p).long()
+    logits = factor * torch.stack([torch.zeros_like(p), (p / (1 - p)).log()], 1)
+    return Batch.of(logits, label)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1.0, 4.0])
+def test_temperature_is_found_and_changes_no_class(factor: float) -> None:
+    batch = overconfident(factor)
+    found = fit_temperature(Given(), [batch], pixels=None)
+    assert found.value == pytest.approx(factor, rel=0.06)
+    scaled = found(Given())(batch.image)
+    assert torch.equal(scaled.argmax(1), batch.image.argmax(1))
+    z = batch.image.permute(0, 2, 3, 1).reshape(-1, 2)
+    loss = lambda t: float(nn.functional.cross_entropy(z.double() / t, batch.label.flatten()))  # noqa: E731
+    assert loss(found.value) <= min(loss(found.value * 1.01), loss(found.value / 1.01), loss(1.0))
+
+
+def test_temperature_does_not_depend_on_batches() -> None:
+    batch = overconfident(3.0)
+    parts = [batch.select([3, 0]), batch.select([1]), batch.select([2])]
+    whole, split = (fit_temperature(Given(), b, pixels=100).value for b in ([batch], parts))
+    assert whole == pytest.approx(split, rel=1e-9)
+
+
+def test_temperature_at_its_ends() -> None:
+    z = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    assert 0.01 <= temperature_of(z, torch.tensor([0, 1])) < 0.1  # where the loss is zero to the last bit
+    assert temperature_of(z, torch.tensor([1, 0])) == pytest.approx(100, rel=0.01)
+    assert np.isfinite(temperature_of(torch.zeros(2, 2), torch.tensor([1, 0])))
+    with pytest.raises(UsageError, match="positive"):
+        Temperature(0.0)
+    with pytest.raises(DataError, match="valid"):
+        fit_temperature(
+            Given(), [Batch.of(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2).long(), valid=torch.zeros(1, 2, 2).bool())]
+        )
+
+
+def test_maps_by_hand() -> None:
+    p = torch.tensor([[[[0.9]], [[0.1]]]])
+    assert entropy(p).item() == pytest.approx(-(0.9 * np.log(0.9) + 0.1 * np.log(0.1)))
+    assert margin(p).item() == pytest.approx(0.8)
+    same = gather([p.log()] * 5)
+    assert same.mutual_information.item() == pytest.approx(0, abs=1e-7) and same.passes == 5
+    split = gather([torch.tensor([[[[50.0]], [[0.0]]]]), torch.tensor([[[[0.0]], [[50.0]]]])])
+    assert split.mutual_information.item() == pytest.approx(np.log(2)) and split.margin.item() == pytest.approx(0)
+    with pytest.raises(UsageError, match="pass"):
+        gather([])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 10)])
+def test_turning_the_image_turns_the_map_exactly(shape: tuple[int, int]) -> None:
+    predictor = Symmetries()(Net().eval())
+    image = torch.rand(2, 2, *shape)
+    plain = predictor.predict(image)
+    for turns in range(4):
+        for mirrored in (False, True):
+            moved = lambda x: (x.flip(-1) if mirrored else x).rot90(turns, (-2, -1))  # noqa: B023, E731
+            there = predictor.predict(moved(image))
+            assert torch.equal(there.probability, moved(plain.probability))
+            assert torch.equal(there.mutual_information, moved(plain.mutual_information))
+
+
+def test_dropout_belongs_to_the_chip_and_leaves_the_model_alone() -> None:
+    net, image = Net().eval(), images()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    predictor = MonteCarloDropout(passes=4)(net)
+    keys = Keys(0, ("a", "b", "c"))
+    whole = predictor.predict(image, keys)
+    alone = predictor.predict(image[[1]], keys.select([1]))
+    assert torch.allclose(whole.probability[1], alone.probability[0], atol=1e-6)
+    assert float(whole.mutual_information.min()) >= 0 and float(whole.mutual_information.max()) > 1e-4
+    assert torch.equal(predictor.predict(image).probability, predictor.predict(image).probability)
+    assert not torch.equal(whole.probability, predictor.predict(image, Keys(1, keys.chips)).probability)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert torch.equal(net(image), SinglePass()(net).inner(image)) and not any(m.training for m in net.modules())
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_dropout_of_many_passes_is_unbiased_in_the_first_layer() -> None:
+    """One dropout layer and nothing after it: the mean over passes goes to the input."""
+    net = nn.Dropout(0.4)
+    net.spec = SPEC
+    predictor = MonteCarloDropout(passes=2000)(net.eval())
+    total = torch.stack(list(predictor._passes(torch.ones(1, 2, 2, 2), Keys(0, ("a",))))).mean(0)
+    assert total == pytest.approx(torch.ones(1, 2, 2, 2), abs=0.08)
+
+
+def test_dropout_needs_something_to_drop() -> None:
+    with pytest.raises(ModelError, match="dropout"):
+        MonteCarloDropout()(Given())
+    with pytest.raises(UsageError, match="passes"):
+        MonteCarloDropout(passes=0)
+
+
+def test_ensemble_averages_and_checks_its_members() -> None:
+    a, b, image = Net(0).eval(), Net(1).eval(), images()
+    got = Ensemble((b,))(a).predict(image)
+    mean = (torch.softmax(a(image), 1) + torch.softmax(b(image), 1)) / 2
+    assert torch.allclose(got.probability, mean, atol=1e-6) and got.passes == 2
+    assert torch.equal(Ensemble((a,))(a).predict(image).mutual_information, torch.zeros(3, 8, 8))
+    other = Given()
+    other.spec = ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0)
+    with pytest.raises(ModelError, match="ensemble"):
+        Ensemble((other,))(a)
+
+
+def test_predictor_is_a_model_with_gradients() -> None:
+    image = images().requires_grad_()
+    predictor = Symmetries()(Net().eval())
+    logits = predictor(image)
+    assert torch.allclose(torch.softmax(logits, 1), predictor.predict(image.detach()).probability, atol=1e-6)
+    logits[:, 1].sum().backward()
+    assert image.grad is not None and float(image.grad.abs().sum()) > 0
+
+
+def scenes(count: int, seed: int = 0) -> Batch:
+    rng = torch.Generator().manual_seed(seed)
+    p = torch.rand(count, 8, 8, generator=rng)
+    bias = torch.rand(count, 1, 1, generator=rng)
+    label = (torch.rand(count, 8, 8, generator=rng) < 0.5).long()
+    share = (p * (0.5 + 0.5 * bias) + 0.2 * label).clamp(0.01, 0.99)
+    return Batch.of(torch.stack([(1 - share).log(), share.log()], 1), label)
+
+
+def test_missed_shares_are_those_of_the_masks() -> None:
+    batch = scenes(4)
+    shares = missed_shares(Given(), [batch], {"chip0": "s", "chip1": "s"})
+    assert list(shares) == ["chip2", "chip3", "s"]
+    p = torch.softmax(batch.image.double(), 1)[:, 1]
+    for at in (0, 250, 500, 999, 1000):
+        water = batch.label[:2] == 1
+        want = float((p[:2][water] < at / 1000).double().mean())
+        assert shares["s"][at] == pytest.approx(want, abs=0.02)
+    assert shares["s"][0] == 0 and shares["s"][1000] == 1
+
+
+def test_guarantee_holds_over_new_scenes() -> None:
+    """Over many splits the mean missed share of a new scene is at most alpha, up to three standard errors."""
+    shares = missed_shares(Given(), [scenes(300)], {})
+    risks, lambdas = np.array(list(shares.values())), np.arange(1001) / 1000
+    rng, seen = np.random.default_rng(0), []
+    for _ in range(400):
+        order = rng.permutation(len(risks))
+        found = conformal_threshold(risks[order[:25]], lambdas, 0.1)
+        assert found is not None
+        seen.append(risks[order[25], round(found * 1000)])
+    error = np.std(seen) / 20
+    assert np.mean(seen) <= 0.1 + 3 * error and np.mean(seen) > 0.03
+
+
+def test_too_few_scenes_promise_nothing() -> None:
+    good = np.zeros((8, 3))
+    lambdas = np.array([0.0, 0.5, 1.0])
+    assert conformal_threshold(good, lambdas, 0.1) is None
+    assert conformal_threshold(np.zeros((9, 3)), lambdas, 0.1) == 1.0  # n = 1 / alpha - 1, and the boldest is safe
+    found = fit_conformal(Given(), [scenes(8)], {}, alpha=0.1)
+    assert found.threshold is None and found.needed == 9 and found.scenes == 8
+    with pytest.raises(DataError, match="at least 9 scenes"):
+        found.mask(torch.zeros(1))
+
+
+def test_conformal_settings_are_checked() -> None:
+    with pytest.raises(UsageError, match="alpha"):
+        conformal_threshold(np.zeros((9, 2)), np.array([0.0, 1.0]), 1.5)
+    with pytest.raises(UsageError, match="grow"):
+        conformal_threshold(np.array([[1.0, 0.0]]), np.array([0.0, 1.0]), 0.5)
+
+
+def test_mask_misses_what_the_calibration_says() -> None:
+    batch = scenes(40)
+    found = fit_conformal(Given(), [batch], {}, alpha=0.2)
+    mask = found.mask(torch.softmax(batch.image, 1)[:, 1])
+    missed = [float((~mask[i][batch.label[i] == 1]).double().mean()) for i in range(40)]
+    assert np.mean(missed) == pytest.approx(found.risk, abs=0.01) and np.mean(missed) <= 0.2
