@@ -1,0 +1,106 @@
+"""What is done to the images before the model looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from seawall.errors import ModelError, UsageError, did_you_mean
+from seawall.keys import Keys
+from seawall.types import Batch, SegmentationModel, Threat
+
+MEASURES: Mapping[str, str] = {
+    "counts": "pixels",
+    "srip": "srip.accuracy",
+    "calibration": "calib.pixels",
+    "sizes": "area.true_km2",
+}
+"""What can be measured, and the row that is written last: its presence says that a chip is done."""
+
+Act = Callable[[SegmentationModel, Batch, Threat, Keys], Tensor]
+Worsen = Callable[[Tensor, Tensor, float, Keys], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is done to the images before the model looks at them.
+
+    Args:
+        method: Name in the rows; "clean" where nothing is done.
+        act: An attack if `threat` is a threat, a corruption if it is a number, None for clean images.
+        threat: What the adversary may do, or the severity of the corruption in [0, 1].
+        text: The threat as text with its unit; written from `threat` where it is "".
+        measures: Which of `MEASURES` to take.
+        label_free: The attack sees the model's own clean prediction on all seen pixels instead of the label.
+        flags: What is known to speak against the numbers.
+
+    Raises:
+        UsageError: `act` and `threat` do not go together, or a measure is unknown.
+    """
+
+    method: str = "clean"
+    act: object | None = None
+    threat: Threat | float | None = None
+    text: str = ""
+    measures: tuple[str, ...] = tuple(MEASURES)
+    label_free: bool = False
+    flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in self.measures:
+            if name not in MEASURES:
+                raise UsageError(f"case {self.method}: unknown measure {name!r}; {did_you_mean(name, MEASURES)}")
+        if (self.act is None) != (self.threat is None) or (self.act is not None and not callable(self.act)):
+            raise UsageError(
+                f"case {self.method}: expected an attack with its threat, a corruption with its severity, or neither, "
+                f"got {self.act!r} with {self.threat!r}; give both or none"
+            )
+        if self.label_free and (self.act is None or isinstance(self.threat, int | float)):
+            raise UsageError(f"case {self.method}: expected an attack where label_free is set, got none; leave it out")
+
+    @property
+    def spoken(self) -> str:
+        """The threat as the rows name it."""
+        if self.text or self.threat is None:
+            return self.text
+        return f"severity {self.threat:g}" if isinstance(self.threat, int | float) else str(self.threat)
+
+    def applicable(self, classes: int) -> tuple[str, ...]:
+        """What is measured with so many classes: the report's convention needs two."""
+        return tuple(m for m in MEASURES if m in self.measures and (m != "srip" or classes == 2))
+
+    def image(self, model: SegmentationModel, batch: Batch, seed: int) -> Tensor:
+        """Return the images that the model gets.
+
+        Raises:
+            ModelError: The method changed the shape, or made pixels that are no finite numbers.
+        """
+        if self.act is None or self.threat is None:
+            return batch.image
+        # The threat is no part of the stream: budgets and severities share their draws, so curves are not jagged.
+        keys = Keys(seed, batch.chips, ("evaluate", self.method))
+        if isinstance(self.threat, int | float):
+            image = cast(Worsen, self.act)(batch.image, batch.seen, float(self.threat), keys)
+        else:
+            target = _own_labels(model, batch) if self.label_free else batch
+            image = cast(Act, self.act)(model, target, self.threat, keys)
+        image = image.detach()
+        if image.shape != batch.image.shape or not bool(torch.isfinite(image).all()):
+            raise ModelError(
+                f"{self.method} {self.spoken}: expected finite images of shape {tuple(batch.image.shape)}, got "
+                f"{tuple(image.shape)}{'' if image.shape != batch.image.shape else ' with NaN or infinity'}; fix the method"
+            )
+        return image
+
+
+CLEAN = Case()
+
+
+def _own_labels(model: SegmentationModel, batch: Batch) -> Batch:
+    with torch.no_grad():
+        own = model(batch.image).argmax(1)
+    return Batch(batch.image, own, batch.seen, batch.seen, batch.chips)

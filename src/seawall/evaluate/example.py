@@ -1,0 +1,131 @@
+"""Example chips on disk: what a person looks at, clean beside attacked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.errors import DataError
+from seawall.files import atomic, write_atomic
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+COLORS = (("B04", "B03", "B02"), ("B12", "B08", "B04"), ("B11", "B08", "B03"))
+"""Bands to show as red, green and blue, the first triple that is there."""
+
+
+def write_example(
+    folder: Path,
+    *,
+    chip: str,
+    method: str,
+    threat: str,
+    model: str,
+    clean: Image,
+    attacked: Image,
+    label: NDArray[np.integer],
+    pred_clean: NDArray[np.integer],
+    pred_attacked: NDArray[np.integer],
+    seen: Mask,
+    valid: Mask,
+    bands: Sequence[str],
+    extra: Mapping[str, str | float] | None = None,
+    name: str | None = None,
+) -> Path:
+    """Write one chip as previews and class maps: `<name>.npz`, with `<name>.json` beside it.
+
+    Clean and attacked are stretched alike, by the seen pixels of the clean image, so that what differs is the
+    attack. The noise is gray where nothing was changed; its largest change spans the gray scale.
+
+    Args:
+        folder: Where the two files go.
+        chip: Chip id.
+        method: Attack or corruption.
+        threat: Threat as text.
+        model: Model name in the run.
+        clean: (C, H, W) in data units.
+        attacked: (C, H, W) in data units.
+        label: (H, W) true class.
+        pred_clean: (H, W) predicted class of the clean image.
+        pred_attacked: (H, W) predicted class of the attacked image.
+        seen: (H, W) pixels with data.
+        valid: (H, W) pixels with a label that counts.
+        bands: Band ids in the order of the channels.
+        extra: Further facts for the JSON file.
+        name: Stem of the files; made from the chip id if None.
+
+    Returns:
+        The path of the npz file.
+
+    Raises:
+        DataError: The arrays do not have one height and width.
+    """
+    arrays = (clean, attacked, label, pred_clean, pred_attacked, seen, valid)
+    shapes = {a.shape[-2:] for a in arrays}
+    if len(shapes) != 1 or clean.shape != attacked.shape or clean.shape[0] != len(bands):
+        raise DataError(
+            f"example {chip}: expected one grid and {len(bands)} bands, got {sorted(a.shape for a in arrays)}; "
+            f"pass what belongs to one chip"
+        )
+    stem = _safe(name or chip)
+    at = _channels(bands)
+    ends = _ends(clean[at], seen)
+    change = np.abs((attacked - clean)[:, seen]).max(initial=0.0)
+    with atomic(folder / f"{stem}.npz") as file:
+        np.savez_compressed(
+            file,
+            clean=_picture(clean[at], seen, *ends),
+            attacked=_picture(attacked[at], seen, *ends),
+            noise=_noise((attacked - clean)[at], seen, float(change)),
+            label=label.astype(np.int16),
+            pred_clean=pred_clean.astype(np.int16),
+            pred_attacked=pred_attacked.astype(np.int16),
+            valid=valid,
+        )
+    facts = {"chip": chip, "method": method, "threat": threat, "model": model, "largest_change": float(change)}
+    facts |= {"preview_bands": [bands[i] for i in at], **(extra or {})}
+    write_atomic(folder / f"{stem}.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    return folder / f"{stem}.npz"
+
+
+def _safe(name: str) -> str:
+    """Return a file name that no path separator can leave.
+
+    Example:
+        >>> _safe("../a/b c")
+        'a_b_c'
+    """
+    return re.sub(r"[^\w.@%+-]+", "_", name).lstrip("._")[:150] or "chip"
+
+
+def _channels(bands: Sequence[str]) -> list[int]:
+    for triple in COLORS:
+        if all(band in bands for band in triple):
+            return [bands.index(band) for band in triple]
+    return [min(i, len(bands) - 1) for i in range(3)] if len(bands) > 2 else [0, len(bands) - 1, 0]
+
+
+def _ends(image: Image, seen: Mask) -> tuple[Image, Image]:
+    """Per-band stretch: the 2nd and 98th percentile of what is seen."""
+    if not seen.any():
+        return np.zeros(len(image), np.float32), np.ones(len(image), np.float32)
+    low, high = np.percentile(image[:, seen], [2, 98], axis=1)
+    return low.astype(np.float32), np.maximum(high, low + 1e-6).astype(np.float32)
+
+
+def _picture(image: Image, seen: Mask, low: Image, high: Image) -> NDArray[np.uint8]:
+    share = (image - low[:, None, None]) / (high - low)[:, None, None]
+    picture = (np.clip(np.nan_to_num(share), 0, 1) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(np.where(seen, picture, 0).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _noise(change: Image, seen: Mask, largest: float) -> NDArray[np.uint8]:
+    share = change / largest if largest > 0 else np.zeros_like(change)
+    picture = np.clip(128 + share * 127, 0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(np.where(seen, picture, 128).astype(np.uint8).transpose(1, 2, 0))

@@ -1,0 +1,261 @@
+"""The matrix model x method x chip, as rows: what is in the log already is not done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from seawall.errors import DataError, ModelError
+from seawall.evaluate.case import CLEAN, Case
+from seawall.evaluate.cells import PARTS, Ground, Setting, filled
+from seawall.evaluate.example import write_example
+from seawall.metrics import confusion, count_rows
+from seawall.records import Record, RecordLog
+from seawall.types import Batch, SegmentationModel
+
+NON_FINITE = "non-finite logits"
+Progress = Callable[[int, int, str], None]
+
+
+def evaluate(
+    model: SegmentationModel,
+    batches: Iterable[Batch],
+    *,
+    log: RecordLog,
+    recipe: str,
+    name: str,
+    groups: Mapping[str, str] | None = None,
+    attacks: Sequence[Case] = (CLEAN,),
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    bins: int = 15,
+    bodies: tuple[str, ...] | None = None,
+    pixel_area_m2: float | Mapping[str, float] | None = None,
+    show: Collection[str] = (),
+    examples: Path | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Measure a model on every chip under every case and append the rows to the log.
+
+    A chip's rows are written together as soon as they are there; a run that was killed goes on at the next missing
+    (chip, case). The model is in eval mode meanwhile and is left as it was found, also after an exception. A chip
+    without valid pixels has counts of zero, and figures over it are undefined.
+
+    Args:
+        model: Data units in, logits (B, K, H, W) out.
+        batches: Chips; each chip once. Batch size and order mean nothing.
+        log: Where rows go and what is done already.
+        recipe: Recipe id.
+        name: Model name in the rows.
+        groups: Group (event or location) of each chip; a chip without one is its own.
+        attacks: The cases, clean included where it is wanted.
+        seed: Seed of attacks and corruptions.
+        device: Where to compute; the model's own where None.
+        bins: Confidence bins of the calibration.
+        bodies: Classes whose connected bodies are sorted by size; water, or all classes but the first.
+        pixel_area_m2: Area of a pixel, for all chips or chip by chip; the square of the model's gsd where None.
+        show: Chips to write to `examples`, under every case but the clean one.
+        examples: Folder of the example files.
+        progress: Called with (done, total, note) after each case of a batch; total is 0 where it is not known.
+
+    Returns:
+        The new rows.
+
+    Raises:
+        ModelError: The logits do not have the shape of the labels and one channel per class.
+        DataError: A valid pixel has a label outside the classes.
+    """
+    classes = model.spec.classes
+    known = ("water",) if "water" in classes else classes[1:]
+    chosen = known if bodies is None else bodies
+    for klass in chosen:
+        model.spec.klass(klass)
+    setting = Setting(recipe, name, groups or {}, seed, bins, chosen, pixel_area_m2, show, examples)
+    new: list[Record] = []
+    total = len(batches) * len(attacks) if isinstance(batches, Sequence) else 0
+    done = 0
+    with at_rest(model):
+        for batch in batches:
+            ground = Ground(batch.to(_home(model, batch) if device is None else device), setting)
+            for case in attacks:
+                todo = [i for i, chip in enumerate(batch.chips) if not setting.done(log, case, chip, len(classes))]
+                if todo:
+                    rows = list(_measure(model, ground, todo, case))
+                    log.append(rows)
+                    new += rows
+                done += 1
+                if progress:
+                    progress(done, total, f"{case.method} {case.spoken}".rstrip())
+    return new
+
+
+def missing(
+    log: RecordLog, chips: Iterable[str], *, recipe: str, name: str, classes: Sequence[str],
+    groups: Mapping[str, str] | None = None, attacks: Sequence[Case] = (CLEAN,), bodies: tuple[str, ...] | None = None,
+) -> list[str]:  # fmt: skip
+    """Return the chips that some case has not measured yet, so that no others need be read."""
+    known = ("water",) if "water" in classes else tuple(classes[1:])
+    setting = Setting(recipe, name, groups or {}, bodies=known if bodies is None else bodies)
+    return [c for c in chips if not all(setting.done(log, case, c, len(classes)) for case in attacks)]
+
+
+def write_examples(
+    model: SegmentationModel,
+    batches: Iterable[Batch],
+    case: Case,
+    folder: Path,
+    *,
+    name: str,
+    chips: Collection[str] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> None:
+    """Write what a case does to chips, clean beside attacked, without measuring it.
+
+    Args:
+        model: Data units in, logits (B, K, H, W) out.
+        batches: Chips.
+        case: An attack or a corruption; the same seed gives the images that `evaluate` measured.
+        folder: Where the files go.
+        name: Model name in the run.
+        chips: Which chips; all where None.
+        seed: Seed of the attack.
+        device: Where to compute; the model's own where None.
+    """
+    with at_rest(model):
+        for batch in batches:
+            chosen = [i for i, chip in enumerate(batch.chips) if chips is None or chip in chips]
+            if chosen:
+                part = batch.select(chosen).to(_home(model, batch) if device is None else device)
+                image = case.image(model, part, seed)
+                pred = _logits(model, image, part)[0].argmax(1)
+                _show(model, part, image, pred, case, Setting("", name, show=part.chips, examples=folder))
+
+
+@contextmanager
+def at_rest(model: SegmentationModel) -> Iterator[None]:
+    """Hold a model in eval mode and leave every module of it as it was found."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    before = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, before, strict=True):
+            module.training = mode
+
+
+def _measure(model: SegmentationModel, ground: Ground, todo: list[int], case: Case) -> Iterator[Record]:
+    """Yield the rows of the chosen chips of a batch under one case."""
+    setting = ground.setting
+    batch = ground.batch.select(todo)
+    start = time.monotonic()
+    with _counted(model) as passes:
+        image = case.image(model, batch, setting.seed)
+    spent = passes[0] / len(batch)
+    logits, finite = _logits(model, image, batch)
+    pred = logits.argmax(1)
+    seconds = (time.monotonic() - start) / len(batch)
+    counts = _confusion(pred, batch, len(model.spec.classes))
+    parts = {name: PARTS[name](model, ground, batch, logits, pred) for name in case.applicable(logits.shape[1])}
+    away = _distance(image, batch) if case.act is not None else None
+    for i, chip in enumerate(batch.chips):
+        flags = () if finite[i] else (NON_FINITE,)
+        base = setting.row(case, chip, flags, seconds)
+        if away is not None:
+            seen = int(batch.seen[i].sum())
+            for norm, value in zip(("linf", "l2"), away[i], strict=True):
+                yield filled(base, f"distance.{norm}", value if seen else None, seen)
+            yield filled(base, "passes", spent, 1)
+        for part in parts.values():
+            yield from part(i, base)
+        if "counts" in case.measures:
+            yield from count_rows(base, counts[i], model.spec.classes)
+    _show(model, batch, image, pred, case, setting)
+
+
+def _logits(model: SegmentationModel, image: Tensor, batch: Batch) -> tuple[Tensor, list[bool]]:
+    """Return logits that are finite, and which chips' were so before.
+
+    A number that is none gives no class; it becomes the lowest logit, and the chip carries a flag.
+    """
+    with torch.no_grad():
+        logits = model(image)
+    wanted = (len(batch), len(model.spec.classes), *batch.label.shape[1:])
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError(f"evaluate: expected logits of shape {wanted}, got {got}; wrap the module with adapt()")
+    finite = torch.isfinite(logits)
+    bad = (~finite.all(1) & batch.valid).flatten(1).any(1)
+    return torch.nan_to_num(logits.float(), nan=-1e4, posinf=1e4, neginf=-1e4), [not b for b in bad.tolist()]
+
+
+def _confusion(pred: Tensor, batch: Batch, classes: int) -> Tensor:
+    try:
+        return confusion(pred, batch.label, batch.valid, classes).cpu()
+    except DataError as bad:
+        raise DataError(f"{', '.join(batch.chips)}: {bad}") from bad
+
+
+def _distance(image: Tensor, batch: Batch) -> list[tuple[float, float]]:
+    """Return how far each image went, in linf and l2, in data units."""
+    change = (image - batch.image).flatten(1).double()
+    far, long = change.abs().amax(1), change.norm(dim=1)
+    return list(zip(far.tolist(), long.tolist(), strict=True))
+
+
+@contextmanager
+def _counted(model: SegmentationModel) -> Iterator[list[int]]:
+    """Count the images that go through a model."""
+    seen = [0]
+
+    def hook(module: nn.Module, args: tuple[object, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            seen[0] += len(args[0])
+
+    handle = model.register_forward_pre_hook(hook) if isinstance(model, nn.Module) else None
+    try:
+        yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _home(model: SegmentationModel, batch: Batch) -> torch.device:
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return batch.image.device
+
+
+def _show(model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, case: Case, setting: Setting) -> None:
+    """Write the examples that were asked for: one per chip and case."""
+    chosen = [i for i, chip in enumerate(batch.chips) if chip in setting.show]
+    if setting.examples is None or case.act is None or not chosen:
+        return
+    part = batch.select(chosen)
+    before = _logits(model, part.image, part)[0].argmax(1)
+    for j, i in enumerate(chosen):
+        chip = batch.chips[i]
+        write_example(
+            setting.examples,
+            chip=chip,
+            method=case.method,
+            threat=case.spoken,
+            model=setting.name,
+            clean=part.image[j].cpu().numpy(),
+            attacked=image[i].cpu().numpy(),
+            label=part.label[j].cpu().numpy(),
+            pred_clean=before[j].cpu().numpy(),
+            pred_attacked=pred[i].cpu().numpy(),
+            seen=part.seen[j].cpu().numpy(),
+            valid=part.valid[j].cpu().numpy(),
+            bands=model.spec.bands,
+            name="@".join(word for word in (chip, setting.name, case.method, case.spoken) if word),
+        )

@@ -1,0 +1,191 @@
+"""Figures over a whole set, from the rows of its chips: a pure function, so a page can trace every number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from seawall.figures.intervals import AVERAGES, Estimate, Resamples, ends, estimate, estimate_mean
+from seawall.figures.ratios import CLASSWISE, OVERALL, Array, Tally, measure, ratio
+from seawall.figures.sheet import Sheet, sheets
+from seawall.records import Record
+
+SRIP = ("iou", "accuracy", "precision", "recall", "f1", "specificity", "dice")
+
+
+def figures(rows: Iterable[Record], *, samples: int = 1000, seed: int = 0) -> list[Record]:
+    """Return the aggregates of every model, method and threat, each with its interval over groups.
+
+    The order of the rows means nothing, nor do aggregates among them. A figure `m` has its ends in `m.low` and
+    `m.high` (95 %, percentile bootstrap over groups; undefined with fewer than two groups). Ratios of each group
+    alone carry the group's name. Calibration and size figures appear where their rows are.
+
+    Args:
+        rows: Rows with a chip, such as `evaluate` writes.
+        samples: Resamples of the bootstrap.
+        seed: Seed of the bootstrap.
+
+    Example:
+        >>> chip = lambda metric, klass, value: Record("r", "m", "clean", "", "c", "g", metric, klass, value, 4)
+        >>> rows = [chip("tp", "water", 1), chip("fp", "water", 1), chip("fn", "water", 2), chip("pixels", "", 4)]
+        >>> next(row.value for row in figures(rows) if row.metric == "iou.pooled")
+        0.25
+    """
+    found: list[Record] = []
+    for sheet in sheets(rows):
+        if sheet.places:
+            draws = Resamples.over(sheet.groups, samples, seed)
+            found += _of_counts(sheet, draws)
+            found += _of_groups(sheet)
+        for part in (_of_srip, _of_bins, _of_sizes, _of_area):
+            found += part(sheet, samples, seed)
+        found += _of_costs(sheet)
+    return found
+
+
+def _of_counts(sheet: Sheet, draws: Resamples) -> Iterator[Record]:
+    tally = sheet.tally
+    for how in AVERAGES:
+        for name in _measurable(tally):
+            e = estimate(tally, name, how, draws)
+            yield from _with_ends(sheet, f"{name}.{how}", e, sheet.classes if name in CLASSWISE else ("",))
+    if np.isfinite(tally.pixels).all():
+        pixels = tally.pixels.sum()
+        yield sheet.record("pixels", pixels, int(pixels), seconds=sheet.seconds)
+
+
+def _of_groups(sheet: Sheet) -> Iterator[Record]:
+    groups = np.array(sheet.groups)
+    for group in np.unique(groups):
+        pooled = sheet.tally.select(groups == group).total()
+        n = int(np.nan_to_num(pooled.pixels))
+        for name in _measurable(sheet.tally):
+            klasses = sheet.classes if name in CLASSWISE else ("",)
+            for klass, value in zip(klasses, measure(name, pooled), strict=True):
+                yield sheet.record(f"{name}.pooled", value, n, klass=klass, group=str(group))
+
+
+def _measurable(tally: Tally) -> Sequence[str]:
+    """What needs the pixels of all classes is left out where rows do not say them."""
+    if np.isfinite(tally.pixels).all():
+        return (*CLASSWISE, *OVERALL)
+    return tuple(name for name in CLASSWISE if name != "specificity")
+
+
+def _of_srip(sheet: Sheet, samples: int, seed: int) -> Iterator[Record]:
+    for name in SRIP:
+        groups, values = sheet.values(f"srip.{name}")
+        if groups:
+            e = estimate_mean(values, Resamples.over(groups, samples, seed))
+            yield from _with_ends(sheet, f"srip.{name}", e, ("",))
+
+
+def _of_bins(sheet: Sheet, samples: int, seed: int) -> Iterator[Record]:
+    """Calibration: the pooled bins, and the expected calibration error that they give."""
+    held = sheet.rows.get("calib.pixels", {})
+    places = sorted((group, chip) for group, chip, _ in held)
+    if not places:
+        return
+    draws = Resamples.over([group for group, _ in places], samples, seed)
+    for part, name in (("calib", "ece"), ("calib.edge", "ece.edge")):
+        bins = _bins(sheet, part, places)  # (3, N, M): count, correct, confidence
+        pixels = int(bins[0].sum())
+        groups = bins.transpose(0, 2, 1) @ draws.member.T  # (3, M, G)
+        whole, drawn = (_ece(*(groups @ w.T).transpose(0, 2, 1)) for w in (draws.once, draws.weights))
+        low, high = ends(drawn[:, None])
+        yield from _with_ends(sheet, name, Estimate(whole, low, high, np.array([pixels])), ("",))
+        if part == "calib":
+            yield from _ece_of_groups(sheet, _ece(*groups.transpose(0, 2, 1)))
+        for kind, pooled in zip(("count", "correct", "confidence"), bins.sum(1), strict=True):
+            for i, value in enumerate(pooled):
+                if bins[0, :, i].sum():
+                    yield sheet.record(f"{part}.{kind}.{i}", value, int(bins[0, :, i].sum()))
+    for name in ("nll", "brier"):
+        total = sum(row.value or 0.0 for _, row in sorted(sheet.rows.get(f"calib.{name}", {}).items()))
+        pixels = sum(int(row.value or 0) for row in held.values())
+        yield sheet.record(name, float(ratio(total, pixels)), pixels)
+
+
+def _ece_of_groups(sheet: Sheet, each: Array) -> Iterator[Record]:
+    there = each[np.isfinite(each)]
+    yield sheet.record("ece.per_group", float(there.mean()) if len(there) else np.nan, len(there))
+    yield sheet.record("ece.worst_group", float(there.max()) if len(there) else np.nan, len(there))
+
+
+def _bins(sheet: Sheet, part: str, places: list[tuple[str, str]]) -> Array:
+    names = [name for name in sheet.rows if name.startswith(f"{part}.count.")]
+    width = 1 + max((int(name.rsplit(".", 1)[1]) for name in names), default=0)
+    table = np.zeros((3, len(places), width))
+    at = {place: i for i, place in enumerate(places)}
+    for j, kind in enumerate(("count", "correct", "confidence")):
+        for i in range(width):
+            for (group, chip, _), row in sheet.rows.get(f"{part}.{kind}.{i}", {}).items():
+                if (group, chip) in at:
+                    table[j, at[group, chip], i] = row.value or 0.0
+    return table
+
+
+def _ece(count: Array, correct: Array, confidence: Array) -> Array:
+    """Mean distance between accuracy and confidence over bins (R, M), weighted by pixels."""
+    return ratio(np.abs(correct - confidence).sum(-1), count.sum(-1))
+
+
+def _of_sizes(sheet: Sheet, samples: int, seed: int) -> Iterator[Record]:
+    """IoU and recall of the class's bodies, by the size of the body."""
+    names = dict.fromkeys(name.removeprefix("size.fn.") for name in sheet.rows if name.startswith("size.fn."))
+    if not names:
+        return
+    for klass in dict.fromkeys(k for name in names for _, _, k in sheet.rows[f"size.fn.{name}"]):
+        places = sorted({(g, c) for g, c, k in sheet.rows.get("area.true_km2", {}) if k == klass})
+        draws = Resamples.over([group for group, _ in places], samples, seed)
+        for name in names:
+            columns = [_chips(sheet, f"size.{part}.{name}", klass, places) for part in ("tp", "fp", "fn")]
+            tally = Tally(columns[0], columns[1], columns[2], np.zeros(len(places)))
+            true = int((columns[0] + columns[2]).sum())
+            for metric in ("iou", "recall"):
+                e = estimate(tally, metric, "pooled", draws)
+                e = Estimate(e.value, e.low, e.high, np.array([true]))
+                yield from _with_ends(sheet, f"size.{metric}.{name}", e, (klass,))
+            bodies = _chips(sheet, f"size.bodies.{name}", klass, places).sum()
+            yield sheet.record(f"size.bodies.{name}", bodies, true, klass=klass)
+
+
+def _of_area(sheet: Sheet, samples: int, seed: int) -> Iterator[Record]:
+    for klass in dict.fromkeys(k for _, _, k in sheet.rows.get("area.true_km2", {})):
+        places = sorted((g, c) for g, c, k in sheet.rows["area.true_km2"] if k == klass)
+        draws = Resamples.over([group for group, _ in places], samples, seed)
+        true, lost, invented = (
+            _chips(sheet, f"area.{part}_km2", klass, places)[:, 0] for part in ("true", "lost", "invented")
+        )
+        for part, values in (("true", true), ("lost", lost), ("invented", invented)):
+            yield sheet.record(f"area.{part}_km2", values.sum(), len(places), klass=klass)
+        for part, values in (("lost", lost), ("invented", invented)):
+            pooled = draws.member @ np.stack([values, true], 1)
+            whole, drawn = (ratio((w @ pooled)[:, 0], (w @ pooled)[:, 1]) for w in (draws.once, draws.weights))
+            low, high = ends(drawn[:, None])
+            yield from _with_ends(
+                sheet, f"area.{part}_share", Estimate(whole, low, high, np.array([len(places)])), (klass,)
+            )
+
+
+def _chips(sheet: Sheet, metric: str, klass: str, places: list[tuple[str, str]]) -> Array:
+    held = sheet.rows.get(metric, {})
+    found = (held.get((group, chip, klass)) for group, chip in places)
+    return np.array([[row.value or 0.0 if row else 0.0] for row in found], np.float64).reshape(-1, 1)
+
+
+def _of_costs(sheet: Sheet) -> Iterator[Record]:
+    """The largest distance that an adversary went, and the mean of network passes per chip."""
+    for name in ("distance.linf", "distance.l2", "passes"):
+        groups, values = sheet.values(name)
+        there = values[np.isfinite(values)]
+        if groups:
+            value = (there.mean() if name == "passes" else there.max()) if len(there) else np.nan
+            yield sheet.record(name, float(value), len(there))
+
+
+def _with_ends(sheet: Sheet, metric: str, e: Estimate, classes: Sequence[str]) -> Iterator[Record]:
+    for i, klass in enumerate(classes):
+        for name, value in ((metric, e.value[i]), (f"{metric}.low", e.low[i]), (f"{metric}.high", e.high[i])):
+            yield sheet.record(name, value, int(e.n[i]), klass=klass)

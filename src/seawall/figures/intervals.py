@@ -1,0 +1,136 @@
+"""Bootstrap over groups: chips of one event stand or fall together, so events are what is drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.errors import UsageError, did_you_mean
+from seawall.figures.ratios import Array, Tally, measure, ratio
+
+AVERAGES = ("pooled", "per_chip", "per_group")
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """Groups of chips and how often each is drawn in every resample.
+
+    The draws depend on the number of groups and the seed alone, so two methods over the same groups
+    are resampled alike and their intervals are paired.
+
+    Args:
+        member: (G, N) 0/1, which chip is in which group.
+        weights: (R, G) how often a group is drawn; empty where fewer than two groups leave nothing to draw.
+    """
+
+    member: Array
+    weights: Array
+
+    @staticmethod
+    def over(groups: Sequence[str], samples: int = 1000, seed: int = 0) -> Resamples:
+        """Draw with replacement as many groups as there are, `samples` times."""
+        names, where = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+        member = (where[None, :] == np.arange(len(names))[:, None]).astype(np.float64)
+        count = len(names)
+        if count < 2 or samples < 1:
+            return Resamples(member, np.zeros((0, count)))
+        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+        return Resamples(member, draws.astype(np.float64))
+
+    @property
+    def once(self) -> Array:
+        """Every group drawn once, (1, G): the point estimate."""
+        return np.ones((1, self.member.shape[0]))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure per class with its interval; NaN where undefined.
+
+    Args:
+        value: (K,).
+        low: (K,).
+        high: (K,).
+        n: (K,) what it is over: pixels (pooled), chips (per_chip) or groups (per_group).
+    """
+
+    value: Array
+    low: Array
+    high: Array
+    n: NDArray[np.int64]
+
+    def only(self, k: int) -> Estimate:
+        """Return the figure of one class."""
+        at = slice(k, k + 1)
+        return Estimate(self.value[at], self.low[at], self.high[at], self.n[at])
+
+
+def average(tally: Tally, name: str, how: str, member: Array, weights: Array) -> Array:
+    """Average a ratio over weighted groups.
+
+    Args:
+        tally: Counts per chip, (N, K).
+        name: A ratio of `seawall.figures.ratios`.
+        how: "pooled": ratio of summed counts; "per_chip": mean over the chips where it is defined;
+            "per_group": mean over groups of the ratio pooled within the group.
+        member: (G, N) membership.
+        weights: (R, G).
+
+    Returns:
+        (R, K), or (R, 1) for ratios without a class.
+    """
+    if how == "pooled":
+        return measure(name, tally.pool(member).pool(weights))
+    if how == "per_chip":
+        return mean_over(measure(name, tally), member, weights)
+    if how == "per_group":
+        return mean_over(measure(name, tally.pool(member)), np.eye(len(member)), weights)
+    raise UsageError(f"average: unknown averaging {how!r}; {did_you_mean(how, AVERAGES)}")
+
+
+def mean_over(values: Array, member: Array, weights: Array) -> Array:
+    """Mean of (N, K) values over weighted groups, counting only what is defined."""
+    there = np.isfinite(values)
+    sums, counts = member @ np.where(there, values, 0.0), member @ there.astype(np.float64)
+    return ratio(weights @ sums, weights @ counts)
+
+
+def estimate(tally: Tally, name: str, how: str, draws: Resamples, level: float = 0.95) -> Estimate:
+    """Return a ratio and its percentile interval over resampled groups."""
+    value = average(tally, name, how, draws.member, draws.once)[0]
+    low, high = ends(average(tally, name, how, draws.member, draws.weights), level)
+    return Estimate(value, low, high, _over(tally, name, how, draws))
+
+
+def estimate_mean(values: Array, draws: Resamples, level: float = 0.95) -> Estimate:
+    """Return the mean over chips of (N, K) values and its interval."""
+    value = mean_over(values, draws.member, draws.once)[0]
+    low, high = ends(mean_over(values, draws.member, draws.weights), level)
+    return Estimate(value, low, high, np.isfinite(values).sum(0))
+
+
+def ends(resampled: Array, level: float = 0.95) -> tuple[Array, Array]:
+    """Return the ends of the percentile interval over (R, K) resamples, leaving out undefined ones."""
+    shape = resampled.shape[1:]
+    low, high = np.full(shape, np.nan), np.full(shape, np.nan)
+    tail = 50 * (1 - level)
+    for k in range(shape[0]):
+        defined = resampled[np.isfinite(resampled[:, k]), k]
+        if len(defined):
+            low[k], high[k] = np.percentile(defined, [tail, 100 - tail])
+    return low, high
+
+
+def _over(tally: Tally, name: str, how: str, draws: Resamples) -> NDArray[np.int64]:
+    if how == "pooled":
+        width = measure(name, tally).shape[-1]
+        if np.isfinite(tally.pixels).all():
+            return np.full(width, int(tally.pixels.sum()), dtype=np.int64)
+        true: NDArray[np.int64] = (tally.tp + tally.fn).sum(0).astype(np.int64)
+        return true  # pixels are not known: those of the class are
+    unit = tally if how == "per_chip" else tally.pool(draws.member)
+    defined: NDArray[np.int64] = np.isfinite(measure(name, unit)).sum(0)
+    return defined

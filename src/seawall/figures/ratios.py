@@ -1,0 +1,142 @@
+"""Ratios of counts: the only place where a metric is divided. Undefined is NaN here and None at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from seawall.errors import UsageError, did_you_mean
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of true positive, false positive and false negative pixels per class.
+
+    Args:
+        tp: (..., K).
+        fp: (..., K).
+        fn: (..., K).
+        pixels: (...) valid pixels.
+    """
+
+    tp: Array
+    fp: Array
+    fn: Array
+    pixels: Array
+
+    @property
+    def tn(self) -> Array:
+        """True negatives, (..., K)."""
+        return self.pixels[..., None] - self.tp - self.fp - self.fn
+
+    def pool(self, weights: Array) -> Tally:
+        """Return weighted sums over the first axis: weights (R, N) turn (N, K) counts to (R, K)."""
+        return Tally(weights @ self.tp, weights @ self.fp, weights @ self.fn, weights @ self.pixels)
+
+    def select(self, chosen: NDArray[np.bool_]) -> Tally:
+        """Return the chosen rows of the first axis."""
+        return Tally(self.tp[chosen], self.fp[chosen], self.fn[chosen], self.pixels[chosen])
+
+    def total(self) -> Tally:
+        """Return the sum over the first axis."""
+        return Tally(self.tp.sum(0), self.fp.sum(0), self.fn.sum(0), self.pixels.sum(0))
+
+    @staticmethod
+    def of(counts: NDArray[np.int64]) -> Tally:
+        """Read the tallies off confusion counts (..., K, K), rows labels, columns predictions."""
+        table = np.asarray(counts, dtype=np.float64)
+        tp = np.diagonal(table, axis1=-2, axis2=-1).copy()
+        return Tally(tp, table.sum(-2) - tp, table.sum(-1) - tp, table.sum((-2, -1)))
+
+
+def ratio(top: ArrayLike, bottom: ArrayLike) -> Array:
+    """Divide; NaN where the denominator is zero.
+
+    Example:
+        >>> ratio(np.array([1.0, 0.0]), np.array([2.0, 0.0])).tolist()
+        [0.5, nan]
+    """
+    above, below = np.broadcast_arrays(np.asarray(top, np.float64), np.asarray(bottom, np.float64))
+    found = np.full(above.shape, np.nan)
+    np.divide(above, below, out=found, where=below > 0)
+    return found
+
+
+def iou(t: Tally) -> Array:
+    """Intersection over union per class; undefined where neither label nor prediction has the class."""
+    return ratio(t.tp, t.tp + t.fp + t.fn)
+
+
+def precision(t: Tally) -> Array:
+    """Share of predicted pixels that are right, per class."""
+    return ratio(t.tp, t.tp + t.fp)
+
+
+def recall(t: Tally) -> Array:
+    """Share of true pixels that are found, per class."""
+    return ratio(t.tp, t.tp + t.fn)
+
+
+def f1(t: Tally) -> Array:
+    """Harmonic mean of precision and recall per class; over pixels it is the Dice coefficient."""
+    return ratio(2 * t.tp, 2 * t.tp + t.fp + t.fn)
+
+
+def specificity(t: Tally) -> Array:
+    """Share of pixels of other classes that are left alone, per class."""
+    return ratio(t.tn, t.tn + t.fp)
+
+
+def accuracy(t: Tally) -> Array:
+    """Share of valid pixels that are right."""
+    return ratio(t.tp.sum(-1), t.pixels)
+
+
+def miou(t: Tally) -> Array:
+    """Mean IoU over the classes that are there in label or prediction."""
+    return mean_defined(iou(t))
+
+
+def mean_defined(values: Array) -> Array:
+    """Mean over the last axis of what is defined; NaN where nothing is."""
+    there = np.isfinite(values)
+    return ratio(np.where(there, values, 0.0).sum(-1), there.sum(-1))
+
+
+CLASSWISE: Mapping[str, Callable[[Tally], Array]] = {
+    "iou": iou,
+    "precision": precision,
+    "recall": recall,
+    "f1": f1,
+    "dice": f1,
+    "specificity": specificity,
+}
+OVERALL: Mapping[str, Callable[[Tally], Array]] = {"miou": miou, "accuracy": accuracy}
+
+
+def measure(name: str, t: Tally) -> Array:
+    """Return a named ratio: (..., K) for the class-wise ones, (..., 1) for the others.
+
+    Raises:
+        UsageError: No ratio has that name.
+    """
+    if name in CLASSWISE:
+        return CLASSWISE[name](t)
+    if name in OVERALL:
+        return OVERALL[name](t)[..., None]
+    raise UsageError(f"metric: unknown name {name!r}; {did_you_mean(name, [*CLASSWISE, *OVERALL])}")
+
+
+def plain(value: float) -> float | None:
+    """Return a plain number, None where it is undefined.
+
+    Example:
+        >>> plain(float("nan")) is None
+        True
+    """
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,60 @@
+"""Metrics: counts per chip first, ratios of counts last."""
+
+from seawall.figures.aggregate import figures
+from seawall.figures.ratios import (
+    CLASSWISE,
+    OVERALL,
+    Tally,
+    accuracy,
+    f1,
+    iou,
+    measure,
+    miou,
+    precision,
+    recall,
+    specificity,
+)
+from seawall.figures.suite import worst_case
+from seawall.figures.worst import Candidates, worst_each, worst_pooled, worst_ratio
+from seawall.metrics.calibration import Calibration, calibration_counts, edge_band, expected_calibration_error
+from seawall.metrics.counts import confusion
+from seawall.metrics.sizes import Bodies
+from seawall.metrics.srip import binarize, gray, otsu, scores_of, srip_scores
+from seawall.metrics.summary import count_rows, pooled, summarize
+
+dice = f1
+
+__all__ = [
+    "Bodies",
+    "CLASSWISE",
+    "Calibration",
+    "Candidates",
+    "OVERALL",
+    "Tally",
+    "accuracy",
+    "binarize",
+    "calibration_counts",
+    "confusion",
+    "count_rows",
+    "dice",
+    "edge_band",
+    "expected_calibration_error",
+    "f1",
+    "figures",
+    "gray",
+    "iou",
+    "measure",
+    "miou",
+    "otsu",
+    "pooled",
+    "precision",
+    "recall",
+    "scores_of",
+    "specificity",
+    "srip_scores",
+    "summarize",
+    "worst_case",
+    "worst_each",
+    "worst_pooled",
+    "worst_ratio",
+]

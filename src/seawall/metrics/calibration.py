@@ -1,0 +1,97 @@
+"""Calibration counts per chip: how often the model is right at each level of confidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import log_softmax, max_pool2d
+
+from seawall.errors import UsageError
+from seawall.figures.ratios import Array, ratio
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Sums over the valid pixels of each chip.
+
+    Args:
+        count: (B, M) pixels per confidence bin.
+        correct: (B, M) of these, how many are right.
+        confidence: (B, M) sum of their confidences.
+        nll: (B,) sum of the negative log likelihoods of the true class.
+        brier: (B,) sum of the squared distances between probabilities and the true class.
+    """
+
+    count: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    confidence: Array
+    nll: Array
+    brier: Array
+
+
+def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int = 15) -> Calibration:
+    """Sort valid pixels into equal bins of the largest probability; bin i holds [i/M, (i+1)/M), the last also 1.
+
+    Args:
+        logits: (B, K, H, W), finite.
+        label: (B, H, W).
+        valid: (B, H, W) bool.
+        bins: Number of bins M.
+
+    Raises:
+        UsageError: Fewer than one bin.
+    """
+    if bins < 1:
+        raise UsageError(f"calibration: expected at least one bin, got {bins}; 15 is usual")
+    label = label.masked_fill(~valid, 0)
+    logs = log_softmax(logits.float(), 1)
+    probability = logs.exp()
+    confidence, guess = probability.max(1)
+    code = (confidence * bins).long().clamp_(0, bins - 1)
+    code += torch.arange(len(label), device=label.device).view(-1, 1, 1) * bins
+    shape = (len(label), bins)
+
+    def total(weight: Tensor) -> Array:
+        sums = torch.bincount(code[valid], weight[valid].double(), minlength=len(label) * bins)
+        return sums.view(shape).cpu().numpy()
+
+    true = probability.gather(1, label[:, None])[:, 0]
+    nll = -logs.gather(1, label[:, None])[:, 0]
+    brier = probability.square().sum(1) - 2 * true + 1
+    ones = torch.ones_like(confidence)
+    return Calibration(
+        total(ones).astype(np.int64),
+        total((guess == label).float()).astype(np.int64),
+        total(confidence),
+        total(nll).sum(1),
+        total(brier).sum(1),
+    )
+
+
+def expected_calibration_error(found: Calibration) -> float | None:
+    """Return the pooled expected calibration error; None without a valid pixel."""
+    gaps = np.abs(found.correct.sum(0) - found.confidence.sum(0)).sum()
+    value = ratio(gaps, found.count.sum())
+    return float(value) if np.isfinite(value) else None
+
+
+def edge_band(label: Tensor, valid: Tensor, reach: int = 3) -> Tensor:
+    """Return the valid pixels within `reach` pixels (in rows and columns) of a valid pixel of another class.
+
+    Args:
+        label: (B, H, W).
+        valid: (B, H, W) bool.
+        reach: Half width of the band, in pixels.
+    """
+    value = label.float()[:, None]
+    inside, size = valid[:, None], 2 * reach + 1
+
+    def highest(x: Tensor) -> Tensor:
+        return max_pool2d(x.masked_fill(~inside, -torch.inf), size, stride=1, padding=reach)
+
+    mixed = highest(value) > -highest(-value)
+    return mixed[:, 0] & valid

@@ -1,0 +1,146 @@
+"""Confusion counts per chip: the state from which every ratio follows."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seawall.errors import DataError
+
+SMALL = 15  # K * K + 1 codes fit one byte, which is eight times less memory traffic than int64
+BLOCK = 1 << 16  # pixels whose int64 label and prediction stay in the cache between two looks at them
+
+
+def confusion(pred: Tensor, label: Tensor, valid: Tensor, classes: int) -> Tensor:
+    """Count label against prediction over valid pixels, chip by chip.
+
+    What invalid pixels hold, in `label` or in `pred`, means nothing.
+
+    Args:
+        pred: (B, H, W) predicted class.
+        label: (B, H, W) true class.
+        valid: (B, H, W) bool.
+        classes: Number of classes K.
+
+    Returns:
+        (B, K, K) int64, rows are labels and columns predictions, on the device of the input.
+
+    Raises:
+        DataError: The shapes differ, or a valid pixel holds a value outside 0..K-1.
+
+    Example:
+        >>> label = torch.tensor([[[0, 1, 1]]])
+        >>> confusion(torch.tensor([[[0, 1, 0]]]), label, label >= 0, 2).tolist()
+        [[[1, 0], [1, 1]]]
+    """
+    if not pred.shape == label.shape == valid.shape or label.ndim != 3:
+        raise DataError(
+            f"confusion: expected pred, label and valid of one shape (B, H, W), got {tuple(pred.shape)}, "
+            f"{tuple(label.shape)}, {tuple(valid.shape)}; align them"
+        )
+    if classes < 1:
+        raise DataError(f"confusion: expected at least one class, got {classes}; name the classes")
+    if label.numel() == 0:
+        return torch.zeros(len(label), classes, classes, dtype=torch.int64, device=label.device)
+    valid = valid.bool()
+    if label.device.type == "cpu" and classes <= SMALL:
+        return _count_bytes(pred, label, valid, classes)
+    return _count_wide(pred, label, valid, classes)
+
+
+def _count_wide(pred: Tensor, label: Tensor, valid: Tensor, classes: int) -> Tensor:
+    """One bincount for the whole batch, on any device and for any number of classes."""
+    pred, label = _within(pred.long(), valid, classes, "pred"), _within(label.long(), valid, classes, "label")
+    cells = classes * classes
+    chip = torch.arange(len(label), device=label.device).view(-1, 1, 1) * (cells + 1)
+    code = torch.where(valid, label * classes + pred, cells) + chip
+    counts = torch.bincount(code.flatten(), minlength=len(label) * (cells + 1))
+    return counts.view(len(label), cells + 1)[:, :cells].reshape(-1, classes, classes)
+
+
+def _within(values: Tensor, valid: Tensor, classes: int, name: str) -> Tensor:
+    """Zero what is invalid; refuse what is valid and no class."""
+    values = values.masked_fill(~valid, 0)
+    wrong = (values < 0) | (values >= classes)
+    if bool(wrong.any()):
+        image = int(wrong.flatten(1).any(1).nonzero()[0])
+        raise _refusal(name, classes, int(values[image][wrong[image]][0]), image)
+    return values
+
+
+def _count_bytes(pred: Tensor, label: Tensor, valid: Tensor, classes: int) -> Tensor:
+    """The same counts on the CPU, by bytes and block by block: there the time goes into reading int64 from memory."""
+    flat = [x.reshape(len(label), -1).numpy() for x in (pred, label, valid)]
+
+    def count(image: int) -> NDArray[np.int64]:
+        total = np.zeros(classes * classes, np.int64)
+        for start in range(0, flat[0].shape[1], BLOCK):
+            guess, truth, counted = (x[image, start : start + BLOCK] for x in flat)
+            g = _narrow(guess, counted, classes, "pred", image)
+            t = _narrow(truth, counted, classes, "label", image)
+            total += _count_two(g, t, counted) if classes == 2 else _count_codes(g, t, counted, classes)
+        return total
+
+    images = range(len(label))
+    threads = torch.get_num_threads()
+    busy = threads > 1 and len(label) > 1 and label.numel() > BLOCK
+    table = np.stack(list(_pool(threads).map(count, images) if busy else map(count, images)))
+    return torch.from_numpy(table).view(-1, classes, classes)
+
+
+def _count_two(guess: NDArray[np.uint8], truth: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Four counts from three sums: sums of bytes that hold one bit are the fastest there are."""
+    g, t = guess.view(np.bool_), truth.view(np.bool_)
+    total = np.count_nonzero(valid)
+    if total < valid.size:
+        g, t = g & valid, t & valid
+    predicted, true = np.count_nonzero(g), np.count_nonzero(t)
+    both = np.count_nonzero(g & t)
+    return np.array([total - predicted - true + both, predicted - both, true - both, both], np.int64)
+
+
+def _count_codes(
+    guess: NDArray[np.uint8], truth: NDArray[np.uint8], valid: NDArray[np.bool_], classes: int
+) -> NDArray[np.int64]:
+    code = truth * np.uint8(classes)
+    code += guess
+    code += np.uint8(1)
+    code *= valid.view(np.uint8)  # 0 where invalid
+    counts: NDArray[np.int64] = torch.bincount(torch.from_numpy(code), minlength=classes * classes + 1)[1:].numpy()
+    return counts
+
+
+def _narrow(
+    values: NDArray[np.generic], valid: NDArray[np.bool_], classes: int, name: str, image: int
+) -> NDArray[np.uint8]:
+    """Return the values as bytes, proven to be classes where valid, and zero elsewhere if they are none."""
+    bits = int(np.bitwise_or.reduce(values))  # no value is larger, and a negative one makes it negative
+    small = values.astype(np.uint8)
+    if 0 <= bits < classes or (0 <= bits < 256 and int(small.max()) < classes):
+        return small
+    numbers = values.astype(np.int64, copy=False)
+    wrong = (numbers.view(np.uint64) >= classes) & valid  # a negative number is a huge one there
+    if wrong.any():
+        raise _refusal(name, classes, int(numbers[wrong][0]), image)
+    return small * valid.view(np.uint8)
+
+
+def _refusal(name: str, classes: int, value: int, image: int) -> DataError:
+    return DataError(
+        f"confusion: expected {name} in 0..{classes - 1} at valid pixels, got {value} in image {image} of the batch; "
+        f"mark such pixels invalid or add the class"
+    )
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="seawall-counts")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has the pool, but none of its threads
