@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ import torch
 
 from seawall import __version__
 from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import ChipRow
-from seawall.datasets.splits import Split
+from seawall.datasets.splits import Split, split_facts
 from seawall.files import write_atomic
+from seawall.imagery.sensors import band_noise
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,16 @@ class Clock:
 
 def data_facts(chips: ChipFolder, split: Split) -> dict[str, object]:
     """Return what the report says about chips and split."""
-    parts = {"train": split.train, "val": split.val, "test": split.test}
-    rows = {part: [chips.row(id_) for id_ in ids] for part, ids in parts.items()}
     return {
         "chips": len(chips.rows),
         "unit": chips.unit,
         "bands": list(chips.bands),
         "gsd_m": chips.gsd_m,
         "classes": list(chips.classes),
-        "groups": {part: sorted({row.group for row in found}) for part, found in rows.items()},
-        "chips_per_part": {part: len(found) for part, found in rows.items()},
-        "water_share": {part: _share(found, chips.classes) for part, found in rows.items()},
+        "noise": band_noise(chips.bands) if chips.unit == "reflectance" else {},
+        "licence": chips.header.licence,
+        **split_facts(chips, split),
     }
-
-
-def _share(rows: Sequence[ChipRow], classes: Sequence[str]) -> float | None:
-    """Share of the water among the valid pixels, or of all classes but the first."""
-    of = [classes.index("water")] if "water" in classes else range(1, len(classes))
-    total = sum(sum(row.class_counts) for row in rows)
-    return round(sum(row.class_counts[k] for row in rows for k in of) / total, 4) if total else None
 
 
 def digest_chips(chips: ChipFolder, ids: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.fchmod(handle, 0o666 & ~_umask())  # mkstemp hides its file from everybody else
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -38,6 +39,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing."""
     with atomic(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def _umask() -> int:
+    # the only portable way to read it is to set it; the run's threads write under the same one either way
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def _sync_folder(folder: Path) -> None:

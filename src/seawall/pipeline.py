@@ -22,11 +22,12 @@ from torch import nn
 from seawall import registry
 from seawall.datasets.chips import Chip, ChipFolder
 from seawall.datasets.curate import curate
+from seawall.datasets.index import is_chip_folder
 from seawall.datasets.loader import patches, whole
 from seawall.datasets.simulated import Simulated
 from seawall.datasets.splits import Split, split_blocks, split_groups
 from seawall.errors import RecipeError
-from seawall.evaluate import CLEAN, evaluate
+from seawall.evaluate import CLEAN, evaluate, missing
 from seawall.facts import Clock, data_facts, digest_chips, environment
 from seawall.figures import figures
 from seawall.files import RunLock, write_atomic
@@ -109,8 +110,8 @@ def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: P
             measure(run, chips, split, models)
         with clock.timed("scene"):
             maps = survey(run, chips, next(iter(models.values())))
-        page = write_report(folder)
-    return Outcome(run, page, maps, failed)
+        write_report(folder)
+    return Outcome(run, folder / "report.html", maps, failed)
 
 
 def train_only(
@@ -143,7 +144,7 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
         raise RecipeError(
             f"data.source: expected {source} to be set in the environment, got nothing; export it or write the path"
         )
-    if data.kind == "chips" or (data.kind == "auto" and (Path(source) / "index.json").is_file()):
+    if data.kind == "chips" or (data.kind == "auto" and is_chip_folder(Path(source))):
         return ChipFolder.open(Path(source)), ()
     text = json.dumps([data.model_dump(mode="json"), source, run.recipe.seed], sort_keys=True)
     folder = home / f"{run.recipe.name}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
@@ -239,23 +240,41 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
     groups = {row.id: row.group for row in chips.rows}
     first = next(iter(models))
     attacked = {first: models[first], **dict(_baselines(run, chips, split))}
-    spec = cast(ModelSpec, models[first].spec)
-    cases = [CLEAN, *cases_of(recipe, spec)]
-    batches = list(whole(chips, split.test))
+    cases = [CLEAN, *cases_of(recipe, cast(ModelSpec, models[first].spec))]
     for name, model in {**attacked, **models}.items():
-        evaluate(
-            cast(SegmentationModel, model),
-            batches,
-            log=log,
-            recipe=recipe.id,
-            name=name,
-            groups=groups,
-            attacks=cases if name in attacked else [CLEAN],
-            seed=recipe.seed,
-            show=split.test[: recipe.examples] if name == first else (),
-            examples=run.folder / "examples",
-            progress=run.say(f"evaluate {name}"),
-        )
+        for case in cases if name in attacked else [CLEAN]:
+            shown = name == first and case is cases[-1]  # the last attack at its last threat is the page's example
+            evaluate(
+                cast(SegmentationModel, model),
+                whole(
+                    chips,
+                    missing(
+                        log,
+                        split.test,
+                        recipe=recipe.id,
+                        name=name,
+                        classes=chips.classes,
+                        groups=groups,
+                        attacks=[case],
+                    ),
+                ),
+                log=log,
+                recipe=recipe.id,
+                name=name,
+                groups=groups,
+                attacks=[case],
+                seed=recipe.seed,
+                show=telling(chips, split.test, recipe.examples) if shown else (),
+                examples=run.folder / "examples",
+                progress=run.say(f"{name}: {case.method} {case.spoken}".rstrip()),
+            )
+
+
+def telling(chips: ChipFolder, ids: Iterable[str], count: int) -> tuple[str, ...]:
+    """Return the chips whose classes are most evenly mixed: pictures of nothing but land show nothing."""
+    counts = {id_: chips.row(id_).class_counts for id_ in ids}
+    even = {id_: 1 - max(found) / max(sum(found), 1) for id_, found in counts.items()}
+    return tuple(sorted(even, key=lambda id_: (-even[id_], id_))[:count])
 
 
 def survey(run: Run, chips: ChipFolder, model: nn.Module) -> dict[str, str]:

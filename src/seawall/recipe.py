@@ -41,6 +41,12 @@ class Data(Part):
         bands: Band ids to keep, in this order; empty keeps all.
         labels: "truth" takes the source's labels, "cover" the full land cover of simulated scenes, and a rule
             such as "ndwi >= -0.25" labels every image by an index.
+        names: Band names in file order, where files name none.
+        group: Regular expression on file names; its first bracket is the event or place.
+        gsd_m: Meters per pixel, where files have no georeference.
+        gain: Reflectance or dB per stored number, where files do not say it.
+        offset: What is added after the gain, in physical units.
+        label_map: What raw label values mean, as {"-1" = 255}; 255 does not count.
         count: Simulated scenes.
         size: Side of a simulated scene in pixels.
         clouds: Simulated scenes have clouds and their shadows.
@@ -52,6 +58,12 @@ class Data(Part):
     sensor: Literal["s1", "s2"] = "s2"
     bands: tuple[str, ...] = ()
     labels: str = "truth"
+    names: tuple[str, ...] = ()
+    group: str = ""
+    gsd_m: float | None = Field(None, gt=0)
+    gain: float | None = None
+    offset: float | None = None
+    label_map: dict[int, int] = Field(default_factory=dict)
     count: int = Field(24, ge=3, le=100_000)
     size: int = Field(256, ge=64, le=8192)
     clouds: bool = True

@@ -169,6 +169,16 @@ def write_index(folder: Path, header: ChipHeader, rows: Sequence[ChipRow]) -> No
     write_atomic(folder / NAME, f'{{"header": {head},\n "rows": [\n{lines}\n]}}\n')
 
 
+def is_chip_folder(folder: Path) -> bool:
+    """Tell whether a folder has an index of chips; other tools write an index.json too."""
+    try:
+        plain = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    header = plain.get("header") if isinstance(plain, dict) else None
+    return isinstance(header, dict) and header.get("format") == FORMAT
+
+
 def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     """Read the index of a chip folder.
 

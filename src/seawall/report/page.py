@@ -73,7 +73,8 @@ def _sections(run: Run, book: Book) -> list[Section]:
     attacked, examples = robustness(run, book), chips(run, book, faults)
     if examples:
         lead = attacked.lead if attacked else "Chips before and after an attack."
-        attacked = Section("robustness", "Under attack", lead, (*examples, *(attacked.blocks if attacked else ())))
+        blocks = attacked.blocks if attacked else ()
+        attacked = Section("robustness", "Under attack", lead, (*blocks[:1], *examples, *blocks[1:]))
     scene = scene_maps(run, faults)
     found = (
         clean_scores(run, book), attacked, perturbed(book), label_noise(book), agreement(book), calibration(book), scene,
