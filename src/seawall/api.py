@@ -313,6 +313,85 @@ def predict(
     )  # fmt: skip
 
 
+def corrupt(
+    chips: Path,
+    *,
+    noise: Sequence[str] = (),
+    out: Path = Path("chips-corrupted"),
+    part: str = "all",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Result:
+    """Put faults into the labels of a chip folder, within an exact budget; a new folder records what was done to each chip.
+
+    Args:
+        chips: A chip folder; it stays as it is.
+        noise: Such as "dilate 10%" or "erode 30 m"; given again, the next is put on top of the one before.
+        out: The new folder, with corruptions.jsonl; a killed run goes on where it stopped.
+        part: all, or only the train, val or test part of the split that `seawall train` makes with this seed.
+        seed: Seed of the noise and of that split.
+
+    Returns:
+        One row per change of class, pooled over the chips.
+
+    Raises:
+        UsageError: The noise is unknown, or its budget is over 100 %.
+
+    Command:
+        seawall corrupt chips/mine --noise "dilate 10%" --out chips/dilated
+    """
+    from seawall import corrupt_labels
+
+    return Result(*corrupt_labels.corrupt_chips(chips, out, noise=noise, part=part, seed=seed, progress=progress))
+
+
+def audit_labels(
+    chips: Path,
+    *,
+    weights: Path | None = None,
+    out: Path = Path("label-audit"),
+    folds: int = 4,
+    model: str = "unet",
+    epochs: int = 12,
+    rule: str = "",
+    worst: int = 20,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Result:
+    """Find wrong labels: rank the chips of a folder by suspect pixels, and show the worst on a contact sheet.
+
+    Args:
+        chips: A chip folder; it stays as it is.
+        weights: A model that never learned from these chips; without one, a model is trained per fold of groups.
+        out: Gets suspects.csv, suspects.jsonl, sheet.html and sheet.png; a killed run goes on where it stopped.
+        folds: Each fold's groups are judged by a model that learned from the other folds.
+        model: Registered network for the folds.
+        epochs: Passes over the chips of each fold's model.
+        rule: A second witness beside the model, such as "mndwi > 0".
+        worst: Chips on the contact sheet.
+        seed: Seed of folds and training.
+        device: auto, cpu, cuda, or mps.
+
+    Returns:
+        One row per chip of the contact sheet.
+
+    Raises:
+        DataError: There are fewer groups than folds.
+
+    Command:
+        seawall audit-labels chips/mine --rule "mndwi > 0" --out audits/mine
+    """
+    from seawall.audit_labels import audit_chips
+
+    return Result(
+        *audit_chips(
+            chips, out, weights=weights, folds=folds, model=model, epochs=epochs, rule=rule, worst=worst, seed=seed,
+            device=device, progress=progress,
+        )
+    )  # fmt: skip
+
+
 def report(run: Path) -> Result:
     """Write the one-file HTML report of a run folder again.
 
@@ -433,5 +512,17 @@ def _cell(value: str | int | float | None) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-VERBS: tuple[Callable[..., Result], ...] = (run, curate, train, evaluate, attack, predict, report, methods, doctor)
+VERBS: tuple[Callable[..., Result], ...] = (
+    run,
+    curate,
+    train,
+    evaluate,
+    attack,
+    predict,
+    corrupt,
+    audit_labels,
+    report,
+    methods,
+    doctor,
+)
 """The verbs, in the order of `seawall --help`."""

@@ -48,6 +48,12 @@ class PartialError(SeawallError):
     exit_code = 3
 
 
+class StoppedError(SeawallError):
+    """Someone asked the work to stop; what was done is saved and the same command goes on from there."""
+
+    exit_code = 130
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint that names the closest known name, or lists all of them.
 

@@ -16,6 +16,7 @@ from seawall.types import Setting
 
 HOMES: Mapping[str, tuple[str, ...]] = {
     "attack": ("seawall.attacks",),
+    "suite": ("seawall.suites",),
     "corruption": ("seawall.corruptions",),
     "noise": ("seawall.poison",),
     "poison": ("seawall.poison",),

@@ -42,9 +42,9 @@ class Training:
     epochs: int = 30
     steps_per_epoch: int = 50
     batch: int = 8
-    patch: int = 128
+    patch: int = 96
     accumulate: int = 1
-    lr: float = 1e-3
+    lr: float = 2e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.01
     schedule: Literal["constant", "cosine", "poly", "onecycle"] = "cosine"

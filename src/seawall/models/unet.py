@@ -29,7 +29,7 @@ class UNet:
     """
 
     width: int = 16
-    depth: int = 4
+    depth: int = 3
     norm: Norm = "batch"
     dropout: float = 0.0
 
