@@ -24,8 +24,9 @@ def robustness(run: Run, book: Book) -> Section | None:
     held = families(book)
     blocks += _compared(held)
     for attacked in held:
-        blocks += [_curves(run, attacked), *_card(attacked)]
-        blocks += _winners(attacked) + water(run, attacked)
+        mine = [_curves(run, attacked), *_card(attacked), *_winners(attacked), *water(run, attacked)]
+        # the first model is the one the page is about: of the others the tables are there for who asks
+        blocks += mine if attacked.model == book.models[0] else [_folded(block) for block in mine]
     for model in book.models:
         blocks += bands(book, model)
     blocks += size_bias(book)
@@ -35,6 +36,10 @@ def robustness(run: Run, book: Book) -> Section | None:
         "An attack can only show weakness: every figure is an upper bound on what the model really holds."
     )
     return Section("robustness", "Under attack", lead, blocks) if blocks else None
+
+
+def _folded(block: Block) -> Block:
+    return replace(block, folded=True) if isinstance(block, Table) else block
 
 
 def _compared(held: Sequence[Attacked]) -> list[Block]:
@@ -189,7 +194,15 @@ def _winners(attacked: Attacked) -> list[Block]:
         ("Budget", ""),
         *((said(name), "share of chips on which this attack leaves the lowest IoU") for name in names),
     )
-    note = "Share of chips on which each attack leaves the lowest IoU; no single attack is enough."
+    won = {
+        name
+        for name in attacked.methods
+        for size in attacked.budgets
+        if attacked.book.value(attacked.setup(WORST, size), f"won.{name}")
+    }
+    note = "Share of chips on which each attack leaves the lowest IoU" + (
+        "; no single attack is enough." if len(won) > 1 else "."
+    )
     return [Table(f"{said(attacked.model)}: which attack wins", head, rows, note), _winner_per_chip(attacked)]
 
 

@@ -9,7 +9,7 @@ from seawall.report.blocks import Block, Chart, Line, Section, Table, line, said
 from seawall.report.book import CLEAN, WORST, Book, Cell, Count, Setup, key_text
 from seawall.report.charts import Point, Row, Series, bars, lines, palette
 from seawall.report.folder import Run, number
-from seawall.report.robust import Attacked, by_band, families, natural
+from seawall.report.robust import Attacked, by_band, families, headline, natural
 from seawall.report.scores import say_size, size_bins
 from seawall.report.svg import Axis
 from seawall.report.words import budget, many, percent, ratio
@@ -110,11 +110,12 @@ def size_bias(book: Book) -> list[Block]:
     sizes, blocks = size_bins(book), list[Block]()
     for attacked in families(book) if sizes else []:
         setups = [("clean", (attacked.model, *CLEAN))]
-        setups += [(f"{said(m)}, {b.spoken}", attacked.setup(m, b)) for b in attacked.budgets for m in attacked.methods]
+        size = headline(attacked)
+        setups += [(f"{said(m)}, {size.spoken}", attacked.setup(m, size)) for m in attacked.methods]
         setups = [
-            (name, s) for name, s in setups if any(book.record(s, f"size.recall.{size}", book.klass) for size in sizes)
+            (name, s) for name, s in setups if any(book.record(s, f"size.recall.{bin_}", book.klass) for bin_ in sizes)
         ]
-        rows = tuple(line(say_size(size), *(book.cell(s, f"size.recall.{size}") for _, s in setups)) for size in sizes)
+        rows = tuple(line(say_size(bin_), *(book.cell(s, f"size.recall.{bin_}") for _, s in setups)) for bin_ in sizes)
         if len(setups) > 1:
             head = (
                 ("Size of the water body", ""),
@@ -122,10 +123,11 @@ def size_bias(book: Book) -> list[Block]:
             )
             blocks.append(
                 Table(
-                    "Small ponds against big rivers, under attack",
+                    f"{said(attacked.model)}: small ponds against big rivers, under attack",
                     head,
                     rows,
                     "Share of the water pixels found, by the size of the water body they belong to.",
+                    folded=attacked.model != book.models[0],
                 )
             )
     return blocks
