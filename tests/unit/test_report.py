@@ -20,13 +20,14 @@ from seawall.report.blocks import Table
 from seawall.report.book import CLEAN, WORST, Book
 from seawall.report.faults import bins, label_noise
 from seawall.report.flags import explain
-from seawall.report.folder import read_run
+from seawall.report.folder import Run, read_run
 from seawall.report.noise import corrupted
 from seawall.report.published import TABLES
 from seawall.report.robust import families
 from seawall.report.scores import side_by_side
 from seawall.report.svg import Axis, Box, cut, spread
 from seawall.report.told import summary
+from seawall.report.words import DASH
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")
 assert _spec and _spec.loader
@@ -112,9 +113,11 @@ def test_models_on_wrong_labels_are_sorted_by_kind_and_rate():
     assert [(c.kind, c.rate) for c in corrupted(book)] == [
         ("dilate", 0.05), ("dilate", 0.2), ("erode", 0.1), ("dilate, gce loss", 0.05),
     ]  # fmt: skip
-    section = label_noise(book)
+    facts = {"noises": {"unet@erode-10%": {"changed_share": 0.07}}}
+    section = label_noise(Run(Path(), {}, "", facts, {}, (), ()), book)
     assert section is not None
     assert all(r[-1] == "" or r[-1].text == "0.00" for r in section.blocks[-1].rows)
+    assert [r[2] for r in section.blocks[-1].rows] == ["0 %", DASH, DASH, "7\u202f%", DASH]
 
 
 def test_calibration_bins_are_means_over_all_chips():

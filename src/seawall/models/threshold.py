@@ -113,7 +113,7 @@ class ThresholdNet(nn.Module):
         self.settings = settings
         rule = RULES[self.index]
         _check(spec, self.index, rule)
-        self.places = tuple(spec.bands.index(band) for band in rule.bands)
+        self.places = tuple(spec.bands.index(_find(band, spec.bands)) for band in rule.bands)
         self.water = spec.classes.index("water")
         self.sharpness = settings.sharpness or (1.0 if rule.sign < 0 else 10.0)
         start = rule.threshold if settings.threshold is None else settings.threshold
@@ -209,10 +209,15 @@ def otsu(counts: Tensor, low: float, high: float) -> tuple[float, float]:
     return cut, float(best / spread)
 
 
+def _find(band: str, bands: tuple[str, ...]) -> str:
+    """Return the band that plays a part: the narrow near infrared stands in for the wide one, as in HLS."""
+    return next((name for name in (band, *{"B08": ("B8A",)}.get(band, ())) if name in bands), "")
+
+
 def _first(spec: ModelSpec) -> Index:
     order: tuple[Index, ...] = ("mndwi", "ndwi", "vv", "vh")
     for index in order:
-        if set(RULES[index].bands) <= set(spec.bands):
+        if all(_find(band, spec.bands) for band in RULES[index].bands):
             return index
     raise ModelError(
         f"threshold: expected the bands of {', '.join(order)}, got {', '.join(spec.bands)}; train a network instead"
@@ -220,7 +225,7 @@ def _first(spec: ModelSpec) -> Index:
 
 
 def _check(spec: ModelSpec, index: str, rule: Rule) -> None:
-    lacking = [band for band in rule.bands if band not in spec.bands]
+    lacking = [band for band in rule.bands if not _find(band, spec.bands)]
     if lacking:
         raise ModelError(
             f"{index}: expected the bands {', '.join(rule.bands)}, got none called {', '.join(lacking)}; choose an index of these bands"

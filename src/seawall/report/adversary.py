@@ -11,6 +11,7 @@ from seawall.report.book import CLEAN, WORST, Book, Cell, Setup, key_text
 from seawall.report.charts import Point, Series, lines, palette
 from seawall.report.folder import Run, number, tree
 from seawall.report.harm import bands, point, size_bias, water
+from seawall.report.hidden import hiding
 from seawall.report.robust import Attacked, families, headline
 from seawall.report.svg import Axis
 from seawall.report.words import Budget, listed, many, percent, plain, ratio, seconds
@@ -28,7 +29,7 @@ def robustness(run: Run, book: Book) -> Section | None:
         # the first model is the one the page is about: of the others the tables are there for who asks
         blocks += mine if attacked.model == book.models[0] else [_folded(block) for block in mine]
     for model in book.models:
-        blocks += bands(book, model)
+        blocks += bands(book, model) + hiding(book, model)
     blocks += size_bias(book)
     lead = (
         "The adversary knows the model and may change every band of every seen pixel by up to eps. Smaller is worse for the "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from seawall.figures import WORST, figures, worst_case
+from seawall.figures import WORST, figures, with_doubts, worst_case
 from seawall.records import Record
 from seawall.report.words import DASH, budget, count, ratio
 
@@ -58,7 +58,7 @@ class Book:
     """
 
     def __init__(self, records: Iterable[Record], klass: str) -> None:
-        given = list(records)
+        given = with_doubts(records)
         self.klass = klass
         self._rows: dict[tuple[str, ...], Record] = {}
         self.rows = (*figures(given), *worst_case(given), *given)

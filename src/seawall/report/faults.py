@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from seawall.report.blocks import Block, Chart, Section, Table, line, said
 from seawall.report.book import CLEAN, Book, Cell, Setup, key_text
 from seawall.report.charts import Point, Series, lines, palette, reliability
+from seawall.report.folder import Run, number, tree
 from seawall.report.noise import Corrupted, corrupted, kinds
 from seawall.report.svg import Axis
 from seawall.report.words import DASH, percent, ratio
@@ -19,7 +20,7 @@ COLUMNS = (
 MOST_BINS = 100
 
 
-def label_noise(book: Book) -> Section | None:
+def label_noise(run: Run, book: Book) -> Section | None:
     """Show test scores, on clean labels, after training on corrupted ones."""
     models = corrupted(book)
     if not models:
@@ -29,7 +30,7 @@ def label_noise(book: Book) -> Section | None:
         held = [c for c in models if c.base == base]
         if any(c.rate is not None for c in held):
             blocks.append(_curves(book, base, held))
-        blocks.append(_table(book, base, held))
+        blocks.append(_table(run, book, base, held))
     lead = (
         "One more network per row, trained from scratch on labels that were corrupted on purpose and within an exact budget. "
         "Test labels are never touched, so the score says what the wrong labels cost."
@@ -64,17 +65,23 @@ def _point(book: Book, model: str, rate: float) -> Point:
     return Point(rate, value, low, high, f"{said(model)}: {ratio(value, 3)}")
 
 
-def _table(book: Book, base: str, models: Sequence[Corrupted]) -> Table:
+def _table(run: Run, book: Book, base: str, models: Sequence[Corrupted]) -> Table:
+    realized = tree(run.facts, "noises")
     columns = [(m, name) for m, name in COLUMNS if any(book.cell((c.model, *CLEAN), m).key for c in models)]
     start = book.value((base, *CLEAN), "iou.pooled", book.klass)
     rows: list[tuple[str | Cell, ...]] = []
     if any(book.cell((base, *CLEAN), metric).key for metric, _ in columns):
-        rows.append(("labels as they are", "0", *(book.cell((base, *CLEAN), metric) for metric, _ in columns), ""))
+        rows.append(
+            ("labels as they are", "0", "0 %", *(book.cell((base, *CLEAN), metric) for metric, _ in columns), "")
+        )
     for c in models:
         cells = [book.cell((c.model, *CLEAN), metric) for metric, _ in columns]
-        rows.append((c.kind, _rate(c), *cells, _change(book, c.model, start)))
+        wrong = number(tree(realized, c.model).get("changed_share"))
+        rows.append(
+            (c.kind, _rate(c), DASH if wrong is None else percent(wrong), *cells, _change(book, c.model, start))
+        )
     head = (
-        ("Label noise", ""), ("Rate", "budget of the noise"), *((name, metric) for metric, name in columns),
+        ("Label noise", ""), ("Rate", "budget of the noise"), ("Changed", "share of the labelled training pixels that the noise changed"), *((name, metric) for metric, name in columns),
         ("Change", "pooled IoU less that of the network trained on the labels as they are"),
     )  # fmt: skip
     return Table(f"{said(base)} trained on corrupted labels, tested on clean ones", head, tuple(rows))

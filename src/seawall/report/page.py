@@ -77,7 +77,7 @@ def _sections(run: Run, book: Book) -> list[Section]:
         attacked = Section("robustness", "Under attack", lead, (*blocks[:1], *examples, *blocks[1:]))
     scene = scene_maps(run, faults)
     found = (
-        clean_scores(run, book), attacked, perturbed(book), label_noise(book), agreement(book), calibration(book), scene,
+        clean_scores(run, book), attacked, perturbed(book), label_noise(run, book), agreement(book), calibration(book), scene,
         side_by_side(run, book), what_was_run(run), data_and_split(run), learning(run), doubts(run, book, faults), provenance(run, book),
     )  # fmt: skip
     order = (

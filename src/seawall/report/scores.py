@@ -10,7 +10,7 @@ from seawall.report.book import CLEAN, Book, Cell
 from seawall.report.charts import Row, intervals
 from seawall.report.folder import Run, tree
 from seawall.report.noise import taken_apart
-from seawall.report.published import DIFFERENCES, METRICS, TABLES, table_of
+from seawall.report.published import CLIFF, DIFFERENCES, METRICS, table_of, tables_of
 from seawall.report.svg import Axis
 from seawall.report.words import many, ratio
 
@@ -175,21 +175,23 @@ def say_size(size: str) -> str:
 def side_by_side(run: Run, book: Book) -> Section | None:
     """Put the published tables beside our figures under the same convention, and say what differs."""
     models = [m for m in book.models if any(_there(book, m, metric) for metric in METRICS)]
-    which = table_of(f"{run.recipe.get('published', '')} {run.recipe.get('name', '')}")
+    asked = f"{run.recipe.get('published', '')} {run.recipe.get('name', '')}"
+    which = table_of(asked)
     if not models or (which is None and not run.recipe.get("published")):
         return None
-    trained = _ours(run, models, which)
-    tables = [t for t in TABLES if which in (None, t.number)]
+    tables = tables_of(asked)
+    trained = _ours(run, models, which, tables == CLIFF)
     head = [("Metric", "name in the published report")]
-    head += [(f"Report, Table {t.number}", f"published: {t.title}; trained on {t.trained_on}") for t in tables]
+    head += [(t.name, f"published: {t.title}; trained on {t.trained_on}") for t in tables]
     head += [(f"Ours: {said(m)}", "the same convention, computed by this run") for m in trained]
     rows = []
     for metric, name in METRICS.items():
-        theirs = [_published(t.number, t.figures.get(metric)) for t in tables]
+        theirs = [_published(t.name, t.figures.get(metric)) for t in tables]
         rows.append(line(name, *theirs, *(book.cell((m, *CLEAN), metric, say=_four) for m in trained)))
     pooled = tuple(book.cell((m, *CLEAN), "iou.pooled", say=_four) for m in trained)
     rows.append(line(f"For scale: pooled {book.klass} IoU", *(Cell("–", "not published") for _ in tables), *pooled))
     title = " and ".join(f"Table {t.number}: {t.title}" for t in tables) if which else "Tables 1 to 3"
+    title = "The later study's sweep over corrupted masks" if tables == CLIFF else title
     table = Table(
         title,
         tuple(head),
@@ -197,16 +199,20 @@ def side_by_side(run: Run, book: Book) -> Section | None:
         "The published figures carry no intervals; ours are on the test part, places held out.",
     )
     lead = "The report is “Robust Semantic Segmentation of Sentinel Images with UNet and Adversarial Uncertainty” (M. Srinivasan, October 2024). Equal names below mean equal formulas, not equal experiments."
+    if tables == CLIFF:
+        lead = "The later study is of the same lab (mid-term report, figures as printed there). " + lead
     return Section(
         "published", "Beside the published report", lead, (table, Points((*_ours_differ(run, book), *DIFFERENCES)))
     )
 
 
-def _ours(run: Run, models: Sequence[str], which: int | None) -> list[str]:
-    """Choose the models that a published table should stand beside: Table 3 is about corrupted masks."""
+def _ours(run: Run, models: Sequence[str], which: int | None, sweep: bool = False) -> list[str]:
+    """Choose the models that a published table should stand beside: Table 3 and the sweep are about corrupted masks."""
     trained = [m for m in models if any(row["model"] == m for row in run.history)] or list(models)
     wrong = [m for m in trained if taken_apart(m)]
     right = [m for m in trained if not taken_apart(m)]
+    if sweep:
+        return [*right[:1], *wrong[:3]]
     return (wrong[:4] or right) if which == 3 else (right or wrong)[:4]
 
 
@@ -214,10 +220,10 @@ def _four(value: float | None) -> str:
     return ratio(value, 4)
 
 
-def _published(number: int, value: float | None) -> Cell:
+def _published(name: str, value: float | None) -> Cell:
     if value is None:
-        return Cell("–", f"Table {number} of the report does not give this figure")
-    return Cell(_four(value), f"published in Table {number} of the report", f"published|table {number}")
+        return Cell("–", f"not given there ({name})")
+    return Cell(_four(value), f"published ({name})", f"published|{name.removeprefix('Report, ').lower()}")
 
 
 def _ours_differ(run: Run, book: Book) -> tuple[tuple[str, str], ...]:

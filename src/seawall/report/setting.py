@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from seawall.report.blocks import Block, Chart, Facts, Prose, Section, Table, said
+from seawall.report.blocks import Block, Chart, Facts, Points, Prose, Section, Table, said
 from seawall.report.charts import Point, Row, Series, bars, lines, palette
 from seawall.report.folder import Run, number, tree
 from seawall.report.noise import taken_apart
@@ -65,6 +65,8 @@ def data_and_split(run: Run) -> Section | None:
     groups = {part: [str(g) for g in _list(tree(data, "groups"), part)] for part in PARTS}
     if any(groups.values()):
         blocks += [_split_table(data, groups), _apart(groups)]
+    if warnings := _list(data, "warnings"):
+        blocks.append(Points(tuple(("Note.", str(text)) for text in warnings)))
     return Section(
         "data", "Data and split", "Where the pixels come from, and which places the model never saw.", blocks
     )

@@ -1,0 +1,78 @@
+"""Two networks in one model: peers that teach each other, and one map on which both have agreed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import cast, final
+
+import torch
+from torch import Tensor, nn
+
+from seawall import registry
+from seawall.errors import UsageError
+from seawall.models.blocks import Segmenter, check_spec, pad_to
+from seawall.models.standardize import Standardize
+from seawall.registry import register
+from seawall.types import ModelSpec, Setting
+
+Plain = bool | int | float | str
+"""What a setting of a network can be; pydantic cannot follow the recursive `Setting`."""
+
+
+@register("model", "twins", smoke={"settings": {"width": 4, "depth": 2}})
+@final
+@dataclass(frozen=True)
+class Twins:
+    """Two networks of one architecture that start from different weights; the objective "co-teaching" needs it.
+
+    Both are parameters of one model: the optimizer trains them, checkpoints and weights hold them, and a map is made
+    of the mean of their probabilities.
+
+    Args:
+        of: Registered network, such as "unet".
+        settings: Its settings.
+    """
+
+    of: str = "unet"
+    settings: Mapping[str, Plain] = field(default_factory=dict)
+
+    def __call__(self, spec: ModelSpec) -> Pair:
+        check_spec("twins", spec)
+        make = cast(Callable[[ModelSpec], nn.Module], registry.build("model", self.of, self.settings))
+        peers = [make(spec), make(spec)]
+        if not all(isinstance(peer, Segmenter) for peer in peers):
+            raise UsageError(f"twins.of: expected a network, got {self.of!r}; use unet or dense-unet")
+        settings: dict[str, Setting] = {"of": self.of, "settings": dict(self.settings)}
+        return Pair(replace(spec, architecture="twins", settings=settings), cast(list[Segmenter], peers))
+
+
+@final
+class Pair(nn.Module):
+    """Two networks behind one standardization.
+
+    Args:
+        spec: Travels with the weights.
+        peers: The networks; their own standardization is not used.
+    """
+
+    def __init__(self, spec: ModelSpec, peers: list[Segmenter]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stride, self.reach = peers[0].stride, peers[0].reach
+        self.standardize = Standardize(len(spec.bands))
+        self.networks = nn.ModuleList(peer.network for peer in peers)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def members(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits (B, K, H, W) of each network."""
+        height, width = image.shape[-2:]
+        x = pad_to(self.standardize(image).contiguous(memory_format=torch.channels_last), self.stride)
+        one, two = (cast(Tensor, network(x))[..., :height, :width].contiguous() for network in self.networks)
+        return one, two
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logarithm of the mean probabilities, (B, K, H, W)."""
+        both = torch.stack([logits.log_softmax(1) for logits in self.members(image)])
+        return torch.logsumexp(both, 0) - math.log(2)
