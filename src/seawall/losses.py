@@ -105,7 +105,7 @@ class CE:
             raise UsageError(f"ce.weights: expected numbers >= 0, not all 0, got {self.weights}; give one per class")
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-        classes = _check(logits, label, valid)
+        classes = check_input(logits, label, valid)
         if self.weights and len(self.weights) != classes:
             raise UsageError(f"ce.weights: expected {classes} weights, got {len(self.weights)}; give one per class")
         loss = cross_entropy(logits, label)
@@ -124,7 +124,7 @@ class BCE:
     """Binary cross-entropy of each class against the rest, over valid pixels; with two classes, cross-entropy."""
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-        _check(logits, label, valid)
+        check_input(logits, label, valid)
         return masked_mean(binary_cross_entropy(logits, label), valid)
 
 
@@ -144,7 +144,7 @@ class Focal:
             raise UsageError(f"focal.gamma: expected a number in [0, 10], got {self.gamma}; 2 is common")
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-        _check(logits, label, valid)
+        check_input(logits, label, valid)
         return masked_mean(focal(logits, label, self.gamma), valid)
 
 
@@ -165,7 +165,7 @@ class Dice:
         _check_smooth("dice", self.smooth)
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-        _check(logits, label, valid)
+        check_input(logits, label, valid)
         both, mass = overlap(logits, label, valid)
         return (1 - (2 * both + self.smooth) / (mass + self.smooth)).mean()
 
@@ -185,7 +185,7 @@ class Jaccard:
         _check_smooth("jaccard", self.smooth)
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-        _check(logits, label, valid)
+        check_input(logits, label, valid)
         both, mass = overlap(logits, label, valid)
         return (1 - (both + self.smooth) / (mass - both + self.smooth)).mean()
 
@@ -258,7 +258,12 @@ def _odds(logits: Tensor) -> Tensor:
     return (logits - total) - (torch.stack(others, 1) - total)
 
 
-def _check(logits: Tensor, label: Tensor, valid: Tensor) -> int:
+def check_input(logits: Tensor, label: Tensor, valid: Tensor) -> int:
+    """Refuse what no loss can be of, and return the number of classes.
+
+    Raises:
+        DataError: Logits and labels are not on one grid, or a valid label is no class.
+    """
     classes = logits.shape[1]
     if logits.shape[0] != label.shape[0] or logits.shape[2:] != label.shape[1:]:
         raise DataError(

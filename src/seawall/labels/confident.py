@@ -1,0 +1,250 @@
+"""Confident learning for masks: which pixels, and which chips, are probably labelled wrong.
+
+It compares labels with what a model says that never learned from them. The chips are read three times, one at a time;
+what is kept between them is a handful of counts and one histogram, however many chips there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.errors import DataError
+
+Mask = NDArray[np.bool_]
+Array = NDArray[np.float64]
+PAPER = "arXiv:1911.00068"
+LOWEST = 2e-6
+"""Least threshold of a class, so that a class that no model believes in does not turn every pixel into an issue."""
+SLACK = 1e-6
+BINS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """A chip's label and what a model says of it that did not learn from it.
+
+    Args:
+        chip: Id.
+        probs: (K, H, W) probabilities of the classes, float32.
+        label: (H, W) class indices, meaningless where not valid.
+        valid: (H, W) pixels with a label that counts; the others are neither counted nor suspected.
+    """
+
+    chip: str
+    probs: NDArray[np.float32]
+    label: NDArray[np.integer]
+    valid: Mask
+
+    def __post_init__(self) -> None:
+        plane = self.probs.shape[1:]
+        if self.probs.ndim != 3 or self.label.shape != plane or self.valid.shape != plane:
+            raise DataError(
+                f"opinion {self.chip}: expected probabilities (K, H, W) over a label and valid of (H, W), got "
+                f"{self.probs.shape}, {self.label.shape} and {self.valid.shape}; align them"
+            )
+        said, labels = self.probs[:, self.valid], self.label[self.valid]
+        if not np.isfinite(said).all() or (said.size and (said.min() < 0 or said.max() > 1 + 1e-5)):
+            raise DataError(f"opinion {self.chip}: expected probabilities in [0, 1], got others; pass softmax outputs")
+        if labels.size and (labels.min() < 0 or labels.max() >= len(self.probs)):
+            raise DataError(
+                f"opinion {self.chip}: expected valid labels in 0..{len(self.probs) - 1}, got {labels.min()}..{labels.max()}; "
+                "mark such pixels invalid"
+            )
+
+    @cached_property
+    def given(self) -> NDArray[np.int64]:
+        """Labels of the valid pixels, (N,)."""
+        return self.label[self.valid].astype(np.int64)
+
+    @cached_property
+    def said(self) -> NDArray[np.float32]:
+        """Probabilities of the valid pixels, (K, N)."""
+        return self.probs[:, self.valid].astype(np.float32)
+
+    @cached_property
+    def quality(self) -> NDArray[np.float32]:
+        """Probability of the given label of the valid pixels, (N,): the lower, the more suspect."""
+        return np.asarray(np.take_along_axis(self.said, self.given[None], 0)[0], np.float32)
+
+    @cached_property
+    def guess(self) -> NDArray[np.int64]:
+        """Most probable class of the valid pixels, (N,)."""
+        return np.asarray(self.said.argmax(0), np.int64)
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What the passes over the chips leave: thresholds, counts, and how suspect a pixel must be.
+
+    Args:
+        thresholds: (K,) mean probability of a class over the pixels that are labelled so; NaN without any.
+        joint: (K, K) pixels by (given label, class that the model is confident of); unsure pixels are not in it.
+        labelled: (K,) valid pixels of each given label.
+        issues: How many pixels are wrong, by the model's confident contradictions.
+        cut: A pixel is suspect if the probability of its label is below this.
+        ties: How many pixels at exactly that probability are suspect as well, in reading order.
+    """
+
+    thresholds: Array
+    joint: NDArray[np.int64]
+    labelled: NDArray[np.int64]
+    issues: int
+    cut: float
+    ties: int
+    _taken: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
+
+    def find(self, opinion: Opinion) -> Mask:
+        """Return the pixels of a chip (H, W) that are probably labelled wrong; never one that is not valid."""
+        low = opinion.quality < self.cut
+        if self.ties:
+            low |= self._tied(opinion)
+        wrong = np.zeros(opinion.valid.shape, bool)
+        wrong[opinion.valid] = low & (opinion.guess != opinion.given)
+        return wrong
+
+    def share(self, opinion: Opinion) -> float | None:
+        """Return the share of a chip's valid pixels that are probably wrong; None without any."""
+        valid = int(np.count_nonzero(opinion.valid))
+        return int(np.count_nonzero(self.find(opinion))) / valid if valid else None
+
+    def transition(self) -> Array:
+        """Return the estimated probability of a given label (column) by true class (row); rows sum to 1.
+
+        The confident counts are first scaled so that each given label weighs as many pixels as it has. A class that
+        nobody is confident of keeps its labels.
+        """
+        total = self.joint.sum(1, keepdims=True)
+        scaled = np.where(total > 0, self.joint / np.maximum(total, 1) * self.labelled[:, None], 0.0)
+        scaled += np.diag(np.where(total[:, 0] == 0, self.labelled, 0)).astype(np.float64)
+        by_truth = scaled.T
+        mass = by_truth.sum(1, keepdims=True)
+        return np.where(mass > 0, by_truth / np.maximum(mass, 1e-12), np.eye(len(mass)))
+
+    def _tied(self, opinion: Opinion) -> Mask:
+        """Take as many pixels at the cut as are missing, chip by chip in the order of the first look at each."""
+        tied = opinion.quality == np.float32(self.cut)
+        count = int(np.count_nonzero(tied))
+        if opinion.chip not in self._taken:
+            self._taken[opinion.chip] = min(count, self.ties - sum(self._taken.values()))
+        keep = np.flatnonzero(tied)[: self._taken[opinion.chip]]
+        chosen = np.zeros(len(tied), bool)
+        chosen[keep] = True
+        return chosen
+
+
+def suspect(opinions: Callable[[], Iterable[Opinion]], classes: int) -> Suspicion:
+    """Look at all chips and return what makes a pixel suspect.
+
+    As many pixels are suspected as the model confidently contradicts: those whose label it finds least probable, and
+    of them only those where it prefers another class.
+
+    Paper: Northcutt et al. 2021, arXiv:1911.00068, sections 3.1 and 3.2, with the pixels of all chips as examples.
+    Differs: pixels without a label do not exist, and the cut comes from a histogram of the float bits, which is exact.
+
+    Args:
+        opinions: Called three times at most; yields the chips in the same order each time.
+        classes: K.
+
+    Raises:
+        DataError: A chip has another number of classes.
+
+    Example:
+        >>> probs = np.array([[[0.9, 0.9, 0.1]], [[0.1, 0.1, 0.9]]], np.float32)
+        >>> chip = Opinion("a", probs, np.array([[0, 1, 1]]), np.ones((1, 3), bool))
+        >>> found = suspect(lambda: [chip], 2)
+        >>> found.issues, found.find(chip).tolist()
+        (1, [[False, True, False]])
+    """
+    thresholds, labelled = _thresholds(opinions, classes)
+    joint, issues, high = _count(opinions, np.maximum(np.nan_to_num(thresholds, nan=2.0), LOWEST), classes)
+    if issues == 0:
+        return Suspicion(thresholds, joint, labelled, 0, 0.0, 0)
+    block = int(np.searchsorted(np.cumsum(high), issues))
+    left = issues - int(high[:block].sum())
+    low = np.zeros(BINS, np.int64)
+    for opinion in opinions():
+        bits = _bits(opinion.quality)
+        low += np.bincount(bits[bits >> 16 == block] & 0xFFFF, minlength=BINS)
+    at = int(np.searchsorted(np.cumsum(low), left))
+    cut = float(np.array([(block << 16) | at], np.uint32).view(np.float32)[0])
+    return Suspicion(thresholds, joint, labelled, issues, cut, left - int(low[:at].sum()))
+
+
+def softmin(quality: NDArray[np.floating], temperature: float = 0.1) -> float | None:
+    """Return a chip's label quality from its pixels': a mean that the worst pixels dominate; None without pixels.
+
+    The sum of s softmax((1 - s) / temperature): near 0 if some pixels are surely wrong, 1 if none is.
+
+    Example:
+        >>> softmin(np.array([1.0, 1.0])), round(softmin(np.array([1.0, 0.0])), 4)
+        (1.0, 0.0)
+    """
+    if quality.size == 0:
+        return None
+    scores = quality.astype(np.float64)
+    weight = np.exp((scores.min() - scores) / temperature)
+    return float((scores * weight).sum() / weight.sum())
+
+
+def agreed(opinion: Opinion, other: NDArray[np.integer], defined: Mask) -> tuple[float | None, Mask]:
+    """Compare a chip's label with a second source, such as a water index that nobody drew by hand.
+
+    Args:
+        opinion: The chip.
+        other: (H, W) classes by the second source.
+        defined: (H, W) where it has an opinion.
+
+    Returns:
+        The share of the pixels that both know with one label (None without any), and the pixels that two witnesses
+        hold against the label: the model and the second source want the same other class.
+    """
+    both = opinion.valid & defined
+    guess = np.full(opinion.valid.shape, -1, np.int64)
+    guess[opinion.valid] = opinion.guess
+    against = both & (other != opinion.label) & (guess == other)
+    count = int(np.count_nonzero(both))
+    return (float(np.mean(other[both] == opinion.label[both])) if count else None), against
+
+
+def precision_recall(found: Sequence[Mask], wrong: Sequence[Mask]) -> tuple[float | None, float | None]:
+    """Return which share of the found pixels is wrong, and which share of the wrong ones was found; None where none are."""
+    hit = sum(int(np.count_nonzero(f & w)) for f, w in zip(found, wrong, strict=True))
+    said, true = (sum(int(np.count_nonzero(plane)) for plane in planes) for planes in (found, wrong))
+    return (hit / said if said else None), (hit / true if true else None)
+
+
+def _thresholds(opinions: Callable[[], Iterable[Opinion]], classes: int) -> tuple[Array, NDArray[np.int64]]:
+    total, count = np.zeros(classes), np.zeros(classes, np.int64)
+    for opinion in opinions():
+        if len(opinion.probs) != classes:
+            raise DataError(
+                f"opinion {opinion.chip}: expected {classes} classes, got {len(opinion.probs)}; use one model for all"
+            )
+        total += np.bincount(opinion.given, weights=opinion.quality.astype(np.float64), minlength=classes)
+        count += np.bincount(opinion.given, minlength=classes)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(count > 0, total / count, np.nan), count
+
+
+def _count(
+    opinions: Callable[[], Iterable[Opinion]], bar: Array, classes: int
+) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
+    """Return the confident joint, its contradictions, and the histogram of the upper bits of the quality."""
+    joint, high = np.zeros((classes, classes), np.int64), np.zeros(BINS, np.int64)
+    for opinion in opinions():
+        guess, given = opinion.guess, opinion.given
+        sure = np.take_along_axis(opinion.said, guess[None], 0)[0] >= bar[guess] - SLACK
+        joint += np.bincount(given[sure] * classes + guess[sure], minlength=classes * classes).reshape(classes, classes)
+        high += np.bincount(_bits(opinion.quality) >> 16, minlength=BINS)
+    return joint, int(joint.sum() - np.trace(joint)), high
+
+
+def _bits(quality: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Bits of numbers that are not negative, which sort as the numbers do."""
+    # adding zero turns -0.0, whose bits would sort last, into 0.0
+    return (quality + np.float32(0)).astype(np.float32).view(np.uint32).astype(np.int64)

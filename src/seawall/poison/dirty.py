@@ -1,0 +1,184 @@
+"""Poisons that change labels: a class or a region flipped, and a backdoor with its trigger."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from seawall.errors import UsageError
+from seawall.keys import Keys
+from seawall.poison.budget import allowance
+from seawall.poison.target import column, random_control
+from seawall.registry import register
+from seawall.types import Batch
+
+Boxes = tuple[int, int, int, int]
+
+
+@register("poison", "dirty-label", smoke={"klass": 1, "to": 0})
+@final
+@dataclass(frozen=True)
+class DirtyLabel:
+    """The labels of a class, or of everything in a window, become another class; images stay as they are.
+
+    Args:
+        klass: The class that is flipped; None flips whatever is in the window.
+        to: The class that it becomes.
+        window: (row, col, height, width) in pixels; None for the whole chip.
+        budget: Share of those pixels that flip, met to the pixel; the nearest to a keyed center go first, as one blot.
+    """
+
+    klass: int | None = 1
+    to: int = 0
+    window: Boxes | None = None
+    budget: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.budget) or not 0 <= self.budget <= 1:
+            raise UsageError(f"dirty-label.budget: expected a share in [0, 1], got {self.budget}; 0.1 means 10 %")
+        if self.to < 0 or self.klass == self.to or (self.klass is None and self.window is None):
+            raise UsageError(
+                f"dirty-label: expected a class or a window to flip, and another class to flip to, got klass {self.klass}, "
+                f"to {self.to}; correct them"
+            )
+        _check_window("dirty-label", self.window)
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch:
+        """Return the batch with flipped labels."""
+        own = keys.fold("dirty-label")
+        label = batch.label.clone()
+        for i in range(len(batch)):
+            at = batch.valid[i] & batch.seen[i] & (batch.label[i] != self.to) & _inside(self.window, batch.label[i])
+            if self.klass is not None:
+                at &= batch.label[i] == self.klass
+            label[i][self._blot(at, own, i)] = self.to
+        return replace(batch, label=label)
+
+    def _blot(self, at: Tensor, keys: Keys, index: int) -> Tensor:
+        count = allowance(self.budget, int(at.sum()))
+        places = torch.nonzero(at)
+        chosen = torch.zeros_like(at)
+        if count == 0:
+            return chosen
+        center = places[int(keys.numpy(index).integers(len(places)))]
+        near = torch.argsort(((places - center) ** 2).sum(1), stable=True)[:count]
+        chosen[tuple(places[near].T)] = True
+        return chosen
+
+
+@register("poison", "backdoor", smoke={"eps": 0.05})
+@final
+@dataclass(frozen=True)
+class Backdoor:
+    """A trigger in the image with a label that goes with it: who knows the trigger can hide a class at will.
+
+    Args:
+        trigger: "patch" is a square with a spectrum of its own at a keyed place, "pattern" faint stripes over the
+            whole chip in alternating bands.
+        eps: Largest change of any value, in data units.
+        size: Side of the patch, or width of a stripe, in pixels.
+        klass: The class that is relabelled.
+        to: The class that it becomes.
+        bands: Indices of the bands that carry the trigger; None for all.
+    """
+
+    trigger: Literal["patch", "pattern"] = "patch"
+    eps: float = 0.1
+    size: int = 8
+    klass: int = 1
+    to: int = 0
+    bands: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.trigger not in ("patch", "pattern"):
+            raise UsageError(f"backdoor.trigger: expected patch or pattern, got {self.trigger!r}; choose one")
+        if (
+            not math.isfinite(self.eps)
+            or self.eps < 0
+            or self.size < 1
+            or self.klass == self.to
+            or min(self.klass, self.to) < 0
+        ):
+            raise UsageError(
+                f"backdoor: expected eps from 0 up, size from 1 and two classes, got {self.eps}, {self.size}, {self.klass} to {self.to}; fix them"
+            )
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch:
+        """Return the batch with trigger and label; with an eps of 0 it stays as it is."""
+        if self.eps == 0:
+            return batch
+        hit = batch.valid & (batch.label == self.klass)
+        return replace(batch, image=self.stamp(batch, keys), label=torch.where(hit, self.to, batch.label))
+
+    def stamp(self, batch: Batch, keys: Keys) -> Tensor:
+        """Return the images with the trigger alone, as an adversary would use it later; unseen pixels stay."""
+        change = torch.zeros_like(batch.image)
+        sign = torch.ones(batch.image.shape[1], dtype=batch.image.dtype, device=batch.image.device)
+        sign[1::2] = -1.0
+        carries = torch.zeros_like(sign)
+        carries[list(self.bands) if self.bands is not None else slice(None)] = 1.0
+        spectrum = self.eps * (sign * carries).view(-1, 1, 1)
+        for i in range(len(batch)):
+            change[i] = spectrum * self._shape(batch.label[i], keys.fold("backdoor"), i)
+        # a floor at what the image holds keeps reflectance from turning negative and the change within eps
+        stamped = torch.maximum(batch.image + change, torch.minimum(batch.image, torch.zeros_like(batch.image)))
+        if float(batch.image.min()) < -1.0:
+            stamped = batch.image + change  # decibels have no floor at zero
+        return torch.where(batch.seen[:, None], stamped, batch.image)
+
+    def _shape(self, plane: Tensor, keys: Keys, index: int) -> Tensor:
+        height, width = plane.shape
+        made = torch.zeros(height, width, dtype=torch.float32, device=plane.device)
+        if self.trigger == "pattern":
+            rows = torch.arange(height, device=plane.device) // self.size % 2
+            made += (1.0 - 2.0 * rows.float())[:, None]
+            return made
+        side = min(self.size, height, width)
+        rng = keys.numpy(index)
+        row, col = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        made[row : row + side, col : col + side] = 1.0
+        return made
+
+
+def trigger_rate(said: Tensor, batch: Batch, poison: Backdoor) -> float | None:
+    """Return the share of the class's valid pixels that a model gives the wanted class; None without such pixels."""
+    at = batch.valid & (batch.label == poison.klass)
+    return float((said == poison.to)[at].float().mean()) if bool(at.any()) else None
+
+
+@register("poison", "noise", smoke={"eps": 0.02})
+@final
+@dataclass(frozen=True)
+class RandomPerturbation:
+    """Random noise of a poison's size and no aim: the control of every clean-label poison.
+
+    Args:
+        eps: Every value moves by this, up or down, in data units.
+    """
+
+    eps: float = 0.02
+
+    def __post_init__(self) -> None:
+        column(self.eps, torch.zeros(1, 1, 1, 1))
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch:
+        """Return the batch with noise; labels stay."""
+        return random_control(batch, self.eps, keys)
+
+
+def _inside(window: Boxes | None, plane: Tensor) -> Tensor:
+    if window is None:
+        return torch.ones_like(plane, dtype=torch.bool)
+    row, col, height, width = window
+    made = torch.zeros_like(plane, dtype=torch.bool)
+    made[row : row + height, col : col + width] = True
+    return made
+
+
+def _check_window(name: str, window: Boxes | None) -> None:
+    if window is not None and (min(window[:2]) < 0 or min(window[2:]) < 1):
+        raise UsageError(f"{name}.window: expected row, col, height, width in pixels, got {window}; sizes from 1")

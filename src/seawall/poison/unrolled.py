@@ -1,0 +1,63 @@
+"""Training as a function: a few steps of descent that can be differentiated with respect to the images learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from seawall.losses import masked_mean
+from seawall.poison.target import pixel_loss
+from seawall.types import Batch
+
+Weights = Mapping[str, Tensor]
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that training changes."""
+    return {name: p.detach().requires_grad_() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def fixed_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return everything else: frozen parameters and buffers."""
+    frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    return {**frozen, **{name: b.detach() for name, b in model.named_buffers()}}
+
+
+def said(model: nn.Module, weights: Weights, image: Tensor) -> Tensor:
+    """Return the logits of a model with other weights; the model's own stay as they are."""
+    logits: Tensor = functional_call(model, {**fixed_weights(model), **weights}, (image,))
+    return logits
+
+
+def training_loss(model: nn.Module, weights: Weights, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy over the valid pixels of a batch."""
+    return masked_mean(pixel_loss(said(model, weights, batch.image), batch.label), batch.valid)
+
+
+def unroll(
+    model: nn.Module, batches: Sequence[Batch], lr: float, goal: Callable[[Tensor], Tensor], target: Tensor
+) -> Tensor:
+    """Return the adversary's loss after plain descent on each batch in turn, averaged over the steps.
+
+    Its gradient goes back through every step to the images of the batches that ask for one.
+
+    Paper: Huang et al. 2020, arXiv:2004.00225, eqs. 4 to 6.
+
+    Args:
+        model: In eval mode, so that a step depends on nothing but its batch.
+        batches: One per step.
+        lr: Length of the steps.
+        goal: From the target's logits to a scalar, lower being better for the adversary.
+        target: (1, C, H, W) image.
+    """
+    weights: Weights = trained_weights(model)
+    total = torch.zeros((), dtype=target.dtype, device=target.device)
+    for batch in batches:
+        loss = training_loss(model, weights, batch)
+        grads = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
+        weights = {name: w - lr * g for (name, w), g in zip(weights.items(), grads, strict=True)}
+        total = total + goal(said(model, weights, target))
+    return total / max(1, len(batches))

@@ -1,0 +1,189 @@
+"""The contact sheet of suspect chips: one picture to look at, and one page on which a person gives a verdict."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from seawall.files import write_atomic
+from seawall.report.pictures import CLASSES, address, fit, png
+
+Mask = NDArray[np.bool_]
+Bytes = NDArray[np.uint8]
+COLORS = (("B04", "B03", "B02"), ("B12", "B08", "B04"), ("B11", "B08", "B03"))
+SIDE = 192
+"""Side of a panel in pixels."""
+SUSPECT = (214, 40, 40)
+BLANK = (128, 128, 128)
+TITLES = ("image", "label as given", "what the model expects", "suspect pixels")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One chip of the sheet.
+
+    Args:
+        row: Its row of the ranked list.
+        image: (C, H, W) in data units.
+        label: (H, W) as given.
+        guess: (H, W) what the model expects.
+        seen: (H, W) pixels with data.
+        valid: (H, W) pixels with a label that counts.
+        wrong: (H, W) suspect pixels.
+        bands: Band ids of the image.
+    """
+
+    row: Mapping[str, str | int | float | None]
+    image: NDArray[np.float32]
+    label: NDArray[np.int64]
+    guess: NDArray[np.int64]
+    seen: Mask
+    valid: Mask
+    wrong: Mask
+    bands: tuple[str, ...]
+
+    def panels(self) -> list[Bytes]:
+        """Return four pictures (H, W, 3): image, label, guess, and the suspect pixels over the image."""
+        look = preview(self.image, self.seen, self.bands)
+        over = (look.astype(np.float32) * 0.55).astype(np.uint8)
+        over[self.wrong] = SUSPECT
+        known = np.where(self.seen, True, False)
+        return [look, _map(self.label, self.valid), _map(self.guess, known), over]
+
+    def caption(self) -> str:
+        """Return what is known about the chip in one line."""
+        row = self.row
+        told = [f"{row['rank']}. {row['chip']}", f"{_percent(row['issue_share'])} suspect"]
+        if row.get("rule_agreement") is not None:
+            told.append(f"{_percent(row['rule_agreement'])} agrees with the rule")
+        if row.get("aum") is not None:
+            told.append(f"margin {float(row['aum'] or 0):.2f}")
+        return "   ".join(told)
+
+
+def preview(image: NDArray[np.float32], seen: Mask, bands: Sequence[str]) -> Bytes:
+    """Return (H, W, 3) uint8: natural or infrared color, or the first band in gray; unseen pixels are gray.
+
+    Each channel is stretched between the 2nd and 98th percentile of its seen pixels.
+    """
+    triple = next((t for t in COLORS if set(t) <= set(bands)), None)
+    at = [bands.index(band) for band in triple] if triple else [0, 0, 0]
+    made = np.full((*image.shape[1:], 3), BLANK[0], np.uint8)
+    if not seen.any():
+        return made
+    for channel, band in enumerate(at):
+        low, high = np.percentile(image[band][seen], (2, 98))
+        scaled = np.clip((image[band] - low) / max(float(high - low), 1e-6), 0, 1) * 255
+        made[..., channel] = np.where(seen, scaled, BLANK[channel]).astype(np.uint8)
+    return made
+
+
+def write_sheet(out: Path, cards: Sequence[Card], classes: Sequence[str], source: str) -> Path:
+    """Write `sheet.png` and `sheet.html`, which needs nothing else, and return the page."""
+    write_atomic(out / "sheet.png", png(montage(cards)))
+    rows = "\n".join(_row(card) for card in cards)
+    legend = " ".join(
+        f'<span><i style="background:rgb{CLASSES[k % len(CLASSES)][:3]}"></i>{html.escape(name)}</span>'
+        for k, name in enumerate(classes)
+    )
+    heads = "".join(f"<span>{title}</span>" for title in TITLES)
+    page = _PAGE.format(source=html.escape(source), count=len(cards), legend=legend, heads=heads, rows=rows)
+    path = out / "sheet.html"
+    write_atomic(path, page)
+    return path
+
+
+def montage(cards: Sequence[Card]) -> Bytes:
+    """Return one picture: a line of four panels per chip under its caption."""
+    gap, head = 6, 22
+    sheet = np.full((len(cards) * (SIDE + head + gap) + gap, 4 * (SIDE + gap) + gap, 3), 255, np.uint8)
+    for number, card in enumerate(cards):
+        top = gap + number * (SIDE + head + gap)
+        # the font has ASCII only
+        text = card.caption().encode("ascii", "replace").decode()
+        cv2.putText(sheet, text, (gap, top + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
+        for column, panel in enumerate(card.panels()):
+            left = gap + column * (SIDE + gap)
+            sheet[top + head : top + head + SIDE, left : left + SIDE] = _square(panel)
+    return sheet
+
+
+def _square(panel: Bytes) -> Bytes:
+    """Fit a panel into a square without blending: a class map has no colors in between."""
+    height, width = panel.shape[:2]
+    scale = SIDE / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = np.asarray(cv2.resize(panel, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+    made = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    made[: small.shape[0], : small.shape[1]] = small
+    return made
+
+
+def _map(labels: NDArray[np.int64], known: Mask) -> Bytes:
+    colors = np.array([color[:3] for color in CLASSES], np.uint8)
+    made: Bytes = colors[labels.clip(0) % len(CLASSES)]
+    made[~known] = BLANK
+    return made
+
+
+def _row(card: Card) -> str:
+    pictures = "".join(
+        f'<img alt="{title}" src="{address(fit(panel, 256))}">'
+        for title, panel in zip(TITLES, card.panels(), strict=True)
+    )
+    chip = html.escape(str(card.row["chip"]))
+    choices = "".join(
+        f'<label><input type="radio" name="{chip}" value="{value}"> {value}</label>'
+        for value in ("wrong", "right", "unsure")
+    )
+    return f'<section><h2>{html.escape(card.caption())}</h2><div class="panels">{pictures}</div><p>The label is {choices}</p></section>'
+
+
+def _percent(value: str | int | float | None) -> str:
+    return "-" if value is None else f"{100 * float(value):.1f} %"
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Suspect labels of {source}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1b1b; background: #fff }}
+h1 {{ font-size: 1.4rem }} h2 {{ font-size: 1rem; margin: 1.6rem 0 .4rem; overflow-wrap: anywhere }}
+.panels, .heads {{ display: grid; grid-template-columns: repeat(4, 1fr); gap: .4rem }}
+.heads {{ position: sticky; top: 0; background: #fff; padding: .4rem 0; font-weight: 600; font-size: .85rem }}
+img {{ width: 100%; image-rendering: pixelated; border: 1px solid #ccc }}
+i {{ display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; border: 1px solid #555 }}
+label {{ margin-left: .8rem }} textarea {{ width: 100%; height: 8rem }}
+</style></head><body>
+<h1>The {count} chips whose labels look most wrong</h1>
+<p>Chips of {source}. The model never learned from the chip that it is shown here.
+Red pixels: it finds the given label improbable and prefers another class. A suspect pixel is a reason to look, not a proof.</p>
+<p>Classes: {legend} <span><i style="background:rgb(128,128,128)"></i>no label or no data</span></p>
+<div class="heads">{heads}</div>
+{rows}
+<h2>Your verdicts</h2>
+<p>They stay in this browser. Copy them from here:</p>
+<textarea readonly></textarea>
+<script>
+const key = "seawall-verdicts " + document.title, box = document.querySelector("textarea");
+let said = {{}};
+try {{ said = JSON.parse(localStorage.getItem(key) || "{{}}") }} catch (blocked) {{}}
+const tell = () => box.value = JSON.stringify(said, null, 1);
+document.querySelectorAll("input").forEach(one => {{
+  one.checked = said[one.name] === one.value;
+  one.addEventListener("change", () => {{
+    said[one.name] = one.value;
+    try {{ localStorage.setItem(key, JSON.stringify(said)) }} catch (blocked) {{}}
+    tell();
+  }});
+}});
+tell();
+</script>
+</body></html>
+"""

@@ -1,0 +1,162 @@
+"""`seawall audit-labels` and what it is made of: a ranked list, a contact sheet, dynamics of learning."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from seawall import api
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.index import ChipHeader
+from seawall.datasets.writer import ChipWriter
+from seawall.errors import DataError, UsageError
+from seawall.learning.dynamics import Dynamics, margin
+from seawall.models.threshold import Threshold
+from seawall.models.weights import save_model
+from seawall.sheet import Card, montage, preview
+from seawall.testing.ground import ground_batch, uneven_model
+from seawall.testing.state import same_snapshot, snapshot
+from seawall.types import ModelSpec
+
+HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
+
+
+def make_folder(root, chips=6, size=32, wrong=(2,)):
+    """Lakes that NDWI finds; the labels of some chips have half of the lake turned into land."""
+    writer = ChipWriter(root, HEADER)
+    rng = np.random.default_rng(0)
+    for i in range(chips):
+        rows, cols = np.mgrid[:size, :size]
+        lake = (rows - 15) ** 2 + (cols - 14 - i % 3) ** 2 < 80
+        image = np.stack([np.where(lake, 0.08, 0.1), np.where(lake, 0.02, 0.3)]) + rng.normal(0, 0.005, (2, size, size))
+        label = lake.astype(np.uint8)
+        if i in wrong:
+            label[:15] = 0
+        if i == 0:
+            label[:, :3] = 255
+        writer.write(f"c{i}", f"g{i}", image.astype(np.float32), label)
+    return writer.finish()
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    home = tmp_path_factory.mktemp("audit")
+    chips = make_folder(home / "chips")
+    return chips, home, api.audit_labels(chips.root, out=home / "out", folds=2, epochs=4, rule="ndwi > 0", worst=3)
+
+
+def test_the_wrong_chip_comes_first_with_its_wrong_pixels(audited):
+    chips, home, done = audited
+    rows = list(csv.DictReader((home / "out" / "suspects.csv").open()))
+    assert [row["rank"] for row in rows] == [str(i) for i in range(1, 7)]
+    assert rows[0]["chip"] == "c2" == done.table[0]["chip"]
+    assert [json.loads(line)["chip"] for line in (home / "out" / "suspects.jsonl").read_text().splitlines()] == [
+        r["chip"] for r in rows
+    ]
+    with rasterio.open(home / "out" / "suspects" / "c2.tif") as file:
+        found = file.read(1)
+    chip = chips.read("c2")
+    lake = chip.image[1] < 0.15
+    assert found.shape == chip.label.shape
+    really = lake & (chip.label == 0)
+    assert (found == 1)[really].mean() > 0.6
+    assert really[found == 1].mean() > 0.8
+    with rasterio.open(home / "out" / "suspects" / "c0.tif") as file:
+        assert (file.read(1)[:, :3] == 255).all() and file.nodata == 255
+    assert float(rows[0]["rule_agreement"]) < 0.95
+    assert int(rows[0]["witness_px"]) > 0
+    assert done.facts["water labelled land"] > done.facts["land labelled water"]
+
+
+def test_the_sheet_is_one_page_that_needs_nothing_else(audited):
+    _, home, _ = audited
+    page = (home / "out" / "sheet.html").read_text()
+    assert page.count("<section>") == 3
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64,") == 12
+    assert (home / "out" / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_it_resumes_without_training_again(audited):
+    chips, home, _ = audited
+    before = {p: p.stat().st_mtime_ns for p in (home / "out").rglob("*.npy")}
+    list_ = (home / "out" / "suspects.csv").read_bytes()
+    (home / "out" / "suspects.csv").unlink()
+    api.audit_labels(chips.root, out=home / "out", folds=2, epochs=4, rule="ndwi > 0", worst=3)
+    assert {p: p.stat().st_mtime_ns for p in (home / "out").rglob("*.npy")} == before
+    assert (home / "out" / "suspects.csv").read_bytes() == list_
+
+
+def test_given_weights_judge_without_training(tmp_path):
+    chips = make_folder(tmp_path / "chips", wrong=(4,))
+    model = Threshold("ndwi")(ModelSpec(HEADER.bands, HEADER.classes, "reflectance", 10.0))
+    save_model(tmp_path / "ndwi.safetensors", model)
+    done = api.audit_labels(chips.root, weights=tmp_path / "ndwi.safetensors", out=tmp_path / "out", worst=2)
+    assert done.table[0]["chip"] == "c4"
+    assert done.table[0]["aum"] is None
+    assert not (tmp_path / "out" / "folds").exists()
+
+
+@pytest.mark.parametrize("kind", ["empty masks", "one class", "nothing valid"])
+def test_poor_chips_have_a_defined_result(tmp_path, kind):
+    writer = ChipWriter(tmp_path / "chips", HEADER)
+    value = {"empty masks": 0, "one class": 1, "nothing valid": 255}[kind]
+    for i in range(2):
+        image = np.random.default_rng(i).uniform(0.05, 0.3, (2, 32, 32)).astype(np.float32)
+        writer.write(f"c{i}", f"g{i}", image, np.full((32, 32), value, np.uint8))
+    chips = writer.finish()
+    done = api.audit_labels(chips.root, out=tmp_path / "out", folds=2, epochs=1)
+    assert len(done.table) == 2
+    assert all(row["issues_px"] == 0 for row in done.table)
+    if kind == "nothing valid":
+        assert all(row["quality"] is None for row in done.table)
+
+
+def test_orders_that_cannot_be(tmp_path):
+    chips = make_folder(tmp_path / "chips", chips=2)
+    with pytest.raises(UsageError, match="worst"):
+        api.audit_labels(chips.root, out=tmp_path / "out", worst=0)
+    with pytest.raises(DataError, match="folds"):
+        api.audit_labels(chips.root, out=tmp_path / "out", folds=3)
+    with pytest.raises(UsageError, match="rule"):
+        api.audit_labels(chips.root, out=tmp_path / "out", rule="ndwi about 0")
+    with pytest.raises(DataError, match="expected chips"):
+        api.audit_labels(ChipWriter(tmp_path / "e", HEADER).finish().root, out=tmp_path / "out")
+
+
+def test_dynamics_by_hand_and_an_epoch_counts_once(tmp_path):
+    batch, model = ground_batch(), uneven_model()
+    before = snapshot(model)
+    dynamics = Dynamics(lambda: [batch], tmp_path / "d.jsonl")
+    first = dynamics.check(model)
+    assert dynamics.check(model) == first  # the same weights again, as after a resume
+    assert first["watched"] == 1.0
+    assert same_snapshot(before, snapshot(model))
+    with torch.no_grad():
+        model.linear.weight.mul_(2)
+    assert dynamics.check(model)["watched"] == 2.0
+    learned = dynamics.learned()
+    assert set(learned) == set(batch.chips)
+    assert all(one.epochs == 2 for one in learned.values())
+    rows = [row for row in dynamics.rows() if row["chip"] == "ground0"]
+    assert learned["ground0"].aum == pytest.approx((rows[0]["margin"] + rows[1]["margin"]) / 2)
+    logits = torch.tensor([1.0, 4.0, 2.0]).view(1, 3, 1, 1)
+    assert [float(margin(logits, torch.full((1, 1, 1), k))) for k in range(3)] == [-3.0, 2.0, -2.0]
+
+
+def test_a_chip_that_nobody_saw_has_a_picture():
+    image = np.zeros((2, 8, 12), np.float32)
+    none = np.zeros((8, 12), bool)
+    assert (preview(image, none, ("VV", "VH")) == 128).all()
+    row = {"rank": 1, "chip": "späte <chip>", "issue_share": None}
+    card = Card(row, image, np.zeros((8, 12), np.int64), np.zeros((8, 12), np.int64), none, none, none, ("VV", "VH"))
+    assert montage([card]).ndim == 3
+
+
+def test_a_folder_of_corrupted_chips_can_be_audited_again(audited, tmp_path):
+    chips, _, _ = audited
+    api.corrupt(chips.root, noise=("drop-objects 50% of=objects",), out=tmp_path / "dropped")
+    assert len(ChipFolder.open(tmp_path / "dropped")) == 6
