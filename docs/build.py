@@ -24,10 +24,14 @@ DOCS = ROOT / "docs"
 
 
 def main() -> int:
-    pages = {"methods.md": methods_page(), "cli.md": cli_page()}
+    pages = {
+        "reference/methods.md": methods_page(),
+        "reference/cli.md": cli_page(),
+        "architecture.md": architecture_page(),
+    }
     if "--check" not in sys.argv:
         for name, text in pages.items():
-            (DOCS / "reference" / name).write_text(text, encoding="utf-8")
+            (DOCS / name).write_text(text, encoding="utf-8")
         return 0
     problems = [*stale(pages), *dead_links(), *wrong_commands(), *wrong_recipes()]
     for problem in problems:
@@ -79,10 +83,20 @@ def cli_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def architecture_page() -> str:
+    """The page as it is, with the layers of pyproject.toml between its marks."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    plain = [re.sub(r"seawall\.|[()]", "", layer) for layer in layers]
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    block = "\n".join(["<!-- layers -->", "```", *plain, "```", "<!-- end -->"])
+    return re.sub(r"<!-- layers -->.*<!-- end -->", lambda _: block, text, flags=re.S)
+
+
 def stale(pages: dict[str, str]) -> list[str]:
     out = []
     for name, text in pages.items():
-        path = DOCS / "reference" / name
+        path = DOCS / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             out.append(f"{path.relative_to(ROOT)}: stale; run python docs/build.py")
     return out
@@ -102,26 +116,31 @@ def dead_links() -> list[str]:
 
 
 def wrong_commands() -> list[str]:
-    """Every `seawall ...` line in a code block must name a verb and options that exist."""
-    command = get_command(app)
-    verbs = getattr(command, "commands", {})
-    out = []
+    """Every `seawall ...` line in a code block, and every example of the help, must parse: verb, options, arguments, types."""
+    verbs = getattr(get_command(app), "commands", {})
+    lines = [(f"seawall {name} --help", _example(verb.help or "")) for name, verb in verbs.items()]
     for page in prose():
         for block in re.findall(r"```(?:bash|console|sh)\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-            for line in re.sub(r"\\\n", " ", block).splitlines():
-                words = shlex.split(line.lstrip("$ "), comments=True)
-                if not words or not words[0].endswith("seawall") or len(words) < 2 or words[1].startswith("-"):
-                    continue
-                if words[1] not in verbs:
-                    out.append(f"{page.relative_to(ROOT)}: no command {words[1]!r}")
-                    continue
-                known = {flag for p in verbs[words[1]].params for flag in [*p.opts, *p.secondary_opts]} | {
-                    "--help",
-                    "--debug",
-                }
-                used = {word.split("=")[0] for word in words[2:] if re.match(r"--?[a-z]", word)}
-                out += [f"{page.relative_to(ROOT)}: {words[1]} has no option {flag}" for flag in sorted(used - known)]
+            lines += [(str(page.relative_to(ROOT)), line) for line in re.sub(r"\\\n", " ", block).splitlines()]
+    out = []
+    for where, line in lines:
+        words = shlex.split(line.lstrip("$ "), comments=True)
+        if len(words) < 2 or not words[0].endswith("seawall") or words[1].startswith("-"):
+            continue
+        if words[1] not in verbs:
+            out.append(f"{where}: no command {words[1]!r}")
+            continue
+        rest = [word for word in words[2:] if word not in ("--help", "-h", "--debug")]
+        try:
+            if "--help" not in words and "-h" not in words:
+                verbs[words[1]].make_context(words[1], rest)  # parses, and runs nothing
+        except Exception as bad:
+            out.append(f"{where}: {line.strip()}: {bad}")
     return out
+
+
+def _example(text: str) -> str:
+    return text.split("Example:")[-1].strip()
 
 
 def wrong_recipes() -> list[str]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from seawall.errors import PartialError
+from seawall.errors import PartialError, RunError
 
 if TYPE_CHECKING:
+    from seawall.threat import ThreatModel
     from seawall.types import Batch, SegmentationModel
 
 Choice = TypeVar("Choice", bound=str)
@@ -31,11 +32,13 @@ class Result:
         facts: Named single values, such as paths.
         table: Rows with the same columns.
         failed: (item, reason) of items that were left out.
+        done: How many items came out; 0 makes it a failure and no partial success. None: some did.
     """
 
     facts: Mapping[str, str | int | float | None] = field(default_factory=dict)
     table: Sequence[Mapping[str, str | int | float | None]] = ()
     failed: Sequence[tuple[str, str]] = ()
+    done: int | None = None
 
     def data(self) -> dict[str, object]:
         """Return plain values for JSON."""
@@ -58,7 +61,14 @@ class Result:
 
         Raises:
             PartialError: Some items failed; the rest is done.
+            RunError: All of them failed.
         """
+        if self.failed and self.done == 0:
+            item, reason = self.failed[0]
+            several = (
+                f"{item}: expected something to be done, got {len(self.failed)} failures; the reasons are listed above"
+            )
+            raise RunError(reason if len(self.failed) == 1 else several)
         if self.failed:
             raise PartialError(f"{len(self.failed)} item(s) failed, the rest is done; the reasons are listed above")
 
@@ -224,9 +234,10 @@ def evaluate(
 def attack(
     model: Path | SegmentationModel,
     data: Path | Batch,
-    threat: str = "",
+    threat: str | ThreatModel = "",
     *,
-    method: Sequence[str] = ("pgd",),
+    method: Sequence[str] = (),
+    suite: str = "",
     out: Path | None = None,
     part: str = "all",
     seed: int = 0,
@@ -239,20 +250,22 @@ def attack(
         model: A .safetensors file, or in Python any module with a spec (see `seawall.adapt`).
         data: A chip folder, or in Python a Batch.
         threat: Such as "linf 1% reflectance", "l2 2 reflectance" or "linf 0.5 dB".
-        method: Registered attack; may be given again.
+        method: Registered attack; may be given again. Without one and without a suite it is pgd.
+        suite: Run every attack of a suite and print the worst case: seawall, sea, halmosi, or "seawall passes=30".
         out: Where the rows go (runs/attack for a chip folder); a killed attack goes on at the next missing (chip, attack).
         part: all, train, val or test, as for `seawall evaluate`.
         seed: Seed of split and attacks.
         device: auto, cpu, cuda, or mps.
 
     Returns:
-        One row per attack, with the flags that its number carries.
+        One row per attack and the worst case: IoU pooled and per chip, passes, seconds, chips won, and the flags that the
+        number carries.
 
     Raises:
         UsageError: The threat has no unit, or not the model's.
 
     Command:
-        seawall attack runs/mine/models/unet/model.safetensors chips/mine "linf 1% reflectance" --method pgd
+        seawall attack runs/mine/models/unet/model.safetensors chips/mine --threat "linf 1% reflectance" --suite seawall
     """
     from seawall import audit
 
@@ -262,6 +275,7 @@ def attack(
             data,
             threat,
             method=method,
+            suite=suite,
             out=out,
             part=part,
             seed=seed,
@@ -305,12 +319,11 @@ def predict(
     """
     from seawall import audit
 
-    return Result(
-        *audit.map_scenes(
-            weights, scene, out, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
-            resume=resume, progress=progress,
-        )
+    files, table, failed = audit.map_scenes(
+        weights, scene, out, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
+        resume=resume, progress=progress,
     )  # fmt: skip
+    return Result(files, table, failed, done=len(table))
 
 
 def corrupt(

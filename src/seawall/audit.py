@@ -16,16 +16,21 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import whole
 from seawall.datasets.splits import split_groups
 from seawall.errors import UsageError, did_you_mean
-from seawall.evaluate import CLEAN, Case
+from seawall.evaluate import CLEAN, Case, missing
 from seawall.evaluate import evaluate as measure
-from seawall.figures import figures
+from seawall.figures import card, figures, with_doubts
 from seawall.files import RunLock
 from seawall.infer import Survey, model_digest, predict_many
+from seawall.interrogate import Interrogation, interrogated
 from seawall.models.weights import load_model
 from seawall.orders import threat_for
 from seawall.recipe import SplitBy
 from seawall.records import Record, RecordLog
-from seawall.runtime import Runtime
+from seawall.report.flags import explain
+from seawall.runtime import Runtime, find_device
+from seawall.suites import cases as attacks_of
+from seawall.suites import parse_suite
+from seawall.threat import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
 Row = dict[str, str | int | float | None]
@@ -39,8 +44,9 @@ def evaluate_chips(
     weights: Path, chips: Path, out: Path, *, part: str, seed: int, device: str, progress: Progress
 ) -> tuple[Facts, list[Row], Failed]:
     """Measure weights on a chip folder; rows go to `out/records.jsonl`."""
-    model, batches, groups = _open(weights, chips, part, seed)
-    rows = _measured(model, batches, groups, [CLEAN], out, seed, device, progress)
+    model, batches, groups = _open(weights, chips, part, seed, device)
+    measured = _measured(model, batches, groups, [CLEAN], out, seed, device, progress)
+    rows = [row for row in figures(measured) if not row.chip and not row.group]
     spec = cast(ModelSpec, model.spec)
     found = {(r.metric, r.klass): r.value for r in rows}
     table: list[Row] = [
@@ -61,36 +67,27 @@ def evaluate_chips(
 
 
 def attack_chips(
-    model: Path | SegmentationModel, data: Path | Batch, threat: str, *, method: Sequence[str], out: Path | None, part: str, seed: int,
-    device: str, progress: Progress,
+    model: Path | SegmentationModel, data: Path | Batch, threat: str | ThreatModel, *, method: Sequence[str], suite: str, out: Path | None,
+    part: str, seed: int, device: str, progress: Progress,
 ) -> tuple[Facts, list[Row], Failed]:  # fmt: skip
-    """Attack a model on chips with the named attacks; clean figures stand beside."""
+    """Attack a model on chips with the named attacks and the members of a suite; clean and worst case stand beside."""
     if not threat:
         raise UsageError('attack: expected a threat such as "linf 1% reflectance", got none; say norm, size and unit')
-    net, batches, groups = _open(model, data, part, seed)
-    told = threat_for(threat, cast(ModelSpec, net.spec))
-    cases = [CLEAN, *(Case(name, registry.build("attack", name), told) for name in method)]
+    acts: dict[str, object] = {name: registry.build("attack", name) for name in method}
+    acts |= dict(attacks_of(parse_suite(suite))) if suite else {}
+    acts = acts or {"pgd": registry.build("attack", "pgd")}
+    net, batches, groups = _open(model, data, part, seed, device)
+    spec = cast(ModelSpec, net.spec)
+    told = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
+    cases = [CLEAN, *(Case(name, act, told) for name, act in acts.items())]
     with _folder(out, data) as home:
         rows = _measured(net, batches, groups, cases, home, seed, device, progress)
-    spec = cast(ModelSpec, net.spec)
     klass = "water" if "water" in spec.classes else spec.classes[-1]
-    found = {(r.method, r.metric, r.klass): r for r in rows}
-    table: list[Row] = []
-    for name in ("clean", *method):
-        pooled = found.get((name, "iou.pooled", klass))
-        table.append(
-            {
-                "method": name,
-                "threat": "" if name == "clean" else str(told),
-                **{
-                    m: _value(found.get((name, m, klass)))
-                    for m in ("iou.pooled", "iou.pooled.low", "iou.pooled.high", "iou.per_chip")
-                },
-                "accuracy": _value(found.get((name, "accuracy.pooled", ""))),
-                "flags": ", ".join(pooled.flags) if pooled else "",
-            }
-        )
-    return {"class": klass, **({"rows": str(home / "records.jsonl")} if home.exists() else {})}, table, ()
+    table = card(rows, list(acts), str(told), klass)
+    facts: Facts = {"class": klass, **({"rows": str(home / "records.jsonl")} if home.exists() else {})}
+    for flag in dict.fromkeys(flag for row in rows for flag in row.flags):
+        facts[f"flag {flag}"] = f"{explain(flag).means} {explain(flag).do}"
+    return facts, table, ()
 
 
 @contextmanager
@@ -132,25 +129,27 @@ def map_scenes(
 
 
 def _open(
-    model: Path | SegmentationModel, data: Path | Batch, part: str, seed: int
+    model: Path | SegmentationModel, data: Path | Batch, part: str, seed: int, device: str
 ) -> tuple[nn.Module, list[Batch], Mapping[str, str]]:
     if part not in PARTS:
         raise UsageError(f"part: unknown {part!r}; {did_you_mean(part, PARTS)}")
     if isinstance(data, Batch):
-        return _net(model, None), [data], {}
+        return _net(model, None, device), [data], {}
     chips = ChipFolder.open(data)
     split = SplitBy()
     parts = split_groups(chips, seed, val=split.val, test=split.test) if part != "all" else None
     ids = chips.ids if parts is None else {"train": parts.train, "val": parts.val, "test": parts.test}[part]
-    return _net(model, chips), list(whole(chips, ids)), {row.id: row.group for row in chips.rows}
+    return _net(model, chips, device), list(whole(chips, ids)), {row.id: row.group for row in chips.rows}
 
 
-def _net(model: Path | SegmentationModel, chips: ChipFolder | None) -> nn.Module:
+def _net(model: Path | SegmentationModel, chips: ChipFolder | None, device: str) -> nn.Module:
     if not isinstance(model, Path):
-        return cast(nn.Module, model)
+        net = cast(nn.Module, model)
+        return net if device == "auto" else net.to(find_device(device))  # a module of the caller's stays where it is
+    home = find_device(device)
     if chips is None:
-        return load_model(model)
-    return load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit)
+        return load_model(model).to(home)
+    return load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit).to(home)
 
 
 def _measured(
@@ -161,13 +160,19 @@ def _measured(
     recipe = f"{model_digest(model)[:8]}-{_digest(batches)}-{seed}"
     with RunLock(out):
         log = RecordLog(out / "records.jsonl")
+        left = missing(
+            log, [chip for batch in batches for chip in batch.chips], recipe=recipe, name=type(model).__name__,
+            classes=cast(ModelSpec, model.spec).classes, groups=groups, attacks=cases,
+        )  # fmt: skip
+        if left:
+            cases = interrogated(cast(SegmentationModel, model), batches, cases, seed, Interrogation())
         measure(
             cast(SegmentationModel, model), batches, log=log, recipe=recipe, name=type(model).__name__, groups=groups,
-            attacks=cases, seed=seed, device=None if device == "auto" else device, progress=_stage(progress, "chips"),
+            attacks=cases, seed=seed, progress=_stage(progress, "chips"),
         )  # fmt: skip
         asked = {(case.method, case.spoken) for case in cases}
         mine = (row for row in log if row.recipe == recipe and (row.method, row.threat) in asked)
-        return [row for row in figures(mine) if not row.chip and not row.group]
+        return with_doubts(mine)
 
 
 def _digest(batches: Iterable[Batch]) -> str:
@@ -184,7 +189,3 @@ def _stage(progress: Progress, stage: str) -> Callable[[int, int, str], None]:
         progress(stage, done, total, note)
 
     return step
-
-
-def _value(row: Record | None) -> float | None:
-    return row.value if row else None

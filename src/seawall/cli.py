@@ -40,7 +40,7 @@ def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 usage, 3 partly done, 130 interrupted."""
     debug = "--debug" in sys.argv
     try:
-        app([argument for argument in sys.argv[1:] if argument != "--debug"])
+        sys.exit(app([argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=False) or 0)
     except SeawallError as error:
         if debug:
             raise
@@ -55,8 +55,26 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {error}; run again with --debug for the traceback", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(_give_up(error))
+
+
+def _give_up(error: Exception) -> int:
+    """Say in one line what no verb has said, and return the exit code."""
+    code = 1
+    if isinstance(error, OSError) and error.strerror:
+        where = error.filename or "system"
+        text = f"{where}: expected to read or write it, got {error.strerror}; make room or mend the path, then run the same command again"
+    elif hasattr(error, "format_message"):  # of click, which typer carries inside under a private name
+        text, code = error.format_message(), getattr(error, "exit_code", 2)
+        where = getattr(getattr(error, "ctx", None), "command_path", "seawall")
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(text, file=sys.stderr)
+            return code
+        text = f"{' '.join(text.split())} See `{where} --help`"
+    else:
+        text = f"{type(error).__name__}: {error}; run again with --debug for the traceback"
+    print(f"error: {text}", file=sys.stderr)
+    return code
 
 
 @app.callback(invoke_without_command=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -52,6 +53,26 @@ class StoppedError(SeawallError):
     """Someone asked the work to stop; what was done is saved and the same command goes on from there."""
 
     exit_code = 130
+
+
+def expected(what: str, got: object) -> str:
+    """Return a validator's finding in the form that every message has.
+
+    Example:
+        >>> expected("Input should be a valid integer", "many")
+        "expected a valid integer, got 'many'"
+        >>> expected("Field required", {"settings": {}})
+        'expected a value, got none'
+        >>> expected("Value error, val + test below 1", 2)
+        'expected val + test below 1, got 2'
+        >>> expected("String should match pattern 'a+'", "b")
+        "expected a string to match pattern 'a+', got 'b'"
+    """
+    if what == "Field required":
+        return "expected a value, got none"
+    told = re.sub(r"^Input should be ", "", what.removeprefix("Value error, "))
+    told = re.sub(r"^(\w+) should (have|match) ", lambda found: f"a {found[1].lower()} to {found[2]} ", told)
+    return f"expected {told}, got {got!r}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -35,14 +35,23 @@ class Clock:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds of a stage."""
+        """Add the seconds of a stage; one that was finished before only looks again, and that is not counted."""
+        done = cast(list[str], self._facts().get("finished", []))
+        if stage in done:
+            yield
+            return
         start = time.monotonic()
         try:
             yield
-        finally:
-            facts = self._facts()
-            seconds = cast(dict[str, float], facts.get("seconds", {}))
-            self.note(seconds={**seconds, stage: round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)})
+        except BaseException:
+            self._add(stage, start)
+            raise
+        self._add(stage, start)
+        self.note(finished=[*done, stage])
+
+    def _add(self, stage: str, start: float) -> None:
+        seconds = cast(dict[str, float], self._facts().get("seconds", {}))
+        self.note(seconds={**seconds, stage: round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)})
 
     def _facts(self) -> dict[str, object]:
         if not self.path.exists():

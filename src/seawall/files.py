@@ -30,8 +30,10 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         Path(name).replace(path)
         _sync_folder(path.parent)
-    except BaseException:
+    except BaseException as bad:
         Path(name).unlink(missing_ok=True)
+        if isinstance(bad, OSError) and bad.errno is not None:
+            bad.filename = str(path)  # a full disk names no file, and nobody knows the one beside
         raise
 
 

@@ -127,6 +127,7 @@ def predict_many(
     """
     jobs = find_scenes(source, Path(out))
     spec_of(model).klass(survey.klass)
+    find_device(device)
     made: list[SceneResult] = []
     failed: list[tuple[str, str]] = []
     with _owned(Path(out)) as notes:

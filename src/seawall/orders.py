@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -13,17 +13,21 @@ from numpy.typing import NDArray
 from seawall import registry
 from seawall.datasets.chips import Chip, ChipFolder
 from seawall.datasets.splits import Split
-from seawall.errors import UsageError
+from seawall.errors import RecipeError, UsageError
 from seawall.evaluate import Case
 from seawall.imagery.sensors import band_noise, resolve
 from seawall.imagery.simulate import ALL13
 from seawall.keys import Keys
 from seawall.labels.rule import parse_rule
 from seawall.poison.thirds import assign_thirds
-from seawall.recipe import Noise, Recipe
+from seawall.recipe import Data, Noise, Recipe
 from seawall.schedule import make_training
+from seawall.suites import Suite
+from seawall.suites import cases as attacks_of
 from seawall.threat import ThreatModel, parse_threat
 from seawall.types import Batch, LabelNoise, ModelSpec, Setting, Unit
+
+WORDS = {"chips": "a chip folder", "simulated": "simulated scenes", "files": "files"}
 
 
 def vet(recipe: Recipe) -> None:
@@ -39,29 +43,53 @@ def vet(recipe: Recipe) -> None:
         registry.build("objective", objective.name, objective.settings)
     for attack in recipe.attacks:
         registry.build("attack", attack.name, attack.settings)
-        for text in attack.threats:
-            _vet_threat(text, recipe)
+    for suite in recipe.suites:
+        registry.build("suite", suite.name, suite.settings)
+    for text in (text for order in (*recipe.attacks, *recipe.suites) for text in order.threats):
+        _vet_threat(text, recipe)
+    units = _units(recipe)
     for noise in recipe.noises:
-        registry.find("noise", noise.name)
+        for rate in noise.rates:
+            _build_noise(noise, rate, {"gsd_m": 10.0, "bands": list(_bands(recipe)), "unit": units[0], "parts": {}})
     if recipe.data.labels not in ("truth", "cover"):
         parse_rule(recipe.data.labels)
 
 
 def _vet_threat(text: str, recipe: Recipe) -> None:
     # the chips are not there yet, so any unit that the threat fits will do; bands are checked with the chips
-    units: tuple[Unit, ...] = (
-        ("reflectance", "stretched") if recipe.data.sensor == "s2" else ("sigma0_db", "gamma0_db", "stretched")
-    )
-    bands = recipe.data.bands or (("VV", "VH") if recipe.data.sensor == "s1" else ALL13)
     wrong: UsageError | None = None
-    for unit in units:
+    for unit in _units(recipe):
         try:
-            threat_for(text, ModelSpec(tuple(resolve(bands)), ("land", "water"), unit, 10.0))
+            threat_for(text, ModelSpec(_bands(recipe), ("land", "water"), unit, 10.0))
             return
         except UsageError as bad:
             wrong = wrong or bad
     if wrong:
         raise wrong
+
+
+def _units(recipe: Recipe) -> tuple[Unit, ...]:
+    return ("reflectance", "stretched") if recipe.data.sensor == "s2" else ("sigma0_db", "gamma0_db", "stretched")
+
+
+def _bands(recipe: Recipe) -> tuple[str, ...]:
+    return tuple(resolve(recipe.data.bands or (("VV", "VH") if recipe.data.sensor == "s1" else ALL13)))
+
+
+def vet_data(data: Data, kind: Literal["chips", "simulated", "files"]) -> None:
+    """Refuse what a data section says in vain: a key without effect is an error.
+
+    Raises:
+        RecipeError: A key has no effect on such a source.
+    """
+    files = ("names", "group", "gsd_m", "gain", "offset", "label_map", "select")
+    simulated = ("count", "size", "clouds")
+    vain = {"chips": (*files, *simulated, "bands", "labels"), "simulated": files, "files": simulated}[kind]
+    for key in vain:
+        if (value := getattr(data, key)) != getattr(Data(), key):
+            raise RecipeError(
+                f"data.{key}: expected no such key for {WORDS[kind]}, got {value!r}; it would have no effect, so remove it"
+            )
 
 
 def threat_for(text: str, spec: ModelSpec) -> ThreatModel:
@@ -73,23 +101,43 @@ def threat_for(text: str, spec: ModelSpec) -> ThreatModel:
     return parse_threat(text, spec, noise=band_noise(spec.bands))
 
 
+def each_band(text: str, spec: ModelSpec) -> list[str]:
+    """Return one threat per band for `bands=each`: what an adversary does with each band alone; else the text itself.
+
+    Example:
+        >>> each_band("linf 1% reflectance bands=each", ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0))
+        ['linf 1% reflectance bands=B03', 'linf 1% reflectance bands=B08']
+    """
+    if "bands=each" not in text.split():
+        return [text]
+    return [text.replace("bands=each", f"bands={band}") for band in spec.bands]
+
+
 def cases_of(recipe: Recipe, spec: ModelSpec) -> Iterator[Case]:
-    """Yield every attack of a recipe under every threat of it."""
+    """Yield every attack of a recipe, the members of its suites included, under every threat of it."""
     for attack in recipe.attacks:
         act = registry.build("attack", attack.name, attack.settings)
         for text in attack.threats:
-            yield Case(attack.name, act, threat_for(text, spec))
+            yield from (Case(attack.called or attack.name, act, threat_for(one, spec)) for one in each_band(text, spec))
+    for suite in recipe.suites:
+        made = cast(Suite, registry.build("suite", suite.name, suite.settings))
+        for text in suite.threats:
+            yield from (Case(name, act, threat_for(text, spec)) for name, act in attacks_of(made))
 
 
 def noise_of(noise: Noise, rate: float, chips: ChipFolder, split: Split) -> LabelNoise:
     """Build a noise; what it must know of the data (meters per pixel, bands, thirds) is filled in."""
+    parts: dict[str, Setting] = dict(assign_thirds(split.train))
+    context: dict[str, Setting] = {"gsd_m": chips.gsd_m, "bands": list(chips.bands), "unit": chips.unit, "parts": parts}
+    return _build_noise(noise, rate, context)
+
+
+def _build_noise(noise: Noise, rate: float, context: Mapping[str, Setting]) -> LabelNoise:
     wanted = {
         f.name for f in fields(registry.find("noise", noise.name).make) if f.default is MISSING or f.name == "parts"
     }
     if noise.settings.get("of") == "meters":
         wanted.add("gsd_m")
-    parts: dict[str, Setting] = dict(assign_thirds(split.train))
-    context: dict[str, Setting] = {"gsd_m": chips.gsd_m, "bands": list(chips.bands), "unit": chips.unit, "parts": parts}
     given = {name: value for name, value in context.items() if name in wanted}
     settings: dict[str, Setting] = {**given, noise.vary: rate, **noise.settings}
     return cast(LabelNoise, registry.build("noise", noise.name, settings))

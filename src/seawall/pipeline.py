@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -26,24 +26,27 @@ from seawall.datasets.index import is_chip_folder
 from seawall.datasets.loader import patches, whole
 from seawall.datasets.simulated import Simulated
 from seawall.datasets.splits import Split, split_blocks, split_groups
-from seawall.errors import RecipeError
-from seawall.evaluate import CLEAN, evaluate, missing
+from seawall.errors import DataError, RecipeError
+from seawall.evaluate import CLEAN, Case, evaluate, missing
 from seawall.facts import Clock, data_facts, digest_chips, environment
 from seawall.figures import figures
 from seawall.files import RunLock, write_atomic
+from seawall.imagery.radiometry import Hints
 from seawall.imagery.raster import write_cog
 from seawall.imagery.simulate import simulate_s1, simulate_s2
 from seawall.infer import predict_scene
+from seawall.interrogate import QUICK, interrogated
 from seawall.keys import Keys
 from seawall.labels.rule import parse_rule
 from seawall.metrics import confusion
 from seawall.models.standardize import Standardize
 from seawall.models.threshold import ThresholdNet
 from seawall.models.weights import load_model, read_spec
-from seawall.orders import Relabel, cases_of, noise_of, vet
-from seawall.recipe import Method, Recipe
+from seawall.orders import Relabel, cases_of, noise_of, vet, vet_data
+from seawall.recipe import Method, Noise, Recipe
 from seawall.records import RecordLog
 from seawall.report import write_report
+from seawall.runtime import find_device
 from seawall.schedule import make_training
 from seawall.train import fit
 from seawall.types import Batch, ModelSpec, Objective, SegmentationModel
@@ -104,6 +107,8 @@ def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: P
             chips, failed = gather(run, out / "chips")
         split = divide(run, chips)
         clock.note(data=data_facts(chips, split))
+        _rehearse(run, chips, split)
+        clock.note(noises=realize(run, chips, split))
         with clock.timed("training"):
             models = dict(learn(run, chips, split))
         with clock.timed("evaluation"):
@@ -112,6 +117,13 @@ def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: P
             maps = survey(run, chips, next(iter(models.values())))
         write_report(folder)
     return Outcome(run, folder / "report.html", maps, failed)
+
+
+def _rehearse(run: Run, chips: ChipFolder, split: Split) -> None:
+    """Build what comes after training: a band that an index lacks is said now, not after an hour."""
+    list(cases_of(run.recipe, _spec(chips)))
+    for method in run.recipe.baselines:
+        _maker(method)(_spec(chips))
 
 
 def train_only(
@@ -145,7 +157,9 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
             f"data.source: expected {source} to be set in the environment, got nothing; export it or write the path"
         )
     if data.kind == "chips" or (data.kind == "auto" and is_chip_folder(Path(source))):
+        vet_data(data, "chips")
         return ChipFolder.open(Path(source)), ()
+    vet_data(data, "simulated" if source == "simulated" else "files")
     text = json.dumps([data.model_dump(mode="json"), source, run.recipe.seed], sort_keys=True)
     folder = home / f"{run.recipe.name}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
     where = Simulated(
@@ -160,28 +174,71 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
     made = curate(
         where if source == "simulated" else source, folder,
         kind="auto" if source == "simulated" else data.kind, sensor=data.sensor, select=data.select, bands=data.bands,
-        labeler=None if data.labels in ("truth", "cover") else parse_rule(data.labels), progress=run.say("chips"),
+        names=data.names, group=data.group, gsd_m=data.gsd_m, hints=Hints(gain=data.gain, offset=data.offset),
+        label_map=data.label_map or None, labeler=None if data.labels in ("truth", "cover") else parse_rule(data.labels),
+        progress=run.say("chips"),
     )  # fmt: skip
     return made.folder, made.failed
 
 
 def divide(run: Run, chips: ChipFolder) -> Split:
-    """Split the chips by group or block."""
+    """Split the chips that have a label by group or block."""
     by, seed = run.recipe.split, run.recipe.seed
+    ids = [row.id for row in chips.rows if row.valid_share > 0]
     if by.by == "block":
-        return split_blocks(chips, seed, block_m=by.block_m, val=by.val, test=by.test)
-    return split_groups(chips, seed, val=by.val, test=by.test)
+        return split_blocks(chips, seed, block_m=by.block_m, val=by.val, test=by.test, ids=ids)
+    return split_groups(chips, seed, val=by.val, test=by.test, ids=ids)
 
 
 def learn(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
     """Yield the network trained on clean labels, then one per label noise and rate."""
     name, training = run.recipe.model.name, run.recipe.training
     yield name, train_one(run, chips, split, name, training.objective, None)
-    for noise in run.recipe.noises:
-        for rate in noise.rates:
-            called = f"{name}@{noise.name}-{rate:g}" + (f"+{noise.objective.name}" if noise.objective else "")
-            fault = Relabel(noise_of(noise, rate, chips, split), run.recipe.seed)
-            yield called, train_one(run, chips, split, called, noise.objective or training.objective, fault)
+    for called, (noise, fault) in corruptions(run, chips, split).items():
+        yield called, train_one(run, chips, split, called, noise.objective or training.objective, fault)
+
+
+def corruptions(run: Run, chips: ChipFolder, split: Split) -> dict[str, tuple[Noise, Relabel]]:
+    """Return the label faults of a recipe by the name of the network that learns from them."""
+    name = run.recipe.model.name
+    return {
+        f"{name}@{noise.name}-{rate:g}" + (f"+{_way(noise.objective)}" if noise.objective else ""): (
+            noise,
+            Relabel(noise_of(noise, rate, chips, split), run.recipe.seed),
+        )
+        for noise in run.recipe.noises
+        for rate in noise.rates
+    }
+
+
+def realize(run: Run, chips: ChipFolder, split: Split) -> dict[str, dict[str, float | int]]:
+    """Return what each label fault really changes in the training part.
+
+    Raises:
+        DataError: It changes nothing; a network trained on it would be the clean one under another name.
+    """
+    found: dict[str, dict[str, float | int]] = {}
+    for called, (noise, fault) in corruptions(run, chips, split).items():
+        pairs = [(chip := chips.read(id_), fault(chip)) for id_ in split.train]
+        wrong = [int(((old.label != new.label) & old.valid).sum()) for old, new in pairs]
+        valid = sum(int(old.valid.sum()) for old, _ in pairs)
+        if not any(wrong) and any(rate > 0 for rate in noise.rates):
+            raise DataError(
+                f"noises.{noise.name}: expected it to change labels of {len(pairs)} training chips, got none changed "
+                f"in {valid} pixels; use another noise, or more chips"
+            )
+        found[called] = {
+            "changed_share": sum(wrong) / valid,
+            "chips_changed": sum(n > 0 for n in wrong),
+            "chips": len(pairs),
+        }
+    return found
+
+
+def _way(objective: Method) -> str:
+    """Name how a network is trained through a noise: by its loss if that is all, else by its objective."""
+    loss = objective.settings.get("loss")
+    return loss.replace(" ", "") if objective.name == "supervised" and isinstance(loss, str) else objective.name
 
 
 def train_one(
@@ -190,11 +247,10 @@ def train_one(
     """Train one network, or load it where its training is complete."""
     recipe, folder = run.recipe, run.folder / "models" / name
     training = make_training(recipe.training.settings)
-    spec = ModelSpec(chips.bands, chips.classes, chips.unit, chips.gsd_m, recipe.model.name, {}, recipe.title)
-    make = cast(Callable[[ModelSpec], nn.Module], registry.build("model", recipe.model.name, recipe.model.settings))
+    make = _maker(recipe.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
-        model = make(spec)
+        model = make(replace(_spec(chips), note=recipe.title))
     mean, std = chips.mean_std(split.train)
     cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
 
@@ -242,8 +298,10 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
     attacked = {first: models[first], **dict(_baselines(run, chips, split))}
     cases = [CLEAN, *cases_of(recipe, cast(ModelSpec, models[first].spec))]
     for name, model in {**attacked, **models}.items():
-        for case in cases if name in attacked else [CLEAN]:
-            shown = name == first and case is cases[-1]  # the last attack at its last threat is the page's example
+        model.to(find_device(run.device))
+        mine = _flagged(run, chips, split, name, model, cases) if name in attacked else [CLEAN]
+        for case in mine:
+            shown = name == first and case is mine[-1]  # the last attack at its last threat is the page's example
             evaluate(
                 cast(SegmentationModel, model),
                 whole(
@@ -270,6 +328,16 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
             )
 
 
+def _flagged(run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, cases: list[Case]) -> list[Case]:
+    """Interrogate a network that is not measured to the end yet: its attacks carry what speaks against them."""
+    groups, net = {row.id: row.group for row in chips.rows}, cast(SegmentationModel, model)
+    if not missing(
+        run.log, split.test, recipe=run.recipe.id, name=name, classes=chips.classes, groups=groups, attacks=cases
+    ):
+        return cases
+    return interrogated(net, whole(chips, telling(chips, split.test, QUICK.chips)), cases, run.recipe.seed)
+
+
 def telling(chips: ChipFolder, ids: Iterable[str], count: int) -> tuple[str, ...]:
     """Return the chips whose classes are most evenly mixed: pictures of nothing but land show nothing."""
     counts = {id_: chips.row(id_).class_counts for id_ in ids}
@@ -294,6 +362,8 @@ def survey(run: Run, chips: ChipFolder, model: nn.Module) -> dict[str, str]:
 
 def _simulated_scene(chips: ChipFolder, size: int, seed: int, home: Path) -> Path:
     path = home / "input.tif"
+    if path.exists():  # whole, and of this very recipe: the folder is named by its content
+        return path
     make = simulate_s1 if "VV" in chips.bands or "VH" in chips.bands else simulate_s2
     made = make("scene", size, chips.bands, seed=seed)
     write_cog(
@@ -307,10 +377,17 @@ def _simulated_scene(chips: ChipFolder, size: int, seed: int, home: Path) -> Pat
     return path
 
 
+def _spec(chips: ChipFolder) -> ModelSpec:
+    return ModelSpec(chips.bands, chips.classes, chips.unit, chips.gsd_m)
+
+
+def _maker(method: Method) -> Callable[[ModelSpec], nn.Module]:
+    return cast(Callable[[ModelSpec], nn.Module], registry.build("model", method.name, method.settings))
+
+
 def _baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
-    spec = ModelSpec(chips.bands, chips.classes, chips.unit, chips.gsd_m)
     for method in run.recipe.baselines:
-        model = cast(Callable[[ModelSpec], nn.Module], registry.build("model", method.name, method.settings))(spec)
+        model = _maker(method)(_spec(chips))
         if method.settings.get("rule") == "otsu":
             cast(ThresholdNet, model).fit(whole(chips, split.train))
         yield (

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from seawall.errors import RecipeError, did_you_mean
+from seawall.errors import RecipeError, did_you_mean, expected
 
 
 class Part(BaseModel):
@@ -80,7 +80,7 @@ class SplitBy(Part):
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> SplitBy:
         if self.val + self.test >= 1:
-            raise ValueError("val + test must leave a share to train on")
+            raise ValueError("val + test below 1, to leave a share to train on")
         return self
 
 
@@ -101,9 +101,15 @@ class Learn(Part):
 
 
 class Threats(Part):
-    """An attack against one or more threats, each with its unit: "linf 1% reflectance"."""
+    """An attack or a suite against one or more threats, each with its unit: "linf 1% reflectance".
+
+    Args:
+        name: Registered name.
+        called: Name of an attack in the rows, needed where one attack is run with two settings; its own if empty.
+    """
 
     name: str
+    called: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
     threats: tuple[str, ...] = Field(min_length=1)
 
@@ -152,9 +158,17 @@ class Recipe(Part):
     training: Learn = Learn()
     baselines: tuple[Method, ...] = ()
     attacks: tuple[Threats, ...] = ()
+    suites: tuple[Threats, ...] = ()
     noises: tuple[Noise, ...] = ()
     scene: Scene | None = None
     examples: int = Field(4, ge=0, le=24)
+
+    @model_validator(mode="after")
+    def _names_attacks_apart(self) -> Recipe:
+        said = [(order.called or order.name, threat) for order in self.attacks for threat in order.threats]
+        if twice := [name for name, threat in said if said.count((name, threat)) > 1]:
+            raise ValueError(f"attack {twice[0]} is there twice for one threat; give one of them another `called`")
+        return self
 
     @property
     def id(self) -> str:
@@ -217,14 +231,14 @@ def _explain(bad: ValidationError) -> str:
         known = _fields_at(loc[:-1])
         return f"unknown key {'.'.join(loc)!r}; {did_you_mean(loc[-1], known)}"
     more = f" (and {len(bad.errors()) - 1} more)" if len(bad.errors()) > 1 else ""
-    return f"{'.'.join(loc)}: {first['msg']}, got {first.get('input')!r}{more}; see docs/recipes.md"
+    return f"{'.'.join(loc)}: {expected(first['msg'], first.get('input'))}{more}; see docs/recipes.md"
 
 
 def _fields_at(loc: list[str]) -> list[str]:
     part: type[BaseModel] = Recipe
     homes: Mapping[str, type[BaseModel]] = {
         "data": Data, "split": SplitBy, "model": Method, "training": Learn, "objective": Method,
-        "baselines": Method, "attacks": Threats, "noises": Noise, "scene": Scene,
+        "baselines": Method, "attacks": Threats, "suites": Threats, "noises": Noise, "scene": Scene,
     }  # fmt: skip
     for step in loc:
         part = homes.get(step, part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -70,16 +71,33 @@ class RecordLog:
         yield from read_records(self.path)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Write records that are not there yet and flush them to the disk."""
+        """Write records that are not there yet and flush them to the disk.
+
+        Raises:
+            RunError: The disk is full, or the folder cannot be written.
+        """
         new = [record for record in records if record.key not in self._keys]
         if not new:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(record) for record in new)
-            file.flush()
-            os.fsync(file.fileno())
+        lines = "".join(map(_line, new)).encode()
+        before = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as bad:
+            self._cut(before)
+            raise RunError(
+                f"{self.path}: expected to add {len(new)} records, got {bad.strerror}; free space and run again, the earlier ones are kept"
+            ) from bad
         self._keys.update(record.key for record in new)
+
+    def _cut(self, size: int) -> None:
+        """Take back what a failed write left, so that no later row is glued to a torn one."""
+        with contextlib.suppress(OSError), self.path.open("rb+") as file:
+            file.truncate(size)
 
     def _recover(self) -> list[Record]:
         if not self.path.exists():

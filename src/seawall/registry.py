@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from seawall.errors import UsageError, did_you_mean
+from seawall.errors import UsageError, did_you_mean, expected
 from seawall.types import Setting
 
 HOMES: Mapping[str, tuple[str, ...]] = {
@@ -125,7 +125,7 @@ def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -
         first = bad.errors()[0]
         where = ".".join(map(str, first["loc"])) or name
         raise UsageError(
-            f"{name}.{where}: {first['msg']}, got {first.get('input')!r}; see `seawall methods {name}`"
+            f"{name}.{where}: {expected(first['msg'], first.get('input'))}; see `seawall methods --name {name}`"
         ) from bad
 
 

@@ -57,7 +57,7 @@ def test_unknown_verb_guesses_and_exits_2() -> None:
         ('name = "x"\nseed = "a"', "seed"),
         ('name = "x"\n[model]\nname = "unte"', "did you mean 'unet'"),
         ('name = "x"\n[[attacks]]\nname = "pgd"\nthreats = ["linf 1"]', "unit"),
-        ('name = "x"\n[[attacks]]\nname = "pdg"\nthreats = ["linf 1% reflectance"]', "did you mean 'pgd'"),
+        ('name = "x"\n[[attacks]]\nname = "fgms"\nthreats = ["linf 1% reflectance"]', "did you mean 'fgsm'"),
         (
             'name = "x"\n[[attacks]]\nname = "pgd"\nsettings = {stps = 1}\nthreats = ["linf 1% reflectance"]',
             "did you mean 'steps'",

@@ -9,8 +9,8 @@ from seawall.registry import HOMES, build, entries, find, register
 
 
 def test_unknown_names_guess() -> None:
-    with pytest.raises(UsageError, match="did you mean 'pgd'"):
-        find("attack", "pdg")
+    with pytest.raises(UsageError, match="did you mean 'fgsm'"):
+        find("attack", "fgms")
     with pytest.raises(UsageError, match="did you mean 'attack'"):
         list(entries("atack"))
 

@@ -18,6 +18,7 @@ MEASURES: Mapping[str, str] = {
     "srip": "srip.accuracy",
     "calibration": "calib.pixels",
     "sizes": "area.true_km2",
+    "hiding": "hiding.pixels",
 }
 """What can be measured, and the row that is written last: its presence says that a chip is done."""
 
@@ -70,8 +71,9 @@ class Case:
         return f"severity {self.threat:g}" if isinstance(self.threat, int | float) else str(self.threat)
 
     def applicable(self, classes: int) -> tuple[str, ...]:
-        """What is measured with so many classes: the report's convention needs two."""
-        return tuple(m for m in MEASURES if m in self.measures and (m != "srip" or classes == 2))
+        """What is measured with so many classes: the report's convention needs two, hiding an attack that hides."""
+        fits = {"srip": classes == 2, "hiding": bool(hidden_class(self.act))}
+        return tuple(m for m in MEASURES if m in self.measures and fits.get(m, True))
 
     def image(self, model: SegmentationModel, batch: Batch, seed: int) -> Tensor:
         """Return the images that the model gets.
@@ -95,6 +97,12 @@ class Case:
                 f"{tuple(image.shape)}{'' if image.shape != batch.image.shape else ' with NaN or infinity'}; fix the method"
             )
         return image
+
+
+def hidden_class(act: object) -> str:
+    """Return the class that an attack hides, by its goal; "" for any other."""
+    goal = getattr(act, "goal", None)
+    return str(goal.klass) if type(goal).__name__ == "Hide" and goal is not None else ""
 
 
 CLEAN = Case()

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from seawall.errors import DataError, ModelError
-from seawall.evaluate.case import CLEAN, Case
+from seawall.evaluate.case import CLEAN, Case, hidden_class
 from seawall.evaluate.cells import PARTS, Ground, Setting, filled
 from seawall.evaluate.example import write_example
+from seawall.evaluate.hiding import hiding_records, hiding_rows
 from seawall.metrics import confusion, count_rows
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel
@@ -164,6 +165,8 @@ def _measure(model: SegmentationModel, ground: Ground, todo: list[int], case: Ca
     seconds = (time.monotonic() - start) / len(batch)
     counts = _confusion(pred, batch, len(model.spec.classes))
     parts = {name: PARTS[name](model, ground, batch, logits, pred) for name in case.applicable(logits.shape[1])}
+    hidden = hidden_class(case.act) if "hiding" in parts else ""
+    hiding = hiding_rows(model, batch, pred, hidden) if hidden else []
     away = _distance(image, batch) if case.act is not None else None
     for i, chip in enumerate(batch.chips):
         flags = () if finite[i] else (NON_FINITE,)
@@ -175,6 +178,8 @@ def _measure(model: SegmentationModel, ground: Ground, todo: list[int], case: Ca
             yield filled(base, "passes", spent, 1)
         for part in parts.values():
             yield from part(i, base)
+        if hiding:
+            yield from hiding_records(base, hiding[i])
         if "counts" in case.measures:
             yield from count_rows(base, counts[i], model.spec.classes)
     _show(model, batch, image, pred, case, setting)

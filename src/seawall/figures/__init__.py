@@ -1,6 +1,8 @@
 """Figures from rows: pure functions of records with NumPy alone, so that reports need no torch."""
 
 from seawall.figures.aggregate import figures
+from seawall.figures.card import card
+from seawall.figures.doubts import doubts, with_doubts
 from seawall.figures.intervals import AVERAGES, Resamples
 from seawall.figures.ratios import CLASSWISE, OVERALL, Tally, measure
 from seawall.figures.suite import WORST, worst_case
@@ -14,8 +16,11 @@ __all__ = [
     "Resamples",
     "Tally",
     "WORST",
+    "card",
+    "doubts",
     "figures",
     "measure",
+    "with_doubts",
     "worst_case",
     "worst_each",
     "worst_pooled",

@@ -38,7 +38,7 @@ def figures(rows: Iterable[Record], *, samples: int = 1000, seed: int = 0) -> li
             draws = Resamples.over(sheet.groups, samples, seed)
             found += _of_counts(sheet, draws)
             found += _of_groups(sheet)
-        for part in (_of_srip, _of_bins, _of_sizes, _of_area):
+        for part in (_of_srip, _of_bins, _of_sizes, _of_area, _of_hiding):
             found += part(sheet, samples, seed)
         found += _of_costs(sheet)
     return found
@@ -173,6 +173,19 @@ def _chips(sheet: Sheet, metric: str, klass: str, places: list[tuple[str, str]])
     held = sheet.rows.get(metric, {})
     found = (held.get((group, chip, klass)) for group, chip in places)
     return np.array([[row.value or 0.0 if row else 0.0] for row in found], np.float64).reshape(-1, 1)
+
+
+def _of_hiding(sheet: Sheet, samples: int, seed: int) -> Iterator[Record]:
+    """Shares of a hidden class: mean and standard deviation over the chips that have the class, and how many have not."""
+    for name in ("fooled", "preserved"):
+        for klass in dict.fromkeys(k for _, _, k in sheet.rows.get(name, {})):
+            groups, values = sheet.values(name, klass)
+            there = np.isfinite(values[:, 0])
+            e = estimate_mean(values, Resamples.over(groups, samples, seed))
+            yield from _with_ends(sheet, f"{name}.per_chip", e, (klass,))
+            std = float(values[there, 0].std()) if there.any() else np.nan
+            yield sheet.record(f"{name}.std", std, int(there.sum()), klass=klass)
+            yield sheet.record(f"{name}.skipped", float((~there).sum()), len(there), klass=klass)
 
 
 def _of_costs(sheet: Sheet) -> Iterator[Record]:

@@ -1,0 +1,137 @@
+"""ALMA prox: an augmented Lagrangian with a proximal step for the norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seawall.attacks.aim import as_found, check, take_aim, usable
+from seawall.attacks.climb import check_steps
+from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin
+from seawall.attacks.goal import AWAY, Goal
+from seawall.keys import Keys
+from seawall.registry import register
+from seawall.threat import ThreatModel
+from seawall.types import Batch, SegmentationModel
+
+KEEP = 0.8  # of every moving average
+
+
+@register("attack", "alma-prox", paper="arXiv:2206.07179", smoke={"steps": 60, "rate": 0.2}, traits=("min-norm",))
+@dataclass(frozen=True)
+class ALMAProx:
+    """The smallest noise under one constraint per pixel: a penalty with multipliers, and a proximal step for the norm.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Gradient steps; one forward and one backward pass each.
+        rate: First step length, as a share of eps; it falls to a tenth once an image is adversarial.
+        enough: Share of the valid pixels that is a success; the hardest 1 - enough of the constraints are let go.
+
+    Paper: Rony, Pesquet, Ben Ayed 2023, arXiv:2206.07179, algorithm 1. Differs: the constraint is the difference of two
+    logits over its mean size on the clean image, because the ratio with the third largest logit needs three classes.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 500
+    rate: float = 0.05
+    enough: float = ENOUGH
+
+    def __post_init__(self) -> None:
+        check_steps("alma-prox", self.steps, self.rate)
+        check_enough("alma-prox", self.enough)
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        return self._run(model, batch, threat, inside=True)
+
+    def minimal(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        """Return the images with the smallest noise found; eps is only the unit of `rate`."""
+        return self._run(model, batch, threat, inside=False)
+
+    def _run(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, *, inside: bool) -> Tensor:
+        check("alma-prox", model, batch, threat)
+        if threat.radius == 0:
+            return batch.image.detach().clone()
+        with as_found(model):
+            batch = usable(batch)
+            field = Field.of(threat, batch.image, batch.seen)
+            found = Smallest(model, take_aim(model, batch, self.goal), field, self.enough)
+            self._descend(field, found)
+            if not inside:
+                return field.image(found.free)
+            return found.within(threat.around(batch.image, batch.seen))
+
+    def _descend(self, field: Field, found: Smallest) -> None:
+        valid, count = found.aim.valid, found.count
+        u, second = field.zero(), torch.zeros_like(field.zero())
+        state: _Constraints | None = None
+        first_success = torch.full_like(count, self.steps // 2)
+        for i in range(self.steps):
+            adv, logits, success = found.look(u)
+            aim = found.aim.seen_with(logits, i / self.steps)
+            size = margin(logits, aim)
+            if state is None:
+                state = _Constraints(size.detach(), valid)
+            kept = _without_hardest(size.detach(), valid, (1 - self.enough) * i / self.steps)
+            penalty = state.penalty(size, kept, success, i)
+            grad = field.pull(torch.autograd.grad(penalty, adv)[0])
+            second = KEEP * second + (1 - KEEP) * grad.square()
+            root = (second / (1 - KEEP ** (i + 1))).sqrt()
+            metric = root + 1e-6 * root.flatten(1).amax(1).clamp_min(1e-30)[:, None, None, None]
+            first_success = torch.where(success, first_success.clamp_max(i), first_success)
+            late = ((i - first_success) / (self.steps - first_success).clamp_min(1)).clamp(0, 1)
+            rate = self.rate * 0.1**late
+            u = field.prox(u - rate[:, None, None, None] * grad / metric, rate, metric)
+        found.look(u)
+
+
+class _Constraints:
+    """One constraint per pixel: its multiplier, its penalty's steepness, and the scale of all."""
+
+    def __init__(self, size: Tensor, valid: Tensor) -> None:
+        count = valid.flatten(1).sum(1).clamp_min(1)
+        mean = (size.abs() * valid).flatten(1).sum(1) / count
+        self.unit = mean.clamp_min(1e-12)[:, None, None]
+        self.multiplier = torch.ones_like(size)
+        self.steepness = torch.full_like(size, 0.01)
+        self.scale = torch.ones_like(mean)[:, None, None]
+        self.before = torch.full_like(size, torch.inf)
+        self.fallen = torch.zeros_like(valid)
+
+    def penalty(self, size: Tensor, kept: Tensor, success: Tensor, step: int) -> Tensor:
+        """Return the sum of the penalties, then move multipliers, steepness and scale."""
+        value = self.scale * (size / self.unit + 1e-4)
+        total = torch.where(kept, _penalty(value, self.steepness, self.multiplier), 0.0).sum()
+        with torch.no_grad():
+            slope = _slope(value.detach(), self.steepness, self.multiplier)
+            moved = (KEEP * self.multiplier + (1 - KEEP) * slope).clamp(1e-12, 1)
+            self.multiplier = torch.where(kept, moved, self.multiplier)
+            self.fallen |= value.detach() <= 0
+            if (step + 1) % 10 == 0:
+                stuck = ~self.fallen & (value.detach() > 0.95 * self.before)
+                self.steepness = torch.where(stuck, 2 * self.steepness, self.steepness).clamp_max(1e6)
+                self.before, self.fallen = value.detach(), torch.zeros_like(self.fallen)
+            self.scale = torch.where(success[:, None, None], self.scale / 1.02, self.scale / 0.98).clamp(0.1, 1)
+        return total
+
+
+def _penalty(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
+    up, down = y.clamp_min(0), y.clamp_max(0)
+    above = mu * up + mu * rho * up.square() + rho.square() * up**3 / 6
+    return torch.where(y >= 0, above, mu * down / (1 - rho.clamp_min(1) * down))
+
+
+def _slope(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
+    up, down = y.clamp_min(0), y.clamp_max(0)
+    above = mu + 2 * mu * rho * up + rho.square() * up.square() / 2
+    return torch.where(y >= 0, above, mu / (1 - rho.clamp_min(1) * down).square())
+
+
+def _without_hardest(size: Tensor, valid: Tensor, share: float) -> Tensor:
+    """Return the valid pixels without the `share` of each image that is furthest from falling."""
+    ranked = torch.where(valid, size, -torch.inf).flatten(1)
+    order = ranked.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    let_go = order < (share * valid.flatten(1).sum(1)).long()[:, None]
+    return valid & ~let_go.view_as(valid)

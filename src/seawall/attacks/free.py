@@ -1,0 +1,212 @@
+"""What minimum-norm attacks share: noise in multiples of eps, proximal steps, and the smallest noise that works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seawall.attacks.aim import Aim, check_logits
+from seawall.errors import ModelError, UsageError
+from seawall.threat import Ball, ThreatModel
+from seawall.types import SegmentationModel
+
+FAR = 1e6  # a ball so many times eps holds every image that the bounds allow
+ENOUGH = 0.99
+
+
+@dataclass(frozen=True)
+class Field:
+    """Noise `u` in multiples of eps: the image is x + u * unit, and the norm of `u` is the distance over eps.
+
+    Args:
+        x: (B, C, H, W) clean images.
+        low: Smallest `u` (B, C, H, W), or (B, 1, H, W) along a spectrum; 0 where nothing may be touched.
+        high: Largest `u`.
+        unit: (1, C, 1, 1) data units per unit of `u`.
+        norm: "linf" or "l2".
+        spread: Whether one `u` moves all bands along a spectrum.
+    """
+
+    x: Tensor
+    low: Tensor
+    high: Tensor
+    unit: Tensor
+    norm: str
+    spread: bool
+
+    @staticmethod
+    def of(threat: ThreatModel, x: Tensor, seen: Tensor) -> Field:
+        """Return the noise that a threat allows if its budget did not count."""
+        ball, free = threat.around(x, seen), threat.scaled(FAR).around(x, seen)
+        base = x if ball.spectrum is None else torch.zeros_like(free.low)
+        scale = ball.eps.clamp_min(1e-30)
+        if ball.spectrum is not None and ball.norm == "l2":
+            scale = scale / ball.spectrum.square().sum().sqrt()
+        low, high = (free.low - base) / scale, (free.high - base) / scale
+        touched = free.high > free.low
+        low, high = torch.where(touched, low, 0.0), torch.where(touched, high, 0.0)
+        unit = scale if ball.spectrum is None else scale * ball.spectrum
+        return Field(x, low.clamp_min(-FAR), high.clamp_max(FAR), unit, ball.norm, ball.spectrum is not None)
+
+    def zero(self) -> Tensor:
+        """Return no noise."""
+        return torch.zeros_like(self.low)
+
+    def image(self, u: Tensor) -> Tensor:
+        """Return the images with the noise on them."""
+        return torch.where(u != 0, self.x + u * self.unit, self.x)
+
+    def pull(self, grad: Tensor) -> Tensor:
+        """Return the gradient with respect to `u` of a gradient with respect to the image."""
+        along = grad * self.unit
+        return (along.sum(1, keepdim=True) if self.spread else along) * (self.high > self.low)
+
+    def size(self, u: Tensor) -> Tensor:
+        """Return the norm (B,) of the noise in multiples of eps."""
+        flat = u.flatten(1)
+        length: Tensor = flat.abs().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(flat, dim=1)
+        return length
+
+    def box(self, u: Tensor) -> Tensor:
+        """Return the noise within the bounds."""
+        return torch.clamp(u, self.low, self.high)
+
+    def prox(self, u: Tensor, weight: Tensor, metric: Tensor) -> Tensor:
+        """Return argmin over p in the box of weight * |p| + sum(metric * (p - u)^2) / 2, image by image.
+
+        Args:
+            u: (B, ...) noise.
+            weight: (B,) of the norm.
+            metric: Like `u`, positive.
+        """
+        step = prox_linf if self.norm == "linf" else prox_l2
+        return self.box(step(u, weight, metric, self.low, self.high))
+
+
+def prox_linf(u: Tensor, weight: Tensor, metric: Tensor, low: Tensor, high: Tensor, halvings: int = 40) -> Tensor:
+    """Clip at the level t where the clipped excess, metric * (|u| - t) summed, equals the weight.
+
+    Where the box already holds a value below t it does not take part. Exact up to the halvings of [0, max |u|].
+    """
+    reach, inside = u.abs(), torch.clamp(u, low, high).abs()
+    below, above = torch.zeros_like(weight), inside.flatten(1).amax(1)
+    for _ in range(halvings):
+        middle = (below + above) / 2
+        level = _column(middle)
+        excess = torch.where(inside > level, metric * (reach - level), 0.0).flatten(1).sum(1)
+        too_low = excess > weight
+        below, above = torch.where(too_low, middle, below), torch.where(too_low, above, middle)
+    # a weight that outweighs all of the noise leaves none
+    total = (metric * reach * (inside > 0)).flatten(1).sum(1)
+    level = _column(torch.where(total <= weight, 0.0, above))
+    return torch.minimum(torch.maximum(u, -level), level)
+
+
+def prox_l2(u: Tensor, weight: Tensor, metric: Tensor, low: Tensor, high: Tensor, halvings: int = 40) -> Tensor:
+    """Shrink to metric * u / (metric + weight / r), with r the length of the result; then the box clips it."""
+    touched = high > low
+    u = torch.where(touched, u, 0.0)
+    length = torch.linalg.vector_norm(u.flatten(1), dim=1)
+    below, above = torch.zeros_like(length), length
+
+    def shrunk(r: Tensor) -> Tensor:
+        return metric * u / (metric + _column(weight / r.clamp_min(1e-20)))
+
+    for _ in range(halvings):
+        middle = (below + above) / 2
+        longer = torch.linalg.vector_norm(shrunk(middle).flatten(1), dim=1) > middle
+        below, above = torch.where(longer, middle, below), torch.where(longer, above, middle)
+    dead = torch.linalg.vector_norm((metric * u).flatten(1), dim=1) <= weight
+    return torch.where(_column(dead), 0.0, shrunk(above))
+
+
+class Smallest:
+    """The smallest noise of each image that moves enough pixels, and what it moves most inside the budget.
+
+    Attributes:
+        free: Noise of the smallest norm that reaches `enough`, or else that moves most pixels.
+        inside: Noise within the budget that moves most pixels.
+        reached: (B,) bool: whether `free` moves enough.
+
+    Args:
+        model: The model, in eval mode with frozen parameters.
+        aim: What to push at.
+        field: The noise.
+        enough: Share of the valid pixels that is a success.
+    """
+
+    def __init__(self, model: SegmentationModel, aim: Aim, field: Field, enough: float) -> None:
+        self.model, self.aim, self.field, self.enough = model, aim, field, enough
+        self.count = aim.valid.flatten(1).sum(1)
+        self.free = self.inside = field.zero()
+        self.reached = torch.zeros_like(self.count, dtype=torch.bool)
+        self._size = torch.full(self.count.shape, torch.inf, device=self.count.device)
+        self._hits = torch.full_like(self.count, -1)
+        self._hits_inside = torch.full_like(self.count, -1)
+
+    def look(self, u: Tensor, progress: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Judge `u`; return the images (with gradients on), their logits and which images (B,) are a success.
+
+        Raises:
+            ModelError: The model has no gradient with respect to its input.
+        """
+        adv = self.field.image(u).detach().requires_grad_()
+        logits = check_logits(self.model(adv), adv, len(self.model.spec.classes))
+        if not logits.requires_grad:
+            raise ModelError(
+                "model: expected logits with a gradient to the image, got none; use a black-box attack such as square"
+            )
+        return adv, logits, self.judge(u, logits.detach())
+
+    def judge(self, u: Tensor, logits: Tensor) -> Tensor:
+        """Keep what is better than before; return which images are a success."""
+        hits, size = self.aim.seen_with(logits, 0.0).hits(logits), self.field.size(u)
+        success = hits >= self.enough * self.count
+        smaller = success & (~self.reached | (size < self._size))
+        more = ~success & ~self.reached & (hits > self._hits)
+        take = smaller | more
+        self.free = torch.where(_column(take), u, self.free)
+        self._size = torch.where(take, size, self._size)
+        self._hits = torch.where(take, hits, self._hits)
+        self.reached = self.reached | success
+        better = (size <= 1) & (hits > self._hits_inside)
+        self.inside = torch.where(_column(better), u, self.inside)
+        self._hits_inside = torch.where(better, hits, self._hits_inside)
+        return success
+
+    def within(self, ball: Ball) -> Tensor:
+        """Return the images of the budget: the smallest noise where it fits, else the best of what was met inside
+        and of the smallest noise cut to the budget; one forward pass."""
+        cut = ball.project(self.field.image(self.free))
+        met = ball.project(self.field.image(self.inside))
+        with torch.no_grad():
+            logits = check_logits(self.model(cut), cut, len(self.model.spec.classes))
+        hits = self.aim.seen_with(logits, 0.0).hits(logits)
+        fits = self.reached & (self._size <= 1)
+        return torch.where(_column(fits | (hits >= self._hits_inside)), cut, met)
+
+
+def margin(logits: Tensor, aim: Aim) -> Tensor:
+    """Return by how many logits (B, H, W) a pixel still stands; negative once it is where the adversary wants it.
+
+    The plain difference of two logits; a ratio with the third largest does not exist for two classes.
+    """
+    own = logits.gather(1, aim.label[:, None])[:, 0]
+    other = logits.scatter(1, aim.label[:, None], -torch.inf).amax(1)
+    return other - own if aim.targeted else own - other
+
+
+def check_enough(name: str, enough: float) -> None:
+    """Refuse a share that is none.
+
+    Raises:
+        UsageError: It is not above 0 and up to 1.
+    """
+    if not 0 < enough <= 1:
+        raise UsageError(f"{name}: expected 0 < enough <= 1, got {enough}; it is the share of pixels to move")
+
+
+def _column(values: Tensor) -> Tensor:
+    return values[:, None, None, None]

@@ -1,0 +1,100 @@
+"""PDPGD: a primal step on the noise, a dual step on the weight of each pixel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from seawall.attacks.aim import as_found, check, take_aim, usable
+from seawall.attacks.climb import check_steps
+from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin
+from seawall.attacks.goal import AWAY, Goal
+from seawall.errors import UsageError
+from seawall.keys import Keys
+from seawall.registry import register
+from seawall.threat import ThreatModel
+from seawall.types import Batch, SegmentationModel
+
+
+@register("attack", "pdpgd", paper="arXiv:2106.01538", smoke={"steps": 80}, traits=("min-norm",))
+@dataclass(frozen=True)
+class PDPGD:
+    """Adam on the noise with a proximal step of its norm, against multipliers that grow where a pixel still stands.
+
+    The multipliers of all pixels and of the norm are one softmax, so that they share a weight of 1.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Gradient steps; one forward and one backward pass each.
+        rate: Learning rate of the noise, as a share of eps; it falls to a hundredth of that.
+        dual_rate: First learning rate of the multipliers; it falls to a tenth.
+        enough: Share of the valid pixels that is a success.
+
+    Paper: Matyasko, Chau 2021, arXiv:2106.01538, algorithm 1. Differs: the proximal step is taken in Adam's own
+    metric, and the plain difference of logits serves two classes.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 500
+    rate: float = 0.3
+    dual_rate: float = 0.1
+    enough: float = ENOUGH
+
+    def __post_init__(self) -> None:
+        check_steps("pdpgd", self.steps, self.rate)
+        check_enough("pdpgd", self.enough)
+        if not self.dual_rate > 0:
+            raise UsageError(f"pdpgd: expected dual_rate > 0, got {self.dual_rate}; 0.1 is usual")
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        return self._run(model, batch, threat, inside=True)
+
+    def minimal(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        """Return the images with the smallest noise found; eps is only the unit of `rate`."""
+        return self._run(model, batch, threat, inside=False)
+
+    def _run(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, *, inside: bool) -> Tensor:
+        check("pdpgd", model, batch, threat)
+        if threat.radius == 0:
+            return batch.image.detach().clone()
+        with as_found(model):
+            batch = usable(batch)
+            field = Field.of(threat, batch.image, batch.seen)
+            found = Smallest(model, take_aim(model, batch, self.goal), field, self.enough)
+            self._climb(field, found)
+            if not inside:
+                return field.image(found.free)
+            return found.within(threat.around(batch.image, batch.seen))
+
+    def _climb(self, field: Field, found: Smallest) -> None:
+        u, valid = field.zero(), found.aim.valid
+        mean, square = torch.zeros_like(u), torch.zeros_like(u)
+        # half of the weight evenly on the pixels, half on the norm
+        count = valid.flatten(1).sum(1).clamp_min(1).to(u)
+        dual = torch.where(valid, -count.log()[:, None, None], -torch.inf)
+        ema = torch.zeros_like(dual)
+        for i in range(self.steps):
+            adv, logits, _ = found.look(u)
+            aim = found.aim.seen_with(logits, i / self.steps)
+            stands = margin(logits, aim)
+            share, norm_share = _weights(dual)
+            loss = torch.where(valid, share * functional.softplus(stands), 0.0).sum()
+            grad = field.pull(torch.autograd.grad(loss, adv)[0])
+            mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad.square()
+            root = (square / (1 - 0.999 ** (i + 1))).sqrt()
+            metric = root + 1e-8 * root.flatten(1).amax(1).clamp_min(1e-30)[:, None, None, None]
+            rate = self.rate * 0.01 ** (i / self.steps)
+            moved = u - rate * mean / (1 - 0.9 ** (i + 1)) / metric
+            u = field.prox(moved, rate * norm_share, metric)
+            ema = 0.9 * ema + 0.1 * stands.detach().sign()
+            dual = dual + self.dual_rate * (1 - 0.9 * i / self.steps) * torch.where(valid, ema, 0.0)
+        found.look(u)
+
+
+def _weights(dual: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the multiplier of each pixel (B, H, W) and of the norm (B,); together they sum to 1."""
+    flat = torch.cat([dual.flatten(1), torch.zeros_like(dual[:, 0, :1])], 1).softmax(1)
+    return flat[:, :-1].view_as(dual), flat[:, -1]

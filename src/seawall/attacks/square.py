@@ -1,0 +1,138 @@
+"""Square: random search with squares, without a gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim
+from seawall.attacks.climb import check_steps
+from seawall.attacks.goal import AWAY, Goal
+from seawall.attacks.pixels import AnyLoss, JensenShannon
+from seawall.keys import Keys
+from seawall.registry import register
+from seawall.threat import Ball, ThreatModel
+from seawall.types import Batch, SegmentationModel
+
+JS = JensenShannon()
+
+
+@register("attack", "square", paper="arXiv:1912.00049", smoke={"steps": 20}, traits=("black-box", "stochastic"))
+@dataclass(frozen=True)
+class Square:
+    """A grid of squares at the edge of the budget is tried at once, and each is kept where its own cell gets worse.
+
+    For one forward pass a classifier's version tries one square, because it gets one answer; a map answers in every
+    cell. What neighboring squares do to each other is measured again at every step, and the worst image that was
+    really looked at is returned.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Forward passes per chip.
+        side: Side of the first squares, as a share of the image's shorter side.
+        loss: What to raise in a cell.
+
+    Paper: Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 and 2. Differs: many squares per pass, each judged
+    by its own cell; sides halve on a fixed schedule; in l2 a square is added and the image pulled back.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 200
+    side: float = 0.25
+    loss: AnyLoss = JS
+
+    def __post_init__(self) -> None:
+        check_steps("square", self.steps, self.side)
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        check("square", model, batch, threat)
+        if threat.radius == 0:
+            return batch.image.detach().clone()
+        with as_found(model), torch.no_grad():
+            aim, ball = take_aim(model, batch, self.goal), threat.around(batch.image, batch.seen)
+            search = _Search(self, model, aim, ball, keys)
+            for step in range(self.steps):
+                if search.over:
+                    break
+                search.step(step)
+            return search.best
+
+
+class _Search:
+    """The image at hand, its loss per pixel, and the worst image that was looked at."""
+
+    def __init__(self, attack: Square, model: SegmentationModel, aim: Aim, ball: Ball, keys: Keys) -> None:
+        self.attack, self.model, self.aim, self.ball, self.keys = attack, model, aim, ball, keys
+        self.count = aim.valid.flatten(1).sum(1)
+        self.hits = torch.full_like(self.count, -1)
+        self.best, self.adv = ball.x.clone(), ball.x
+        self.loss = self._look(ball.x, 0.0)
+
+    @property
+    def over(self) -> bool:
+        return bool((self.hits >= self.count).all())
+
+    def step(self, step: int) -> None:
+        progress = step / self.attack.steps
+        keys = self.keys.fold("square", step)
+        height, width = self.adv.shape[2:]
+        # five halvings from the first to the last step
+        side = max(1, round(self.attack.side * min(height, width) * 0.5 ** (5 * progress)))
+        if step == 0:  # stripes, the best start known: they meet every filter
+            there, cell = torch.ones_like(self.aim.valid), torch.zeros_like(self.aim.label)
+            sign = _signs(keys, self.adv, (1, width)).expand_as(self.adv)
+        else:
+            there, cell, sign = _squares(keys, self.adv, side)
+        tried = self.ball.project(self._push(there, sign))
+        loss = self._look(tried, progress)
+        better = _by_cell(loss, cell) > _by_cell(self.loss, cell)
+        self.adv = self.ball.project(torch.where(better[:, None], tried, self.adv))
+        self.loss = torch.where(better, loss, self.loss)
+
+    def _push(self, there: Tensor, sign: Tensor) -> Tensor:
+        if self.ball.norm == "linf":
+            return torch.where(there[:, None], self.ball.x + self.ball.ascend(sign), self.adv)
+        return self.adv + self.ball.ascend(torch.where(there[:, None], sign, 0.0))
+
+    def _look(self, adv: Tensor, progress: float) -> Tensor:
+        logits = check_logits(self.model(adv), adv, len(self.model.spec.classes))
+        aim = self.aim.seen_with(logits, progress)
+        hits = aim.hits(logits)
+        better = hits > self.hits
+        self.best = torch.where(better[:, None, None, None], adv, self.best)
+        self.hits = torch.maximum(hits, self.hits)
+        return torch.where(aim.valid, self.attack.loss(logits, aim), 0.0)
+
+
+def _signs(keys: Keys, like: Tensor, ground: tuple[int, int]) -> Tensor:
+    draw = keys.fold("sign").uniform((like.shape[1], *ground))
+    return torch.where(draw < 0.5, -1.0, 1.0).to(like)
+
+
+def _squares(keys: Keys, like: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where squares are (B, H, W), the cell of each pixel (B, H, W), and a sign per band (B, C, H, W).
+
+    One square per cell of twice its side, on a grid that is shifted at random.
+    """
+    batch, bands, height, width = like.shape
+    period = 2 * side
+    shift = (keys.fold("shift").uniform((2,)) * period).long().clamp_max(period - 1).to(like.device)
+    rows = torch.arange(height, device=like.device)[None] + shift[:, :1]
+    cols = torch.arange(width, device=like.device)[None] + shift[:, 1:]
+    high, wide = height // period + 2, width // period + 2
+    there = (rows % period < side)[:, :, None] & (cols % period < side)[:, None, :]
+    cell = (rows // period)[:, :, None] * wide + (cols // period)[:, None, :]
+    drawn = _signs(keys, like, (high, wide)).flatten(2)
+    sign = drawn.gather(2, cell.flatten(1)[:, None].expand(batch, bands, height * width)).view_as(like)
+    return there, cell, sign
+
+
+def _by_cell(loss: Tensor, cell: Tensor) -> Tensor:
+    """Return each pixel's sum (B, H, W) of the loss over its cell."""
+    flat, index = loss.flatten(1).double(), cell.flatten(1)
+    sums = torch.zeros(len(loss), int(index.max()) + 1, dtype=flat.dtype, device=loss.device).scatter_add_(
+        1, index, flat
+    )
+    return sums.gather(1, index).view_as(loss)

@@ -1,0 +1,116 @@
+"""Transfer: noise made for another model, put on this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from seawall import registry
+from seawall.attacks.aim import check, usable
+from seawall.errors import ModelError, UsageError
+from seawall.keys import Keys
+from seawall.models.weights import load_model
+from seawall.registry import register
+from seawall.threat import ThreatModel
+from seawall.types import Batch, ModelSpec, SegmentationModel
+
+Plain = bool | int | float | str | tuple[float, ...]
+Attack = Callable[[SegmentationModel, Batch, ThreatModel, Keys], Tensor]
+RIDGE = 1e-6
+
+
+@register(
+    "attack", "transfer", paper="arXiv:1605.07277", smoke={"attack_settings": {"steps": 5}}, traits=("black-box",)
+)
+@dataclass(frozen=True)
+class Transfer:
+    """An attack with gradients on a surrogate; the model itself is never asked.
+
+    Without a surrogate each chip gets one of its own: a linear classifier per pixel, fitted to the chip's labels. It
+    needs no training and finds the bands that tell the classes apart.
+
+    Args:
+        weights: A .safetensors file of the surrogate; "" for the classifier per pixel.
+        attack: Registered attack that is run on the surrogate.
+        attack_settings: Its settings.
+        surrogate: In Python, the surrogate itself.
+
+    Paper: Papernot et al. 2016, arXiv:1605.07277; Dong et al. 2018, arXiv:1710.06081, for the default attack.
+    """
+
+    weights: str = ""
+    attack: str = "mifgsm"
+    attack_settings: Mapping[str, Plain] = field(default_factory=dict)
+    surrogate: object | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights and self.surrogate is not None:
+            raise UsageError(f"transfer: expected weights or a surrogate, got both ({self.weights}); give one")
+        if self.attack == "transfer":
+            raise UsageError("transfer: expected an attack with gradients, got 'transfer'; name pgd, mifgsm ...")
+        _ = self._act
+
+    @cached_property
+    def _act(self) -> Attack:
+        return cast(Attack, registry.build("attack", self.attack, self.attack_settings))
+
+    @cached_property
+    def _other(self) -> SegmentationModel | None:
+        loaded = load_model(Path(self.weights)) if self.weights else self.surrogate
+        return cast("SegmentationModel | None", loaded)
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        check("transfer", model, batch, threat)
+        other = self._other
+        if other is None:
+            with torch.inference_mode(False):  # autograd refuses what inference mode has made
+                batch = usable(batch)
+                parts = [batch.select([i]) for i in range(len(batch))]
+                own = [_fitted(model.spec, part) for part in parts]
+            made = [
+                self._act(each, part, threat, keys.select([i]))
+                for i, (each, part) in enumerate(zip(own, parts, strict=True))
+            ]
+            return torch.cat(made) if made else batch.image.clone()
+        if (other.spec.bands, other.spec.classes) != (model.spec.bands, model.spec.classes):
+            raise ModelError(
+                f"transfer: expected a surrogate with bands {model.spec.bands} and classes {model.spec.classes}, got "
+                f"{other.spec.bands} and {other.spec.classes}; train one on the same chips"
+            )
+        if isinstance(other, nn.Module):
+            other.to(batch.image.device)
+        return self._act(other, batch, threat, keys)
+
+
+class _Linear(nn.Module):
+    """Logits that are linear in a pixel's bands."""
+
+    def __init__(self, spec: ModelSpec, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.spec, self.weight, self.bias = spec, weight, bias
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.einsum("kc,bchw->bkhw", self.weight.to(image), image) + self.bias.to(image)[:, None, None]
+
+
+def _fitted(spec: ModelSpec, one: Batch) -> SegmentationModel:
+    """Return the ridge regression of one chip's labels on its bands."""
+    classes = len(spec.classes)
+    pixels = one.image.detach().movedim(1, -1)[one.valid].double()
+    wanted = torch.nn.functional.one_hot(one.label[one.valid], classes).double() * 2 - 1
+    if not len(pixels):
+        zero = torch.zeros(classes, one.image.shape[1], device=one.image.device)
+        return _Linear(spec, zero, zero[:, 0])
+    mean = pixels.mean(0)
+    scale = pixels.std(0, correction=0).clamp_min(1e-12)
+    known = torch.cat([(pixels - mean) / scale, torch.ones_like(pixels[:, :1])], 1)
+    square = known.T @ known + RIDGE * len(known) * torch.eye(known.shape[1], dtype=known.dtype, device=known.device)
+    solved = torch.linalg.solve(square, known.T @ wanted).T
+    weight = solved[:, :-1] / scale
+    return _Linear(spec, weight.float(), (solved[:, -1] - weight @ mean).float())

@@ -1,0 +1,154 @@
+"""Universal perturbations: one noise for all images, or one tile for images of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim, usable
+from seawall.attacks.climb import check_steps
+from seawall.attacks.goal import Goal, Hide, Untargeted
+from seawall.attacks.pixels import CE, AnyLoss, probability
+from seawall.errors import DataError, ModelError, UsageError
+from seawall.keys import Keys
+from seawall.registry import register
+from seawall.threat import ThreatModel
+from seawall.types import Batch, SegmentationModel
+
+AWAY = Untargeted("prediction")
+
+
+@register("attack", "universal", paper="arXiv:1704.05712", smoke={"steps": 12, "tile": 4}, traits=("weak",))
+@dataclass(frozen=True)
+class Universal:
+    """Noise that does not know the image: the mean gradient of many images, step by step, on one noise or tile.
+
+    A static target is `goal = "towards <class>"`, a dynamic one `goal = "hide <class>"`. `fit` makes the noise for a set
+    of batches and `apply` puts it on any image; called as an attack it makes a noise of its own for every chip, because
+    an image's result may not depend on its batch. Weak: one noise cannot suit every pixel. Periodic noise repeats a tile; its gradient is the mean over tiles.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Passes over the set.
+        step: Step length, as a share of eps.
+        tile: Side of the tile in pixels; 0 for noise of the images' size.
+        weight: Weight of the pixels of the class to hide, and 1 - weight of the others.
+        sure: Pixels that are as wanted with at least this probability do not count.
+        loss: What to climb.
+
+    Paper: Metzen et al. 2017, arXiv:1704.05712, sections 3 and 4.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 60
+    step: float = 0.1
+    tile: int = 0
+    weight: float = 0.9
+    sure: float = 0.75
+    loss: AnyLoss = CE
+
+    def __post_init__(self) -> None:
+        check_steps("universal", self.steps, self.step)
+        if self.tile < 0 or not 0 < self.weight < 1 or not 0 < self.sure <= 1:
+            raise UsageError(
+                f"universal: expected tile >= 0, 0 < weight < 1 and 0 < sure <= 1, got {self.tile}, {self.weight} and "
+                f"{self.sure}; tile 0 is noise of the image's size"
+            )
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        check("universal", model, batch, threat)
+        made = []
+        for i in range(len(batch)):
+            one = batch.select([i])
+            noise = self.fit(model, [one], threat, keys.select([i]))
+            made.append(self.apply(noise, one, threat))
+        return torch.cat(made) if made else batch.image.detach().clone()
+
+    def fit(self, model: SegmentationModel, batches: Sequence[Batch], threat: ThreatModel, keys: Keys) -> Tensor:
+        """Return the noise (C, H, W), or the tile (C, tile, tile), for all images of the batches.
+
+        Args:
+            model: Any model with a spec.
+            batches: Images to make it from; of one size unless `tile` is set.
+            threat: What the adversary may do. The noise keeps eps per band; a region, bounds and unseen pixels are
+                kept when it is applied.
+            keys: Unused: the noise starts at zero.
+
+        Raises:
+            DataError: There is no image, or sizes differ and `tile` is 0.
+        """
+        shape = _shape(batches, self.tile)
+        if threat.radius == 0:
+            return torch.zeros(shape)
+        with as_found(model):
+            batches = [usable(batch) for batch in batches]
+            aims = [take_aim(model, batch, self.goal) for batch in batches]
+            worth = [self._worth(model, batch) for batch in batches]
+            like = batches[0].image
+            noise = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            everywhere = torch.ones(1, *shape[1:], dtype=torch.bool, device=like.device)
+            free = replace(threat, low=None, high=None, region=None)
+            ball = free.around(torch.zeros_like(noise)[None], everywhere)
+            images = sum(len(batch) for batch in batches)
+            for i in range(self.steps):
+                grad = torch.zeros_like(noise)
+                for batch, aim, weight in zip(batches, aims, worth, strict=True):
+                    adv = self.apply(noise, batch, threat).requires_grad_()
+                    logits = check_logits(model(adv), adv, len(model.spec.classes))
+                    if not logits.requires_grad:
+                        raise ModelError(
+                            "model: expected logits with a gradient to the image, got none; use a black-box attack"
+                        )
+                    now = aim.seen_with(logits, i / self.steps)
+                    counts = now.valid & ~self._settled(logits.detach(), now)
+                    loss = torch.where(counts, self.loss(logits, now) * weight, 0.0)
+                    mean = loss.flatten(1).sum(1) / now.valid.flatten(1).sum(1).clamp_min(1)
+                    (each,) = torch.autograd.grad(mean.sum() / images, adv)
+                    grad += _folded(each.sum(0), shape)
+                noise = ball.project(noise[None] + self.step * ball.ascend(grad[None]))[0]
+        return noise.detach()
+
+    def apply(self, noise: Tensor, batch: Batch, threat: ThreatModel) -> Tensor:
+        """Return the images with the noise on them, repeated to their size and brought back into the threat."""
+        height, width = batch.image.shape[2:]
+        if self.tile:
+            rows, cols = -(-height // noise.shape[1]), -(-width // noise.shape[2])
+            noise = noise.repeat(1, rows, cols)[:, :height, :width]
+        if noise.shape[1:] != (height, width):
+            raise DataError(
+                f"universal: expected noise of {height} x {width}, got {noise.shape[1]} x {noise.shape[2]}; fit it on images "
+                "of that size, or a tile"
+            )
+        return threat.project(batch.image + noise.to(batch.image), batch.image, batch.seen).detach()
+
+    def _worth(self, model: SegmentationModel, batch: Batch) -> Tensor:
+        """Weight of each pixel: high where the class to hide was predicted."""
+        if not isinstance(self.goal, Hide):
+            return torch.ones_like(batch.label, dtype=batch.image.dtype)
+        with torch.no_grad():
+            hidden = model(batch.image).argmax(1) == model.spec.klass(self.goal.klass)
+        return torch.where(hidden, self.weight, 1 - self.weight).to(batch.image)
+
+    def _settled(self, logits: Tensor, aim: Aim) -> Tensor:
+        """Pixels that are as wanted already: sure of their target, or nearly sure not to be the class to leave."""
+        p = probability(logits, aim)
+        return p >= self.sure if aim.targeted else p <= 1 - self.sure
+
+
+def _shape(batches: Sequence[Batch], tile: int) -> tuple[int, int, int]:
+    sizes = {tuple(batch.image.shape[1:]) for batch in batches if len(batch)}
+    if not sizes or (len(sizes) > 1 and not tile):
+        raise DataError(f"universal: expected images of one size, got {sorted(sizes)}; set a tile, or give one size")
+    bands, height, width = next(iter(sizes))
+    return (bands, tile, tile) if tile else (bands, height, width)
+
+
+def _folded(grad: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Add up the gradient (C, H, W) over the tiles."""
+    bands, high, wide = shape
+    rows, cols = -(-grad.shape[1] // high), -(-grad.shape[2] // wide)
+    padded = torch.nn.functional.pad(grad, (0, cols * wide - grad.shape[2], 0, rows * high - grad.shape[1]))
+    return padded.view(bands, rows, high, cols, wide).sum((1, 3))

@@ -1,0 +1,1 @@
+"""Defenses: what training minimizes, or what wraps a model at inference."""

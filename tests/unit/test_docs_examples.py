@@ -1,0 +1,97 @@
+"""Python on the pages of the documentation runs: each page from top to bottom, in a folder with what the reader has."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from seawall import attacks, registry
+from seawall.imagery.raster import Grid, write_cog
+from seawall.models.threshold import Threshold
+from seawall.models.weights import save_model
+from seawall.types import Batch, ModelSpec
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if "```python" in page.read_text()
+]
+SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+class Reader(nn.Module):
+    """What a page calls `model`: the reader's own network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = SPEC
+        torch.manual_seed(0)
+        self.body = nn.Conv2d(2, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Return logits."""
+        logits: torch.Tensor = self.head(torch.relu(self.body(image)))
+        return logits
+
+
+def given() -> dict[str, object]:
+    """The names that pages use without making them."""
+    draw = torch.Generator().manual_seed(0)
+    image = 0.3 * torch.rand(21, 2, 16, 16, generator=draw)
+    batch = Batch.of(image, (image[:, 0] > image[:, 1]).long())
+    region = torch.zeros(1, 16, 16, dtype=torch.bool)
+    region[:, 4:8, 4:8] = True
+
+    def learn(part: Batch, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return Reader()
+
+    return {
+        "model": Reader(), "spec": SPEC, "batch": batch.select([0]), "train": batch.select(range(1, 21)), "scene": batch.select([0]),
+        "region": region, "learn": learn,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the files that pages name."""
+    monkeypatch.chdir(tmp_path)
+    save_model("model.safetensors", Threshold("ndwi")(SPEC))
+    numbers = np.random.default_rng(0).integers(200, 4000, (2, 64, 64)).astype(np.uint16)
+    write_cog(tmp_path / "S2A_T33UUU.tif", numbers, Grid(64, 64), bands=SPEC.bands, nodata=0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "add-a-method.md"], ids=lambda page: page.name)
+def test_python_on_a_page_runs(page: Path, desk: Path) -> None:
+    names = given()
+    for number, block in enumerate(blocks(page), 1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+
+
+def test_the_method_of_the_page_works_by_being_dropped_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, own_test = blocks(ROOT / "docs/add-a-method.md")
+    body = method.split("class Mine", 1)[1].split('"""')[2]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 10, "ten lines, as the page promises"
+    (tmp_path / "mine.py").write_text(method)
+    monkeypatch.setattr(attacks, "__path__", [*attacks.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(registry, "_loaded", set(registry._loaded) - {"seawall.attacks"})
+    try:
+        assert registry.find("attack", "mine").summary.startswith("One sentence")
+        space = SimpleNamespace()
+        exec(compile(own_test, "add-a-method.md", "exec"), vars(space))
+        space.test_mine()
+    finally:
+        sys.modules.pop("seawall.attacks.mine", None)
+        importlib.invalidate_caches()

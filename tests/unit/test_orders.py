@@ -1,0 +1,68 @@
+"""A recipe's orders reach the work, and an order without effect is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import SIZE, marks, numbers, pair
+
+from seawall.errors import RecipeError, UsageError
+from seawall.orders import vet, vet_data
+from seawall.pipeline import Run, gather
+from seawall.recipe import Data, Recipe, make_recipe
+
+
+def run_of(recipe: Recipe, folder: Path) -> Run:
+    return Run(recipe, folder, "cpu", True, lambda stage, done, total, note: None)
+
+
+def test_a_recipe_says_what_files_do_not(tmp_path: Path) -> None:
+    label = np.where(marks() == 1, 7, 0)
+    for i in range(2):
+        stored = numbers(i) // 4  # a quarter of a digital number per step
+        pair(tmp_path / "in", "all", f"north_{i}", data=stored, label=label, seed=i, image_kw={"bands": ()})
+    data = {
+        "source": str(tmp_path / "in"), "names": ["B03", "B08"], "group": "/(north)_", "gain": 4e-4, "offset": 0.0,
+        "label_map": {0: 0, 7: 1},
+    }  # fmt: skip
+    chips, failed = gather(run_of(make_recipe({"name": "x", "data": data}), tmp_path), tmp_path / "chips")
+    assert not failed
+    assert (chips.bands, chips.groups()) == (("B03", "B08"), ("north",)) or list(chips.groups()) == ["north"]
+    chip = chips.read(chips.ids[0])
+    np.testing.assert_allclose(chip.image[0][chip.seen], (numbers(0) // 4)[0][chip.seen] * 4e-4, atol=1e-6)
+    assert chip.label.sum() == SIZE * SIZE // 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [("chips", "bands", ("B03",)), ("chips", "labels", "ndwi > 0"), ("simulated", "gain", 1e-4), ("files", "count", 9)],
+)
+def test_a_key_without_effect_is_an_error(kind: str, key: str, value: object) -> None:
+    vet_data(Data(), kind)  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match=rf"data.{key}: expected no such key .* no effect"):
+        vet_data(Data(**{key: value}), kind)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        {"name": "erode", "rates": [1.5]},
+        {"name": "erode", "settings": {"kernl": 3}},
+        {"name": "erode", "vary": "budgt"},
+        {"name": "thirds", "rates": [-0.1]},
+    ],
+)
+def test_a_wrong_noise_is_found_before_any_training(noise: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        vet(make_recipe({"name": "x", "noises": [noise]}))
+
+
+def test_every_noise_can_be_vetted() -> None:
+    vet(
+        make_recipe(
+            {
+                "name": "x",
+                "noises": [{"name": "erode"}, {"name": "thirds"}, {"name": "dilate", "settings": {"of": "meters"}}],
+            }
+        )
+    )

@@ -1,0 +1,118 @@
+"""The threats that people in this field mean: each is a text, a value and a set of images, with no attack of its own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from seawall.attacks.pgd import PGD
+from seawall.errors import UsageError
+from seawall.imagery.sensors import band_noise
+from seawall.keys import Keys
+from seawall.orders import cases_of, each_band, threat_for
+from seawall.recipe import make_recipe
+from seawall.report.book import Book
+from seawall.report.robust import by_band
+from seawall.testing import ground_batch, linear_model
+from seawall.testing.ground import accuracy
+from seawall.threat import parse_threat
+from seawall.types import Batch, ModelSpec
+
+S2 = linear_model().spec  # B02, B03
+S1 = linear_model(unit="sigma0_db").spec
+DOCS = Path(__file__).parents[2] / "docs" / "threats.md"
+
+
+def attacked(
+    text: str, spec: ModelSpec = S2, batch: Batch | None = None, **tables: object
+) -> tuple[torch.Tensor, Batch]:
+    batch = ground_batch(size=16) if batch is None else batch
+    threat = parse_threat(text, spec, **tables)  # type: ignore[arg-type]
+    model = linear_model(unit=spec.unit)
+    adv = PGD(steps=8)(model, batch, threat, Keys(0, batch.chips))
+    assert accuracy(model, batch, adv).mean() < accuracy(model, batch).mean(), "the attack does nothing"
+    assert torch.allclose(threat.project(adv, batch.image, batch.seen), adv, atol=2e-6)
+    return adv - batch.image, batch
+
+
+def test_a_share_of_each_bands_noise_or_range() -> None:
+    noise, _ = attacked("linf 2x noise", noise={"B02": 0.01, "B03": 0.02})
+    assert [float(f"{n:.4f}") for n in noise.abs().amax((0, 2, 3))] == [0.02, 0.04]
+    noise, _ = attacked("linf 5% range", ranges={"B02": 0.4, "B03": 0.8})
+    assert [float(f"{n:.4f}") for n in noise.abs().amax((0, 2, 3))] == [0.02, 0.04]
+    assert threat_for("linf 1x noise", S2).eps == tuple(band_noise(S2.bands)[band] for band in S2.bands)
+
+
+def test_l2_is_over_the_image() -> None:
+    noise, _ = attacked("l2 0.3 reflectance")
+    assert torch.allclose(noise.flatten(1).norm(dim=1), torch.tensor(0.3), rtol=1e-3)
+
+
+def test_a_subset_of_bands() -> None:
+    noise, _ = attacked("linf 5% reflectance bands=B03")
+    assert noise[:, 0].abs().max() == 0 < noise[:, 1].abs().max() <= 0.05 + 1e-6
+
+
+def test_only_clouds_and_only_a_patch() -> None:
+    noise, batch = attacked("linf 10% reflectance region=clouds:0.3")
+    dark = batch.image.mean(1) <= 0.3
+    assert noise.movedim(1, -1)[dark].abs().max() == 0
+    noise, _ = attacked("linf 10% reflectance region=patch:2,3,8,9")
+    assert noise[:, :, 2:10, 3:12].abs().max() > 0.05
+    noise[:, :, 2:10, 3:12] = 0
+    assert noise.abs().max() == 0
+
+
+def test_speckle_is_multiplicative_in_power() -> None:
+    batch = ground_batch(size=16)
+    noise, _ = attacked("speckle 0.05x noise", S1, batch, noise={"VV": 1.0, "VH": 2.0})
+    assert noise[:, 0].abs().max() <= 0.05 + 1e-6 and 0.05 < noise[:, 1].abs().max() <= 0.1 + 1e-6
+    factor = 10 ** (noise / 10)  # what the power is multiplied with: the same bound for bright and dark pixels
+    assert factor[:, 0].max() <= 10**0.005 + 1e-6 and factor[:, 0].min() >= 10**-0.005 - 1e-6
+    with pytest.raises(UsageError, match="dB for speckle"):
+        parse_threat("speckle 1 reflectance", S2)
+
+
+def test_haze_brightens_along_its_spectrum() -> None:
+    noise, batch = attacked("haze 10% reflectance spectrum=1,0.5")
+    assert noise.min() >= 0 and torch.allclose(noise[:, 1], noise[:, 0] / 2, atol=1e-6)
+    assert noise.movedim(1, -1)[~batch.seen].abs().max() == 0
+
+
+def test_each_band_alone_is_one_word_of_a_recipe_and_a_figure_of_the_page() -> None:
+    order = {"name": "fgsm", "threats": ["linf 3% reflectance", "linf 3% reflectance bands=each"]}
+    recipe = make_recipe({"name": "x", "attacks": [order]})
+    texts = [case.spoken for case in cases_of(recipe, S2)]
+    assert texts == ["linf 3% reflectance", "linf 3% reflectance bands=B02", "linf 3% reflectance bands=B03"]
+    assert each_band("linf 1% reflectance", S2) == ["linf 1% reflectance"]
+
+    from seawall.evaluate import CLEAN, evaluate
+    from seawall.records import RecordLog
+
+    log = RecordLog(Path("/nonexistent/never-written"))
+    log.append = lambda records: None  # type: ignore[method-assign, assignment]
+    rows = evaluate(
+        linear_model(), [ground_batch(size=16)], log=log, recipe="r", name="m", attacks=[CLEAN, *cases_of(recipe, S2)]
+    )
+    damage = by_band(Book(rows, "water"), "m")["fgsm", "linf 3% reflectance"]
+    assert [d.band for d in damage] == ["B02", "B03"]
+    assert all(0 <= d.lost <= (d.everything or 0) for d in damage)
+
+
+def test_every_threat_of_the_docs_reads() -> None:
+    """Code in the first column of the page's tables is a threat, with the sensor named in its heading."""
+    spec, found = S2, 0
+    for row in DOCS.read_text(encoding="utf-8").splitlines():
+        if row.startswith("## "):
+            bands = ("B02", "B03", "B04", "B08", "B11", "B12")
+            spec = (
+                ModelSpec(("VV", "VH"), S2.classes, "sigma0_db", 10.0)
+                if "Sentinel-1" in row
+                else ModelSpec(bands, S2.classes, "reflectance", 10.0)
+            )
+        elif row.startswith("| `") and "=each" not in row:
+            text = row.split("`")[1]
+            table = dict.fromkeys(spec.bands, 0.5)
+            assert parse_threat(text, spec, noise=table, ranges=table, haze=table).radius > 0
+            found += 1
+    assert found >= 12
