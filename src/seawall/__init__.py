@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from seawall.api import Result, attack, curate, doctor, methods, predict, run
+    from seawall.api import attack, curate, doctor, methods, predict, run
     from seawall.datasets.chips import ChipFolder
     from seawall.datasets.loader import patches, whole
     from seawall.keys import Keys
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from seawall.models.weights import load_model, save_model
     from seawall.recipe import Recipe, read_recipe
     from seawall.registry import build, entries, find, register
+    from seawall.result import Result
     from seawall.threat import ThreatModel, parse_threat
     from seawall.types import Batch, ModelSpec
 
 _HOMES = {
-    "seawall.api": ("Result", "attack", "curate", "doctor", "methods", "predict", "run"),
+    "seawall.api": ("attack", "curate", "doctor", "methods", "predict", "run"),
     "seawall.datasets.chips": ("ChipFolder",),
     "seawall.datasets.loader": ("patches", "whole"),
     "seawall.keys": ("Keys",),
@@ -33,12 +34,13 @@ _HOMES = {
     "seawall.recipe": ("Recipe", "read_recipe"),
     "seawall.registry": ("build", "entries", "find", "register"),
     "seawall.threat": ("ThreatModel", "parse_threat"),
+    "seawall.result": ("Result",),
     "seawall.types": ("Batch", "ModelSpec"),
 }
 
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "build", "curate", "doctor",
-    "entries", "find", "load_model", "methods", "parse_threat", "patches", "predict", "read_recipe", "register", "report",
+    "entries", "find", "load_model", "methods", "parse_threat", "patches", "predict", "read_recipe", "register",
     "run", "save_model", "whole",
 ]  # fmt: skip
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from seawall.errors import PartialError, RunError
+from seawall.result import Progress, Result, of_stage, silent
 
 if TYPE_CHECKING:
     from seawall.threat import ThreatModel
@@ -16,61 +15,6 @@ if TYPE_CHECKING:
 Choice = TypeVar("Choice", bound=str)
 RUNTIMES: tuple[Literal["torch", "onnx", "openvino"], ...] = ("torch", "onnx", "openvino")
 SENSOR: tuple[Literal["s1", "s2"], ...] = ("s1", "s2")
-Progress = Callable[[str, int, int, str], None]
-"""Called as progress(stage, done, total, note)."""
-
-
-def silent(stage: str, done: int, total: int, note: str = "") -> None:
-    """Report nothing."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a verb returns: facts, a table and what failed; text for people, data for programs.
-
-    Args:
-        facts: Named single values, such as paths.
-        table: Rows with the same columns.
-        failed: (item, reason) of items that were left out.
-        done: How many items came out; 0 makes it a failure and no partial success. None: some did.
-    """
-
-    facts: Mapping[str, str | int | float | None] = field(default_factory=dict)
-    table: Sequence[Mapping[str, str | int | float | None]] = ()
-    failed: Sequence[tuple[str, str]] = ()
-    done: int | None = None
-
-    def data(self) -> dict[str, object]:
-        """Return plain values for JSON."""
-        return {
-            "facts": dict(self.facts),
-            "table": [dict(row) for row in self.table],
-            "failed": [{"item": item, "reason": reason} for item, reason in self.failed],
-        }
-
-    def text(self) -> str:
-        """Return what a person reads: the table, then the facts, then the failures."""
-        lines = _table(self.table)
-        width = max((len(name) for name in self.facts), default=0)
-        lines += [f"{name:<{width}}  {_cell(value)}" for name, value in self.facts.items()]
-        lines += [f"failed: {item}: {reason}" for item, reason in self.failed]
-        return "\n".join(lines)
-
-    def check(self) -> None:
-        """Raise when something failed.
-
-        Raises:
-            PartialError: Some items failed; the rest is done.
-            RunError: All of them failed.
-        """
-        if self.failed and self.done == 0:
-            item, reason = self.failed[0]
-            several = (
-                f"{item}: expected something to be done, got {len(self.failed)} failures; the reasons are listed above"
-            )
-            raise RunError(reason if len(self.failed) == 1 else several)
-        if self.failed:
-            raise PartialError(f"{len(self.failed)} item(s) failed, the rest is done; the reasons are listed above")
 
 
 def run(
@@ -150,7 +94,7 @@ def curate(
     done = make(
         source, out, kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR), bands=bands or None, names=names,
         labeler=parse_rule(labels) if labels else None, label_map=_label_map(label_map), group=group, gsd_m=gsd_m,
-        progress=_stage(progress, "chips"),
+        progress=of_stage(progress, "chips"),
     )  # fmt: skip
     chips = done.folder
     facts: dict[str, str | int | float | None] = {
@@ -430,17 +374,9 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     Command:
         seawall methods --kind attack
     """
-    from seawall import registry
+    from seawall import checkup
 
-    kinds = [kind] if kind else list(registry.HOMES)
-    if name:
-        return _settings(kinds, name)
-    rows = [
-        {"kind": entry.kind, "name": entry.name, "summary": entry.summary, "paper": entry.paper}
-        for each in kinds
-        for entry in registry.entries(each)
-    ]
-    return Result(table=rows)
+    return Result(*checkup.settings(kind, name)) if name else Result(table=checkup.methods(kind))
 
 
 def doctor() -> Result:
@@ -452,13 +388,6 @@ def doctor() -> Result:
     from seawall import checkup
 
     return Result(table=checkup.packages(), facts=checkup.machine())
-
-
-def _stage(progress: Progress, stage: str) -> Callable[[int, int, str], None]:
-    def step(done: int, total: int, note: str = "") -> None:
-        progress(stage, done, total, note)
-
-    return step
 
 
 def _one_of(where: str, value: str, known: Sequence[Choice]) -> Choice:
@@ -481,48 +410,6 @@ def _label_map(pairs: Sequence[str]) -> dict[int, int] | None:
         except ValueError as bad:
             raise UsageError(f"label_map: expected raw=class, got {pair!r}; for example -1=255") from bad
     return found or None
-
-
-def _settings(kinds: Sequence[str], name: str) -> Result:
-    from dataclasses import MISSING, fields
-
-    from seawall import registry
-    from seawall.errors import UsageError, did_you_mean
-
-    found = [entry for kind in kinds for entry in registry.entries(kind) if entry.name == name]
-    if not found:
-        known = [entry.name for kind in kinds for entry in registry.entries(kind)]
-        raise UsageError(f"methods: unknown name {name!r}; {did_you_mean(name, known)}")
-    entry = found[0]
-    rows = [
-        {"setting": f.name, "type": str(f.type), "default": "required" if f.default is MISSING else repr(f.default)}
-        for f in fields(entry.make)
-    ]
-    return Result(
-        table=rows, facts={"kind": entry.kind, "name": entry.name, "summary": entry.summary, "paper": entry.paper}
-    )
-
-
-def _table(rows: Sequence[Mapping[str, str | int | float | None]]) -> list[str]:
-    if not rows:
-        return []
-    columns = list(rows[0])
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(column), *(len(line[at]) for line in cells)) for at, column in enumerate(columns)]
-    numeric = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
-
-    def line(values: Sequence[str]) -> str:
-        return "  ".join(
-            f"{v:>{w}}" if right else f"{v:<{w}}" for v, w, right in zip(values, widths, numeric, strict=True)
-        ).rstrip()
-
-    return [line(columns), line(["-" * w for w in widths]), *map(line, cells), ""]
-
-
-def _cell(value: str | int | float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 VERBS: tuple[Callable[..., Result], ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -27,6 +27,7 @@ from seawall.orders import threat_for
 from seawall.recipe import SplitBy
 from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
+from seawall.result import Progress, of_stage
 from seawall.runtime import Runtime, find_device
 from seawall.suites import cases as attacks_of
 from seawall.suites import parse_suite
@@ -36,7 +37,6 @@ from seawall.types import Batch, ModelSpec, SegmentationModel
 Row = dict[str, str | int | float | None]
 Facts = dict[str, str | int | float | None]
 Failed = Sequence[tuple[str, str]]
-Progress = Callable[[str, int, int, str], None]
 PARTS = ("all", "train", "val", "test")
 
 
@@ -113,7 +113,7 @@ def map_scenes(
         survey=survey,
         device=device,
         resume=resume,
-        progress=_stage(progress, "scenes"),
+        progress=of_stage(progress, "scenes"),
     )
     table: list[Row] = [
         {
@@ -168,7 +168,7 @@ def _measured(
             cases = interrogated(cast(SegmentationModel, model), batches, cases, seed, Interrogation())
         measure(
             cast(SegmentationModel, model), batches, log=log, recipe=recipe, name=type(model).__name__, groups=groups,
-            attacks=cases, seed=seed, progress=_stage(progress, "chips"),
+            attacks=cases, seed=seed, progress=of_stage(progress, "chips"),
         )  # fmt: skip
         asked = {(case.method, case.spoken) for case in cases}
         mine = (row for row in log if row.recipe == recipe and (row.method, row.threat) in asked)
@@ -182,10 +182,3 @@ def _digest(batches: Iterable[Batch]) -> str:
         for tensor in (batch.image, batch.label, batch.seen, batch.valid):
             found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
-
-
-def _stage(progress: Progress, stage: str) -> Callable[[int, int, str], None]:
-    def step(done: int, total: int, note: str = "") -> None:
-        progress(stage, done, total, note)
-
-    return step

@@ -33,6 +33,7 @@ from seawall.learning.dynamics import Dynamics, Learned
 from seawall.learning.supervised import Supervised
 from seawall.models.standardize import Standardize
 from seawall.models.weights import load_model
+from seawall.result import Progress
 from seawall.sheet import Card, write_sheet
 from seawall.train import Training, fit
 from seawall.types import Batch, ModelSpec, Setting
@@ -40,7 +41,6 @@ from seawall.types import Batch, ModelSpec, Setting
 Facts = dict[str, str | int | float | None]
 Row = dict[str, str | int | float | None]
 Failed = Sequence[tuple[str, str]]
-Progress = Callable[[str, int, int, str], None]
 COLUMNS = (
     "rank",
     "chip",

@@ -6,11 +6,12 @@ import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Mapping
+from dataclasses import MISSING, fields
 
-from seawall import __version__
+from seawall import __version__, registry
+from seawall.errors import UsageError, did_you_mean
+from seawall.result import Row
 
-Row = Mapping[str, str | int | float | None]
 DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "SENTINEL2", "GPKG", "GeoJSON")
 
 
@@ -65,6 +66,35 @@ def machine() -> dict[str, str | int | float | None]:
     if trap := _torchvision_trap():
         facts["warning"] = trap
     return facts
+
+
+def methods(kind: str = "") -> list[Row]:
+    """Return a row per registered method of a kind, or of all kinds."""
+    kinds = [kind] if kind else list(registry.HOMES)
+    return [
+        {"kind": entry.kind, "name": entry.name, "summary": entry.summary, "paper": entry.paper}
+        for each in kinds
+        for entry in registry.entries(each)
+    ]
+
+
+def settings(kind: str, name: str) -> tuple[Row, list[Row]]:
+    """Return what a method is, and a row per setting of it.
+
+    Raises:
+        UsageError: There is no such method.
+    """
+    kinds = [kind] if kind else list(registry.HOMES)
+    found = [entry for each in kinds for entry in registry.entries(each) if entry.name == name]
+    if not found:
+        known = [entry.name for each in kinds for entry in registry.entries(each)]
+        raise UsageError(f"methods: unknown name {name!r}; {did_you_mean(name, known)}")
+    entry = found[0]
+    rows: list[Row] = [
+        {"setting": f.name, "type": str(f.type), "default": "required" if f.default is MISSING else repr(f.default)}
+        for f in fields(entry.make)
+    ]
+    return {"kind": entry.kind, "name": entry.name, "summary": entry.summary, "paper": entry.paper}, rows
 
 
 def _torchvision_trap() -> str:

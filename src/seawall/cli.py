@@ -16,6 +16,7 @@ import typer
 
 from seawall import __version__, api
 from seawall.errors import SeawallError
+from seawall.result import Result
 
 KINDS: dict[str, Any] = {
     "Path": Path, "str": str, "int": int, "float": float, "bool": bool,
@@ -84,7 +85,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def _command(verb: Callable[..., api.Result]) -> Callable[..., None]:
+def _command(verb: Callable[..., Result]) -> Callable[..., None]:
     """Wrap one verb: options from its signature, help from its docstring, output for people or as JSON."""
     summary, arguments, example = _read_docstring(verb.__doc__ or "")
     signature = inspect.signature(verb)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
@@ -26,12 +26,12 @@ from seawall.poison import Realized, assign_thirds, parse_noise, realized
 from seawall.poison.realized import allowed_pixels
 from seawall.poison.thirds import Thirds
 from seawall.recipe import SplitBy
+from seawall.result import Progress
 from seawall.types import Batch, LabelNoise, Setting
 
 Facts = dict[str, str | int | float | None]
 Row = dict[str, str | int | float | None]
 Failed = Sequence[tuple[str, str]]
-Progress = Callable[[str, int, int, str], None]
 PARTS = ("all", "train", "val", "test")
 RECORD = "corruptions.jsonl"
 _METERS = re.compile(r"\d\s*m(\s|$)|\bof\s*=\s*.?meters")

@@ -46,12 +46,11 @@ from seawall.orders import Relabel, cases_of, noise_of, vet, vet_data
 from seawall.recipe import Method, Noise, Recipe
 from seawall.records import RecordLog
 from seawall.report import write_report
+from seawall.result import Progress
 from seawall.runtime import find_device
 from seawall.schedule import make_training
 from seawall.train import fit
 from seawall.types import Batch, ModelSpec, Objective, SegmentationModel
-
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import SIZE, marks, numbers, pair
 
 from seawall.errors import RecipeError, UsageError
 from seawall.orders import vet, vet_data
 from seawall.pipeline import Run, gather
 from seawall.recipe import Data, Recipe, make_recipe
+from tiny import SIZE, marks, numbers, pair
 
 
 def run_of(recipe: Recipe, folder: Path) -> Run:
@@ -27,7 +27,7 @@ def test_a_recipe_says_what_files_do_not(tmp_path: Path) -> None:
     }  # fmt: skip
     chips, failed = gather(run_of(make_recipe({"name": "x", "data": data}), tmp_path), tmp_path / "chips")
     assert not failed
-    assert (chips.bands, chips.groups()) == (("B03", "B08"), ("north",)) or list(chips.groups()) == ["north"]
+    assert (chips.bands, list(chips.groups())) == (("B03", "B08"), ["north"])
     chip = chips.read(chips.ids[0])
     np.testing.assert_allclose(chip.image[0][chip.seen], (numbers(0) // 4)[0][chip.seen] * 4e-4, atol=1e-6)
     assert chip.label.sum() == SIZE * SIZE // 2
