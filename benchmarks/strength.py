@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seawall import pipeline
 from seawall.attacks.apgd import APGD
 from seawall.attacks.balanced_ce import BalancedCE
 from seawall.attacks.bim import BIM
@@ -45,6 +44,9 @@ from seawall.keys import Keys
 from seawall.models.weights import load_model
 from seawall.orders import threat_for
 from seawall.recipe import Recipe, make_recipe
+from seawall.stages.gather import divide, gather
+from seawall.stages.learn import train_one
+from seawall.stages.run import Run
 from seawall.suites.halmosi import Halmosi
 from seawall.suites.member import Attack, Member, Suite
 from seawall.suites.own import Seawall
@@ -80,13 +82,13 @@ def recipe(given: argparse.Namespace, adversarial: bool) -> Recipe:
 def networks(given: argparse.Namespace, home: Path) -> Iterator[tuple[str, SegmentationModel, Batch]]:
     """Yield each network with the chips that it is attacked on."""
     for name, weights in (("clean", given.clean), ("adversarial", given.adversarial)):
-        run = pipeline.Run(recipe(given, name == "adversarial"), home / name, given.device, True, lambda *_: None)
-        chips, _ = pipeline.gather(run, home / "chips")
-        split = pipeline.divide(run, chips)
+        run = Run(recipe(given, name == "adversarial"), home / name, given.device, True, lambda *_: None)
+        chips, _ = gather(run, home / "chips")
+        split = divide(run, chips)
         model = (
             load_model(weights)
             if weights
-            else pipeline.train_one(run, chips, split, "unet", run.recipe.training.objective, None)
+            else train_one(run, chips, split, "unet", run.recipe.training.objective, None)
         )
         yield (
             name,

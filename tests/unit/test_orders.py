@@ -7,8 +7,9 @@ import pytest
 
 from seawall.errors import RecipeError, UsageError
 from seawall.orders import vet, vet_data
-from seawall.pipeline import Run, gather
 from seawall.recipe import Data, Recipe, make_recipe
+from seawall.stages.gather import gather
+from seawall.stages.run import Run
 from tiny import SIZE, marks, numbers, pair
 
 

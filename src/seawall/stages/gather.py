@@ -1,0 +1,54 @@
+"""Chips of a recipe, and their split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.curate import curate
+from seawall.datasets.index import is_chip_folder
+from seawall.datasets.simulated import Simulated
+from seawall.datasets.splits import Split, split_blocks, split_groups
+from seawall.errors import RecipeError
+from seawall.imagery.radiometry import Hints
+from seawall.labels.rule import parse_rule
+from seawall.orders import vet_data
+from seawall.stages.run import Run
+
+
+def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...]]:
+    """Return the chips of a recipe, curated once and shared by every run with the same data section."""
+    data = run.recipe.data
+    source = os.path.expandvars(data.source)
+    if "$" in source:
+        raise RecipeError(
+            f"data.source: expected {source} to be set in the environment, got nothing; export it or write the path"
+        )
+    if data.kind == "chips" or (data.kind == "auto" and is_chip_folder(Path(source))):
+        vet_data(data, "chips")
+        return ChipFolder.open(Path(source)), ()
+    vet_data(data, "simulated" if source == "simulated" else "files")
+    text = json.dumps([data.model_dump(mode="json"), source, run.recipe.seed], sort_keys=True)
+    folder = home / f"{data.sensor}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+    cover = data.labels == "cover"
+    scenes = Simulated(data.count, data.size, data.sensor, data.bands, 10.0, run.recipe.seed, data.clouds, cover)
+    made = curate(
+        scenes if source == "simulated" else source, folder,
+        kind="auto" if source == "simulated" else data.kind, sensor=data.sensor, select=data.select, bands=data.bands,
+        names=data.names, group=data.group, gsd_m=data.gsd_m, hints=Hints(gain=data.gain, offset=data.offset),
+        label_map=data.label_map or None, labeler=None if data.labels in ("truth", "cover") else parse_rule(data.labels),
+        progress=run.say("chips"),
+    )  # fmt: skip
+    return made.folder, made.failed
+
+
+def divide(run: Run, chips: ChipFolder) -> Split:
+    """Split the chips that have a label by group or block."""
+    by, seed = run.recipe.split, run.recipe.seed
+    ids = [row.id for row in chips.rows if row.valid_share > 0]
+    if by.by == "block":
+        return split_blocks(chips, seed, block_m=by.block_m, val=by.val, test=by.test, ids=ids)
+    return split_groups(chips, seed, val=by.val, test=by.test, ids=ids)
