@@ -349,6 +349,36 @@ def audit_labels(
     )  # fmt: skip
 
 
+def compare_labels(
+    first: Path,
+    second: Path,
+    *,
+    reference: Path | None = None,
+    out: Path | None = None,
+    value: int = 1,
+    all_touched: bool = False,
+) -> Result:
+    """Compare two water masks of the same ground, such as an index mask and a vector map, and say where to trust which.
+
+    Args:
+        first: A mask as a raster, or a vector layer.
+        second: The other one; vector layers are burned onto the raster's grid.
+        reference: A third mask that counts as the truth and says who is right.
+        out: Write the map of disagreement there, as a GeoTIFF.
+        value: What means water in a raster.
+        all_touched: Every pixel that a vector layer touches is water, not only those whose center is inside.
+
+    Returns:
+        Agreement, areas and shoreline distance in meters, and one row per distance from the shoreline.
+
+    Command:
+        seawall compare-labels ndwi.tif rivers.gpkg --reference hand.tif --out disagreement.tif
+    """
+    from seawall.compare_labels import compare_labels as compare
+
+    return Result(*compare(first, second, reference=reference, out=out, value=value, all_touched=all_touched))
+
+
 def report(run: Path) -> Result:
     """Write the one-file HTML report of a run folder again.
 
@@ -421,6 +451,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     predict,
     corrupt,
     audit_labels,
+    compare_labels,
     report,
     methods,
     doctor,
