@@ -60,7 +60,9 @@ def _vet_threat(text: str, recipe: Recipe) -> None:
     wrong: UsageError | None = None
     for unit in _units(recipe):
         try:
-            threat_for(text, ModelSpec(_bands(recipe), ("land", "water"), unit, 10.0))
+            spec = ModelSpec(_bands(recipe), ("land", "water"), unit, 10.0)
+            for one in each_band(text, spec):
+                threat_for(one, spec)
             return
         except UsageError as bad:
             wrong = wrong or bad
