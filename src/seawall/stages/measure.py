@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
 from torch import nn
@@ -38,8 +38,13 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
             evaluate(
                 cast(SegmentationModel, model), whole(chips, todo), log=log, recipe=recipe.id, name=name, groups=groups,
                 attacks=[case], seed=recipe.seed, show=telling(chips, split.test, recipe.examples) if shown else (),
-                examples=run.folder / "examples", progress=run.say(f"{name}: {case.method} {case.spoken}".rstrip()),
+                examples=run.folder / "examples", progress=_of(len(todo), run.say(f"{name}: {case.method} {case.spoken}".rstrip())),
             )  # fmt: skip
+
+
+def _of(chips: int, say: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
+    """Tell how many batches there will be, which a stream of them cannot; chips of other sizes make a few more."""
+    return lambda done, _, note: say(done, max(done, -(-chips // 8)), note)
 
 
 def _flagged(run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, cases: list[Case]) -> list[Case]:
