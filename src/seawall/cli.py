@@ -178,7 +178,8 @@ class _progress:  # noqa: N801
 
 
 for _verb in api.VERBS:
-    app.command(name=_verb.__name__.replace("_", "-"))(_command(_verb))
+    _name, _short = _verb.__name__.replace("_", "-"), (_verb.__doc__ or "").strip().split("\n")[0]
+    app.command(name=_name, short_help=_short)(_command(_verb))
 
 if __name__ == "__main__":
     main()
