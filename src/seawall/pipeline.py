@@ -13,6 +13,7 @@ from pathlib import Path
 
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.splits import Split
+from seawall.errors import RecipeError
 from seawall.facts import Clock, data_facts, environment
 from seawall.figures import figures
 from seawall.files import RunLock, write_atomic
@@ -80,6 +81,11 @@ def train_only(
     recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress
 ) -> tuple[dict[str, str | int | float | None], list[dict[str, str | int | float | None]], tuple[tuple[str, str], ...]]:
     """Split a chip folder and train one network; return facts, a table of the validation figures, and nothing failed."""
+    for key in ("attacks", "suites", "noises", "baselines", "scene"):
+        if getattr(recipe, key):
+            raise RecipeError(
+                f"{key}: expected nothing of it in a training, got some; put it into a recipe for `seawall run`"
+            )
     vet(recipe)
     run = Run(recipe, out, device, resume, progress)
     chips, _ = gather(run, out)

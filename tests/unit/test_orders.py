@@ -7,6 +7,7 @@ import pytest
 
 from seawall.errors import RecipeError, UsageError
 from seawall.orders import vet, vet_data
+from seawall.pipeline import train_only
 from seawall.recipe import Data, Recipe, make_recipe
 from seawall.stages.gather import gather
 from seawall.stages.run import Run
@@ -74,3 +75,9 @@ def test_a_threat_on_each_band_is_read_before_any_work() -> None:
     vet(make_recipe({"name": "x", "attacks": attacks}))
     with pytest.raises(UsageError, match="bands of the model"):
         vet(make_recipe({"name": "x", "attacks": [{"name": "pgd", "threats": ["linf 1% reflectance bands=every"]}]}))
+
+
+def test_a_training_refuses_what_it_would_not_do(tmp_path: Path) -> None:
+    recipe = make_recipe({"name": "x", "noises": [{"name": "erode"}]})
+    with pytest.raises(RecipeError, match="noises"):
+        train_only(recipe, tmp_path, device="cpu", resume=True, progress=lambda stage, done, total, note: None)
