@@ -398,7 +398,7 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     """List the registered methods, or the settings of one.
 
     Args:
-        kind: attack, noise, model, loss, objective, corruption, uncertainty ...; empty lists all kinds.
+        kind: attack, suite, noise, poison, model, loss, objective or uncertainty; empty lists all kinds.
         name: Show the settings of this method.
 
     Command:
