@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seawall.attacks.aim import as_found, check, take_aim, usable
 from seawall.attacks.climb import check_steps
-from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin
+from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin, search
 from seawall.attacks.goal import AWAY, Goal
 from seawall.keys import Keys
 from seawall.registry import register
@@ -44,24 +43,13 @@ class ALMAProx:
         check_enough("alma-prox", self.enough)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return self._run(model, batch, threat, inside=True)
+        return search("alma-prox", model, batch, threat, self._descend, goal=self.goal, enough=self.enough, inside=True)
 
     def minimal(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         """Return the images with the smallest noise found; eps is only the unit of `rate`."""
-        return self._run(model, batch, threat, inside=False)
-
-    def _run(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, *, inside: bool) -> Tensor:
-        check("alma-prox", model, batch, threat)
-        if threat.radius == 0:
-            return batch.image.detach().clone()
-        with as_found(model):
-            batch = usable(batch)
-            field = Field.of(threat, batch.image, batch.seen)
-            found = Smallest(model, take_aim(model, batch, self.goal), field, self.enough)
-            self._descend(field, found)
-            if not inside:
-                return field.image(found.free)
-            return found.within(threat.around(batch.image, batch.seen))
+        return search(
+            "alma-prox", model, batch, threat, self._descend, goal=self.goal, enough=self.enough, inside=False
+        )
 
     def _descend(self, field: Field, found: Smallest) -> None:
         valid, count = found.aim.valid, found.count

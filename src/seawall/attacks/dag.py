@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seawall.attacks.aim import as_found, check, take_aim, usable
 from seawall.attacks.climb import check_steps
-from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin
+from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin, search
 from seawall.attacks.goal import AWAY, Goal
 from seawall.keys import Keys
 from seawall.registry import register
@@ -42,32 +41,22 @@ class DAG:
         check_enough("dag", self.enough)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return self._run(model, batch, threat, inside=True)
+        return search("dag", model, batch, threat, self._descend, goal=self.goal, enough=self.enough, inside=True)
 
     def minimal(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         """Return the images with the smallest noise found; eps is only the unit of `step`."""
-        return self._run(model, batch, threat, inside=False)
+        return search("dag", model, batch, threat, self._descend, goal=self.goal, enough=self.enough, inside=False)
 
-    def _run(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, *, inside: bool) -> Tensor:
-        check("dag", model, batch, threat)
-        if threat.radius == 0:
-            return batch.image.detach().clone()
-        with as_found(model):
-            batch = usable(batch)
-            field = Field.of(threat, batch.image, batch.seen)
-            found = Smallest(model, take_aim(model, batch, self.goal), field, self.enough)
-            u = field.zero()
-            for step in range(self.steps):
-                adv, logits, success = found.look(u)
-                if bool(success.all()):
-                    break
-                aim = found.aim.seen_with(logits, step / self.steps)
-                standing = torch.where(aim.valid, margin(logits, aim).clamp_min(0), 0.0).sum()
-                grad = field.pull(torch.autograd.grad(standing, adv)[0])
-                move = self.step * grad / field.size(grad).clamp_min(1e-30)[:, None, None, None]
-                u = torch.where(success[:, None, None, None], u, field.box(u - move))
-            else:
-                found.look(u)
-            if not inside:
-                return field.image(found.free)
-            return found.within(threat.around(batch.image, batch.seen))
+    def _descend(self, field: Field, found: Smallest) -> None:
+        u = field.zero()
+        for step in range(self.steps):
+            adv, logits, success = found.look(u)
+            if bool(success.all()):
+                break
+            aim = found.aim.seen_with(logits, step / self.steps)
+            standing = torch.where(aim.valid, margin(logits, aim).clamp_min(0), 0.0).sum()
+            grad = field.pull(torch.autograd.grad(standing, adv)[0])
+            move = self.step * grad / field.size(grad).clamp_min(1e-30)[:, None, None, None]
+            u = torch.where(success[:, None, None, None], u, field.box(u - move))
+        else:
+            found.look(u)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from seawall.attacks.aim import Aim, check_logits
+from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim, usable
+from seawall.attacks.goal import Goal
 from seawall.errors import ModelError, UsageError
 from seawall.threat import Ball, ThreatModel
-from seawall.types import SegmentationModel
+from seawall.types import Batch, SegmentationModel
 
 FAR = 1e6  # a ball so many times eps holds every image that the bounds allow
 ENOUGH = 0.99
@@ -210,3 +212,21 @@ def check_enough(name: str, enough: float) -> None:
 
 def _column(values: Tensor) -> Tensor:
     return values[:, None, None, None]
+
+
+def search(
+    name: str, model: SegmentationModel, batch: Batch, threat: ThreatModel, descend: Callable[[Field, Smallest], None],
+    *, goal: Goal, enough: float, inside: bool,
+) -> Tensor:  # fmt: skip
+    """Let a minimum-norm attack descend, and return its smallest noise: as found, or the best within the threat."""
+    check(name, model, batch, threat)
+    if threat.radius == 0:
+        return batch.image.detach().clone()
+    with as_found(model):
+        batch = usable(batch)
+        field = Field.of(threat, batch.image, batch.seen)
+        found = Smallest(model, take_aim(model, batch, goal), field, enough)
+        descend(field, found)
+        if not inside:
+            return field.image(found.free)
+        return found.within(threat.around(batch.image, batch.seen))

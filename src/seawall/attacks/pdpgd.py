@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seawall.attacks.aim import as_found, check, take_aim, usable
 from seawall.attacks.climb import check_steps
-from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin
+from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin, search
 from seawall.attacks.goal import AWAY, Goal
 from seawall.errors import UsageError
 from seawall.keys import Keys
@@ -50,24 +49,11 @@ class PDPGD:
             raise UsageError(f"pdpgd: expected dual_rate > 0, got {self.dual_rate}; 0.1 is usual")
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return self._run(model, batch, threat, inside=True)
+        return search("pdpgd", model, batch, threat, self._climb, goal=self.goal, enough=self.enough, inside=True)
 
     def minimal(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         """Return the images with the smallest noise found; eps is only the unit of `rate`."""
-        return self._run(model, batch, threat, inside=False)
-
-    def _run(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, *, inside: bool) -> Tensor:
-        check("pdpgd", model, batch, threat)
-        if threat.radius == 0:
-            return batch.image.detach().clone()
-        with as_found(model):
-            batch = usable(batch)
-            field = Field.of(threat, batch.image, batch.seen)
-            found = Smallest(model, take_aim(model, batch, self.goal), field, self.enough)
-            self._climb(field, found)
-            if not inside:
-                return field.image(found.free)
-            return found.within(threat.around(batch.image, batch.seen))
+        return search("pdpgd", model, batch, threat, self._climb, goal=self.goal, enough=self.enough, inside=False)
 
     def _climb(self, field: Field, found: Smallest) -> None:
         u, valid = field.zero(), found.aim.valid

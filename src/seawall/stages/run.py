@@ -8,7 +8,7 @@ from pathlib import Path
 
 from seawall.recipe import Recipe
 from seawall.records import RecordLog
-from seawall.result import Progress
+from seawall.result import Progress, of_stage
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,4 @@ class Run:
 
     def say(self, stage: str) -> Callable[[int, int, str], None]:
         """Return the progress callback of one stage."""
-
-        def step(done: int, total: int, note: str = "") -> None:
-            self.progress(stage, done, total, note)
-
-        return step
+        return of_stage(self.progress, stage)
