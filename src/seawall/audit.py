@@ -21,7 +21,7 @@ from seawall.evaluate import evaluate as measure
 from seawall.figures import card, figures, with_doubts
 from seawall.files import RunLock
 from seawall.infer import Survey, model_digest, predict_many
-from seawall.interrogate import Interrogation, interrogated
+from seawall.interrogate import Interrogation, interrogated, not_interrogated
 from seawall.models.weights import load_model
 from seawall.orders import threat_for
 from seawall.recipe import SplitBy
@@ -68,7 +68,7 @@ def evaluate_chips(
 
 def attack_chips(
     model: Path | SegmentationModel, data: Path | Batch, threat: str | ThreatModel, *, method: Sequence[str], suite: str, out: Path | None,
-    part: str, seed: int, device: str, progress: Progress,
+    part: str, seed: int, device: str, interrogation: bool, progress: Progress,
 ) -> tuple[Facts, list[Row], Failed]:  # fmt: skip
     """Attack a model on chips with the named attacks and the members of a suite; clean and worst case stand beside."""
     if not threat:
@@ -81,7 +81,7 @@ def attack_chips(
     told = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
     cases = [CLEAN, *(Case(name, act, told) for name, act in acts.items())]
     with _folder(out, data) as home:
-        rows = _measured(net, batches, groups, cases, home, seed, device, progress)
+        rows = _measured(net, batches, groups, cases, home, seed, device, progress, interrogation)
     klass = "water" if "water" in spec.classes else spec.classes[-1]
     table = card(rows, list(acts), str(told), klass)
     facts: Facts = {"class": klass, **({"rows": str(home / "records.jsonl")} if home.exists() else {})}
@@ -154,18 +154,23 @@ def _net(model: Path | SegmentationModel, chips: ChipFolder | None, device: str)
 
 def _measured(
     model: nn.Module, batches: Sequence[Batch], groups: Mapping[str, str], cases: Sequence[Case], out: Path, seed: int, device: str,
-    progress: Progress,
+    progress: Progress, interrogation: bool = True,
 ) -> list[Record]:  # fmt: skip
     # the same folder may hold rows of other weights or chips: content is part of every key
-    recipe = f"{model_digest(model)[:8]}-{_digest(batches)}-{seed}"
+    recipe = f"{model_digest(model)[:8]}-{_digest(batches)}-{seed}" + ("" if interrogation else "-unasked")
     with RunLock(out):
         log = RecordLog(out / "records.jsonl")
         left = missing(
             log, [chip for batch in batches for chip in batch.chips], recipe=recipe, name=type(model).__name__,
             classes=cast(ModelSpec, model.spec).classes, groups=groups, attacks=cases,
         )  # fmt: skip
-        if left:
-            cases = interrogated(cast(SegmentationModel, model), batches, cases, seed, Interrogation())
+        if not interrogation:
+            cases = not_interrogated(cases)
+        elif left:
+            cases = interrogated(
+                cast(SegmentationModel, model), batches, cases, seed, Interrogation(),
+                home=out, progress=of_stage(progress, "interrogation"),
+            )  # fmt: skip
         measure(
             cast(SegmentationModel, model), batches, log=log, recipe=recipe, name=type(model).__name__, groups=groups,
             attacks=cases, seed=seed, progress=of_stage(progress, "chips"),

@@ -162,6 +162,7 @@ class Recipe(Part):
     noises: tuple[Noise, ...] = ()
     scene: Scene | None = None
     examples: int = Field(4, ge=0, le=24)
+    interrogation: bool = True
 
     @model_validator(mode="after")
     def _names_attacks_apart(self) -> Recipe:

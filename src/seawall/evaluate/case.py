@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,14 @@ Act = Callable[[SegmentationModel, Batch, Threat, Keys], Tensor]
 Worsen = Callable[[Tensor, Tensor, float, Keys], Tensor]
 
 
+class Asked(NamedTuple):
+    """What it cost to doubt a number: passes per chip and seconds of the questions, over so many chips."""
+
+    passes: float
+    seconds: float
+    chips: int
+
+
 @dataclass(frozen=True)
 class Case:
     """What is done to the images before the model looks at them.
@@ -38,6 +46,7 @@ class Case:
         measures: Which of `MEASURES` to take.
         label_free: The attack sees the model's own clean prediction on all seen pixels instead of the label.
         flags: What is known to speak against the numbers.
+        asked: Cost of the questions that the flags come from; None where nothing was asked.
 
     Raises:
         UsageError: `act` and `threat` do not go together, or a measure is unknown.
@@ -50,6 +59,7 @@ class Case:
     measures: tuple[str, ...] = tuple(MEASURES)
     label_free: bool = False
     flags: tuple[str, ...] = ()
+    asked: Asked | None = None
 
     def __post_init__(self) -> None:
         for name in self.measures:

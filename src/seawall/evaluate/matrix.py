@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -77,7 +78,8 @@ def evaluate(
     for klass in chosen:
         model.spec.klass(klass)
     setting = Setting(recipe, name, groups or {}, seed, bins, chosen, pixel_area_m2, show, examples)
-    new: list[Record] = []
+    new = [row for case in attacks if (row := _cost_of_doubt(setting, case)) and row.key not in log]
+    log.append(new)
     total = len(batches) * len(attacks) if isinstance(batches, Sequence) else 0
     done = 0
     with at_rest(model):
@@ -93,6 +95,14 @@ def evaluate(
                 if progress:
                     progress(done, total, f"{case.method} {case.spoken}".rstrip())
     return new
+
+
+def _cost_of_doubt(setting: Setting, case: Case) -> Record | None:
+    """Return the row, of no chip, that says what the interrogation behind a case's flags cost."""
+    if case.asked is None:
+        return None
+    base = replace(setting.row(case, ""), group="", chip="")
+    return base.measured("interrogation.passes", case.asked.passes, case.asked.chips, seconds=case.asked.seconds)
 
 
 def missing(

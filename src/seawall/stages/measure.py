@@ -11,7 +11,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import whole
 from seawall.datasets.splits import Split
 from seawall.evaluate import CLEAN, Case, evaluate, missing
-from seawall.interrogate import QUICK, interrogated
+from seawall.interrogate import QUICK, interrogated, not_interrogated
 from seawall.models.threshold import ThresholdNet
 from seawall.orders import cases_of
 from seawall.runtime import find_device
@@ -54,7 +54,10 @@ def _flagged(run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Mod
         run.log, split.test, recipe=run.recipe.id, name=name, classes=chips.classes, groups=groups, attacks=cases
     ):
         return cases
-    return interrogated(net, whole(chips, telling(chips, split.test, QUICK.chips)), cases, run.recipe.seed)
+    if not run.recipe.interrogation:
+        return not_interrogated(cases)
+    asked = whole(chips, telling(chips, split.test, QUICK.chips))
+    return interrogated(net, asked, cases, run.recipe.seed, home=run.folder, progress=run.say(f"{name}: interrogation"))
 
 
 def telling(chips: ChipFolder, ids: Iterable[str], count: int) -> tuple[str, ...]:
