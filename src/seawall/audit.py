@@ -16,7 +16,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import whole
 from seawall.datasets.splits import split_groups
 from seawall.errors import UsageError, did_you_mean
-from seawall.evaluate import CLEAN, Case, missing
+from seawall.evaluate import CLEAN, Case, fitted, missing
 from seawall.evaluate import evaluate as measure
 from seawall.figures import card, figures, with_doubts
 from seawall.files import RunLock
@@ -171,6 +171,8 @@ def _measured(
                 cast(SegmentationModel, model), batches, cases, seed, Interrogation(),
                 home=out, progress=of_stage(progress, "interrogation"),
             )  # fmt: skip
+        if left:
+            cases = fitted(cases, cast(SegmentationModel, model), lambda: batches, seed)
         measure(
             cast(SegmentationModel, model), batches, log=log, recipe=recipe, name=type(model).__name__, groups=groups,
             attacks=cases, seed=seed, progress=of_stage(progress, "chips"),

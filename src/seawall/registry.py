@@ -29,7 +29,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 }
 """Where methods of a kind live; the modules there are imported on the first look-up."""
 
-TRAITS = frozenset({"weak", "black-box", "min-norm", "stochastic", "targeted"})
+TRAITS = frozenset({"weak", "black-box", "min-norm", "stochastic", "targeted", "set"})
 Method = TypeVar("Method", bound=type)
 
 

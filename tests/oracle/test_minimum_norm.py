@@ -111,7 +111,7 @@ def test_smallest_noise_on_a_linear_model(attack: DAG | PDPGD | ALMAProx, linf: 
     model, batch = linear_model(), ground_batch(size=16)
     for norm, eps, within in (("linf", 0.03, linf), ("l2", 0.5, l2)):
         threat = ThreatModel(norm, eps)  # type: ignore[arg-type]
-        adv = attack.minimal(model, batch, threat, Keys(0, batch.chips))
+        adv = attack.solve(model, batch, threat, Keys(0, batch.chips)).free
         best, _ = smallest(norm, 0.99)
         far = threat.distance(adv, batch.image)
         assert (far >= best * (1 - 1e-4)).all(), "less than the least is impossible"
@@ -126,7 +126,7 @@ def test_smallest_noise_on_a_linear_model(attack: DAG | PDPGD | ALMAProx, linf: 
 def test_free_noise_leaves_the_budget_and_the_call_does_not(attack: DAG | PDPGD | ALMAProx) -> None:
     model, batch, tight = linear_model(), ground_batch(), ThreatModel("linf", 0.01)
     keys = Keys(0, batch.chips)
-    assert (tight.distance(attack.minimal(model, batch, tight, keys), batch.image) > tight.radius).all()
+    assert (tight.distance(attack.solve(model, batch, tight, keys), batch.image) > tight.radius).all().free
     inside = attack(model, batch, tight, keys)
     assert (tight.distance(inside, batch.image) <= tight.radius * 1.0001).all()
     right = lambda image: ((model(image).argmax(1) == batch.label) & batch.valid).sum()  # noqa: E731

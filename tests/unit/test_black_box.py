@@ -15,7 +15,7 @@ from seawall.attacks.pgd import PGD
 from seawall.attacks.random import Random
 from seawall.attacks.square import Square
 from seawall.attacks.transfer import Transfer
-from seawall.attacks.universal import Universal
+from seawall.attacks.universal import Universal, UniversalPerChip
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.keys import Keys
 from seawall.registry import build
@@ -97,7 +97,9 @@ def test_one_image_without_a_tile_is_the_targeted_iterative_method() -> None:
     model, batch = linear_model(classes=3), ground_batch(classes=3, images=1)
     threat = ThreatModel("linf", 8 / 255)
     # no pixel is settled, all weigh alike, steps of one grey level: what is left is Fischer's attack
-    own = Universal(goal=Hide("water"), steps=10, step=1 / 8, weight=0.5, sure=1.0)(model, batch, threat, keys(batch))
+    own = UniversalPerChip(goal=Hide("water"), steps=10, step=1 / 8, weight=0.5, sure=1.0)(
+        model, batch, threat, keys(batch)
+    )
     assert torch.allclose(own, Fischer("water")(model, batch, threat, keys(batch)), atol=1e-6)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seawall.attacks.climb import check_steps
-from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin, search
+from seawall.attacks.free import ENOUGH, Field, Smallest, Solved, check_enough, margin, search
 from seawall.attacks.goal import AWAY, Goal
 from seawall.errors import UsageError
 from seawall.keys import Keys
@@ -49,13 +49,13 @@ class PDPGD:
             raise UsageError(f"pdpgd: expected dual_rate > 0, got {self.dual_rate}; 0.1 is usual")
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return search("pdpgd", model, batch, threat, self._climb, goal=self.goal, enough=self.enough, inside=True)
+        return self.solve(model, batch, threat, keys).inside
 
-    def minimal(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        """Return the images with the smallest noise found; eps is only the unit of `rate`."""
-        return search("pdpgd", model, batch, threat, self._climb, goal=self.goal, enough=self.enough, inside=False)
+    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Solved:
+        """Return the images within the budget and those of the smallest noise found; for these eps is the unit of `rate`."""
+        return search("pdpgd", model, batch, threat, self._descend, goal=self.goal, enough=self.enough)
 
-    def _climb(self, field: Field, found: Smallest) -> None:
+    def _descend(self, field: Field, found: Smallest) -> None:
         u, valid = field.zero(), found.aim.valid
         mean, square = torch.zeros_like(u), torch.zeros_like(u)
         # half of the weight evenly on the pixels, half on the norm

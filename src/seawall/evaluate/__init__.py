@@ -1,6 +1,6 @@
 """The matrix model x method x chip, as rows."""
 
-from seawall.evaluate.case import CLEAN, MEASURES, Asked, Case
+from seawall.evaluate.case import CLEAN, MEASURES, Asked, Case, fitted
 from seawall.evaluate.example import write_example
 from seawall.evaluate.matrix import NON_FINITE, at_rest, evaluate, missing, write_examples
 
@@ -12,6 +12,7 @@ __all__ = [
     "Case",
     "at_rest",
     "evaluate",
+    "fitted",
     "missing",
     "write_example",
     "write_examples",

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from seawall.attacks.free import Solved
 from seawall.errors import DataError, ModelError
 from seawall.evaluate.case import CLEAN, Case, hidden_class
 from seawall.evaluate.cells import PARTS, Ground, Setting
@@ -168,7 +169,7 @@ def _measure(model: SegmentationModel, ground: Ground, todo: list[int], case: Ca
     batch = ground.batch.select(todo)
     start = time.monotonic()
     with _counted(model) as passes:
-        image = case.image(model, batch, setting.seed)
+        image, solved = case.images(model, batch, setting.seed)
     spent = passes[0] / len(batch)
     logits, finite = _logits(model, image, batch)
     pred = logits.argmax(1)
@@ -186,6 +187,8 @@ def _measure(model: SegmentationModel, ground: Ground, todo: list[int], case: Ca
             for norm, value in zip(("linf", "l2"), away[i], strict=True):
                 yield base.measured(f"distance.{norm}", value if seen else None, seen)
             yield base.measured("passes", spent, 1)
+            if solved is not None:
+                yield from _free_rows(base, solved, batch, i)
         for part in parts.values():
             yield from part(i, base)
         if hiding:
@@ -216,6 +219,15 @@ def _confusion(pred: Tensor, batch: Batch, classes: int) -> Tensor:
         return confusion(pred, batch.label, batch.valid, classes).cpu()
     except DataError as bad:
         raise DataError(f"{', '.join(batch.chips)}: {bad}") from bad
+
+
+def _free_rows(base: Record, solved: Solved, batch: Batch, i: int) -> Iterator[Record]:
+    """Yield the norms of the smallest noise that is a success, undefined where none was found."""
+    seen, reached = int(batch.seen[i].sum()), bool(solved.reached[i])
+    change = (solved.free[i] - batch.image[i]).flatten().double()
+    for norm, size in (("linf", change.abs().amax()), ("l2", change.norm())):
+        yield base.measured(f"distance.free.{norm}", float(size) if reached else None, seen)
+    yield base.measured("distance.free.reached", float(reached), 1)
 
 
 def _distance(image: Tensor, batch: Batch) -> list[tuple[float, float]]:

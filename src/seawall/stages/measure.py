@@ -10,7 +10,7 @@ from torch import nn
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import whole
 from seawall.datasets.splits import Split
-from seawall.evaluate import CLEAN, Case, evaluate, missing
+from seawall.evaluate import CLEAN, Case, evaluate, fitted, missing
 from seawall.interrogate import QUICK, interrogated, not_interrogated
 from seawall.models.threshold import ThresholdNet
 from seawall.orders import cases_of
@@ -35,8 +35,10 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
             todo = missing(
                 log, split.test, recipe=recipe.id, name=name, classes=chips.classes, groups=groups, attacks=[case]
             )
+            net = cast(SegmentationModel, model)
+            [case] = fitted([case], net, lambda: whole(chips, split.train), recipe.seed) if todo else [case]
             evaluate(
-                cast(SegmentationModel, model), whole(chips, todo), log=log, recipe=recipe.id, name=name, groups=groups,
+                net, whole(chips, todo), log=log, recipe=recipe.id, name=name, groups=groups,
                 attacks=[case], seed=recipe.seed, show=telling(chips, split.test, recipe.examples) if shown else (),
                 examples=run.folder / "examples", progress=_of(len(todo), run.say(f"{name}: {case.method} {case.spoken}".rstrip())),
             )  # fmt: skip
