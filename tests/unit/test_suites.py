@@ -61,7 +61,13 @@ def test_one_line_gives_rows_and_the_worst_case() -> None:
 
 def test_a_threat_may_be_a_value_and_a_suite_may_stand_beside_methods() -> None:
     result = seawall.attack(linear_model(), ground_batch(), EPS, method=["fgsm"], suite="seawall passes=4")
-    assert [row["method"] for row in result.table] == ["clean", "fgsm", "seawall js 4", "interrogation", "worst case"]
+    assert [row["method"] for row in result.table] == [
+        "clean",
+        "fgsm",
+        "seawall pooled 4",
+        "interrogation",
+        "worst case",
+    ]
 
 
 def test_a_killed_suite_goes_on_at_the_next_missing_pair(tmp_path: Path) -> None:

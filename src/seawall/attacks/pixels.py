@@ -159,6 +159,38 @@ class JensenShannon:
 
 
 @dataclass(frozen=True)
+class Sigmoid:
+    """A smooth count of the pixels that are where the adversary wants them: sigmoid(s * gap), s growing over the run.
+
+    The gap between the class and all others is divided by its mean size over the image's valid pixels, so that scaling the
+    logits changes nothing, and the count gets sharper from `first` to `last`: in the end only pixels near the border
+    between the classes pull, and no step is spent on pixels that have fallen or are out of reach.
+
+    Args:
+        first: Steepness at the first step, per mean size of the gap.
+        last: Steepness that the run moves to, geometrically.
+    """
+
+    first: float = 1.0
+    last: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first <= self.last:
+            raise UsageError(
+                f"sigmoid: expected 0 < first <= last, got {self.first} and {self.last}; the count gets sharper"
+            )
+
+    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
+        gap = behind(logits, aim)
+        count = aim.valid.flatten(1).sum(1).clamp_min(1)
+        size = torch.where(aim.valid, gap.detach().abs(), 0.0).flatten(1).sum(1) / count
+        steep = self.first * (self.last / self.first) ** aim.progress / size.clamp_min(torch.finfo(gap.dtype).tiny)
+        gap = gap * steep[:, None, None]
+        fallen: Tensor = torch.sigmoid(gap) + LEAK * gap
+        return -fallen if aim.targeted else fallen
+
+
+@dataclass(frozen=True)
 class Spherical:
     """Cosine of the logits with the label, over the pixels that still stand.
 
@@ -223,6 +255,7 @@ NAMES: dict[str, PixelLoss] = {
     "cos": Cos(),
     "cos-sigmoid": Cos(sigmoid=True),
     "js": JensenShannon(),
+    "sigmoid": Sigmoid(),
     "spherical": Spherical(),
     "cosine": Cosine(),
     "tsallis": Tsallis(),
@@ -242,7 +275,7 @@ def parse_loss(text: object) -> object:
 
 
 AnyLoss = Annotated[
-    CrossEntropy | Masked | Balanced | Seg | Cos | JensenShannon | Spherical | Cosine | Tsallis,
+    CrossEntropy | Masked | Balanced | Seg | Cos | JensenShannon | Sigmoid | Spherical | Cosine | Tsallis,
     BeforeValidator(parse_loss),
 ]
 """A pixel loss, in Python as a value and in recipes as its name."""
