@@ -306,3 +306,12 @@ def test_the_real_chips_agree(real_chips: Path, tmp_path: Path):
     assert set(select_chips(made, record, "test").ids) == set(split.test)
     changed = {row.id for row in made.rows if row.label_sha256 != chips.row(row.id).label_sha256}
     assert changed and changed <= set(split.train)
+
+
+def test_blocks_are_split_by_block(chips: ChipFolder):
+    settings = SplitSettings("block", 1700.0, 0.25, 0.25, 1)
+    parts = {id_: part for part, ids in split_chips(chips, settings).parts().items() for id_ in ids}
+    x = {id_: chips.row(id_).grid.point(8, 8)[0] for id_ in parts}
+    blocks = {id_: int(x[id_] // 1700) for id_ in parts}
+    assert len(set(blocks.values())) < len(parts)
+    assert len({(blocks[id_], parts[id_]) for id_ in parts}) == len(set(blocks.values()))
