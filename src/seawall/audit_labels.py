@@ -19,6 +19,7 @@ from torch import nn
 from seawall import registry
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import patches, whole
+from seawall.datasets.parts import SEEN_IN_TRAINING, select_chips
 from seawall.datasets.pieces import sha
 from seawall.datasets.splits import kfold_groups
 from seawall.datasets.store import IGNORE, encode_label
@@ -32,7 +33,7 @@ from seawall.labels.rule import Rule, parse_rule
 from seawall.learning.dynamics import Dynamics, Learned
 from seawall.learning.supervised import Supervised
 from seawall.models.standardize import Standardize
-from seawall.models.weights import load_model
+from seawall.models.weights import load_model, split_of
 from seawall.result import Progress
 from seawall.sheet import Card, write_sheet
 from seawall.train import Training, fit
@@ -94,6 +95,7 @@ def audit_chips(
     if not len(folder):
         raise DataError(f"{chips}: expected chips, got none; curate some")
     second = parse_rule(rule) if rule else None
+    seen: frozenset[str] = frozenset()
     with RunLock(out):
         if weights is None:
             teaching = Teaching(model, folds, epochs, seed, device)
@@ -101,6 +103,7 @@ def audit_chips(
         else:
             net = load_model(weights, bands=folder.bands, classes=folder.classes, unit=folder.unit)
             said, learned = _predict(net, folder, folder.ids, out, device), {}
+            seen = select_chips(folder, split_of(net), "all").seen
 
         def opinions() -> Iterator[Opinion]:
             for id_ in folder.ids:
@@ -119,6 +122,9 @@ def audit_chips(
             for i, was in enumerate(folder.classes) for j, given in enumerate(folder.classes) if i != j
         },
     }  # fmt: skip
+    if seen:
+        known = f"{len(seen)} of {len(folder)} chips: a network finds nothing wrong with what it learned; leave out --weights to train per fold"
+        facts[f"flag {SEEN_IN_TRAINING}"] = known
     return facts, rows[:worst], ()
 
 

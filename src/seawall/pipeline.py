@@ -98,7 +98,13 @@ def train_only(
     ]
     weights = out / "models" / recipe.model.name / "model.safetensors"
     return (
-        {"weights": str(weights), "train": len(split.train), "val": len(split.val), "test": len(split.test)},
+        {
+            "weights": str(weights),
+            "train": len(split.train),
+            "val": len(split.val),
+            "test": len(split.test),
+            "split": split.how,
+        },
         table,
         (),
     )

@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seawall.errors import RecipeError, did_you_mean, expected
+from seawall.split_record import SplitSettings
 
 
 class Part(BaseModel):
@@ -72,10 +73,10 @@ class Data(Part):
 class SplitBy(Part):
     """How the chips are split; groups never cross."""
 
-    by: Literal["group", "block"] = "group"
-    block_m: float = Field(2560.0, gt=0)
-    val: float = Field(0.2, gt=0, lt=1)
-    test: float = Field(0.3, gt=0, lt=1)
+    by: Literal["group", "block"] = SplitSettings.by
+    block_m: float = Field(SplitSettings.block_m, gt=0)
+    val: float = Field(SplitSettings.val, gt=0, lt=1)
+    test: float = Field(SplitSettings.test, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> SplitBy:
@@ -169,6 +170,11 @@ class Recipe(Part):
         if twice := [name for name, threat in said if said.count((name, threat)) > 1]:
             raise ValueError(f"attack {twice[0]} is there twice for one threat; give one of them another `called`")
         return self
+
+    @property
+    def split_settings(self) -> SplitSettings:
+        """How the chips are split."""
+        return SplitSettings(**self.split.model_dump(), seed=self.seed)
 
     @property
     def id(self) -> str:

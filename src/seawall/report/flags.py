@@ -43,6 +43,8 @@ _KNOWN = (
          "Run the recipe again; it goes on with what is missing."),
     Flag("non-finite-logits", "The model answered with NaN or infinity on some chips.",
          "Look for an overflow in the model on these chips; a figure over them means nothing."),
+    Flag("chips-seen-in-training", "The model learned from some of these chips or its weights were chosen by them.",
+         "Do not quote it as accuracy on new places: measure the held-out part, which is the default, or other chips."),
     Flag("no-intervals", "Too few places for an interval over places.",
          "Read the figure as one observation; add places to the test part."),
 )  # fmt: skip

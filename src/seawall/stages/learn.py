@@ -12,13 +12,13 @@ from torch import nn
 from seawall import registry
 from seawall.datasets.chips import Chip, ChipFolder
 from seawall.datasets.loader import patches, whole
-from seawall.datasets.splits import Split
+from seawall.datasets.splits import Split, record_split
 from seawall.errors import DataError
 from seawall.facts import digest_chips
 from seawall.keys import Keys
 from seawall.metrics import confusion
 from seawall.models.standardize import Standardize
-from seawall.models.weights import load_model
+from seawall.models.weights import load_model, set_split
 from seawall.orders import Relabel, noise_of
 from seawall.recipe import Method, Noise
 from seawall.schedule import make_training
@@ -88,6 +88,8 @@ def train_one(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
         model = make(replace(spec_of_chips(chips), note=recipe.title))
+    parts = record_split(chips, split)
+    set_split(model, parts)
     mean, std = chips.mean_std(split.train)
     cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
 
@@ -107,7 +109,7 @@ def train_one(
         device=run.device,
         resume=run.resume,
         seed=recipe.seed,
-        context={"chips": digest_chips(chips, split.train), "labels": repr(edit)},
+        context={"chips": digest_chips(chips, split.train), "labels": repr(edit), "split": parts.digest},
         progress=run.say(f"train {name}"),
     )
     return load_model(folder / "model.safetensors")
