@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
@@ -10,10 +11,10 @@ from torch import nn
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import whole
 from seawall.datasets.splits import Split
-from seawall.evaluate import CLEAN, Case, evaluate, missing
+from seawall.evaluate import CLEAN, Case, evaluate, missing, write_examples
 from seawall.interrogate import QUICK, interrogated
 from seawall.models.threshold import ThresholdNet
-from seawall.orders import cases_of
+from seawall.orders import baseline_name, cases_of
 from seawall.runtime import find_device
 from seawall.stages.learn import maker, spec_of_chips
 from seawall.stages.run import Run
@@ -40,6 +41,24 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
                 attacks=[case], seed=recipe.seed, show=telling(chips, split.test, recipe.examples) if shown else (),
                 examples=run.folder / "examples", progress=_of(len(todo), run.say(f"{name}: {case.method} {case.spoken}".rstrip())),
             )  # fmt: skip
+            if shown:
+                _complete_examples(run, chips, split, name, model, case)
+
+
+def _complete_examples(run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case) -> None:
+    """Write the examples that the rows were measured without: the recipe may ask for more of them later."""
+    if case.act is None:
+        return
+    folder = run.folder / "examples"
+    there = {
+        str(said.get("chip"))
+        for said in (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
+        if (said.get("model"), said.get("method"), said.get("threat")) == (name, case.method, case.spoken)
+    }
+    missed = [id_ for id_ in telling(chips, split.test, run.recipe.examples) if id_ not in there]
+    if missed:
+        net = cast(SegmentationModel, model)
+        write_examples(net, whole(chips, missed), case, folder, name=name, seed=run.recipe.seed)
 
 
 def _of(chips: int, say: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
@@ -70,7 +89,4 @@ def baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, 
         model = maker(method)(spec_of_chips(chips))
         if method.settings.get("rule") == "otsu":
             cast(ThresholdNet, model).fit(whole(chips, split.train))
-        yield (
-            "-".join(str(method.settings[key]) for key in ("index", "rule") if key in method.settings) or method.name,
-            model,
-        )
+        yield baseline_name(method), model
