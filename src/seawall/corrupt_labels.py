@@ -19,9 +19,10 @@ from seawall.datasets.splits import split_groups
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, SeawallError, UsageError, did_you_mean
 from seawall.files import RunLock, write_atomic
-from seawall.label_noise import NoiseContext, batch_of, marks_of, noise_from_text, noise_keys, noise_of_chip
+from seawall.label_noise import batch_of, marks_of, noise_alone, noise_keys, noise_of_chips
 from seawall.poison import Realized, realized
 from seawall.poison.realized import allowed_pixels
+from seawall.poison.text import read_noise
 from seawall.recipe import SplitBy
 from seawall.result import Progress
 from seawall.types import Batch, LabelNoise
@@ -65,7 +66,7 @@ class Order:
         """Content and settings that decide a chip of the new folder."""
         row, done = (
             chips.row(id_),
-            [repr(noise_of_chip(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
+            [repr(noise_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
         )
         return sha(row.sha256, row.label_sha256, *done, str(self.seed), __version__)
 
@@ -128,7 +129,7 @@ def noise_for(text: str, chips: ChipFolder, touched: Sequence[str]) -> LabelNois
     Raises:
         UsageError: The text names no noise, or a setting or its budget cannot be.
     """
-    return noise_from_text(text, NoiseContext.of(chips, touched))
+    return noise_of_chips(*read_noise(text), chips, touched)
 
 
 def _write(writer: ChipWriter, folder: ChipFolder, id_: str, order: Order) -> None:

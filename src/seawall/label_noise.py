@@ -24,7 +24,6 @@ from seawall.datasets.store import IGNORE
 from seawall.errors import UsageError, did_you_mean
 from seawall.files import write_atomic
 from seawall.keys import Keys
-from seawall.poison.text import read_noise
 from seawall.poison.thirds import Thirds, assign_thirds
 from seawall.provenance import code_version
 from seawall.types import Batch, LabelNoise, Setting, Unit
@@ -119,13 +118,13 @@ def build_noise(name: str, settings: Mapping[str, Setting], context: NoiseContex
     return cast(LabelNoise, registry.build("noise", name, {**settings, **filled}))
 
 
-def noise_from_text(text: str, context: NoiseContext) -> LabelNoise:
-    """Build a label noise from a line of text such as "dilate 10%".
+def noise_of_chips(name: str, settings: Mapping[str, Setting], folder: ChipFolder, chips: Sequence[str]) -> LabelNoise:
+    """Build a registered label noise for some chips of a folder: what every verb calls.
 
     Raises:
-        UsageError: The text names no noise, or a setting or its budget cannot be.
+        UsageError: There is no such noise, or a setting is wrong or contradicts the chips.
     """
-    return build_noise(*read_noise(text), context)
+    return build_noise(name, settings, NoiseContext.of(folder, chips))
 
 
 def noise_keys(seed: int, chip: str, number: int = 0) -> Keys:
@@ -146,7 +145,7 @@ def marks_of(chip: Chip) -> NDArray[np.uint8]:
     return np.where(chip.valid, chip.label, IGNORE).astype(np.uint8)
 
 
-def noise_of_chip(noise: LabelNoise, chip: str) -> LabelNoise:
+def noise_alone(noise: LabelNoise, chip: str) -> LabelNoise:
     """Return a noise with the part of one chip only, so that a chip does not depend on which others there are."""
     if not isinstance(noise, Thirds):
         return noise
@@ -211,7 +210,7 @@ class CorruptedLabels:
     def _load(self, id_: str) -> NDArray[np.uint8]:
         row = self.folder.row(id_)
         text = "\0".join(
-            (row.sha256, row.label_sha256, repr(noise_of_chip(self.noise, id_)), str(self.seed), id_, code_version())
+            (row.sha256, row.label_sha256, repr(noise_alone(self.noise, id_)), str(self.seed), id_, code_version())
         )
         path = self.home / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.z"
         try:

@@ -1,23 +1,25 @@
-"""One job in several processes of this machine: started as torchrun starts them, watched, and stopped together."""
+"""Being asked to stop, and one job in several processes of this machine, started as torchrun starts them."""
 
 from __future__ import annotations
 
 import json
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import IO
 
 from seawall import errors
-from seawall.errors import RunError, SeawallError
-from seawall.processes import listening
+from seawall.errors import RunError, SeawallError, StoppedError
 
 GRACE_S = 20.0
 """How long the other processes may take to end after one has failed or all were asked to stop."""
@@ -25,21 +27,53 @@ GRACE_S = 20.0
 Progress = Callable[[int, int, str], None]
 
 
+@contextmanager
+def listening(where: str) -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; a second one acts as it did before.
+
+    Args:
+        where: What is being done, for the message.
+
+    Raises:
+        StoppedError: One came and the work inside ended without looking at it, however late it came.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, hear)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if event.is_set():
+        raise StoppedError(f"{where}: stopped as asked; what was done is saved and the same command goes on from there")
+
+
 @dataclass
 class _Child:
-    """One process and what it has sent: lines of JSON with its progress or its error."""
+    """One process and what it has sent: its error, and whether that began the failure (2), may have (1) or echoes it (0)."""
 
     rank: int
     process: subprocess.Popen[str]
     log: IO[str]
     error: SeawallError | None = None
+    weight: int = 0
     lines: threading.Thread | None = field(default=None, repr=False)
 
 
 def run_processes(module: str, job: Mapping[str, object], count: int, where: str, progress: Progress) -> None:
     """Run `python -m module` in several processes that find each other, and wait for all of them.
 
-    Each gets the job as one line of JSON on its standard input, and reports with `report`. When one fails the
+    Each gets the job as one line of JSON on its standard input; see `worker`. When one fails the
     others are stopped, and its error is raised here. SIGINT and SIGTERM are passed on to all.
 
     Args:
@@ -63,11 +97,11 @@ def run_processes(module: str, job: Mapping[str, object], count: int, where: str
                 children.append(_start(module, rank, count, told, port))
                 _send(children[-1], job)
             _watch(children, told, stopped, progress)
+            failed = [child for child in children if child.process.poll()]  # by themselves, not by what follows
         finally:
             for child in children:
                 child.process.kill()
                 child.process.wait()
-        failed = [child for child in children if child.process.returncode]
         if failed and not stopped.is_set():
             raise _reason(failed, where)
 
@@ -89,14 +123,12 @@ def worker(run: Callable[[Mapping[str, object], Progress], None]) -> None:
 
     try:
         run(job, tell)
-    except SeawallError as bad:
-        known = next(kind.__name__ for kind in type(bad).__mro__ if getattr(errors, kind.__name__, None) is kind)
-        cause = type(bad).__name__ != "OtherProcessError"
-        channel.write(json.dumps({"error": known, "text": str(bad), "cause": cause}) + "\n")
-        channel.flush()
-        os._exit(1)  # a broken group of processes must not be asked to say goodbye
     except Exception as bad:
-        channel.write(json.dumps({"error": "RunError", "text": f"{type(bad).__name__}: {bad}", "cause": False}) + "\n")
+        # A broken group of processes must not be asked to end in an orderly way, so the process leaves at once.
+        kind = next((k.__name__ for k in type(bad).__mro__ if getattr(errors, k.__name__, None) is k), "")
+        weight = (0 if type(bad).__name__ == "OtherProcessError" else 2) if kind else 1
+        text = str(bad) if kind else f"{type(bad).__name__}: {bad}"
+        channel.write(json.dumps({"error": kind or "RunError", "text": text, "weight": weight}) + "\n")
         channel.flush()
         os._exit(1)
 
@@ -167,28 +199,24 @@ def _watch(
 def _take(child: _Child, message: Mapping[str, object], progress: Progress) -> None:
     if isinstance(said := message.get("progress"), list):
         progress(int(said[0]), int(said[1]), str(said[2]))
-    elif message.get("cause") or child.error is None:
-        kind = getattr(errors, str(message["error"]))
-        child.error = kind(str(message["text"]))
-        child.error.__notes__ = ["cause"] if message.get("cause") else []
+    else:
+        child.error = getattr(errors, str(message["error"]))(str(message["text"]))
+        child.weight = int(str(message["weight"]))
 
 
 def _reason(failed: list[_Child], where: str) -> SeawallError:
-    """Return the error that began it: a cause before an echo of it, and anything said before a silent death."""
-    said = [child.error for child in failed if child.error is not None]
-    causes = [error for error in said if "cause" in getattr(error, "__notes__", ())]
+    """Return the error that began it: before a silent death, and that before what a broken connection makes of it."""
+    told = sorted((child for child in failed if child.error is not None), key=lambda child: -child.weight)
     silent = [child for child in failed if child.error is None]
-    if causes:
-        return causes[0]
-    if silent:
-        child = silent[0]
-        child.log.seek(0)
-        last = (child.log.read().strip().splitlines() or ["no word"])[-1]
-        return RunError(
-            f"{where}: expected {len(failed)} processes to finish, got exit code {child.process.returncode} of process {child.rank} "
-            f"({last}); run the same command again, it goes on from the last checkpoint"
-        )
-    return said[0]
+    if told and told[0].error is not None and (told[0].weight == 2 or not silent):
+        return told[0].error
+    child = silent[0]
+    child.log.seek(0)
+    last = (child.log.read().strip().splitlines() or ["no message"])[-1]
+    return RunError(
+        f"{where}: expected every process to finish, got exit code {child.process.returncode} of process {child.rank} "
+        f"({last}); run the same command again, it goes on from the last checkpoint"
+    )
 
 
 def _end_with_parent() -> None:

@@ -12,12 +12,12 @@ from seawall.imagery.sensors import band_noise, resolve
 from seawall.imagery.simulate import ALL13
 from seawall.label_noise import NoiseContext, build_noise
 from seawall.labels.rule import parse_rule
-from seawall.recipe import Data, Method, Noise, Recipe
+from seawall.recipe import Data, Method, Recipe
 from seawall.schedule import make_training
 from seawall.suites import Suite
 from seawall.suites import cases as attacks_of
 from seawall.threat import ThreatModel, parse_threat
-from seawall.types import LabelNoise, ModelSpec, Unit
+from seawall.types import ModelSpec, Unit
 
 WORDS = {"chips": "a chip folder", "simulated": "simulated scenes", "files": "files"}
 
@@ -41,7 +41,7 @@ def vet(recipe: Recipe) -> None:
         _vet_threat(text, recipe)
     for noise in recipe.noises:
         for rate in noise.rates:
-            noise_of(noise, rate, NoiseContext(10.0, _bands(recipe), _units(recipe)[0]))
+            build_noise(noise.name, noise.at(rate), NoiseContext(10.0, _bands(recipe), _units(recipe)[0]))
     if recipe.data.labels not in ("truth", "cover"):
         parse_rule(recipe.data.labels)
 
@@ -116,15 +116,6 @@ def cases_of(recipe: Recipe, spec: ModelSpec) -> Iterator[Case]:
         made = cast(Suite, registry.build("suite", suite.name, suite.settings))
         for text in suite.threats:
             yield from (Case(name, act, threat_for(text, spec)) for name, act in attacks_of(made))
-
-
-def noise_of(noise: Noise, rate: float, context: NoiseContext) -> LabelNoise:
-    """Build a recipe's noise at one rate, as `seawall corrupt` builds it from text.
-
-    Raises:
-        UsageError: A setting is wrong or contradicts the chips.
-    """
-    return build_noise(noise.name, {**noise.settings, noise.vary: rate}, context)
 
 
 def baseline_name(method: Method) -> str:

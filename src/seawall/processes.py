@@ -1,20 +1,17 @@
-"""Where a training runs: devices, processes and what they share, and being asked to stop."""
+"""Where a training runs: devices, and what its processes share."""
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 from typing import TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from seawall.errors import DataError, RunError, StoppedError, UsageError
+from seawall.errors import DataError, RunError, UsageError
 from seawall.schedule import Training
 from seawall.types import Batch
 
@@ -130,37 +127,6 @@ def on_first(fabric: Fabric, work: Callable[[], Value]) -> Value:
     if not fine:
         raise OtherProcessError("training: expected every process to go on, got a failure of the first; see its error")
     return cast(Value, value)
-
-
-@contextmanager
-def listening(where: str) -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one acts as it did before.
-
-    Args:
-        where: What is being done, for the message.
-
-    Raises:
-        StoppedError: One came and the work inside ended without looking at it, however late it came.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, hear)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if event.is_set():
-        raise StoppedError(f"{where}: stopped as asked; what was done is saved and the same command goes on from there")
 
 
 @contextmanager

@@ -143,6 +143,10 @@ class Noise(Part):
             raise ValueError(f"{self.vary} in `rates` alone; a setting of that name would undo them")
         return self
 
+    def at(self, rate: float) -> dict[str, Any]:
+        """Return the noise's settings at one rate."""
+        return {**self.settings, self.vary: rate}
+
     @property
     def way(self) -> str:
         """How a network is trained through the noise: its loss if that is all that differs, else its objective."""

@@ -32,10 +32,11 @@ from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_y
 from seawall.files import RunLock
 from seawall.history import History, HistoryLog, Row, finite
 from seawall.keys import Keys
+from seawall.launch import listening
 from seawall.models.container import digest
 from seawall.models.standardize import Standardize
 from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of
-from seawall.processes import OtherProcessError, add_up, at_home, listening, on_first, share_of, start_fabric
+from seawall.processes import OtherProcessError, add_up, at_home, on_first, share_of, start_fabric
 from seawall.provenance import code_version
 from seawall.schedule import HARMLESS, Training, default_monitor, learning_rate, make_training
 from seawall.types import Batch, Objective
@@ -88,7 +89,7 @@ def fit(
         folder: Gets model.safetensors, history.jsonl, checkpoints/ and tb/.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         devices: Processes; above 1 the program is started once more for each, unless torchrun or
-            `seawall.processes.run_processes` already did.
+            `seawall.launch.run_processes` already did.
         resume: Go on from the checkpoint in the folder; False starts over.
         seed: Names the random streams of the objective.
         context: More that decides the result, such as the digest of the data; a resume with another is refused.

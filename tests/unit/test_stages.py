@@ -15,15 +15,16 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.splits import Split
 from seawall.errors import DataError, RecipeError, RunError, UsageError
 from seawall.facts import note_environment
-from seawall.label_noise import CorruptedLabels, NoiseContext, Relabel, build_noise, marks_of, noise_from_text
+from seawall.label_noise import CorruptedLabels, NoiseContext, Relabel, build_noise, marks_of
 from seawall.orders import check_distinct
 from seawall.pipeline import same_experiment, train_only
+from seawall.poison.text import read_noise
 from seawall.recipe import Recipe, make_recipe
 from seawall.schedule import MEAN
 from seawall.stages.gather import gather
 from seawall.stages.learn import check, labels_of, realize, train_one, training_of
 from seawall.stages.run import Run
-from seawall.types import ModelSpec
+from seawall.types import LabelNoise, ModelSpec
 from tiny import pair
 
 COVER = ("water", "wet soil", "bare", "grass", "crop", "forest", "built", "rock")
@@ -58,6 +59,10 @@ def run_of(folder: Path, **keys: object) -> Run:
 def on_all(chips: ChipFolder) -> Split:
     """Every chip is a training chip, as it is for `seawall corrupt` without a part."""
     return Split(chips.ids, (), (), "all")
+
+
+def noise_from_text(text: str, context: NoiseContext) -> LabelNoise:
+    return build_noise(*read_noise(text), context)
 
 
 BOTH = [

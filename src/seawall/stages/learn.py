@@ -19,12 +19,11 @@ from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.facts import digest_chips
 from seawall.history import History
 from seawall.keys import Keys
-from seawall.label_noise import CorruptedLabels, NoiseContext
+from seawall.label_noise import CorruptedLabels, noise_of_chips
 from seawall.launch import run_processes
 from seawall.metrics import confusion
 from seawall.models.standardize import Standardize
 from seawall.models.weights import load_model
-from seawall.orders import noise_of
 from seawall.recipe import Method, Network
 from seawall.schedule import MEAN, Training, default_monitor, make_training
 from seawall.stages.run import Run
@@ -47,7 +46,7 @@ def labels_of(run: Run, chips: ChipFolder, split: Split, network: Network) -> Co
     """
     if network.noise is None:
         return None
-    noise = noise_of(network.noise, network.rate, NoiseContext.of(chips, split.train))
+    noise = noise_of_chips(network.noise.name, network.noise.at(network.rate), chips, split.train)
     return CorruptedLabels(chips, noise, run.recipe.seed, run.folder / "labels" / network.name)
 
 
