@@ -20,6 +20,7 @@ from seawall.losses import CE
 from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
 from seawall.models.weights import load_model, read_spec
+from seawall.processes import add_up
 from seawall.provenance import code_version
 from seawall.registry import build
 from seawall.train import DivergedError, Training, fit, make_training
@@ -334,6 +335,52 @@ def test_decay_is_of_convolutions_alone_and_the_rate_follows_the_schedule(tmp_pa
     for name, p in model.named_parameters():
         torch.testing.assert_close(p, before[name] * (factor if p.ndim > 1 else 1.0))
     assert [row["lr"] for row in history.rows] == pytest.approx([0.1, 0.0])
+
+
+class Twin:
+    """Two processes that compute the same: every sum over them is twice what one has."""
+
+    world_size = 2
+
+    def all_reduce(self, data: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "sum"
+        return 2 * data
+
+
+def test_gradients_are_summed_and_running_statistics_averaged() -> None:
+    model = make("batch").train()
+    batch = toy(0)[0]
+    QUIET(model, batch, None).backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    running = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    loss, failed = add_up(Twin(), model, torch.tensor(1.5))
+    assert (float(loss), failed) == (3.0, False)
+    for a, p in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, 2 * a)
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, running[name])
+    assert add_up(Twin(), model, torch.tensor(1.5), True)[1]
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tmp_path: Path) -> None:
+    told: list[float] = []
+
+    def hear(done: int, total: int, note: str) -> None:
+        told.append(float(note.split("loss ")[1].split(",")[0]))
+
+    history = fit(make(), QUIET, toy, None, QUICK, tmp_path, progress=hear)
+    means = [sum(told[i : i + 4]) / 4 for i in range(0, 12, 4)]
+    assert [row["loss"] for row in history.rows] == pytest.approx(means, abs=1e-4)
+
+
+def test_of_two_equal_checks_the_earlier_one_counts(tmp_path: Path) -> None:
+    values = iter([0.5, 0.7, 0.7])
+    history = fit(make(), QUIET, toy, lambda model: {"val.iou.water": next(values)}, QUICK, tmp_path)
+    assert history.best_epoch == 1
+    values = iter([0.5, 0.7, 0.7])
+    lower = make_training({**vars(QUICK), "better": "lower"})
+    history = fit(make(), QUIET, toy, lambda model: {"val.iou.water": next(values)}, lower, tmp_path / "lower")
+    assert history.best_epoch == 0
 
 
 @pytest.mark.parametrize("when", ["last step", "last check", "end"])
