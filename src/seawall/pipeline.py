@@ -69,6 +69,7 @@ def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: P
         split = divide(run, chips)
         clock.note(data=data_facts(chips, split))
         same_experiment(run, chips, split)
+        clock.note(monitor=training_of(run, chips, split).monitor)
         _rehearse(run, chips, split)
         clock.note(noises=realize(run, chips, split))
         with clock.timed("training"):
@@ -84,7 +85,6 @@ def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: P
 def _rehearse(run: Run, chips: ChipFolder, split: Split) -> None:
     """Build what comes after training: a band that an index lacks is said now, not after an hour."""
     check_distinct(run.recipe, spec_of_chips(chips))
-    training_of(run, chips, split)
     for method in run.recipe.baselines:
         maker(method)(spec_of_chips(chips))
 
