@@ -23,6 +23,7 @@ def run(
     out: Path = Path("runs"),
     changes: Sequence[str] = (),
     device: str = "auto",
+    devices: int | None = None,
     resume: bool = True,
     progress: Progress = silent,
 ) -> Result:
@@ -33,6 +34,7 @@ def run(
         out: Folder of run folders; this run gets one of its own, named by its content.
         changes: Change one value of the recipe, as key=value; may be given again.
         device: auto, cpu, cuda, or mps.
+        devices: Processes that share each training, one per device; the recipe's training.devices if not given.
         resume: Go on where an earlier run stopped; --no-resume starts over.
 
     Returns:
@@ -47,8 +49,10 @@ def run(
     from seawall import pipeline
     from seawall.recipe import read_recipe
 
-    done = pipeline.execute(read_recipe(recipe, changes), out, device=device, resume=resume, progress=progress)
-    facts = {"report": str(done.page), **{f"{layer} map": path for layer, path in done.maps.items()}}
+    read = read_recipe(recipe, (*changes, *_shared_by(devices)))
+    done = pipeline.execute(read, out, device=device, resume=resume, progress=progress)
+    maps = {f"{layer} map": path for layer, path in done.maps.items()}
+    facts = {"report": str(done.page), **maps, **pipeline.other_code(done.code)}
     return Result(facts, pipeline.summary(done.run), done.failed)
 
 
@@ -115,6 +119,7 @@ def train(
     changes: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
+    devices: int | None = None,
     resume: bool = True,
     progress: Progress = silent,
 ) -> Result:
@@ -127,6 +132,7 @@ def train(
         changes: Change one value of the recipe, such as training.settings.epochs=5 or model.settings.width=32.
         seed: Seed of split, weights and patches; a folder corrupted by parts keeps the split that it was corrupted by.
         device: auto, cpu, cuda, or mps.
+        devices: Processes that share the training, one per device; training.devices if not given.
         resume: Go on from the checkpoint in the folder.
 
     Returns:
@@ -139,9 +145,8 @@ def train(
     from seawall.recipe import change_recipe
 
     tree = {"name": "train", "seed": seed, "data": {"source": str(chips), "kind": "chips"}, "model": {"name": model}}
-    return Result(
-        *pipeline.train_only(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)
-    )
+    changed = change_recipe(tree, (*changes, *_shared_by(devices)))
+    return Result(*pipeline.train_only(changed, out, device=device, resume=resume, progress=progress))
 
 
 def evaluate(
@@ -433,6 +438,10 @@ def _one_of(where: str, value: str, known: Sequence[Choice]) -> Choice:
         if value == choice:
             return choice
     raise UsageError(f"{where}: unknown {value!r}; {did_you_mean(value, known)}")
+
+
+def _shared_by(devices: int | None) -> tuple[str, ...]:
+    return () if devices is None else (f"training.devices={devices}",)
 
 
 def _label_map(pairs: Sequence[str]) -> dict[int, int] | None:

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seawall import __version__, registry
+from seawall import __version__
 from seawall.datasets.chips import Chip, ChipFolder
 from seawall.datasets.parts import check_part
 from seawall.datasets.pieces import sha
 from seawall.datasets.splits import record_split, split_chips
-from seawall.datasets.store import IGNORE
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, SeawallError, UsageError
 from seawall.files import RunLock, write_atomic
-from seawall.keys import Keys
-from seawall.poison import Realized, assign_thirds, parse_noise, realized
+from seawall.label_noise import batch_of, marks_of, noise_alone, noise_keys, noise_of_chips
+from seawall.poison import Realized, realized
 from seawall.poison.realized import allowed_pixels
-from seawall.poison.thirds import Thirds
+from seawall.poison.text import read_noise
 from seawall.recipe import change_recipe
 from seawall.result import Progress
 from seawall.split_record import SplitRecord, SplitSettings
-from seawall.types import Batch, LabelNoise, Setting
+from seawall.types import Batch, LabelNoise
 
 Facts = dict[str, str | int | float | None]
 Row = dict[str, str | int | float | None]
@@ -38,7 +36,6 @@ PARTS = ("all", "train", "val", "test")
 RECORD = "corruptions.jsonl"
 FORMAT = "2"
 """Raised when the rows of corrupted chips get another content, so that older ones are made again."""
-_METERS = re.compile(r"\d\s*m(\s|$)|\bof\s*=\s*.?meters")
 
 
 @dataclass(frozen=True)
@@ -66,15 +63,14 @@ class Order:
         made = [batch_of(chip)]
         if chip.id in self.touched:
             for number, noise in enumerate(self.noises):
-                path = ("noise",) if number == 0 else ("noise", str(number))
-                made.append(noise(made[-1], Keys(self.seed, (chip.id,), path)))
+                made.append(noise(made[-1], noise_keys(self.seed, chip.id, number)))
         return made
 
     def digest(self, chips: ChipFolder, id_: str) -> str:
         """Content and settings that decide a chip of the new folder."""
         row, done = (
             chips.row(id_),
-            [repr(_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
+            [repr(noise_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
         )
         return sha(row.sha256, row.label_sha256, *done, str(self.seed), __version__, FORMAT)
 
@@ -170,43 +166,7 @@ def noise_for(text: str, chips: ChipFolder, touched: Sequence[str]) -> LabelNois
     Raises:
         UsageError: The text names no noise, or a setting or its budget cannot be.
     """
-    name = text.split()[0] if text.split() else ""
-    known = {f.name: f.default for f in fields(registry.find("noise", name).make)} if name else {}
-    if known.get("gsd_m", MISSING) is not MISSING and not _METERS.search(text):
-        del known["gsd_m"]  # meters per pixel mean nothing to a share
-    parts: dict[str, Setting] = dict(assign_thirds(touched))
-    context: dict[str, Setting] = {
-        "gsd_m": chips.gsd_m, "bands": list(chips.bands), "unit": chips.unit, "classes": len(chips.classes), "parts": parts,
-    }  # fmt: skip
-    if "water" in chips.classes:
-        context["klass"] = chips.classes.index("water")
-    noise = parse_noise(text, {key: value for key, value in context.items() if key in known})
-    klass, count = getattr(noise, "klass", 0), len(chips.classes)
-    if klass >= count:
-        raise UsageError(
-            f"{name}.klass: expected a class of {', '.join(chips.classes)}, got {klass}; choose 0..{count - 1}"
-        )
-    return noise
-
-
-def batch_of(chip: Chip) -> Batch:
-    """Return a chip as a batch of one."""
-    return Batch(
-        torch.from_numpy(chip.image)[None], torch.from_numpy(chip.label)[None],
-        torch.from_numpy(chip.seen)[None], torch.from_numpy(chip.valid)[None], (chip.id,),
-    )  # fmt: skip
-
-
-def marks_of(chip: Chip) -> NDArray[np.uint8]:
-    """Return a chip's label as files hold it: 255 where it does not count."""
-    return np.where(chip.valid, chip.label, IGNORE).astype(np.uint8)
-
-
-def _alone(noise: LabelNoise, id_: str) -> LabelNoise:
-    """Return a noise with the part of one chip only, so that a chip does not depend on which others there are."""
-    if not isinstance(noise, Thirds):
-        return noise
-    return replace(noise, parts={id_: noise.parts[id_]} if id_ in noise.parts else {})
+    return noise_of_chips(*read_noise(text), chips, touched)
 
 
 def _write(writer: ChipWriter, folder: ChipFolder, id_: str, order: Order) -> None:

@@ -20,7 +20,10 @@ from seawall.stages.run import Run
 
 
 def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...]]:
-    """Return the chips of a recipe, curated once and shared by every run with the same data section."""
+    """Return the chips of a recipe, curated once and shared by every run with the same data section.
+
+    Simulated scenes depend on the seed as well; files do not.
+    """
     data = run.recipe.data
     source = os.path.expandvars(data.source)
     if "$" in source:
@@ -31,7 +34,8 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
         vet_data(data, "chips")
         return ChipFolder.open(Path(source)), ()
     vet_data(data, "simulated" if source == "simulated" else "files")
-    text = json.dumps([data.model_dump(mode="json"), source, run.recipe.seed], sort_keys=True)
+    seed = run.recipe.seed if source == "simulated" else None  # files are what they are whatever the seed
+    text = json.dumps([data.model_dump(mode="json"), source, seed], sort_keys=True)
     folder = home / f"{data.sensor}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
     cover = data.labels == "cover"
     scenes = Simulated(data.count, data.size, data.sensor, data.bands, 10.0, run.recipe.seed, data.clouds, cover)

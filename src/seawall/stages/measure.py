@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
@@ -10,15 +11,15 @@ from torch import nn
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import whole
 from seawall.datasets.splits import Split
-from seawall.evaluate import CLEAN, Case
+from seawall.evaluate import CLEAN, Case, write_examples
 from seawall.interrogate import QUICK
 from seawall.measurement import ChipSource, measure_model, mixed_chips
 from seawall.models.threshold import ThresholdNet
-from seawall.orders import cases_of
+from seawall.orders import baseline_name, cases_of
 from seawall.runtime import find_device
 from seawall.stages.learn import maker, spec_of_chips
 from seawall.stages.run import Run
-from seawall.types import ModelSpec
+from seawall.types import ModelSpec, SegmentationModel
 
 
 def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
@@ -39,6 +40,24 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
             # the last attack at its last threat is the page's example
             show=mixed_chips(chips, split.test, recipe.examples) if name == first else (),
         )  # fmt: skip
+        if name == first:
+            _complete_examples(run, chips, split, name, model, cases[-1])
+
+
+def _complete_examples(run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case) -> None:
+    """Write the examples that the rows were measured without: the recipe may ask for more of them later."""
+    if case.act is None:
+        return
+    folder = run.folder / "examples"
+    there = {
+        str(said.get("chip"))
+        for said in (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
+        if (said.get("model"), said.get("method"), said.get("threat")) == (name, case.method, case.spoken)
+    }
+    missed = [id_ for id_ in mixed_chips(chips, split.test, run.recipe.examples) if id_ not in there]
+    if missed:
+        net = cast(SegmentationModel, model)
+        write_examples(net, whole(chips, missed), case, folder, name=name, seed=run.recipe.seed)
 
 
 def baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
@@ -47,7 +66,4 @@ def baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, 
         model = maker(method)(spec_of_chips(chips))
         if method.settings.get("rule") == "otsu":
             cast(ThresholdNet, model).fit(whole(chips, split.train))
-        yield (
-            "-".join(str(method.settings[key]) for key in ("index", "rule") if key in method.settings) or method.name,
-            model,
-        )
+        yield baseline_name(method), model
