@@ -213,7 +213,7 @@ def test_a_rotated_scene_has_the_area_of_its_pixels(tmp_path):
 def test_pixels_of_another_size_are_flagged(tmp_path):
     grid = Grid(130, 170, Affine(30, 0, 500000, 0, -30, 5000000), "EPSG:32633")
     result = predict_scene(Ndwi(), write_scene(tmp_path / "a.tif", grid=grid), tmp_path)
-    assert "pixels of 30 m, but the model was trained on 10 m" in result.flags
+    assert "pixel-size: pixels of 30 m, but the model was trained on 10 m" in result.flags
 
 
 def test_many_goes_on_after_a_failure_and_lists_it(tmp_path):

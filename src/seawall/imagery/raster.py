@@ -142,6 +142,20 @@ class RasterSource:
             )
         return self._settle(raw, mask, indexes)
 
+    def mask(self, window: Window | None = None) -> NDArray[np.bool_]:
+        """Return where the file's own mask or alpha band lets a pixel count, (H, W), whatever the bands hold there.
+
+        Raises:
+            ImageryError: The mask cannot be read.
+        """
+        row, col, height, width = window or (0, 0, self.grid.height, self.grid.width)
+        if not self._masked:
+            return np.ones((height, width), bool)
+        try:
+            return np.asarray(self._source.dataset_mask(window=_Window(col, row, width, height)) > 0)
+        except (RasterioError, CPLE_BaseError, MemoryError) as bad:
+            raise self._blame(bad) from bad
+
     def nodata_of(self, bands: Sequence[str] | None = None) -> tuple[float | None, ...]:
         """Return the declared nodata value of each of these bands; None where none is declared."""
         return tuple(self._source.nodatavals[index - 1] for index in self._find(bands))
@@ -155,7 +169,6 @@ class RasterSource:
             checks = [(block, pool.submit(inflates, file.fileno(), span, most)) for block, span, most in todo]
             try:
                 raw = self._source.read(indexes, window=at)
-                mask = self._source.dataset_mask(window=at) > 0 if self._masked else np.ones((height, width), bool)
             except (RasterioError, CPLE_BaseError, MemoryError) as bad:
                 raise self._blame(bad) from bad
             for (band, r, c), check in checks:
@@ -164,7 +177,7 @@ class RasterSource:
                         f"{self.path}: expected whole pixels, got bad block (row {r}, column {c}) of "
                         f"{name_band(self._source, band)} ({wrong}); fetch or write the file again"
                     )
-        return raw, mask
+        return raw, self.mask(window)
 
     def _new_blocks(self, indexes: Sequence[int], window: Window) -> list[tuple[Block, Span, int]]:
         """Return the blocks under a window whose checksum was not looked at yet: block, place, most bytes it may hold."""
@@ -193,7 +206,7 @@ class RasterSource:
             if nodata is None or not np.isfinite(nodata):
                 continue
             held = layer == (np.float32(nodata) if layer.dtype == np.float32 else nodata)
-            if not MEASURABLE[0] <= nodata <= MEASURABLE[1]:
+            if not measurable(nodata):
                 seen &= ~held
             everywhere = held if everywhere is None else everywhere & held
         if everywhere is not None:
@@ -281,6 +294,16 @@ def read_raster(path: Path | str, bands: Sequence[str] | None = None, limits: Li
             tuple(source.scales[i] for i in at),
             tuple(source.offsets[i] for i in at),
         )
+
+
+def measurable(nodata: float) -> bool:
+    """Tell whether a declared nodata value could be a measurement of some Sentinel product, as stored.
+
+    Example:
+        >>> measurable(0), measurable(-9999), measurable(65535)
+        (True, False, False)
+    """
+    return MEASURABLE[0] <= nodata <= MEASURABLE[1]
 
 
 def _grid(where: str, source: rasterio.DatasetReader) -> Grid:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from seawall.errors import RadiometryError
 from seawall.imagery.radiometry import Scale
+from seawall.imagery.raster import measurable
 from seawall.imagery.values import DECIBELS, EXTREME_SHARE, POWER, REFLECTANCE, Finding, extremes_text, percent
 
 Floats = NDArray[np.float32]
@@ -34,7 +35,7 @@ class Tally:
 
     Args:
         pixels: Pixels looked at.
-        there: Those with data by the file itself: finite, inside its mask, not all nodata.
+        there: Those with data by what the file says: finite, inside its mask, not nodata.
         seen: Those that count as seen.
         extreme: Those with a number that the unit cannot hold.
         blank: Those that are 0 in every band and not declared as nodata.
@@ -70,23 +71,22 @@ class PixelRule:
     blanks: str
     what: str
 
-    def apply(self, data: Floats, there: Bools) -> tuple[Bools, Tally]:
+    def apply(self, data: Floats, mask: Bools) -> tuple[Bools, Tally]:
         """Return seen (H, W) and the counts.
 
         Args:
             data: (C, H, W) as stored.
-            there: (H, W): finite, inside the file's mask, and not nodata by what the file alone says.
+            mask: (H, W): inside the file's own mask, whatever the bands hold.
         """
         outside, held, one_held = self._bands(data)
-        zeros = self._zeros(data)
-        partial = there & one_held & ~held
-        extreme = there & outside & ~held & ~zeros
-        blank = there & zeros & ~held & ~extreme
-        seen = there & ~(extreme | blank | held)
-        count = np.count_nonzero
-        return seen, Tally(
-            there.size, int(count(there)), int(count(seen)), int(count(extreme)), int(count(blank)), int(count(partial & seen))
-        )  # fmt: skip
+        there = mask & ~held
+        for layer in data:
+            there &= np.isfinite(layer)
+        zeros = there & self._zeros(data)
+        extreme = there & outside & ~zeros
+        seen = there & ~extreme & ~zeros
+        counts = (np.count_nonzero(part) for part in (there, seen, extreme, zeros, one_held & seen))
+        return seen, Tally(mask.size, *map(int, counts))
 
     def _bands(self, data: Floats) -> tuple[Bools, Bools, Bools]:
         """Return where a number is outside of the unit, where nodata makes the pixel unseen, where any band holds nodata."""
@@ -101,7 +101,8 @@ class PixelRule:
             mine = layer == np.float32(value)
             one_held |= mine
             every &= mine
-            held |= mine & wild
+            if not (self.low <= value <= self.high and measurable(value)):
+                held |= mine
             outside |= wild & ~mine
         return outside, held | every, one_held
 
