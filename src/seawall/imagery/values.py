@@ -151,7 +151,7 @@ def _reflectance_kind(values: NDArray[np.float32], bands: Sequence[str]) -> Dete
     floors = np.percentile(values, 1, axis=1) * 1e4
     if len(bands) >= 6 and (floors >= FLOOR_DN[0]).all() and (floors <= FLOOR_DN[1]).all():
         return Detection("unknown", "reflectance whose bands all rest on 0.1: the offset seems to be in it", True)
-    left, _ = offset_left(values * np.float32(1e4), bands)
+    left, _ = offset_left(values.clip(*REFLECTANCE) * np.float32(1e4), bands)
     doubts = () if left is False else (offset_finding(values, 1.0),)
     return Detection("reflectance", f"floats up to {high:.3g}", bool(values.any()), doubts)
 

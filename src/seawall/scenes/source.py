@@ -79,7 +79,10 @@ class Scene:
         for piece in pieces((0, 0, height, width), self.source.block, len(self.bands)):
             data, _ = self.source.read(piece, self.bands)
             whole += self.rule.apply(data, self.source.mask(piece))[1]
-        self.rule.check(whole)
+        try:
+            self.rule.check(whole)
+        except RadiometryError as bad:
+            raise RadiometryError(f"{self.source.path}: {bad}") from bad
         return whole
 
     @property
