@@ -25,7 +25,7 @@ from seawall.datasets.splits import kfold_groups
 from seawall.datasets.store import IGNORE, encode_label
 from seawall.errors import DataError, UsageError
 from seawall.facts import digest_chips
-from seawall.files import RunLock, atomic, write_atomic
+from seawall.files import RunLock, atomic, csv_cells, write_atomic
 from seawall.infer import model_digest
 from seawall.keys import Keys
 from seawall.labels.confident import Opinion, Suspicion, agreed, softmin, suspect
@@ -254,7 +254,7 @@ def _write_list(out: Path, folder: ChipFolder, found: Suspicion, rows: Sequence[
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows(map(csv_cells, rows))
     write_atomic(out / "suspects.csv", text.getvalue())
     write_atomic(out / "suspects.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     facts = {

@@ -72,6 +72,7 @@ def data_facts(chips: ChipFolder, split: Split) -> dict[str, object]:
         "classes": list(chips.classes),
         "noise": band_noise(chips.bands) if chips.unit == "reflectance" else {},
         "licence": chips.header.licence,
+        "flags": chips.flags(),
         **split_facts(chips, split),
     }
 

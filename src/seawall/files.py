@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,33 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing."""
     with atomic(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def inside(root: Path, path: Path) -> bool:
+    """Tell whether a file lies below a folder once all links are followed."""
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def csv_cells(row: Mapping[str, object]) -> dict[str, object]:
+    """Return the cells of a CSV row so that no spreadsheet takes a text for a formula: such texts get a leading quote.
+
+    Numbers stay numbers, negative ones too.
+
+    Example:
+        >>> csv_cells({"chip": "=HYPERLINK(1)", "loss": -0.5, "note": "-0.5"})
+        {'chip': "'=HYPERLINK(1)", 'loss': -0.5, 'note': '-0.5'}
+    """
+    return {key: f"'{cell}" if isinstance(cell, str) and _formula(cell) else cell for key, cell in row.items()}
+
+
+def _formula(text: str) -> bool:
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
 
 
 def _umask() -> int:

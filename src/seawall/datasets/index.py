@@ -1,8 +1,10 @@
-"""The index of a chip folder: what all chips share, and one row per chip."""
+"""The index of a chip folder: what all chips share, one row per chip, and a digest that seals both."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +23,7 @@ from seawall.types import Unit
 NAME = "index.json"
 FORMAT = "seawall-chips"
 VERSION = 1
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+=-]{0,150}")
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,23 @@ _ROW = TypeAdapter(ChipRow)
 _HEADER = TypeAdapter(ChipHeader)
 
 
+def check_id(id_: str, where: str = "chip") -> str:
+    """Return the id of a chip if it can be a part of a file name on every system; ids become paths.
+
+    Raises:
+        DataError: It has other characters than letters, digits and `._@+=-`, or is empty or too long.
+
+    Example:
+        >>> check_id("../../x")
+        Traceback (most recent call last):
+        ...
+        seawall.errors.DataError: chip: expected an id of letters, digits and ._@+=-, got '../../x'; rename it
+    """
+    if not _SAFE.fullmatch(id_):
+        raise DataError(f"{where}: expected an id of letters, digits and ._@+=-, got {id_[:60]!r}; rename it")
+    return id_
+
+
 def dump_row(row: ChipRow) -> dict[str, object]:
     """Return a row as plain JSON values, the defaults left out."""
     plain = asdict(row)
@@ -149,7 +169,8 @@ def load_row(plain: Mapping[str, object], where: str) -> ChipRow:
     """Read a row.
 
     Raises:
-        DataError: A field is missing, unknown or of the wrong type, or a path leaves the folder.
+        DataError: A field is missing, unknown or of the wrong type, the id cannot be a file name, or a path leaves the
+            folder.
     """
     if unknown := set(plain) - {f.name for f in fields(ChipRow)}:
         raise DataError(f"{where}: expected the fields of a chip, got {sorted(unknown)[0]!r}; curate the folder again")
@@ -157,6 +178,7 @@ def load_row(plain: Mapping[str, object], where: str) -> ChipRow:
         row = _ROW.validate_python(dict(plain))
     except ValidationError as bad:
         raise DataError(f"{where}: {_first(bad)}; curate the folder again") from bad
+    check_id(row.id, where)
     for path in (row.image, row.label):
         if Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
             raise DataError(f"{where}: expected a path below the folder, got {path!r}; do not trust this index")
@@ -174,11 +196,19 @@ def dump_header(header: ChipHeader) -> dict[str, object]:
 
 
 def write_index(folder: Path, header: ChipHeader, rows: Sequence[ChipRow]) -> None:
-    """Write the index whole or not at all, rows sorted by id."""
-    ordered = sorted(rows, key=lambda row: row.id)
-    lines = ",\n".join("  " + json.dumps(dump_row(row), sort_keys=True) for row in ordered)
-    head = json.dumps({"format": FORMAT, "version": VERSION, **dump_header(header)}, sort_keys=True)
-    write_atomic(folder / NAME, f'{{"header": {head},\n "rows": [\n{lines}\n]}}\n')
+    """Write the index whole or not at all, rows sorted by id, sealed."""
+    plain = [dump_row(row) for row in sorted(rows, key=lambda row: row.id)]
+    head: dict[str, object] = {"format": FORMAT, "version": VERSION, **dump_header(header)}
+    lines = ",\n".join("  " + json.dumps(row, sort_keys=True) for row in plain)
+    said = (
+        f'{{"header": {json.dumps(head, sort_keys=True)},\n "rows": [\n{lines}\n],\n "seal": "{seal(head, plain)}"}}\n'
+    )
+    write_atomic(folder / NAME, said)
+
+
+def seal(header: Mapping[str, object], rows: Sequence[Mapping[str, object]]) -> str:
+    """Return the SHA-256 of a header and its rows as they stand in the file, keys sorted; unknown keys count too."""
+    return hashlib.sha256(json.dumps([header, rows], sort_keys=True).encode()).hexdigest()
 
 
 def is_chip_folder(folder: Path) -> bool:
@@ -195,7 +225,7 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     """Read the index of a chip folder.
 
     Raises:
-        DataError: There is none, it is torn, of another format, or two rows share an id.
+        DataError: There is none, it is torn, edited, of another format, or two rows share an id.
     """
     path = folder / NAME
     if not path.is_file():
@@ -203,6 +233,8 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         head, rows = dict(plain["header"]), list(plain["rows"])
+        # Folders of earlier versions have no seal; they open as before, and what writes them again seals them.
+        broken = "seal" in plain and plain["seal"] != seal(head, rows)
         kind, version = head.pop("format"), head.pop("version")
     except (ValueError, TypeError, KeyError) as bad:
         raise DataError(
@@ -210,6 +242,11 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
         ) from bad
     if kind != FORMAT or version != VERSION:
         raise DataError(f"{path}: expected {FORMAT} version {VERSION}, got {kind} version {version}; curate it again")
+    if broken:
+        raise DataError(
+            f"{path}: expected the index as it was written, got one that was edited or damaged (its seal does not fit); "
+            "curate the folder again"
+        )
     try:
         header = _HEADER.validate_python(head)
     except ValidationError as bad:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import NAME, ChipHeader, ChipRow, dump_header, dump_row, load_row, read_index, write_index
+from seawall.datasets.index import (
+    NAME,
+    ChipHeader,
+    ChipRow,
+    check_id,
+    dump_header,
+    dump_row,
+    load_row,
+    read_index,
+    write_index,
+)
 from seawall.datasets.store import IGNORE, Encoded, encode_image, encode_label
 from seawall.errors import DataError
 from seawall.files import write_atomic
@@ -22,7 +31,6 @@ from seawall.imagery.raster import Grid
 from seawall.split_record import SplitSettings
 
 JOURNAL = "journal.jsonl"
-_SAFE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@+=-]{0,150}$")
 
 
 class ChipWriter:
@@ -85,9 +93,7 @@ class ChipWriter:
         Raises:
             DataError: The id cannot be a file name, shapes disagree, or a label value is no class.
         """
-        if not _SAFE.match(id_):
-            raise DataError(f"chip: expected an id of letters, digits and ._@+=-, got {id_[:60]!r}; rename it")
-        self._check_case(id_)
+        self._check_case(check_id(id_))
         seen = np.ones(image.shape[1:], bool) if seen is None else seen
         marks = check_label(label, image.shape[1:], len(self.header.classes))
         marks = np.where(seen, marks, np.uint8(IGNORE)).astype(np.uint8)
@@ -129,7 +135,7 @@ class ChipWriter:
         Raises:
             DataError: The image file is not what its row says, or a label value is no class.
         """
-        row, seen = folder.row(id_), folder.read(id_).seen
+        row, seen = folder.row(check_id(id_)), folder.read(id_).seen
         data = (folder.root / row.image).read_bytes()
         marks = check_label(label, (row.height, row.width), len(self.header.classes))
         marks = np.where(seen, marks, np.uint8(IGNORE)).astype(np.uint8)
