@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TypeVar
+from typing import TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from seawall.errors import UsageError, did_you_mean, expected
+from seawall.errors import SeawallError, UsageError, did_you_mean, expected
 from seawall.types import Setting
 
 HOMES: Mapping[str, tuple[str, ...]] = {
@@ -29,6 +31,9 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 }
 """Where methods of a kind live; the modules there are imported on the first look-up."""
 
+CONVERTED = ("attack", "suite")
+"""Kinds whose constructors convert and check their settings in Python too."""
+ANYTHING = ConfigDict(arbitrary_types_allowed=True)
 TRAITS = frozenset({"weak", "black-box", "min-norm", "stochastic", "targeted", "set"})
 Method = TypeVar("Method", bound=type)
 
@@ -52,6 +57,7 @@ class Entry:
 
 _entries: dict[tuple[str, str], Entry] = {}
 _loaded: set[str] = set()
+_broken: dict[str, str] = {}
 
 
 def register(
@@ -82,6 +88,8 @@ def register(
         known = _entries.get((kind, name))
         if known and (known.make.__module__, known.make.__qualname__) != (method.__module__, method.__qualname__):
             raise UsageError(f"register: {kind} {name!r} is taken by {known.make.__module__}; choose another name")
+        if kind in CONVERTED:
+            _convert_settings(method, name)
         _entries[kind, name] = Entry(kind, name, method, paper, dict(smoke or {}), frozenset(traits))
         return method
 
@@ -103,7 +111,8 @@ def find(kind: str, name: str) -> Entry:
     _load(kind)
     if (kind, name) not in _entries:
         names = [entry.name for entry in entries(kind)]
-        raise UsageError(f"{kind}: unknown name {name!r}; {did_you_mean(name, names)}")
+        lost = "".join(f" (the plug-in {plugin} did not load: {why})" for plugin, why in _broken.items())
+        raise UsageError(f"{kind}: unknown name {name!r}; {did_you_mean(name, names)}{lost}")
     return _entries[kind, name]
 
 
@@ -122,29 +131,90 @@ def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -
     try:
         return TypeAdapter(make).validate_python(given)
     except ValidationError as bad:
-        first = bad.errors()[0]
-        where = ".".join(map(str, first["loc"])) or name
-        raise UsageError(
-            f"{name}.{where}: {expected(first['msg'], first.get('input'))}; see `seawall methods --name {name}`"
-        ) from bad
+        raise _refusal(name, bad) from bad
+
+
+def _refusal(name: str, bad: ValidationError, setting: str = "") -> UsageError:
+    first = bad.errors()[0]
+    where = setting or ".".join(map(str, first["loc"])) or name
+    return UsageError(
+        f"{name}.{where}: {expected(first['msg'], first.get('input'))}; see `seawall methods --name {name}`"
+    )
+
+
+def _convert_settings(method: type, name: str) -> None:
+    """Let the constructor of a method take what a recipe takes, such as `loss="js"`, and refuse what a recipe refuses."""
+    plain = method.__init__  # type: ignore[misc]
+    names = [f.name for f in fields(method) if f.init]
+
+    @functools.cache
+    def adapters() -> dict[str, TypeAdapter[object]]:
+        hints = get_type_hints(method, include_extras=True)
+        return {key: TypeAdapter(hints[key], config=ANYTHING) for key in names}
+
+    @functools.wraps(plain)
+    def init(self: object, *args: object, **settings: object) -> None:
+        given = dict(zip(names, args, strict=False)) | settings
+        if len(args) <= len(names) and set(settings) <= set(names[len(args) :]):
+            plain(self, **{key: convert(key, value) for key, value in given.items()})
+        else:
+            plain(self, *args, **settings)  # Python's own message for an argument that is no field
+
+    def convert(key: str, value: object) -> object:
+        try:
+            return adapters()[key].validate_python(value)
+        except ValidationError as bad:
+            raise _refusal(name, bad, key) from bad
+
+    method.__init__ = init  # type: ignore[misc]
+
+
+def broken_plugins() -> Mapping[str, str]:
+    """Return the entry points that could not be loaded, with the reason; the other methods work without them."""
+    _load_plugins()
+    return dict(_broken)
 
 
 def _load(kind: str) -> None:
+    """Import the modules of a kind and every plug-in.
+
+    Raises:
+        UsageError: The kind is unknown, or one of this package's own modules does not import: again at each call.
+    """
     if kind not in HOMES:
         raise UsageError(f"registry: unknown kind {kind!r}; {did_you_mean(kind, HOMES)}")
     for home in HOMES[kind]:
-        if home in _loaded:
-            continue
+        if home not in _loaded and _exists(home):
+            package = importlib.import_module(home)
+            for found in pkgutil.iter_modules(getattr(package, "__path__", [])):
+                _import(f"{home}.{found.name}")
         _loaded.add(home)
+    _load_plugins()
+
+
+def _exists(home: str) -> bool:
+    return importlib.util.find_spec(home) is not None
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except SeawallError:
+        raise
+    except Exception as bad:  # whatever a dropped-in file does wrong, its name must be in the message
+        spec = importlib.util.find_spec(module)
+        where = spec.origin if spec and spec.origin else module
+        raise UsageError(
+            f"{where}: expected a module that can be imported, got {type(bad).__name__}: {bad}; mend or remove the file"
+        ) from bad
+
+
+def _load_plugins() -> None:
+    if "plugins" in _loaded:
+        return
+    _loaded.add("plugins")
+    for point in importlib.metadata.entry_points(group="seawall.methods"):
         try:
-            module = importlib.import_module(home)
-        except ModuleNotFoundError as gone:
-            if gone.name != home:
-                raise
-            continue
-        for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
-            importlib.import_module(f"{home}.{found.name}")
-    if "plugins" not in _loaded:
-        _loaded.add("plugins")
-        for point in importlib.metadata.entry_points(group="seawall.methods"):
             point.load()
+        except Exception as bad:  # another package's fault must not take this one's methods away
+            _broken[point.value] = f"{type(bad).__name__}: {bad}"

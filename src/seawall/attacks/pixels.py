@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, cast
 
 import torch
-from pydantic import BeforeValidator
+from pydantic import PlainValidator
 from torch import Tensor
 from torch.nn import functional
 
@@ -263,19 +263,21 @@ NAMES: dict[str, PixelLoss] = {
 """Losses by the names that recipes use: `loss = "masked-ce"`."""
 
 
-def parse_loss(text: object) -> object:
-    """Return the loss of a name such as "masked-ce"; anything but text passes through.
+def parse_loss(given: object) -> PixelLoss:
+    """Return the loss of a name such as "masked-ce"; a loss of one's own passes through.
 
     Raises:
         UsageError: No loss of that name.
+        ValueError: Neither a name nor something to call.
     """
-    if isinstance(text, str) and text not in NAMES:
-        raise UsageError(f"loss: unknown name {text!r}; {did_you_mean(text, NAMES)}")
-    return NAMES[text] if isinstance(text, str) else text
+    if isinstance(given, str):
+        if given not in NAMES:
+            raise UsageError(f"loss: unknown name {given!r}; {did_you_mean(given, NAMES)}")
+        return NAMES[given]
+    if not callable(given) or isinstance(given, type):
+        raise ValueError(f"a pixel loss or one of {', '.join(NAMES)}")
+    return cast(PixelLoss, given)
 
 
-AnyLoss = Annotated[
-    CrossEntropy | Masked | Balanced | Seg | Cos | JensenShannon | Sigmoid | Spherical | Cosine | Tsallis,
-    BeforeValidator(parse_loss),
-]
-"""A pixel loss, in Python as a value and in recipes as its name."""
+AnyLoss = Annotated[PixelLoss, PlainValidator(parse_loss)]
+"""A pixel loss: in Python any value that maps logits and the aim to what is climbed, in recipes its name."""

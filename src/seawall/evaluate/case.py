@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.free import MinimumNorm, Solved
+from seawall.attacks.goal import Hide, Towards
 from seawall.attacks.universal import SetAttack
 from seawall.errors import ModelError, UsageError, did_you_mean
 from seawall.keys import Keys
 from seawall.threat import ThreatModel
-from seawall.types import Batch, SegmentationModel, Threat
+from seawall.types import Batch, ModelSpec, SegmentationModel, Threat
 
 MEASURES: Mapping[str, str] = {
     "counts": "pixels",
@@ -114,6 +115,17 @@ class Case:
                 f"{tuple(image.shape)}{'' if image.shape != batch.image.shape else ' with NaN or infinity'}; fix the method"
             )
         return made._replace(image=image)
+
+    def target(self, spec: ModelSpec, batch: Batch, logits: Tensor) -> Tensor | None:
+        """Return the class (B, H, W) that a targeted attack wants at every pixel; None for any other.
+
+        Args:
+            spec: The model's.
+            batch: The clean images.
+            logits: (B, K, H, W) of the clean images.
+        """
+        goal = getattr(self.act, "goal", None)
+        return goal.pixels(spec, batch, logits) if isinstance(goal, Hide | Towards) else None
 
     def _attacked(self, model: SegmentationModel, batch: Batch, threat: Threat, keys: Keys) -> Made:
         if isinstance(self.act, SetAttack):

@@ -126,6 +126,7 @@ def write_examples(
     chips: Collection[str] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    restricted: Case | None = None,
 ) -> None:
     """Write what a case does to chips, clean beside attacked, without measuring it.
 
@@ -138,6 +139,7 @@ def write_examples(
         chips: Which chips; all where None.
         seed: Seed of the attack.
         device: Where to compute; the model's own where None.
+        restricted: The same attack on the pixels of the class alone, shown beside it.
     """
     with at_rest(model):
         for batch in batches:
@@ -146,7 +148,8 @@ def write_examples(
                 part = batch.select(chosen).to(_home(model, batch) if device is None else device)
                 image = case.image(model, part, seed)
                 pred = _logits(model, image, part)[0].argmax(1)
-                _show(model, part, image, pred, case, Setting("", name, show=part.chips, examples=folder))
+                beside = None if restricted is None else restricted.image(model, part, seed)
+                _show(model, part, image, pred, case, Setting("", name, show=part.chips, examples=folder), beside)
 
 
 @contextmanager
@@ -261,13 +264,18 @@ def _home(model: SegmentationModel, batch: Batch) -> torch.device:
     return batch.image.device
 
 
-def _show(model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, case: Case, setting: Setting) -> None:
+def _show(
+    model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, case: Case, setting: Setting, beside: Tensor | None = None
+) -> None:  # fmt: skip
     """Write the examples that were asked for: one per chip and case."""
     chosen = [i for i, chip in enumerate(batch.chips) if chip in setting.show]
     if setting.examples is None or case.act is None or not chosen:
         return
     part = batch.select(chosen)
-    before = _logits(model, part.image, part)[0].argmax(1)
+    logits = _logits(model, part.image, part)[0]
+    target = case.target(model.spec, part, logits)
+    other = None if beside is None else beside[chosen]
+    after = None if other is None else _logits(model, other, part)[0].argmax(1)
     for j, i in enumerate(chosen):
         chip = batch.chips[i]
         write_example(
@@ -279,10 +287,13 @@ def _show(model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, c
             clean=part.image[j].cpu().numpy(),
             attacked=image[i].cpu().numpy(),
             label=part.label[j].cpu().numpy(),
-            pred_clean=before[j].cpu().numpy(),
+            pred_clean=logits[j].argmax(0).cpu().numpy(),
             pred_attacked=pred[i].cpu().numpy(),
             seen=part.seen[j].cpu().numpy(),
             valid=part.valid[j].cpu().numpy(),
             bands=model.spec.bands,
+            target=None if target is None else target[j].cpu().numpy(),
+            restricted=None if other is None else other[j].cpu().numpy(),
+            pred_restricted=None if after is None else after[j].cpu().numpy(),
             name="@".join(word for word in (chip, setting.name, case.method, case.spoken) if word),
         )

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from torch import nn
 
+from seawall.attacks.fischer import Fischer
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import whole
 from seawall.datasets.splits import Split
-from seawall.evaluate import CLEAN, Case, evaluate, fitted, missing
-from seawall.interrogate import QUICK, interrogated, not_interrogated
+from seawall.evaluate import CLEAN, Case, fitted, write_examples
+from seawall.interrogate import QUICK
+from seawall.measurement import ChipSource, measure_model, mixed_chips
 from seawall.models.threshold import ThresholdNet
-from seawall.orders import cases_of
+from seawall.orders import baseline_name, cases_of
 from seawall.runtime import find_device
 from seawall.stages.learn import maker, spec_of_chips
 from seawall.stages.run import Run
@@ -23,50 +27,61 @@ from seawall.types import ModelSpec, SegmentationModel
 def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
     """Evaluate every model on the held-out chips; the clean network and the baselines under attack as well."""
     recipe, log = run.recipe, run.log
-    groups = {row.id: row.group for row in chips.rows}
     first = next(iter(models))
     attacked = {first: models[first], **dict(baselines(run, chips, split))}
     cases = [CLEAN, *cases_of(recipe, cast(ModelSpec, models[first].spec))]
+    source = ChipSource.of_folder(chips, split.test)
     for name, model in {**attacked, **models}.items():
-        model.to(find_device(run.device))
-        mine = _flagged(run, chips, split, name, model, cases) if name in attacked else [CLEAN]
-        for case in mine:
-            shown = name == first and case is mine[-1]  # the last attack at its last threat is the page's example
-            todo = missing(
-                log, split.test, recipe=recipe.id, name=name, classes=chips.classes, groups=groups, attacks=[case]
-            )
-            net = cast(SegmentationModel, model)
-            [case] = fitted([case], net, lambda: whole(chips, split.train), recipe.seed) if todo else [case]
-            evaluate(
-                net, whole(chips, todo), log=log, recipe=recipe.id, name=name, groups=groups,
-                attacks=[case], seed=recipe.seed, show=telling(chips, split.test, recipe.examples) if shown else (),
-                examples=run.folder / "examples", progress=_of(len(todo), run.say(f"{name}: {case.method} {case.spoken}".rstrip())),
-            )  # fmt: skip
+
+        def say(case: Case, name: str = name) -> Callable[[int, int, str], None]:
+            return run.say(f"{name}: {case.method} {case.spoken}".rstrip())
+
+        measure_model(
+            model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN], log=log,
+            recipe=lambda case: recipe.id, name=name, seed=recipe.seed,
+            ask=QUICK if recipe.interrogation else None, say=say, fit=lambda: whole(chips, split.train),
+        )  # fmt: skip
+        if name == first:
+            _write_examples(run, chips, split, name, model, *example_cases(cases))
 
 
-def _of(chips: int, say: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
-    """Tell how many batches there will be, which a stream of them cannot; chips of other sizes make a few more."""
-    return lambda done, _, note: say(done, max(done, -(-chips // 8)), note)
+def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:
+    """Return the attack that the page shows: the last under its last threat, or one on the whole image with its restricted twin.
+
+    Example:
+        >>> from seawall.attacks.fischer import Fischer
+        >>> from seawall.threat import ThreatModel
+        >>> eps = ThreatModel("linf", 0.08)
+        >>> made = [Case(n, Fischer("water", noise=n), eps) for n in ("whole", "restricted", "inside")]
+        >>> [case and case.method for case in example_cases(made)]
+        ['whole', 'restricted']
+    """
+    for case in reversed(cases):
+        act = case.act
+        if isinstance(act, Fischer) and act.noise == "whole":
+            part = replace(act, noise="restricted")
+            twin = next((c for c in cases if c.act == part and c.spoken == case.spoken), None)
+            if twin is not None:
+                return case, twin
+    return cases[-1], None
 
 
-def _flagged(run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, cases: list[Case]) -> list[Case]:
-    """Interrogate a network that is not measured to the end yet: its attacks carry what speaks against them."""
-    groups, net = {row.id: row.group for row in chips.rows}, cast(SegmentationModel, model)
-    if not missing(
-        run.log, split.test, recipe=run.recipe.id, name=name, classes=chips.classes, groups=groups, attacks=cases
-    ):
-        return cases
-    if not run.recipe.interrogation:
-        return not_interrogated(cases)
-    asked = whole(chips, telling(chips, split.test, QUICK.chips))
-    return interrogated(net, asked, cases, run.recipe.seed, home=run.folder, progress=run.say(f"{name}: interrogation"))
-
-
-def telling(chips: ChipFolder, ids: Iterable[str], count: int) -> tuple[str, ...]:
-    """Return the chips whose classes are most evenly mixed: pictures of nothing but land show nothing."""
-    counts = {id_: chips.row(id_).class_counts for id_ in ids}
-    even = {id_: 1 - max(found) / max(sum(found), 1) for id_, found in counts.items()}
-    return tuple(sorted(even, key=lambda id_: (-even[id_], id_))[:count])
+def _write_examples(
+    run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case, restricted: Case | None
+) -> None:
+    """Write the examples of the page that are not there yet; the recipe may ask for more of them later."""
+    if case.act is None:
+        return
+    folder, net = run.folder / "examples", cast(SegmentationModel, model)
+    there = {
+        str(said.get("chip"))
+        for said in (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
+        if (said.get("model"), said.get("method"), said.get("threat")) == (name, case.method, case.spoken)
+    }
+    missed = [id_ for id_ in mixed_chips(chips, split.test, run.recipe.examples) if id_ not in there]
+    if missed:
+        [case] = fitted([case], net, lambda: whole(chips, split.train), run.recipe.seed)
+        write_examples(net, whole(chips, missed), case, folder, name=name, seed=run.recipe.seed, restricted=restricted)
 
 
 def baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
@@ -75,7 +90,4 @@ def baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, 
         model = maker(method)(spec_of_chips(chips))
         if method.settings.get("rule") == "otsu":
             cast(ThresholdNet, model).fit(whole(chips, split.train))
-        yield (
-            "-".join(str(method.settings[key]) for key in ("index", "rule") if key in method.settings) or method.name,
-            model,
-        )
+        yield baseline_name(method), model

@@ -32,8 +32,8 @@ def survey(run: Run, chips: ChipFolder, model: nn.Module) -> dict[str, str]:
 
 
 def _simulated(chips: ChipFolder, size: int, seed: int, home: Path) -> Path:
-    path = home / "input.tif"
-    if path.exists():  # whole, and of this very recipe: the folder is named by its content
+    path = home / f"input-{size}.tif"
+    if path.exists():  # whole, and of this seed and these bands: the run's folder is named by them
         return path
     make = simulate_s1 if "VV" in chips.bands or "VH" in chips.bands else simulate_s2
     made = make("scene", size, chips.bands, seed=seed)
