@@ -17,6 +17,9 @@ from seawall.registry import register
 from seawall.threat import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
+EMA = 0.9
+"""What is kept of the weights at each step, as in the released code."""
+
 
 @register("attack", "pdpgd", paper="arXiv:2106.01538", smoke={"steps": 80}, traits=("min-norm",))
 @dataclass(frozen=True)
@@ -61,22 +64,23 @@ class PDPGD:
         # half of the weight evenly on the pixels, half on the norm
         count = valid.flatten(1).sum(1).clamp_min(1).to(u)
         dual = torch.where(valid, -count.log()[:, None, None], -torch.inf)
-        ema = torch.zeros_like(dual)
+        pixels, norm = _weights(dual)
         for i in range(self.steps):
             adv, logits, _ = found.look(u)
             aim = found.aim.seen_with(logits, i / self.steps)
             stands = margin(logits, aim)
-            share, norm_share = _weights(dual)
-            loss = torch.where(valid, share * functional.softplus(stands), 0.0).sum()
+            loss = torch.where(valid, pixels * functional.softplus(stands), 0.0).sum()
             grad = field.pull(torch.autograd.grad(loss, adv)[0])
             mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad.square()
             root = (square / (1 - 0.999 ** (i + 1))).sqrt()
             metric = root + 1e-8 * root.flatten(1).amax(1).clamp_min(1e-30)[:, None, None, None]
             rate = self.rate * 0.01 ** (i / self.steps)
             moved = u - rate * mean / (1 - 0.9 ** (i + 1)) / metric
-            u = field.prox(moved, rate * norm_share, metric)
-            ema = 0.9 * ema + 0.1 * stands.detach().sign()
-            dual = dual + self.dual_rate * (1 - 0.9 * i / self.steps) * torch.where(valid, ema, 0.0)
+            u = field.prox(moved, rate * norm, metric)
+            rise = self.dual_rate * (1 - 0.9 * i / self.steps)
+            dual = dual + rise * torch.where(valid, stands.detach().sign(), 0.0)
+            new = _weights(dual)
+            pixels, norm = EMA * pixels + (1 - EMA) * new[0], EMA * norm + (1 - EMA) * new[1]
         found.look(u)
 
 
