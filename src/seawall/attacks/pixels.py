@@ -184,7 +184,7 @@ class Sigmoid:
         gap = behind(logits, aim)
         count = aim.valid.flatten(1).sum(1).clamp_min(1)
         size = torch.where(aim.valid, gap.detach().abs(), 0.0).flatten(1).sum(1) / count
-        steep = self.first * (self.last / self.first) ** aim.progress / size.clamp_min(torch.finfo(gap.dtype).tiny)
+        steep = self.first * (self.last / self.first) ** aim.progress / size.clamp_min(1e-12)
         gap = gap * steep[:, None, None]
         fallen: Tensor = torch.sigmoid(gap) + LEAK * gap
         return -fallen if aim.targeted else fallen
