@@ -163,6 +163,7 @@ def test_the_smooth_count_is_a_count_in_the_end_and_does_not_know_the_scale_of_l
         for last in (2.0, 1e4)
     ]
     assert off[0] > 0.2 and off[1] < 0.01
+    logits, label, valid = ground(2)
     here = grad(Sigmoid(), logits, aim(label, valid, 0.3))
     far = grad(Sigmoid(), (1000 * logits.detach()).requires_grad_(), aim(label, valid, 0.3))
     assert torch.allclose(far.sign(), here.sign()) and torch.allclose(far * 1000, here, rtol=0.2, atol=1e-6)

@@ -31,17 +31,17 @@ class PDPGD:
     Args:
         goal: What the adversary wants.
         steps: Gradient steps; one forward and one backward pass each.
-        rate: Learning rate of the noise, as a share of eps; it falls to a hundredth of that.
+        rate: Learning rate of the noise in multiples of eps, the released 0.1 at eps = 8/255; it falls to a hundredth.
         dual_rate: First learning rate of the multipliers; it falls to a tenth.
         enough: Share of the valid pixels that is a success.
 
     Paper: Matyasko, Chau 2021, arXiv:2106.01538, algorithm 1. Differs: the proximal step is taken in Adam's own
-    metric, and the plain difference of logits serves two classes.
+    metric, and the plain difference of logits serves two classes. The weights are averaged as in the released code.
     """
 
     goal: Goal = AWAY
     steps: int = 500
-    rate: float = 0.3
+    rate: float = 3.0
     dual_rate: float = 0.1
     enough: float = ENOUGH
 
