@@ -106,7 +106,8 @@ class Cell:
     def __init__(self, home: Path, name: str, model: SegmentationModel, batch: Batch, threat: str) -> None:
         self.model, self.batch = model, batch
         self.threat, self.keys = threat_for(threat, model.spec), Keys(0, batch.chips)
-        self.path = home / "cells" / f"{name}@{threat.replace(' ', '-').replace('%', '')}.json"
+        size = f"{len(batch)}x{batch.image.shape[-1]}"
+        self.path = home / "cells" / size / f"{name}@{threat.replace(' ', '-').replace('%', '')}.json"
         self.held: dict[str, list[list[float]]] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def run(self, name: str, attack: Attack | None) -> Counts:

@@ -111,7 +111,7 @@ def test_an_interrogation_asks_the_most_mixed_chips_and_only_where_an_attack_is_
 ) -> None:
     heard: list[tuple[str, ...]] = []
 
-    def ask(model, batches, cases, seed, how):  # type: ignore[no-untyped-def]
+    def ask(model, batches, cases, seed, how, **more):  # type: ignore[no-untyped-def]
         heard.append(tuple(chip for batch in batches for chip in batch.chips))
         return [replace(case, flags=("zero-gradient",)) if case.threat is not None else case for case in cases]
 
