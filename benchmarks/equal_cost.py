@@ -93,7 +93,7 @@ def networks(given: argparse.Namespace) -> Iterator[tuple[str, SegmentationModel
                 order = recipe(architecture, taught, seed)
                 run = Run(order, given.home / name, "cpu", True, lambda *_: None)
                 start = time.process_time()
-                model = train_one(run, chips, split, architecture, order.training.objective, None)
+                model = train_one(run, chips, split, order.networks[0])
                 spent = time.process_time() - start
                 if spent > 5:
                     print(f"{name}: trained in {spent:.0f} CPU s", flush=True)

@@ -5,6 +5,7 @@ Goals: seawall's suite at 300 passes is not above SEA at 900, and at 30 not abov
 
     python benchmarks/strength.py                                    # the whole table
     python benchmarks/strength.py --chips 8 --size 96 --share 0.34   # a third of every member's passes
+    python benchmarks/strength.py --halmosi-only --chips 3 --size 48 --width 8 --epochs 12   # its 3 000 passes on one net
 
 `--share` shortens every run alike, so what is compared stays comparable.
 """
@@ -81,15 +82,12 @@ def recipe(given: argparse.Namespace, adversarial: bool) -> Recipe:
 
 def networks(given: argparse.Namespace, home: Path) -> Iterator[tuple[str, SegmentationModel, Batch]]:
     """Yield each network with the chips that it is attacked on."""
-    for name, weights in (("clean", given.clean), ("adversarial", given.adversarial)):
+    both = (("clean", given.clean), ("adversarial", given.adversarial))
+    for name, weights in both[:1] if given.halmosi_only else both:
         run = Run(recipe(given, name == "adversarial"), home / name, given.device, True, lambda *_: None)
         chips, _ = gather(run, home / "chips")
         split = divide(run, chips)
-        model = (
-            load_model(weights)
-            if weights
-            else train_one(run, chips, split, "unet", run.recipe.training.objective, None)
-        )
+        model = load_model(weights) if weights else train_one(run, chips, split, run.recipe.networks[0])
         yield (
             name,
             cast(SegmentationModel, model.to(given.device).eval()),
@@ -164,8 +162,9 @@ def main() -> None:
             def say(of: dict[str, object] = facts, **row: object) -> None:
                 print(json.dumps({**of, **row}), flush=True)
 
-            answers = Interrogation()(model, batch, threat, keys)
-            say(flags=answers.flags, asked={k: round(v, 4) for k, v in answers.accuracy.items()})
+            if not given.halmosi_only:
+                answers = Interrogation()(model, batch, threat, keys)
+                say(flags=answers.flags, asked={k: round(v, 4) for k, v in answers.accuracy.items()})
             clean = counted(model, batch, batch.image)
             say(attack="clean", passes=0, pooled=round(worst([clean])[0], 4), per_chip=round(worst([clean])[1], 4))
 
@@ -197,6 +196,10 @@ def compare(given: argparse.Namespace, run: Callable[[Attack], Counts], say: Cal
             told(f"{name}: {member.name}", member.passes, [held[-1]], start)
         return told(name, total(members), held, begun)
 
+    if given.halmosi_only:
+        suite("halmosi", Halmosi(given.share))
+        suite("seawall 300", Seawall(300))
+        return
     alone = {}
     for name, attack in singles(shorter(100)).items():
         start = time.perf_counter()
@@ -232,6 +235,9 @@ def asked() -> argparse.Namespace:
     ask.add_argument("--size", type=int, default=128)
     ask.add_argument("--share", type=float, default=1.0)
     ask.add_argument("--skip-halmosi", action="store_true")
+    ask.add_argument(
+        "--halmosi-only", action="store_true", help="the clean network alone, Halmosi's set and seawall at 300"
+    )
     ask.add_argument("--threads", type=int, default=2)
     ask.add_argument("--device", default="cpu")
     return ask.parse_args()
