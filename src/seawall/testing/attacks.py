@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from seawall.attacks.universal import SetAttack
 from seawall.keys import Keys
 from seawall.registry import Entry
 from seawall.testing.ground import accuracy, ground_batch, linear_model, uneven_model, worst_accuracy
@@ -212,14 +213,14 @@ def check_traits(entry: Entry) -> None:
         got = accuracy(linear, batch, _run(entry, linear, batch))
         assert bool((got > least + 1e-6).any()), "weak: it reaches the optimum of a linear model"
     if "set" in entry.traits:
-        whole = _run(entry, model, batch)
-        other = [ground_batch(size=16, seed=seed) for seed in range(1, 9)]
-        sets = [replace(batch, image=torch.cat([batch.image[:1], more.image[1:]])) for more in other]
-        assert any(not same_bits(_run(entry, model, one)[:1], whole[:1]) for one in (*sets, batch.select([0]))), (
-            "set: an image's noise does not depend on the other images"
-        )
-        turned = _run(entry, model, batch.select([2, 0, 1]))
-        assert torch.allclose(whole[[2, 0, 1]], turned, rtol=0, atol=1e-6), "set: the noise depends on the order"
+        attack, segmenter = made(entry), cast(SegmentationModel, model)
+        assert isinstance(attack, SetAttack), "set: it cannot be fitted to a set"
+        ready = attack.fitted(segmenter, [batch], LINF, Keys(0, batch.chips))
+        whole = ready(segmenter, batch, LINF, Keys(0, batch.chips))
+        for i in range(len(batch)):
+            one = batch.select([i])
+            alone = ready(segmenter, one, LINF, Keys(1, one.chips))
+            assert same_bits(alone, whole[i : i + 1]), "set: the fitted noise depends on what it is put on"
     if "min-norm" in entry.traits:
         wide = ThreatModel("linf", 0.5)
         far = wide.distance(_run(entry, model, batch, wide), batch.image)
