@@ -162,3 +162,29 @@ def test_a_shift_beyond_reach_says_so_and_empty_masks_have_none():
         positional_error(dry, dry[1:], dry, gsd_m=10.0)
     with pytest.raises(UsageError, match="meters"):
         positional_error(dry, dry, dry, gsd_m=-1.0)
+
+
+@pytest.mark.parametrize("step", [(0.0, 2.3), (-1.4, 0.0), (2.5, -3.75)])
+def test_a_shift_by_fractions_of_a_pixel_is_found_along_each_axis(step):
+    """Masks sampled at pixel centers from one of twenty times the resolution."""
+    fine = np.zeros((1600, 1600), bool)
+    rng = np.random.default_rng(3)
+    rows, cols = np.mgrid[:1600, :1600]
+    for _ in range(6):
+        r, c, size = *rng.integers(350, 1250, 2), rng.integers(60, 200)
+        fine |= (rows - r) ** 2 + (cols - c) ** 2 < size**2
+    moved = np.roll(fine, [round(20 * s) for s in step], (0, 1))
+    water, layer = fine[10::20, 10::20], moved[10::20, 10::20]
+    found = positional_error(layer, water, np.ones_like(water), gsd_m=(20.0, 10.0), reach_m=100.0)
+    assert found.rows_fine == pytest.approx(-step[0], abs=0.12)
+    assert found.cols_fine == pytest.approx(-step[1], abs=0.12)
+    assert found.shift_m == pytest.approx(math.hypot(20 * step[0], 10 * step[1]), abs=3)
+
+
+def test_the_farthest_shift_is_in_meters_along_each_axis():
+    water = islands()
+    layer = np.roll(water, (6, 0), (0, 1))
+    everywhere = np.ones_like(water)
+    assert positional_error(layer, water, everywhere, gsd_m=(10.0, 30.0), reach_m=60.0).rows == -6
+    near = positional_error(layer, water, everywhere, gsd_m=(30.0, 10.0), reach_m=60.0)
+    assert abs(near.rows) == 2 and near.at_limit
