@@ -23,7 +23,9 @@ from seawall.errors import DataError, SeawallError, UsageError, did_you_mean
 from seawall.files import RunLock, write_atomic
 from seawall.keys import Keys
 from seawall.poison import Realized, assign_thirds, parse_noise, realized
-from seawall.poison.realized import allowed_pixels
+from seawall.poison.realized import Described, allowed_pixels
+from seawall.poison.sources import placed, source_digest
+from seawall.poison.text import spoken_budget
 from seawall.poison.thirds import Thirds
 from seawall.recipe import SplitBy
 from seawall.result import Progress
@@ -34,7 +36,7 @@ Row = dict[str, str | int | float | None]
 Failed = Sequence[tuple[str, str]]
 PARTS = ("all", "train", "val", "test")
 RECORD = "corruptions.jsonl"
-_METERS = re.compile(r"\d\s*m(\s|$)|\bof\s*=\s*.?meters")
+_METERS = re.compile(r"\d\s*(m|px)(\s|$)|\bof\s*=\s*.?meters")
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,21 @@ class Order:
         made = [batch_of(chip)]
         if chip.id in self.touched:
             for number, noise in enumerate(self.noises):
-                path = ("noise",) if number == 0 else ("noise", str(number))
-                made.append(noise(made[-1], Keys(self.seed, (chip.id,), path)))
+                made.append(noise(made[-1], self.keys(chip.id, number)))
         return made
+
+    def keys(self, id_: str, number: int) -> Keys:
+        """Return the random streams of a noise on a chip."""
+        return Keys(self.seed, (id_,), ("noise",) if number == 0 else ("noise", str(number)))
+
+    def describe(self, chip: Chip) -> Row:
+        """Return what the noises have to say about a chip beside the pixels that changed."""
+        told: Row = {}
+        if chip.id in self.touched:
+            for number, (noise, before) in enumerate(zip(self.noises, self.stages(chip), strict=False)):
+                if isinstance(noise, Described):
+                    told |= noise.describe(before, self.keys(chip.id, number))[0]
+        return told
 
     def digest(self, chips: ChipFolder, id_: str) -> str:
         """Content and settings that decide a chip of the new folder."""
@@ -72,7 +86,8 @@ class Order:
             chips.row(id_),
             [repr(_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
         )
-        return sha(row.sha256, row.label_sha256, *done, str(self.seed), __version__)
+        sources = [source_digest(noise, id_) for noise in self.noises] if id_ in self.touched else []
+        return sha(row.sha256, row.label_sha256, *done, *sources, str(self.seed), __version__)
 
 
 def corrupt_chips(
@@ -149,7 +164,7 @@ def noise_for(text: str, chips: ChipFolder, touched: Sequence[str]) -> LabelNois
         raise UsageError(
             f"{name}.klass: expected a class of {', '.join(chips.classes)}, got {klass}; choose 0..{count - 1}"
         )
-    return noise
+    return placed(noise, {id_: chips.row(id_).grid for id_ in touched})
 
 
 def batch_of(chip: Chip) -> Batch:
@@ -204,7 +219,7 @@ def _record(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Real
         {
             "chip": id_, "group": folder.row(id_).group, "touched": id_ in order.touched,
             "noise": order.text if id_ in order.touched else "", "seed": order.seed, **done.row(folder.gsd_m),
-            "label_sha256_before": folder.row(id_).label_sha256,
+            "label_sha256_before": folder.row(id_).label_sha256, **order.describe(folder.read(id_)),
         }
         for id_, done in rows.items()
     ]  # fmt: skip
@@ -215,8 +230,12 @@ def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Reali
     of = [done for id_, done in rows.items() if id_ in order.touched]
     shares = [done.share for done in of if done.share is not None]
     valid, changed = sum(done.valid for done in of), sum(done.changed for done in of)
+    reached = f"{changed / valid:.2%} of the valid pixels" if valid else "nothing, for no pixel is valid"
+    same = sum(done.changed == 0 for done in of)
     return {
-        "folder": str(out), "record": str(out / RECORD), "noise": order.text, "chips": len(rows), "touched": len(of),
+        "folder": str(out), "record": str(out / RECORD), "noise": order.text,
+        "asked": ", then ".join(spoken_budget(noise) for noise in order.noises),
+        "reached": reached + (f"; {same} of {len(of)} chips unchanged" if same else ""), "chips": len(rows), "touched": len(of),
         "changed": sum(done.changed > 0 for done in of), "share": changed / valid if valid else None,
         "share.lowest": min(shares, default=None), "share.highest": max(shares, default=None),
         "short_px": sum(done.short or 0 for done in of), "source": str(folder.root),

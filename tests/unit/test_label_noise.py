@@ -355,7 +355,8 @@ def test_bad_teachers_are_named(tmp_path):
         (lambda: Jitter(0.1, length_px=math.inf), "above 0"),
         (lambda: Shift(-1, gsd_m=10), "0 up"),
         (lambda: Shift(1, gsd_m=0), "above 0"),
-        (lambda: Shift(1, gsd_m=10, bearing_deg=math.nan), "degrees"),
+        (lambda: Shift(9, gsd_m=10), "at least one pixel of 10 m"),
+        (lambda: Shift(10, gsd_m=10, bearing_deg=math.nan), "degrees"),
         (lambda: DropObjects(0.1, order="random"), "'keyed'"),
         (lambda: DropObjects(0.1, of="meters"), "gsd_m"),
         (lambda: MergeObjects(0.1, width_px=0), "width_px"),
@@ -377,8 +378,8 @@ def test_noise_from_text():
     assert parse_noise("thirds 20% kernel=3") == Thirds(budget=0.2, kernel=3)
     assert parse_noise("class-dependent matrix=[[0.5,0.5],[0,1]]").matrix == ((0.5, 0.5), (0.0, 1.0))
     assert parse_noise("stale source=level:3 budget=0.5") == Stale("level:3", 0.5)
-    assert noise_text(Thirds(parts=assign_thirds(["a", "b"]))) == "thirds parts=2 chips"
-    assert noise_text(Erode()) == "erode"
+    assert noise_text(Thirds(0.1, parts=assign_thirds(["a", "b"]))) == "thirds budget=0.1 parts=2 chips"
+    assert noise_text(Erode(0.1)) == "erode budget=0.1"
 
 
 @pytest.mark.parametrize(
