@@ -28,6 +28,7 @@ from seawall.files import RunLock, atomic, write_atomic
 from seawall.infer import model_digest
 from seawall.keys import Keys
 from seawall.labels.confident import Opinion, Suspicion, agreed, softmin, suspect
+from seawall.labels.offset import label_shift
 from seawall.labels.rule import Rule, parse_rule
 from seawall.learning.dynamics import Dynamics, Learned
 from seawall.learning.supervised import Supervised
@@ -51,6 +52,9 @@ COLUMNS = (
     "loss",
     "train_loss",
     "aum",
+    "shift_gain",
+    "shift_rows",
+    "shift_cols",
     "rule_agreement",
     "witness_px",
     "witness_share",
@@ -179,6 +183,9 @@ def _teach(
     return load_model(home / "model.safetensors"), dynamics
 
 
+SHIFT_PX = 8
+"""Farthest move of a label that is tried against the prediction, in pixels along each axis."""
+
 SMALL: Mapping[str, dict[str, Setting]] = {"unet": {"width": 12, "depth": 3}}
 """Settings for the folds' models: small ones learn wrong labels by heart last."""
 
@@ -217,9 +224,16 @@ def _judge(
         "train_loss": learned.loss if learned else None, "aum": learned.aum if learned else None,
         "rule_agreement": None, "witness_px": None, "witness_share": None,
     }  # fmt: skip
+    chip, water = folder.read(opinion.chip), folder.header.water
+    moved = label_shift(
+        opinion.label, opinion.probs.argmax(0), opinion.valid, chip.seen, reach=SHIFT_PX,
+        classes=range(len(folder.classes)) if water is None else (water,),
+    )  # fmt: skip
+    row |= {
+        "shift_gain": moved.gain if moved else None, "shift_rows": moved.rows if moved else None,
+        "shift_cols": moved.cols if moved else None,
+    }  # fmt: skip
     if second is not None:
-        chip = folder.read(opinion.chip)
-        water = folder.header.water
         other = second(chip.image, chip.seen, folder.bands, folder.unit).label
         defined = other != IGNORE
         mapped = np.where(other == 1, -1 if water is None else water, 0).astype(np.int64)

@@ -7,7 +7,7 @@ import pytest
 
 from seawall.errors import DataError, UsageError
 from seawall.labels.agreement import compare_masks, disagreement_map, shore_distances, shoreline, trust_table
-from seawall.labels.offset import positional_error
+from seawall.labels.offset import label_shift, positional_error
 
 
 def half(cols, size=10):
@@ -188,3 +188,34 @@ def test_the_farthest_shift_is_in_meters_along_each_axis():
     assert positional_error(layer, water, everywhere, gsd_m=(10.0, 30.0), reach_m=60.0).rows == -6
     near = positional_error(layer, water, everywhere, gsd_m=(30.0, 10.0), reach_m=60.0)
     assert abs(near.rows) == 2 and near.at_limit
+
+
+def test_a_label_fits_its_prediction_better_once_it_is_moved_back():
+    guess = islands().astype(int)
+    label = np.roll(guess, (3, -5), (0, 1))
+    valid = np.random.default_rng(2).random(guess.shape) > 0.1
+    everywhere = np.ones_like(valid)
+    found = label_shift(label, guess, valid, everywhere, classes=(1,), reach=8)
+    hit, either = ((label & guess) * valid).sum(), ((label | guess) * valid).sum()
+    assert (found.rows, found.cols) == (-3, 5)
+    assert found.gain == pytest.approx(1 - hit / either)
+    near = label_shift(label, guess, valid, everywhere, classes=(1,), reach=2)
+    assert (abs(near.rows), abs(near.cols)) == (2, 2) and near.gain < found.gain
+    still = label_shift(guess, guess, valid, everywhere, classes=(1,), reach=8)
+    assert (still.gain, still.rows, still.cols) == (0.0, 0, 0)
+    assert label_shift(label * 0, guess * 0, valid, everywhere, classes=(1,), reach=8) is None
+    # two classes, one of which is everywhere else: the mean of both
+    both = label_shift(label, guess, valid, everywhere, classes=(0, 1), reach=8)
+    rest = ((label == 0) & (guess == 0) & valid).sum() / (((label == 0) | (guess == 0)) & valid).sum()
+    assert both.gain == pytest.approx((found.gain + 1 - rest) / 2)
+
+
+def test_a_prediction_of_unseen_pixels_moves_no_label():
+    guess = np.zeros((32, 32), int)
+    guess[10:20, 10:20] = 1
+    known = np.ones((32, 32), bool)
+    known[:, 24:] = False
+    label, junk = guess.copy(), guess.copy()
+    junk[:, 24:] = 1
+    plain, other = (label_shift(label, g, known, known, classes=(1,), reach=8) for g in (guess, junk))
+    assert plain == other and plain.gain == 0.0

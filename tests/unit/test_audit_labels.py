@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from torch import nn
 
-from seawall import api
+from seawall import api, audit_labels
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import ChipHeader
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 from seawall.learning.dynamics import Dynamics, margin
+from seawall.models.adapter import adapt
 from seawall.models.threshold import Threshold
 from seawall.models.weights import save_model
-from seawall.sheet import Card, montage, preview
+from seawall.report.pictures import CLASSES
+from seawall.sheet import BLANK, SUSPECT, Card, montage, preview
 from seawall.testing.ground import ground_batch, uneven_model
 from seawall.testing.state import same_snapshot, snapshot
 from seawall.types import ModelSpec
@@ -153,10 +156,46 @@ def test_a_chip_that_nobody_saw_has_a_picture():
     assert (preview(image, none, ("VV", "VH")) == 128).all()
     row = {"rank": 1, "chip": "späte <chip>", "issue_share": None}
     card = Card(row, image, np.zeros((8, 12), np.int64), np.zeros((8, 12), np.int64), none, none, none, ("VV", "VH"))
-    assert montage([card]).ndim == 3
+    assert montage([card], ("land", "water")).ndim == 3
+
+
+def test_the_picture_has_titles_a_legend_and_the_group():
+    image, plane = np.zeros((2, 8, 8), np.float32), np.ones((8, 8), bool)
+    row = {"rank": 1, "chip": "a", "group": "delta", "issue_share": 0.5, "shift_gain": 0.25, "shift_rows": -3, "shift_cols": 4}
+    card = Card(row, image, plane.astype(np.int64), plane.astype(np.int64), plane, plane, ~plane, ("VV", "VH"))
+    assert card.caption() == "1. a   group delta   50.0 % suspect   fits better by 0.25 moved 3 px up and 4 px right"
+    made = montage([card], ("land", "water"))
+    head = made[:44]
+    assert all((head[:18, 6 + column * 198 : 200 + column * 198] < 200).any() for column in range(4))
+    for color in (*(CLASSES[k][:3] for k in range(2)), BLANK, SUSPECT):
+        assert (head[18:] == color).all(-1).sum() >= 100
+    assert np.array_equal(montage([], ("land", "water"))[:44], head)
 
 
 def test_a_folder_of_corrupted_chips_can_be_audited_again(audited, tmp_path):
     chips, _, _ = audited
     api.corrupt(chips.root, noise=("drop-objects 50% of=objects",), out=tmp_path / "dropped")
     assert len(ChipFolder.open(tmp_path / "dropped")) == 6
+
+
+def test_each_chip_is_judged_by_the_model_that_did_not_learn_from_its_group(tmp_path, monkeypatch):
+    chips, taught = make_folder(tmp_path / "chips"), []
+
+    def teach(folder, ids, home, teaching, tell):
+        """A model that gives water the same probability everywhere, another one in every fold."""
+        taught.append(set(ids))
+        net = adapt(nn.Conv2d(2, 2, 1), ModelSpec(HEADER.bands, HEADER.classes, HEADER.unit, HEADER.gsd_m))
+        with torch.no_grad():
+            for value in net.parameters():
+                value.zero_()
+            next(v for v in net.parameters() if v.ndim == 1)[1] = float(len(taught))
+        return net.eval(), Dynamics(list, home / "dynamics.jsonl")
+
+    monkeypatch.setattr(audit_labels, "_teach", teach)
+    teaching = audit_labels.Teaching("unet", 3, 1, 0, "cpu")
+    said, _ = audit_labels._cross_validate(chips, tmp_path / "out", teaching, lambda *_: None)
+    assert len(taught) == 3 and set(said) == set(chips.ids)
+    for id_, path in said.items():
+        fold = [number for number, ids in enumerate(taught, 1) if id_ not in ids]
+        assert len(fold) == 1
+        assert np.load(path)[1] == pytest.approx(1 / (1 + np.exp(-fold[0])), abs=1e-3)

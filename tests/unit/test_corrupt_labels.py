@@ -297,3 +297,12 @@ def test_a_wrong_source_that_is_not_there_is_one_error(tmp_path):
     assert not (tmp_path / "b").exists()
     np.save(tmp_path / "empty" / "c1.npy", np.zeros((32, 32), np.int64))
     assert [item for item, _ in corrupt(chips, tmp_path / "b", f"stale source={tmp_path}/empty").failed] == ["c0", "c2"]
+
+
+def test_another_seed_makes_the_labels_again(tmp_path):
+    chips = make_folder(tmp_path / "a", ("lake",) * 3)
+    corrupt(chips, tmp_path / "b", "symmetric 10%", seed=0)
+    corrupt(chips, tmp_path / "b", "symmetric 10%", seed=1)
+    corrupt(chips, tmp_path / "c", "symmetric 10%", seed=1)
+    again, fresh = ChipFolder.open(tmp_path / "b"), ChipFolder.open(tmp_path / "c")
+    assert all(again.row(id_).label_sha256 == fresh.row(id_).label_sha256 for id_ in chips.ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,6 +102,47 @@ def positional_error(
         float(np.percentile(apart, 95)) if apart.size else None,
         at_limit=any(r > 0 and abs(step) == r for step, r in zip((rows, cols), reach, strict=True)),
     )
+
+
+@dataclass(frozen=True)
+class LabelShift:
+    """How much better a label fits a prediction when it is moved as a whole.
+
+    Args:
+        gain: IoU with the prediction after the move minus before, from 0 up.
+        rows: Rows that the label must move down, in whole pixels.
+        cols: Columns that it must move right.
+    """
+
+    gain: float
+    rows: int
+    cols: int
+
+
+def label_shift(
+    label: NDArray[np.integer], guess: NDArray[np.integer], valid: Mask, known: Mask, *, classes: Sequence[int], reach: int
+) -> LabelShift | None:
+    """Find the move of a whole label that fits a prediction best, as after a registration error.
+
+    Args:
+        label: (H, W) class indices, meaningless where not valid.
+        guess: (H, W) predicted class indices.
+        valid: (H, W) bool: where the label counts.
+        known: (H, W) bool: where the prediction means something.
+        classes: Classes whose IoU counts, such as water alone; of several the mean.
+        reach: Farthest move along each axis that is tried, in pixels; at most a quarter of the chip is.
+
+    Returns:
+        The move, or None where neither the label nor the prediction has any of the classes.
+    """
+    far = min(reach, min(label.shape) // 4)
+    planes = [iou_by_shift(guess == k, (label == k) & valid, valid, (far, far), known) for k in classes]
+    there = [plane for plane in planes if np.isfinite(plane[far, far])]
+    if not there:
+        return None
+    score = np.mean([np.nan_to_num(plane) for plane in there], axis=0)
+    row, col = best_shift(score)
+    return LabelShift(float(score[row, col] - score[far, far]), far - row, far - col)
 
 
 def iou_by_shift(
