@@ -76,7 +76,11 @@ def main() -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["noise"], row["spread"], row["seed"]) for row in rows}
-    cells = [(n, s) for s in asked.spread for n in asked.noises] if asked.data == "simulated" else [(n, "some") for n in FAULTS]
+    cells = (
+        [(n, s) for s in asked.spread for n in asked.noises]
+        if asked.data == "simulated"
+        else [(n, "some") for n in FAULTS]
+    )
     todo = [(n, s, seed) for seed in asked.seeds for n, s in cells if (n, s, seed) not in done]
     print(f"{len(todo)} audits to make, {len(done)} there", flush=True)
     for noise, spread, seed in todo:
@@ -130,7 +134,9 @@ def one(asked: argparse.Namespace, noise: str, spread: str, seed: int) -> dict[s
 
 def inject(clean: ChipFolder, out: Path, faults: Sequence[str], seed: int) -> None:
     """Write a folder in which some chips, drawn by the seed among those with both classes, have a fault each."""
-    mixed = [id_ for id_ in clean.ids if 0.02 < float(np.mean(clean.read(id_).label[clean.read(id_).valid] == 1)) < 0.98]
+    mixed = [
+        id_ for id_ in clean.ids if 0.02 < float(np.mean(clean.read(id_).label[clean.read(id_).valid] == 1)) < 0.98
+    ]
     drawn = np.random.default_rng(seed).permutation(mixed)[: len(faults)]
     fault = dict(zip(drawn.tolist(), faults, strict=True))
     writer = ChipWriter(out, clean.header)

@@ -102,9 +102,7 @@ def cells(asked: argparse.Namespace) -> list[tuple[str, str, float]]:
 def measure(asked: argparse.Namespace, path: Path) -> None:
     folder = chips(asked)
     done = {key(row) for row in read(path)}
-    todo = [
-        (seed, *cell) for seed in asked.seeds for cell in cells(asked) if (asked.data, seed, *cell) not in done
-    ]
+    todo = [(seed, *cell) for seed in asked.seeds for cell in cells(asked) if (asked.data, seed, *cell) not in done]
     print(f"{len(todo)} rows to make, {len(done)} there", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, (seed, way, noise, rate) in enumerate(todo):
@@ -297,7 +295,9 @@ def tables(rows: list[dict[str, object]], data: str) -> str:
     head = ["| noise | asked | wrong pixels | " + " | ".join(ways) + " |", "|" + "---|" * (3 + len(ways))]
     lines += head + [_line(at, cell, [level(cell.get(way, {})) for way in ways]) for at, cell in cells_]
     lines += ["", "Gain over ce, paired by seed and groups:", ""]
-    lines += head + [_line(at, cell, [gain(cell.get(way, {}), cell.get("ce", {})) for way in ways]) for at, cell in cells_]
+    lines += head + [
+        _line(at, cell, [gain(cell.get(way, {}), cell.get("ce", {})) for way in ways]) for at, cell in cells_
+    ]
     return "\n".join(lines)
 
 
@@ -344,12 +344,18 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("simulated", "hls"), default="simulated")
     parser.add_argument("--out", type=Path, default=Path("runs/survive"))
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=[way for way in WAYS if way != "forward-estimated"])
-    parser.add_argument("--noises", nargs="+", choices=list(RATES), help="all six on simulated chips, three on the real ones")
+    parser.add_argument(
+        "--ways", nargs="+", choices=list(WAYS), default=[way for way in WAYS if way != "forward-estimated"]
+    )
+    parser.add_argument(
+        "--noises", nargs="+", choices=list(RATES), help="all six on simulated chips, three on the real ones"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=160, help="optimizer steps per training")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--patch", type=int, help="side of a training patch; 32 for simulated chips, 64 for the real ones")
+    parser.add_argument(
+        "--patch", type=int, help="side of a training patch; 32 for simulated chips, 64 for the real ones"
+    )
     parser.add_argument("--width", type=int, default=8, help="features of the U-Net at full size")
     parser.add_argument("--scenes", type=int, default=48, help="simulated scenes")
     parser.add_argument("--size", type=int, default=48, help="side of a simulated scene in pixels")

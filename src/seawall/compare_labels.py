@@ -124,5 +124,7 @@ def _read(path: Path, grid: Grid, value: int, all_touched: bool) -> Source:
     with open_raster(path) as source:
         data, seen = source.read(bands=source.bands[:1])
     mask = (data[0] == value) & seen
-    flags = ["no pixel is known"] if not seen.any() else [] if mask.any() else [f"no pixel has the value {value}: all land"]
+    flags = (
+        ["no pixel is known"] if not seen.any() else [] if mask.any() else [f"no pixel has the value {value}: all land"]
+    )
     return Source(path, mask, seen, tuple(flags))

@@ -135,7 +135,11 @@ def _write(sheet: Bytes, text: str, left: int, baseline: int, width: int) -> Non
 
 def _moved(row: Mapping[str, str | int | float | None]) -> str:
     down, right = int(row.get("shift_rows") or 0), int(row.get("shift_cols") or 0)
-    told = [f"{abs(n)} px {one if n > 0 else other}" for n, one, other in ((down, "down", "up"), (right, "right", "left")) if n]
+    told = [
+        f"{abs(n)} px {one if n > 0 else other}"
+        for n, one, other in ((down, "down", "up"), (right, "right", "left"))
+        if n
+    ]
     return " and ".join(told)
 
 

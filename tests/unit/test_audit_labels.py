@@ -161,7 +161,15 @@ def test_a_chip_that_nobody_saw_has_a_picture():
 
 def test_the_picture_has_titles_a_legend_and_the_group():
     image, plane = np.zeros((2, 8, 8), np.float32), np.ones((8, 8), bool)
-    row = {"rank": 1, "chip": "a", "group": "delta", "issue_share": 0.5, "shift_gain": 0.25, "shift_rows": -3, "shift_cols": 4}
+    row = {
+        "rank": 1,
+        "chip": "a",
+        "group": "delta",
+        "issue_share": 0.5,
+        "shift_gain": 0.25,
+        "shift_rows": -3,
+        "shift_cols": 4,
+    }
     card = Card(row, image, plane.astype(np.int64), plane.astype(np.int64), plane, plane, ~plane, ("VV", "VH"))
     assert card.caption() == "1. a   group delta   50.0 % suspect   fits better by 0.25 moved 3 px up and 4 px right"
     made = montage([card], ("land", "water"))

@@ -71,7 +71,6 @@ def feature_file(path: Path, rings: list[list[list[float]]], crs: str = "") -> P
     return path
 
 
-
 def test_every_flag_of_every_source_is_told(tmp_path: Path) -> None:
     away = feature_file(tmp_path / "b.geojson", [[[10, 10], [11, 10], [11, 11], [10, 10]]])
     done = cli("compare-labels", mask(tmp_path / "a.tif", 12), away, "--json")
@@ -81,7 +80,9 @@ def test_every_flag_of_every_source_is_told(tmp_path: Path) -> None:
     assert told["iou"] == 0.0
     (tmp_path / "other").mkdir()
     twin = mask(tmp_path / "other" / "a.tif", 0)
-    told = json.loads(cli("compare-labels", mask(tmp_path / "a.tif", 12), twin, "--reference", away, "--json").out)["facts"]
+    told = json.loads(cli("compare-labels", mask(tmp_path / "a.tif", 12), twin, "--reference", away, "--json").out)[
+        "facts"
+    ]
     assert "flags of the first" not in told
     assert told["flags of the second"] == "no pixel has the value 1: all land"
     assert "misses the scene" in told["flags of the reference"]
@@ -91,7 +92,9 @@ def test_a_layer_without_features_and_one_in_meters_without_a_crs(tmp_path: Path
     raster = mask(tmp_path / "a.tif", 12)
     told = json.loads(cli("compare-labels", raster, feature_file(tmp_path / "b.geojson", []), "--json").out)["facts"]
     assert told["flags of the second"].startswith("the layer has no features: all land")
-    meters = feature_file(tmp_path / "c.geojson", [[[500000, 4000000], [500100, 4000000], [500100, 3999900], [500000, 4000000]]])
+    meters = feature_file(
+        tmp_path / "c.geojson", [[[500000, 4000000], [500100, 4000000], [500100, 3999900], [500000, 4000000]]]
+    )
     cli("compare-labels", raster, meters).refused(1, "c.geojson: expected degrees", "500000", "coordinate system")
 
 

@@ -219,9 +219,13 @@ def test_what_was_allowed_follows_the_kind_of_budget(tmp_path):
         assert row["short"] == 0
     corrupt(chips, tmp_path / "thirds", "thirds 5%")
     thirds = rows_of(tmp_path / "thirds")
-    assert [thirds[f"c{i}"]["allowed"] for i in range(3)] == [int(0.05 * thirds[f"c{i}"]["valid"]) for i in (0, 1)] + [0]
+    assert [thirds[f"c{i}"]["allowed"] for i in range(3)] == [int(0.05 * thirds[f"c{i}"]["valid"]) for i in (0, 1)] + [
+        0
+    ]
     assert thirds["c2"]["short"] == 0
-    for number, noise in enumerate(("stale source=level:2", "wrong-source source=coarse:8", "index-threshold", "shift 3 px")):
+    for number, noise in enumerate(
+        ("stale source=level:2", "wrong-source source=coarse:8", "index-threshold", "shift 3 px")
+    ):
         done = corrupt(chips, tmp_path / str(number), noise)
         assert all(row["allowed"] is None and row["short"] is None for row in rows_of(tmp_path / str(number)).values())
         assert done.facts["short_px"] == 0

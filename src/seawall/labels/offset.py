@@ -120,7 +120,13 @@ class LabelShift:
 
 
 def label_shift(
-    label: NDArray[np.integer], guess: NDArray[np.integer], valid: Mask, known: Mask, *, classes: Sequence[int], reach: int
+    label: NDArray[np.integer],
+    guess: NDArray[np.integer],
+    valid: Mask,
+    known: Mask,
+    *,
+    classes: Sequence[int],
+    reach: int,
 ) -> LabelShift | None:
     """Find the move of a whole label that fits a prediction best, as after a registration error.
 

@@ -197,7 +197,9 @@ def _features(path: Path, layer: str, source: CRS) -> int:
     try:
         info = pyogrio.read_info(path, layer=layer, force_feature_count=True, force_total_bounds=source.is_geographic)
     except (DataSourceError, DataLayerError) as bad:
-        raise DataError(f"{path}: expected layer {layer}, got an unreadable one ({_first(bad)}); fetch it again") from bad
+        raise DataError(
+            f"{path}: expected layer {layer}, got an unreadable one ({_first(bad)}); fetch it again"
+        ) from bad
     bounds = info["total_bounds"] if source.is_geographic else None
     if bounds is not None and np.isfinite(bounds).all() and (np.abs(bounds) > (540, 90.001) * 2).any():
         raise DataError(

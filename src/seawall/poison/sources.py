@@ -22,8 +22,8 @@ from seawall.labels.rule import IGNORE, parse_rule
 from seawall.poison.boundary import shore_distance
 from seawall.poison.budget import allowance, check_budget, check_class
 from seawall.poison.ground import Ground, Label, relabel
-from seawall.poison.realized import Plain
 from seawall.poison.pixels import correlated
+from seawall.poison.realized import Plain
 from seawall.registry import register
 from seawall.types import Batch, LabelNoise
 
@@ -79,7 +79,9 @@ def placed(noise: LabelNoise, grids: Mapping[str, Grid]) -> LabelNoise:
         return noise
     where = f"{noise.name}.source"
     if not isinstance(noise, WrongSource):
-        raise DataError(f"{where}: expected a folder of labels, got the vector layer {noise.source}; use wrong-source for it")
+        raise DataError(
+            f"{where}: expected a folder of labels, got the vector layer {noise.source}; use wrong-source for it"
+        )
     if not Path(noise.source).is_file():
         raise DataError(f"{where}: expected a vector layer, got {noise.source} which is not there; correct it")
     lost = [chip for chip, grid in grids.items() if grid.transform is None or grid.crs is None]
@@ -313,7 +315,9 @@ class WrongSource:
             DataError: The place of the chip is not known, or the layer cannot be read.
         """
         if self.place is None:
-            raise DataError("wrong-source: expected the places of the chips for a vector layer, got none; pass them as place")
+            raise DataError(
+                "wrong-source: expected the places of the chips for a vector layer, got none; pass them as place"
+            )
         path = Path(str(self.source))
         changed = path.stat().st_mtime_ns if path.is_file() else 0
         return _layer_on(str(path), changed, self.place(chip), self.all_touched)

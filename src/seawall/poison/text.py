@@ -96,7 +96,11 @@ def spoken_budget(noise: LabelNoise) -> str:
     if name == "class-dependent":
         return "the whole matrix" if budget == 1 else f"{100 * budget:g} % of the matrix"
     if name in ("stale", "wrong-source", "index-threshold"):
-        return "the whole other label" if budget == 1 else f"the other label on at most {100 * budget:g} % of the valid pixels"
+        return (
+            "the whole other label"
+            if budget == 1
+            else f"the other label on at most {100 * budget:g} % of the valid pixels"
+        )
     share = {"class": "pixels of the class in", "objects": "objects of the class in"}.get(of, "valid pixels of")
     chips = "each chip of two thirds of the chips" if name == "thirds" else "each chip"
     return f"at most {100 * budget:g} % of the {share} {chips}"
@@ -109,7 +113,9 @@ def _budget(name: str, number: str, unit: str) -> dict[str, Setting]:
         )
     if unit == "%":
         return {"budget": float(f"{number}e-2")}
-    length: dict[str, Setting] = {"budget": float(number)} | ({"gsd_m": 1.0} if unit == "px" else {})
+    length: dict[str, Setting] = {"budget": float(number)}
+    if unit == "px":
+        length["gsd_m"] = 1.0
     # a shift is always a length; the other noises have to be told
     return length if name == "shift" or not unit else {**length, "of": "meters"}
 

@@ -87,7 +87,9 @@ class ClassDependent:
     def allowed(self, batch: Batch) -> tuple[int | None, ...]:
         """Return the most pixels of each chip that may change: the matrix beside its diagonal, class by class."""
         valid = batch.valid & batch.seen
-        counts = [[int((valid[b] & (batch.label[b] == i)).sum()) for i in range(len(self.matrix))] for b in range(len(batch))]
+        counts = [
+            [int((valid[b] & (batch.label[b] == i)).sum()) for i in range(len(self.matrix))] for b in range(len(batch))
+        ]
         return tuple(
             sum(sum(self._counts(i, pixels).values()) for i, pixels in enumerate(of_chip)) for of_chip in counts
         )
