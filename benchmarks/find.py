@@ -56,6 +56,7 @@ SCORES = {
     "loss": 1,
     "train_loss": 1,
     "aum": -1,
+    "shift_gain": 1,
     "rule_agreement": -1,
     "witness_share": 1,
 }

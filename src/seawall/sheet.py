@@ -60,6 +60,8 @@ class Card:
         """Return what is known about the chip in one line."""
         row = self.row
         told = [f"{row['rank']}. {row['chip']}", f"{_percent(row['issue_share'])} suspect"]
+        if row.get("evidence") is not None:
+            told.insert(1, f"evidence {float(row['evidence'] or 0):.1f}")
         if row.get("group"):
             told.insert(1, f"group {row['group']}")
         if row.get("shift_gain"):

@@ -14,6 +14,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import ChipHeader
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, UsageError
+from seawall.labels.evidence import combined, tail_shares
 from seawall.learning.dynamics import Dynamics, margin
 from seawall.models.adapter import adapt
 from seawall.models.threshold import Threshold
@@ -27,8 +28,8 @@ from seawall.types import ModelSpec
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
 
 
-def make_folder(root, chips=6, size=32, wrong=(2,)):
-    """Lakes that NDWI finds; the labels of some chips have half of the lake turned into land."""
+def make_folder(root, chips=6, size=32, wrong=(2,), moved=()):
+    """Lakes that NDWI finds; some labels have half of the lake turned into land, some lie three pixels up and two right."""
     writer = ChipWriter(root, HEADER)
     rng = np.random.default_rng(0)
     for i in range(chips):
@@ -38,6 +39,8 @@ def make_folder(root, chips=6, size=32, wrong=(2,)):
         label = lake.astype(np.uint8)
         if i in wrong:
             label[:15] = 0
+        if i in moved:
+            label = np.roll(label, (-3, 2), (0, 1))
         if i == 0:
             label[:, :3] = 255
         writer.write(f"c{i}", f"g{i}", image.astype(np.float32), label)
@@ -207,3 +210,48 @@ def test_each_chip_is_judged_by_the_model_that_did_not_learn_from_its_group(tmp_
         fold = [number for number, ids in enumerate(taught, 1) if id_ not in ids]
         assert len(fold) == 1
         assert np.load(path)[1] == pytest.approx(1 / (1 + np.exp(-fold[0])), abs=1e-3)
+
+
+def test_the_rank_joins_three_witnesses_and_each_has_its_column(audited):
+    _, home, _ = audited
+    rows = [json.loads(line) for line in (home / "out" / "suspects.jsonl").read_text().splitlines()]
+    columns = {"tail_issues": "witness_share", "tail_shift": "shift_gain", "tail_learning": "train_loss"}
+    for name, column in columns.items():
+        for row in rows:
+            assert row[name] == sum(other[column] >= row[column] for other in rows) / len(rows)
+    for row in rows:
+        assert row["evidence"] == pytest.approx(-sum(np.log10(row[name]) for name in columns))
+    assert [row["evidence"] for row in rows] == sorted((row["evidence"] for row in rows), reverse=True)
+
+
+def test_a_moved_label_comes_first_and_says_how_it_must_move_back(tmp_path):
+    chips = make_folder(tmp_path / "chips", wrong=(), moved=(4,))
+    model = Threshold("ndwi")(ModelSpec(HEADER.bands, HEADER.classes, "reflectance", 10.0))
+    save_model(tmp_path / "ndwi.safetensors", model)
+    first, second = api.audit_labels(
+        chips.root, weights=tmp_path / "ndwi.safetensors", out=tmp_path / "out", worst=2
+    ).table
+    assert first["chip"] == "c4"
+    assert (first["shift_rows"], first["shift_cols"]) == (3, -2)
+    assert first["shift_gain"] > 0.3 > second["shift_gain"]
+    assert first["tail_learning"] is None  # nobody was trained
+    assert first["evidence"] == pytest.approx(-2 * np.log10(1 / 6))
+
+
+def test_evidence_by_hand():
+    assert tail_shares([3.0, None, 3.0, 1.0, 2.0]) == [0.5, None, 0.5, 1.0, 0.75]
+    assert tail_shares([]) == [] and tail_shares([None]) == [None]
+    assert combined([0.1, 0.01, None]) == pytest.approx(3.0)
+    assert combined([1.0]) == 0.0 and combined([None, None]) is None
+    with pytest.raises(UsageError, match="NaN"):
+        tail_shares([float("nan")])
+
+
+def test_a_rule_about_water_needs_chips_with_water(tmp_path):
+    header = ChipHeader(("B03", "B08"), "reflectance", ("forest", "field"), 10.0)
+    writer = ChipWriter(tmp_path / "chips", header)
+    for i in range(2):
+        writer.write(f"c{i}", f"g{i}", np.full((2, 32, 32), 0.1, np.float32), np.zeros((32, 32), np.uint8))
+    writer.finish()
+    with pytest.raises(UsageError, match="expected chips with the class water, got forest, field"):
+        api.audit_labels(tmp_path / "chips", out=tmp_path / "out", rule="ndwi > 0")
