@@ -186,6 +186,7 @@ def test_the_farthest_shift_is_in_meters_along_each_axis():
     layer = np.roll(water, (6, 0), (0, 1))
     everywhere = np.ones_like(water)
     assert positional_error(layer, water, everywhere, gsd_m=(10.0, 30.0), reach_m=60.0).rows == -6
+    assert positional_error(layer.T, water.T, everywhere, gsd_m=(30.0, 10.0), reach_m=60.0).cols == -6
     near = positional_error(layer, water, everywhere, gsd_m=(30.0, 10.0), reach_m=60.0)
     assert abs(near.rows) == 2 and near.at_limit
 
@@ -211,11 +212,13 @@ def test_a_label_fits_its_prediction_better_once_it_is_moved_back():
 
 
 def test_a_prediction_of_unseen_pixels_moves_no_label():
-    guess = np.zeros((32, 32), int)
-    guess[10:20, 10:20] = 1
+    guess, label = np.zeros((32, 32), int), np.zeros((32, 32), int)
+    guess[10:14, 10:14] = label[10:14, 10:14] = 1
+    label[:, 20:24] = 1  # a river that the prediction does not know
     known = np.ones((32, 32), bool)
     known[:, 24:] = False
-    label, junk = guess.copy(), guess.copy()
-    junk[:, 24:] = 1
-    plain, other = (label_shift(label, g, known, known, classes=(1,), reach=8) for g in (guess, junk))
-    assert plain == other and plain.gain == 0.0
+    guess[:, 24:28] = 1  # and what it says where there is nothing to see
+    there = label_shift(label, guess, known, np.ones_like(known), classes=(1,), reach=8)
+    assert (there.rows, there.cols) == (0, 4) and there.gain > 0.5
+    found = label_shift(label, guess, known, known, classes=(1,), reach=8)
+    assert (found.gain, found.rows, found.cols) == (0.0, 0, 0)
