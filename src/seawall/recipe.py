@@ -134,7 +134,7 @@ class Noise(Part):
     name: str
     called: str = Field("", pattern=r"^([a-z0-9][a-z0-9._-]*)?$")
     settings: dict[str, Any] = Field(default_factory=dict)
-    rates: tuple[float, ...] = (0.1,)
+    rates: tuple[float, ...] = Field(min_length=1)
     vary: str = "budget"
     objective: Method | None = None
 

@@ -121,11 +121,11 @@ def test_a_noise_asks_for_its_class_where_nothing_tells_it(tmp_path: Path) -> No
         noise_from_text("dilate 10% klass=forst", others)
     for klass in (3, -1):
         with pytest.raises(UsageError, match=r"0\.\.2"):
-            build_noise("dilate", {"klass": klass}, others)
+            build_noise("dilate", {"budget": 0.1, "klass": klass}, others)
     with pytest.raises(UsageError, match="expected 3 as the chips have, got 2"):
         noise_from_text("symmetric 10% classes=2", others)
     two = replace(others, classes=("ice", "sea"))
-    assert build_noise("dilate", {}, two).klass == 1
+    assert build_noise("dilate", {"budget": 0.1}, two).klass == 1
 
 
 def test_a_control_rate_of_zero_trains_the_clean_network(tmp_path: Path) -> None:
