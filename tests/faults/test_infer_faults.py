@@ -301,7 +301,7 @@ def test_a_full_disk_is_said_and_cleaned_up(scene, out, monkeypatch):
         assert not list(out.glob(".*"))
 
     def full_later(*where):
-        if (out / ".a.part" / "canvas.json").exists():
+        if (out / ".a.part" / "ledger.jsonl").exists():
             full()
 
     with monkeypatch.context() as patch:

@@ -105,6 +105,7 @@ class ThresholdNet(nn.Module):
 
     threshold: Tensor
     fitted: Tensor
+    reach, stride = 0, 1  # every pixel is judged alone
 
     def __init__(self, spec: ModelSpec, settings: Threshold) -> None:
         super().__init__()

@@ -280,7 +280,7 @@ class _Source:
         rows, cols = rows - self.top, cols - self.left
         top, left = int(rows.min()), int(cols.min())
         box = self._data[:, top : int(rows.max()) + 1, left : int(cols.max()) + 1]
-        if box.shape[1:] == (len(rows), len(cols)):
+        if rows[-1] - rows[0] == len(rows) - 1 and cols[-1] - cols[0] == len(cols) - 1:
             return np.ascontiguousarray(box)
         return np.ascontiguousarray(box[:, rows - top][:, :, cols - left])  # mirrored at a border
 
