@@ -13,8 +13,9 @@ TILE = 512
 """Side of a tile where the receptive field asks for no larger one."""
 UNBOUNDED_OVERLAP = 128
 """Overlap for a network without a bound: its map depends on the tiles whatever the overlap, and a flag says so."""
-OVERLAPS_PER_TILE = 3
-"""A tile is at least this many overlaps wide: then a pixel is predicted 2.25 times on average at most."""
+LARGE = 1024
+"""Side up to which a tile grows to hold six overlaps, so that a pixel is predicted 1.44 times on average; beyond it
+three are enough (2.25 times), because the features of a tile have to fit into memory."""
 
 
 def plan_tiles(
@@ -42,7 +43,7 @@ def plan_tiles(
         if tile is not None and 2 * overlap > tile:  # the tile was asked for: as much overlap as it can hold
             overlap = tile // 2 // step * step
     if tile is None:
-        tile = round_up(max(TILE, OVERLAPS_PER_TILE * overlap), step)
+        tile = round_up(max(TILE, min(6 * overlap, LARGE), 3 * overlap), step)
     enough = field.reach is not None and 2 * field.reach <= overlap
     margin = max(field.reach or 0, overlap // 4) if enough else overlap // 4
     plan = Plan.of(height, width, tile, overlap, margin, field.stride)
