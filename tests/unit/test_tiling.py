@@ -16,7 +16,7 @@ from seawall.models.receptive_field import measure_reach, receptive_field
 from seawall.models.threshold import Threshold
 from seawall.models.twins import Twins
 from seawall.models.unet import UNet
-from seawall.scenes.tiles import Plan, blend
+from seawall.scenes.tiles import blend
 from seawall.scenes.tiling import plan_tiles
 from seawall.types import ModelSpec
 from seawall.uncertainty import Ensemble, MonteCarloDropout, SinglePass, Symmetries, Temperature
@@ -190,4 +190,3 @@ def test_the_flag_travels_with_the_map(tmp_path):
     assert any("overlap below receptive field" in flag for flag in small.flags)
     large = predict_scene(model, tmp_path / "a.tif", tmp_path / "out", tile=128)
     assert not any("receptive field" in flag for flag in large.flags)
-    assert isinstance(Plan.of(1, 1), Plan)

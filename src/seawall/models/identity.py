@@ -31,6 +31,8 @@ Plain = None | bool | int | str | list["Plain"]
 """What a digest is taken of: JSON without numbers that round."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GENERATED = ("__repr__", "__eq__", "__hash__")
+"""Methods that dataclasses make; no forward pass depends on them."""
 _OWN = frozenset(vars(nn.Module()))
 """Bookkeeping of every module: its tensors, submodules and hooks are read by name."""
 
@@ -160,7 +162,7 @@ class _Reader:
             for layer in kind.__mro__
             if not _known(layer)
             for name, member in sorted(vars(layer).items())
-            if not name.startswith(("__", "_abc_")) or isinstance(member, FunctionType)
+            if not name.startswith(("__", "_abc_")) or (isinstance(member, FunctionType) and name not in _GENERATED)
         ]
         # a class of a script has another module name where it is imported, and is the same by its code
         return [_name(kind) if _known(kind) else kind.__qualname__, _sha(json.dumps(held).encode())]
