@@ -11,14 +11,16 @@ from affine import Affine
 from pystac.extensions.mlm import MLMExtension
 from torch import nn
 
-from seawall.errors import PartialError, UsageError
+from seawall.errors import ModelError, PartialError, UsageError
 from seawall.imagery.raster import Grid, write_cog
 from seawall.infer import Survey, find_scenes, model_digest, predict_many, predict_scene
+from seawall.models.adapter import adapt
+from seawall.scenes import paint
 from seawall.scenes.catalog import acquired
 from seawall.scenes.product import NODATA, SCALE, Question, Totals, encode, palette, tally
 from seawall.scenes.source import pieces
 from seawall.scenes.survey import clean_name
-from seawall.scenes.tiles import Strip
+from seawall.scenes.tiles import Plan, Strip
 from seawall.types import ModelSpec
 
 GRID = Grid(130, 170, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
@@ -315,3 +317,100 @@ def test_pieces_cover_a_window_once(block):
         covered[row : row + height, col : col + width] += 1
     assert (covered[100:1000, 50:2950] == 1).all()
     assert covered.sum() == 900 * 2900
+
+
+def test_unsure_begins_at_its_first_probability_and_ends_before_its_second():
+    p = np.array([[[0.2, 0.8, np.nextafter(np.float32(0.2), 0, dtype=np.float32), 0.5]]], np.float32)
+    strip = Strip(0, 0, np.concatenate([1 - p, p]), np.ones((1, 4), bool))
+    low, high = float(np.float32(0.2)), float(np.float32(0.8))
+    total = tally(strip, Question(1, (low, high)), np.array([10.0]))
+    assert (total.unsure, total.unsure_m2) == (2, 20.0)  # 0.2 and 0.5
+    assert (total.low_m2, total.high_m2) == (10.0, 30.0)  # 0.8; and 0.2, 0.5, 0.8
+    assert total.low_m2 + total.unsure_m2 == total.high_m2
+
+
+def test_the_memory_that_is_asked_for_is_in_mebibytes(tmp_path, monkeypatch):
+    rooms = []
+    cut = paint.panels
+
+    def watched(plan, bands, classes, chunk, room):
+        rooms.append(room)
+        return cut(plan, bands, classes, chunk, room)
+
+    monkeypatch.setattr(paint, "panels", watched)
+    predict_scene(Ndwi(), write_scene(tmp_path / "a.tif"), tmp_path, memory_mib=3)
+    assert rooms == [3 * 1024 * 1024]
+
+
+def test_panels_hold_no_more_than_their_room():
+    plan = Plan.of(4000, 60000, 512, 64)
+    for room in (64, 128, 512):
+        wide = max(right - left for left, right in paint.panels(plan, 6, 2, 512, room * 2**20))
+        column = (512 + 512) * (4 * 6 + 1) + (512 + 512) * (4 * 2 + 1)
+        assert wide * column <= room * 2**20
+        assert wide * column >= room * 2**20 / 8  # and use a good part of it
+
+
+class Cover(Ndwi):
+    """Three land covers by thirds of brightness."""
+
+    def __init__(self, classes):
+        super().__init__(classes=classes)
+
+    def forward(self, image):
+        z = image[:, :1]
+        return torch.cat([40 * z, 2 + 0 * z, 4 - 40 * z][: len(self.spec.classes)], 1)
+
+
+def test_the_mapped_class_is_water_or_the_second_of_two_or_asked_for(tmp_path):
+    scene = write_scene(tmp_path / "a.tif")
+    forest = predict_scene(Cover(("field", "forest")), scene, tmp_path / "two")
+    assert forest.klass == "forest"
+    assert Cover(("water", "ice", "land")).spec.mapped_class() == "water"
+    with pytest.raises(UsageError, match=r"class: expected one of field, forest, ice, got none; .*--klass ice"):
+        predict_scene(Cover(("field", "forest", "ice")), scene, tmp_path / "three")
+    with pytest.raises(UsageError, match="expected one of field, forest, got 'water'"):
+        predict_scene(Cover(("field", "forest")), scene, tmp_path / "two", klass="water")
+    asked = predict_scene(Cover(("field", "forest", "ice")), scene, tmp_path / "three", klass="ice")
+    assert asked.area_km2 == asked.class_km2["ice"]
+
+
+def test_products_of_another_class_never_say_water(tmp_path):
+    predict_scene(Cover(("field", "bare soil")), write_scene(tmp_path / "a.tif"), tmp_path / "out")
+    names = sorted(p.name for p in (tmp_path / "out").glob("a.*"))
+    assert names == ["a.bare_soil.tif", "a.class.tif", "a.json", "a.uncertainty.tif"]
+    text = (tmp_path / "out" / "a.json").read_text()
+    assert "water" not in text
+    told = json.loads(text)
+    assert told["result"]["bare_soil_km2"] == told["result"]["area_km2"] == told["result"]["class_km2"]["bare soil"]
+    assert set(told["assets"]) == {"class", "bare_soil", "uncertainty"}
+    with rasterio.open(tmp_path / "out" / "a.bare_soil.tif") as layer:
+        assert layer.descriptions == ("bare soil",)
+        assert "probability of bare soil" in layer.tags()["QUANTITY"]
+
+
+def test_layers_of_a_map_are_no_scenes(tmp_path):
+    for name in ("a.tif", "a.class.tif", "a.forest.tif", "a.uncertainty.tif", "b.2021.tif"):
+        (tmp_path / name).touch()
+    assert [job.name for job in find_scenes(tmp_path, tmp_path / "out")] == ["a", "b.2021"]
+
+
+def test_weights_that_change_while_a_scene_is_mapped_are_noticed(tmp_path):
+    class Decaying(Ndwi):
+        def forward(self, image):
+            with torch.no_grad():
+                self.gain.mul_(1.01)
+            return super().forward(image)
+
+    with pytest.raises(ModelError, match="expected weights that stay as they are"):
+        predict_scene(Decaying(), write_scene(tmp_path / "a.tif"), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_what_the_adapter_found_travels_with_the_map(tmp_path):
+    class Soft(nn.Module):
+        def forward(self, image):
+            return image[:, :2].softmax(1)
+
+    model = adapt(Soft(), ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0))
+    assert "already softmax" in predict_scene(model, write_scene(tmp_path / "a.tif"), tmp_path / "out").flags

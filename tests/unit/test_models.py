@@ -262,6 +262,18 @@ def test_adapter_flags_probabilities_and_turns_declared_ones_back() -> None:
         adapt(Net(2, lambda out: 5 * out + 3), S2, softmax=True)(image)
 
 
+@pytest.mark.parametrize("ending", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("shift", [-0.4, 0.4], ids=["below 0", "above 1"])
+def test_a_declared_ending_with_values_outside_of_probabilities_is_refused(ending, shift) -> None:
+    """One side out of range is enough, whichever it is: values below 0 only, or above 1 only."""
+    image = torch.rand(2, 3, 4, 4)
+    net = Net(2, lambda out: out.sigmoid() * 0.5 + (0.25 + 2 * shift))
+    low, high = float(net(image).min()), float(net(image).max())
+    assert (low < 0) != (high > 1)
+    with pytest.raises(ModelError, match=f"expected probabilities.*leave out {ending}=True"):
+        adapt(net, S2, **{ending: True})(image)
+
+
 def test_adapter_resizes_and_normalizes_in_data_units() -> None:
     net = Net(2, lambda out: out[..., ::4, ::4])
     assert adapt(net, S2)(torch.rand(1, 3, 16, 16)).shape == (1, 2, 16, 16)

@@ -24,10 +24,16 @@ ROWS = 512
 """Rows that are compared at once."""
 
 
-def survey(run: Run, chips: ChipFolder, model: nn.Module) -> dict[str, str]:
+def survey(run: Run, chips: ChipFolder, model: nn.Module, weights: Path | None = None) -> dict[str, str]:
     """Map the recipe's scene with the clean network and return the paths of the maps.
 
     The truth of a simulated scene is compared with the map in `scenes/scene.truth.json`.
+
+    Args:
+        run: The run; the maps go into its folder `scenes`.
+        chips: The chips that the network learned from.
+        model: The clean network.
+        weights: File that it was read from; a copy is written beside the maps where None.
     """
     scene = run.recipe.scene
     if scene is None:
@@ -38,8 +44,9 @@ def survey(run: Run, chips: ChipFolder, model: nn.Module) -> dict[str, str]:
     if simulated:
         source = simulate_input(chips, scene.size, run.recipe.seed, home)
     result = predict_scene(
-        model, source, home, name="scene", device=run.device, resume=run.resume, progress=run.say("scene")
-    )
+        model, source, home, name="scene", device=run.device, resume=run.resume, progress=run.say("scene"),
+        weights=weights,
+    )  # fmt: skip
     if simulated and result.klass == "water":  # the only class that the truth is of
         facts = compare_with_truth(result, home / result.files["class"], home / TRUTH)
         write_atomic(home / "scene.truth.json", json.dumps(facts, indent=1))
