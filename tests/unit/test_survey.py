@@ -51,9 +51,11 @@ def test_counts_and_areas_by_hand(tmp_path):
     bright[:, :10] = 0.3  # mapped: 10 columns
     truth = np.zeros((600, 40), np.uint8)
     truth[:, 5:20] = 1  # there: 15 columns, 5 of them mapped
+    clear = np.ones((600, 40), np.uint8)
+    clear[:, :7] = 0  # 3 of the mapped columns stay, and 13 of those there, all three among them
     bright[590:] = np.nan  # never seen
     write_cog(tmp_path / "a.tif", bright[None], grid, bands=("B03",), nodata=float("nan"))
-    write_cog(tmp_path / "truth.tif", truth, grid, bands=("water",))
+    write_cog(tmp_path / "truth.tif", np.stack([truth, clear]), grid, bands=("water", "clear"))
     model = Fixed(ModelSpec(("B03",), ("land", "water"), "reflectance", 10.0))
     result = predict_scene(model, tmp_path / "a.tif", tmp_path / "out")
     facts = compare_with_truth(result, tmp_path / "out" / "a.class.tif", tmp_path / "truth.tif")
@@ -65,13 +67,16 @@ def test_counts_and_areas_by_hand(tmp_path):
     assert facts["mapped_km2"] == result.area_km2 == pytest.approx(590 * 10 * 100 / 1e6)
     assert facts["expected_km2"] == result.expected_km2
     assert facts["klass"] == "water"
-    assert facts["note"]
+    assert facts["clear_iou"] == pytest.approx(3 / 13)
+    assert facts["clear_pixels"] == 590 * 33
+    assert "on 18% of the pixels" in facts["note"]
+    assert "the IoU is 0.23" in facts["note"]
 
 
 def test_nothing_there_and_nothing_mapped_has_no_ratio(tmp_path):
     grid = Grid(20, 20, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
     write_cog(tmp_path / "a.tif", np.full((1, 20, 20), 0.1, np.float32), grid, bands=("B03",), nodata=float("nan"))
-    write_cog(tmp_path / "truth.tif", np.zeros((20, 20), np.uint8), grid, bands=("water",))
+    write_cog(tmp_path / "truth.tif", np.zeros((2, 20, 20), np.uint8), grid, bands=("water", "clear"))
     model = Fixed(ModelSpec(("B03",), ("land", "water"), "reflectance", 10.0))
     result = predict_scene(model, tmp_path / "a.tif", tmp_path / "out")
     facts = compare_with_truth(result, tmp_path / "out" / "a.class.tif", tmp_path / "truth.tif")
@@ -84,9 +89,10 @@ def test_the_truth_of_the_runs_own_scene_is_kept_and_compared(tmp_path):
     facts = json.loads((tmp_path / "scenes" / "scene.truth.json").read_text())
     made = simulate_s2("scene", 160, BANDS, seed=3)
     with open_raster(tmp_path / "scenes" / "input.truth.tif") as truth:
-        mask = truth.read((0, 0, 160, 160), truth.bands)[0][0] == 1
+        mask, clear = truth.read((0, 0, 160, 160), truth.bands)[0] == 1
         assert truth.grid.transform == made.grid.transform
     assert np.array_equal(mask, made.water)
+    assert np.array_equal(clear, made.clear)
     with rasterio.open(maps["class"]) as layer:
         says = layer.read(1) == 1
     assert facts["iou"] == pytest.approx((says & mask).sum() / (says | mask).sum())

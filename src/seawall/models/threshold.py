@@ -187,11 +187,11 @@ def _histogram(fine: Tensor, low: float, high: float) -> tuple[NDArray[np.int64]
     """Return 256 bins over the values found, as `labels.threshold.otsu` makes them, from a fine histogram."""
     counts = fine.numpy().astype(np.int64)
     at = np.flatnonzero(counts)
-    if not len(at):
-        return counts[:1], np.array([low, high])
-    width = (high - low) / len(counts)
-    centers = low + (at + 0.5) * width
-    return np.histogram(centers, BINS, weights=counts[at]) if len(at) > 1 else (counts[at], centers.repeat(2))
+    if len(at) < 2:  # one value or none: nothing to split
+        return counts[at], np.array([low, high])
+    centers = low + (at + 0.5) * ((high - low) / len(counts))
+    bins, edges = np.histogram(centers, BINS, weights=counts[at])
+    return bins.astype(np.int64), np.asarray(edges, np.float64)
 
 
 def _find(band: str, bands: tuple[str, ...]) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import rasterio
+from numpy.typing import NDArray
 from torch import nn
 
 from seawall.datasets.chips import ChipFolder
@@ -20,6 +22,7 @@ from seawall.scenes.product import NODATA, SceneResult
 from seawall.stages.run import Run
 
 INPUT, TRUTH = "input.tif", "input.truth.tif"
+Mask = NDArray[np.bool_]
 ROWS = 512
 """Rows that are compared at once."""
 
@@ -70,8 +73,11 @@ def simulate_input(chips: ChipFolder, size: int, seed: int, home: Path) -> Path:
         return path
     make = simulate_s1 if "VV" in chips.bands or "VH" in chips.bands else simulate_s2
     made = make("scene", size, chips.bands, seed=seed)
-    mask = np.where(made.water, 1, 0).astype(np.uint8)
-    write_cog(truth, mask, made.grid, bands=("water",), tags={"QUANTITY": "1 where at least half of a pixel is water"})
+    mask = np.stack([made.water, made.clear]).astype(np.uint8)
+    tags = {
+        "QUANTITY": "1 where at least half of a pixel is water; 1 where neither cloud nor its shadow hides the ground"
+    }
+    write_cog(truth, mask, made.grid, bands=("water", "clear"), tags=tags)
     write_cog(
         path,
         np.where(made.seen, made.image, np.nan),
@@ -83,45 +89,79 @@ def simulate_input(chips: ChipFolder, size: int, seed: int, home: Path) -> Path:
     return path
 
 
-def compare_with_truth(result: SceneResult, classes: Path, truth: Path) -> dict[str, object]:
+@dataclass(frozen=True)
+class _Counts:
+    """Pixels of a map against the truth, over some of the pixels that were seen."""
+
+    both: int = 0
+    mapped: int = 0
+    there: int = 0
+    pixels: int = 0
+
+    def add(self, says: Mask, wet: Mask, where: Mask) -> _Counts:
+        says, wet = says & where, wet & where
+        return _Counts(
+            self.both + int((says & wet).sum()),
+            self.mapped + int(says.sum()),
+            self.there + int(wet.sum()),
+            self.pixels + int(where.sum()),
+        )
+
+    @property
+    def iou(self) -> float | None:
+        return _ratio(self.both, self.mapped + self.there - self.both)
+
+
+def compare_with_truth(result: SceneResult, classes: Path, truth: Path) -> dict[str, str | int | float | None]:
     """Compare a map with the exact mask of its class, over all pixels that were seen.
 
     Args:
         result: The map.
         classes: Its class product.
-        truth: Raster on the same grid: 1 where the class is.
+        truth: Raster on the same grid with the bands water, 1 where the class is, and clear, 1 where no cloud or shadow
+            of a cloud hides the ground.
 
     Returns:
         klass, iou, precision, recall (each None where undefined), true_km2, mapped_km2, expected_km2 (None without
-        georeference), pixels and a note.
+        georeference), pixels, clear_iou and clear_pixels for the pixels that no cloud hides, and a note.
     """
     index = result.classes.index(result.klass)
-    both = mapped = there = seen = 0
-    true_m2 = 0.0
+    seen, clear, true_m2 = _Counts(), _Counts(), 0.0
     with open_raster(truth) as source, rasterio.open(classes) as layer:
         areas = source.grid.row_areas_m2()
         for row in range(0, source.grid.height, ROWS):
             height = min(ROWS, source.grid.height - row)
-            window = rasterio.windows.Window(0, row, source.grid.width, height)
-            got = layer.read(1, window=window)
+            got = layer.read(1, window=rasterio.windows.Window(0, row, source.grid.width, height))
+            wet, bare = source.read((row, 0, height, source.grid.width), source.bands)[0] == 1
             known = got != NODATA
-            says = got == index
-            wet = (source.read((row, 0, height, source.grid.width), source.bands)[0][0] == 1) & known
-            both += int((says & wet).sum())
-            mapped, there, seen = mapped + int(says.sum()), there + int(wet.sum()), seen + int(known.sum())
+            seen = seen.add(got == index, wet, known)
+            clear = clear.add(got == index, wet, known & bare)
             if areas is not None:
-                true_m2 += float(wet.sum(1) @ areas[row : row + height])
+                true_m2 += float((wet & known).sum(1) @ areas[row : row + height])
     return {
         "klass": result.klass,
-        "iou": _ratio(both, mapped + there - both),
-        "precision": _ratio(both, mapped),
-        "recall": _ratio(both, there),
+        "iou": seen.iou,
+        "precision": _ratio(seen.both, seen.mapped),
+        "recall": _ratio(seen.both, seen.there),
         "true_km2": None if areas is None else true_m2 / 1e6,
         "mapped_km2": result.area_km2,
         "expected_km2": result.expected_km2,
-        "pixels": seen,
-        "note": "exact truth of the simulated scene, over all pixels that were seen, also under clouds and their shadows",
+        "pixels": seen.pixels,
+        "clear_iou": clear.iou,
+        "clear_pixels": clear.pixels,
+        "note": _note(seen, clear),
     }
+
+
+def _note(seen: _Counts, clear: _Counts) -> str:
+    text = "The truth is exact, also where a cloud or its shadow hides the ground"
+    hidden = _ratio(seen.pixels - clear.pixels, seen.pixels)
+    if not hidden or clear.iou is None:
+        return f"{text}."
+    return (
+        f"{text}, which is on {hidden:.0%} of the pixels; over the others, which are the ones that count on chips, "
+        f"the IoU is {clear.iou:.2f}."
+    )
 
 
 def _ratio(part: int, whole: int) -> float | None:
