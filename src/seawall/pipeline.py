@@ -77,7 +77,8 @@ def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: P
         with clock.timed("evaluation"):
             measure(run, chips, split, models)
         with clock.timed("scene"):
-            maps = survey(run, chips, next(iter(models.values())))
+            name, network = next(iter(models.items()))
+            maps = survey(run, chips, network, folder / "models" / name / "model.safetensors")
         write_report(folder)
     return Outcome(run, folder / "report.html", maps, failed, code)
 
