@@ -32,6 +32,11 @@ class Record:
         n: How many pixels (or chips) it is over.
         flags: What the interrogation says against it.
         seconds: Time it took, monotonic clock.
+        norm: Norm of the threat, such as "linf"; "" where there is no threat. So are the next four.
+        eps: Budget in data units: one number, or one per band.
+        unit: Unit of the budget, as the model's specification names it.
+        bands: Names of the bands that may be changed; empty for all of them.
+        region: Pixels that may be changed, as text; "" for every seen one.
     """
 
     recipe: str
@@ -46,6 +51,11 @@ class Record:
     n: int
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
+    norm: str = ""
+    eps: tuple[float, ...] = ()
+    unit: str = ""
+    bands: tuple[str, ...] = ()
+    region: str = ""
 
     @property
     def key(self) -> Key:
@@ -123,9 +133,7 @@ def read_records(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                yield Record(
-                    **{k: v for k, v in row.items() if k in names and k != "flags"}, flags=tuple(row.get("flags", ()))
-                )
+                yield Record(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names})
             except (ValueError, TypeError, AttributeError) as bad:
                 raise RunError(
                     f"{path}:{number}: expected a record, got {line[:60]!r}; remove the line or start a new run"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from seawall.evaluate.case import MEASURES, Case
 from seawall.metrics import Bodies, calibration_counts, edge_band, gray, srip_scores
 from seawall.metrics.sizes import NAMES
 from seawall.records import Record, RecordLog
+from seawall.threat import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 Rows = Callable[[int, Record], Iterator[Record]]
@@ -55,20 +56,8 @@ class Setting:
     def row(self, case: Case, chip: str, flags: tuple[str, ...] = (), seconds: float = 0.0) -> Record:
         """Return a row of a chip that only lacks what was measured."""
         group = self.groups.get(chip, chip)
-        return Record(
-            self.recipe,
-            self.name,
-            case.method,
-            case.spoken,
-            chip,
-            group,
-            "",
-            "",
-            None,
-            0,
-            (*case.flags, *flags),
-            seconds,
-        )
+        place = (self.recipe, self.name, case.method, case.spoken, chip, group)
+        return Record(*place, "", "", None, 0, (*case.flags, *flags), seconds, *threat_fields(case.threat))
 
     def area(self, chip: str, gsd_m: float) -> float:
         """Return the area of a pixel in km2."""
@@ -171,5 +160,15 @@ def _size_rows(bodies: Bodies, says: NDArray[np.bool_], klass: str, km2: float, 
 
 
 def filled(base: Record, metric: str, value: float | None, n: int, klass: str = "") -> Record:
-    key = (base.recipe, base.model, base.method, base.threat, base.chip, base.group)
-    return Record(*key, metric, klass, value, n, base.flags)
+    return replace(base, metric=metric, klass=klass, value=value, n=n, seconds=0.0)
+
+
+def threat_fields(threat: object) -> tuple[str, tuple[float, ...], str, tuple[str, ...], str]:
+    """Return the norm, eps, unit, bands and region of a threat as a row holds them; empty for anything else."""
+    if not isinstance(threat, ThreatModel):
+        return "", (), "", (), ""
+    kind = "haze" if threat.spectrum is not None else ""
+    norm = " ".join(word for word in (threat.norm, kind, "" if threat.sign == "both" else threat.sign) if word)
+    eps = threat.eps if isinstance(threat.eps, tuple) else (threat.eps,)
+    bands = tuple(threat.names[b] if threat.names else f"#{b}" for b in threat.bands or ())
+    return norm, eps, threat.unit, bands, "" if threat.region is None else str(threat.region)

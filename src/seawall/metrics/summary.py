@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,11 @@ def count_rows(row: Record, counts: Counts, classes: Sequence[str]) -> Iterator[
         classes: Names of the classes.
     """
     t = Tally.of(_numpy(counts))
-    key = (row.recipe, row.model, row.method, row.threat, row.chip, row.group)
     pixels = int(t.pixels)
     for k, klass in enumerate(classes):
         for name, value in (("tp", t.tp[k]), ("fp", t.fp[k]), ("fn", t.fn[k])):
-            yield Record(*key, name, klass, float(value), pixels, row.flags)
-    yield Record(*key, "pixels", "", float(pixels), pixels, row.flags, row.seconds)
+            yield replace(row, metric=name, klass=klass, value=float(value), n=pixels, seconds=0.0)
+    yield replace(row, metric="pixels", klass="", value=float(pixels), n=pixels)
 
 
 def summarize(

@@ -31,16 +31,17 @@ def learn(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.M
     """Yield the network trained on clean labels, then one per label noise and rate."""
     name, training = run.recipe.model.name, run.recipe.training
     yield name, train_one(run, chips, split, name, training.objective, None)
-    for called, (noise, fault) in corruptions(run, chips, split).items():
+    for called, (noise, _, fault) in corruptions(run, chips, split).items():
         yield called, train_one(run, chips, split, called, noise.objective or training.objective, fault)
 
 
-def corruptions(run: Run, chips: ChipFolder, split: Split) -> dict[str, tuple[Noise, Relabel]]:
-    """Return the label faults of a recipe by the name of the network that learns from them."""
+def corruptions(run: Run, chips: ChipFolder, split: Split) -> dict[str, tuple[Noise, float, Relabel]]:
+    """Return the label faults of a recipe, each with its rate, by the name of the network that learns from them."""
     name = run.recipe.model.name
     return {
         f"{name}@{noise.name}-{rate:g}" + (f"+{_way(noise.objective)}" if noise.objective else ""): (
             noise,
+            rate,
             Relabel(noise_of(noise, rate, chips, split), run.recipe.seed),
         )
         for noise in run.recipe.noises
@@ -48,14 +49,14 @@ def corruptions(run: Run, chips: ChipFolder, split: Split) -> dict[str, tuple[No
     }
 
 
-def realize(run: Run, chips: ChipFolder, split: Split) -> dict[str, dict[str, float | int]]:
-    """Return what each label fault really changes in the training part.
+def realize(run: Run, chips: ChipFolder, split: Split) -> dict[str, dict[str, float | int | str]]:
+    """Return which fault each network learns from, and what the fault really changes in the training part.
 
     Raises:
         DataError: It changes nothing; a network trained on it would be the clean one under another name.
     """
-    found: dict[str, dict[str, float | int]] = {}
-    for called, (noise, fault) in corruptions(run, chips, split).items():
+    found: dict[str, dict[str, float | int | str]] = {}
+    for called, (noise, rate, fault) in corruptions(run, chips, split).items():
         pairs = [(chip := chips.read(id_), fault(chip)) for id_ in split.train]
         wrong = [int(((old.label != new.label) & old.valid).sum()) for old, new in pairs]
         valid = sum(int(old.valid.sum()) for old, _ in pairs)
@@ -65,6 +66,11 @@ def realize(run: Run, chips: ChipFolder, split: Split) -> dict[str, dict[str, fl
                 f"in {valid} pixels; use another noise, or more chips"
             )
         found[called] = {
+            "model": run.recipe.model.name,
+            "noise": noise.name,
+            "rate": rate,
+            "vary": noise.vary,
+            "objective": _way(noise.objective) if noise.objective else "",
             "changed_share": sum(wrong) / valid,
             "chips_changed": sum(n > 0 for n in wrong),
             "chips": len(pairs),

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from seawall.datasets.chips import ChipFolder
+from seawall.imagery.preview import write_preview
 from seawall.imagery.raster import write_cog
 from seawall.imagery.simulate import simulate_s1, simulate_s2
 from seawall.infer import predict_scene
@@ -28,6 +29,7 @@ def survey(run: Run, chips: ChipFolder, model: nn.Module) -> dict[str, str]:
     result = predict_scene(
         model, source, home, name="scene", device=run.device, resume=run.resume, progress=run.say("scene")
     )
+    write_preview(source, home / "scene.preview.npz", digest=result.scene)
     return {layer: str(home / file) for layer, file in result.files.items()}
 
 
