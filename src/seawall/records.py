@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from seawall.errors import RunError
 
@@ -133,7 +134,8 @@ def read_records(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                yield Record(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names})
+                held: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in names}
+                yield Record(**held)
             except (ValueError, TypeError, AttributeError) as bad:
                 raise RunError(
                     f"{path}:{number}: expected a record, got {line[:60]!r}; remove the line or start a new run"

@@ -18,6 +18,9 @@ from seawall.records import Record, RecordLog
 from seawall.threat import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
+NOT_PHYSICAL = "not-physical"
+"""Flag of a budget on pictures of unknown stretch: it has no size in reflectance or dB."""
+
 Rows = Callable[[int, Record], Iterator[Record]]
 """Called with the place of a chip in the batch and the row that only lacks what was measured."""
 
@@ -57,7 +60,9 @@ class Setting:
         """Return a row of a chip that only lacks what was measured."""
         group = self.groups.get(chip, chip)
         place = (self.recipe, self.name, case.method, case.spoken, chip, group)
-        return Record(*place, "", "", None, 0, (*case.flags, *flags), seconds, *threat_fields(case.threat))
+        fields = threat_fields(case.threat)
+        unphysical = (NOT_PHYSICAL,) if fields[2] == "stretched" else ()
+        return Record(*place, "", "", None, 0, (*case.flags, *flags, *unphysical), seconds, *fields)
 
     def area(self, chip: str, gsd_m: float) -> float:
         """Return the area of a pixel in km2."""

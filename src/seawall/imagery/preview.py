@@ -28,40 +28,41 @@ GAMMA = (0.35, 1.0)
 
 @dataclass(frozen=True)
 class Stretch:
-    """How values become gray: linear from `low` to `high` per band, then a power.
+    """How values become gray: linear from `low`, over one `range` for all bands so that hues stay, then a power.
 
     Args:
         low: (C,) value that is black.
-        high: (C,) value that is white.
+        range: What is between black and white.
         gamma: Exponent; below 1 it brightens what is dark.
     """
 
     low: Image
-    high: Image
+    range: float
     gamma: float
 
     @staticmethod
     def of(image: Image, seen: Mask) -> Stretch:
-        """Return the stretch of a picture: the 2nd and 98th percentile per band, and the median to a middle gray.
+        """Return the stretch of a picture: from each band's 2nd percentile, over the widest band's way to its 98th.
 
-        A few clouds make everything else dark under a linear stretch; the power brings land and water back.
+        A few clouds make everything else dark under a linear stretch; a power that brings the median to a middle gray
+        lets land and water be seen.
 
         Args:
             image: (C, H, W) in any unit.
             seen: (H, W) pixels with data; only they count.
         """
         if not seen.any():
-            return Stretch(np.zeros(len(image), np.float32), np.ones(len(image), np.float32), 1.0)
+            return Stretch(np.zeros(len(image), np.float32), 1.0, 1.0)
         low, high = np.percentile(image[:, seen], [2, 98], axis=1).astype(np.float32)
-        high = np.maximum(high, low + 1e-6).astype(np.float32)
-        share = np.clip((image[:, seen] - low[:, None]) / (high - low)[:, None], 0, 1)
+        wide = max(float((high - low).max()), 1e-6)
+        share = np.clip((image[:, seen] - low[:, None]) / wide, 0, 1)
         middle = float(np.median(share))
         gamma = math.log(MIDDLE) / math.log(middle) if 0 < middle < 1 else 1.0
-        return Stretch(low, high, min(max(gamma, GAMMA[0]), GAMMA[1]))
+        return Stretch(low, wide, min(max(gamma, GAMMA[0]), GAMMA[1]))
 
     def __call__(self, image: Image, seen: Mask) -> NDArray[np.uint8]:
         """Return (H, W, C) uint8; pixels that were not seen are black."""
-        share = (image - self.low[:, None, None]) / (self.high - self.low)[:, None, None]
+        share = (image - self.low[:, None, None]) / self.range
         gray = (np.clip(np.nan_to_num(share), 0, 1) ** self.gamma * 255).round()
         return np.ascontiguousarray(np.where(seen, gray, 0).astype(np.uint8).transpose(1, 2, 0))
 
