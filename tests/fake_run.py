@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from seawall.evaluate import write_example
-from seawall.evaluate.cells import threat_fields
 from seawall.facts import Clock
 from seawall.history import HistoryLog
 from seawall.imagery.grid import Grid
@@ -186,7 +185,7 @@ def _records(chips: list[tuple[str, str]], side: int) -> Iterator[Record]:
             truth = _water(chip, side)
             says = _predict(chip, truth, error * wobble)
             place = (RECIPE, model, method, threat, chip, group)
-            fields = threat_fields(parse_threat(threat, SPEC) if threat else None)
+            fields = parse_threat(threat, SPEC).facts if threat else ()
             yield from _counts(place, truth, says, (flags, 0.02 * max(passes, 1), *fields))
             if passes > 1:
                 yield Record(*place, "passes", "", float(passes), 1, flags, 0.0, *fields)

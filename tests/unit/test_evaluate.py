@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seawall.attacks.fgsm import FGSM
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.evaluate import CLEAN, NON_FINITE, Case, evaluate, missing, write_example, write_examples
 from seawall.figures import figures, worst_case
 from seawall.keys import Keys
 from seawall.records import Record, RecordLog
+from seawall.threat import parse_threat
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
 SPEC = ModelSpec(("B04", "B03", "B02"), ("land", "water"), "reflectance", 10.0)
@@ -360,3 +362,17 @@ def test_batches_may_be_a_stream(tmp_path: Path) -> None:
         yield chips().select([0])
 
     assert evaluate(Net(), stream(), log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m")
+
+
+def test_rows_hold_the_threat_as_values(tmp_path: Path) -> None:
+    threat = parse_threat("linf 1%,2%,1% reflectance bands=B04,B02 region=patch:0,0,8,8 sign=up", SPEC)
+    rows = evaluate(
+        Net(), [chips()], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=[CLEAN, Case("fgsm", FGSM(), threat)]
+    )  # fmt: skip
+    said = {(r.method, r.norm, r.eps, r.unit, r.bands, r.region, r.limits) for r in rows}
+    eps = (0.01, 0.02, 0.01)
+    assert said == {
+        ("clean", "", (), "", (), "", ""),
+        ("fgsm", "linf", eps, "reflectance", ("B04", "B02"), "patch:0,0,8,8", "sign=up"),
+    }
+    assert {r.eps for r in figures(rows) if r.method == "fgsm"} == {eps}

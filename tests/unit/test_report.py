@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from seawall.errors import RunError
-from seawall.evaluate.cells import threat_fields
 from seawall.recipe import Recipe, make_recipe
 from seawall.records import Record, RecordLog
 from seawall.report import pictures, write_report
@@ -49,7 +48,7 @@ ONE = "linf 1% reflectance"
 
 
 def row(metric, klass, value, *, model="unet", method="clean", threat="", chip="a", group="g", flags=()):
-    fields = threat_fields(parse_threat(threat, SPEC) if threat else None)
+    fields = parse_threat(threat, SPEC).facts if threat else ()
     return Record("r", model, method, threat, chip, group, metric, klass, value, 100, flags, 0.0, *fields)
 
 
@@ -386,7 +385,7 @@ def test_a_budget_is_said_from_its_fields():
     assert told.spoken == "0.13 to 0.18\u202f% reflectance (per band)" and told.name == "linf, reflectance per band"
     assert told.family == Budget("", "linf", (0.0026, 0.0036), "reflectance").family
     assert told.family != Budget("", "linf", (0.0026, 0.0026), "reflectance").family
-    assert Budget("", "linf", (0.5,), "gamma0_db").spoken == "0.5 dB"
+    assert Budget("", "linf", (0.5,), "dB").spoken == "0.5 dB"
     assert Budget("odd words 3% of it").spoken == "odd words 3% of it"
 
 
@@ -394,13 +393,6 @@ def test_threats_are_read_from_fields_and_never_from_text(attacked):
     rows = [Record(**{**r.__dict__, "threat": r.threat and "the first one"}) for r in attacked.given]
     family = families(Book(rows, "water"))[0]
     assert [(size.spoken, size.text) for size in family.budgets] == [("1\u202f% reflectance", "the first one")]
-
-
-def test_rows_without_the_fields_of_their_threat_are_counted_and_named(tmp_path):
-    rows = counted(40, 5, 5, method="pgd", threat=ONE)
-    blank = [Record(**{**r.__dict__, "norm": "", "eps": (), "unit": ""}) for r in rows]
-    RecordLog(tmp_path / "records.jsonl").append([*counted(40, 5, 5), *blank])
-    assert "1 setup of an older version do" in write_report(tmp_path).read_text()
 
 
 def test_the_harm_of_one_band_stands_beside_that_of_all():

@@ -22,7 +22,7 @@ SIDE = 900
 """Longest side of a scene's preview, in pixels."""
 MIDDLE = 0.42
 """Gray value, of 1, that the median of a stretched picture is brought to."""
-GAMMA = (0.35, 1.0)
+GAMMA = (0.25, 1.0)
 """Smallest and largest exponent of the stretch; 1 is a linear one."""
 
 

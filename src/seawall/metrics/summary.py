@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,8 @@ def count_rows(row: Record, counts: Counts, classes: Sequence[str]) -> Iterator[
     pixels = int(t.pixels)
     for k, klass in enumerate(classes):
         for name, value in (("tp", t.tp[k]), ("fp", t.fp[k]), ("fn", t.fn[k])):
-            yield replace(row, metric=name, klass=klass, value=float(value), n=pixels, seconds=0.0)
-    yield replace(row, metric="pixels", klass="", value=float(pixels), n=pixels)
+            yield row.measured(name, float(value), pixels, klass)
+    yield row.measured("pixels", float(pixels), pixels, seconds=row.seconds)
 
 
 def summarize(

@@ -94,7 +94,9 @@ class Book:
 
     @cached_property
     def _budgets(self) -> Mapping[str, Budget]:
-        return {r.threat: Budget(r.threat, r.norm, r.eps, r.unit, r.bands, r.region) for r in self.given if r.norm}
+        return {
+            r.threat: Budget(r.threat, r.norm, r.eps, r.unit, r.bands, r.region, r.limits) for r in self.given if r.norm
+        }
 
     @cached_property
     def corrupted(self) -> tuple[Corrupted, ...]:

@@ -40,7 +40,7 @@ def _panel(book: Book, model: str, klass: str, metric: str, words: str, runs: di
             points.append(point(book, (model, method, size.text), f"{metric}.per_chip", size.size, where, klass))
         series.append(Series(said(method), tuple(points), palette(i), i))
     every = [size for sizes in runs.values() for size in sizes]
-    top, unit = max(size.size for size in every) or 1.0, every[0].words
+    top, unit = max(size.size for size in every) or 1.0, every[0].unit
     ticks = "{:.1%}".format if every[0].unit == "reflectance" else "{:g}".format
     title = f"{book.said(model)}, hiding {klass}; {words}"
     x, y = (

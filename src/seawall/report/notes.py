@@ -28,9 +28,6 @@ def doubts(run: Run, book: Book, faults: Sequence[str]) -> Section:
         blocks.append(Doubts(tuple((flag, listed(list(held[flag]), most=4)) for flag in order)))
     else:
         blocks.append(Prose((("No number on this page carries a flag.",),)))
-    if nameless := sum(1 for _, _, threat in book.setups if threat and not book.budget(threat).norm):
-        text = f"{many(nameless, 'setup')} of an older version do not say the size of their threat in fields: they are in no curve. Run the recipe again."
-        blocks.append(Points((("Not drawn.", text),)))
     if faults:
         blocks.append(Points(tuple(("Not readable.", fault) for fault in faults)))
     blocks.append(Points(CONVENTIONS))

@@ -32,7 +32,7 @@ class Attacked:
     @property
     def unit(self) -> str:
         """Unit of the sizes, as a reader says it."""
-        return self.budgets[0].words
+        return self.budgets[0].unit
 
     @property
     def name(self) -> str:
@@ -82,8 +82,8 @@ def families(book: Book) -> list[Attacked]:
     return sorted(made, key=lambda a: (order[a.model], -len(a.budgets) * len(a.methods), a.name))
 
 
-USUAL = {"reflectance": 0.01, "sigma0_db": 0.5, "gamma0_db": 0.5}
-"""The size that one sentence names, per unit of the data, where it was run."""
+USUAL = {"reflectance": 0.01, "dB": 0.5}
+"""The size that one sentence names, per unit, where it was run."""
 
 
 def headline(attacked: Attacked) -> Budget:

@@ -81,7 +81,7 @@ def _attack(book: Book, model: str) -> list[Sentence]:
     if not held:
         return []
     size, cell = worst_cell(held[0])
-    everywhere = "each band of each pixel" if size.norm == "linf" and not size.region else "the image"
+    everywhere = "each band of each pixel" if size.norm == "linf" and not (size.region or size.limits) else "the image"
     return [(f"An adversary who may change {everywhere} by up to {size.spoken} takes it down to ", cell, ".")]
 
 

@@ -131,10 +131,6 @@ def many(n: int, one: str, more: str = "") -> str:
     return f"{count(n)} {one if n == 1 else more or one + 's'}"
 
 
-UNITS = {"sigma0_db": "dB", "gamma0_db": "dB"}
-"""Units of the data that are said in another way."""
-
-
 @dataclass(frozen=True)
 class Budget:
     """What an adversary may do, as the rows say it.
@@ -143,9 +139,10 @@ class Budget:
         text: The threat as text; it only names the threat and is never read.
         norm: "linf", "l2" or another norm; "" where there is no threat.
         eps: Budget in data units: one number, or one per band.
-        unit: Unit of the data.
+        unit: Unit of eps, as rows say it: "reflectance", "dB" or "stretched".
         bands: Bands that may be touched; empty means all.
         region: Pixels that may be touched, as text; empty means every seen one.
+        limits: What else bounds the adversary, as text.
     """
 
     text: str
@@ -154,6 +151,7 @@ class Budget:
     unit: str = ""
     bands: tuple[str, ...] = ()
     region: str = ""
+    limits: str = ""
 
     @property
     def size(self) -> float:
@@ -164,7 +162,7 @@ class Budget:
     def family(self) -> tuple[str, ...]:
         """Threats of one family make one curve over eps; of per-band budgets those with the same proportions."""
         shape = tuple(f"{eps / (self.size or 1.0):.4g}" for eps in self.eps) if len(set(self.eps)) > 1 else ()
-        return (self.norm, self.unit, *self.bands, "|", self.region, *shape)
+        return (self.norm, self.unit, *self.bands, "|", self.region, self.limits, *shape)
 
     @property
     def name(self) -> str:
@@ -174,14 +172,9 @@ class Budget:
             >>> Budget("", "linf", (0.01,), "reflectance", ("B03",)).name
             'linf, reflectance, only B03'
         """
-        parts = [self.norm, self.words + (" per band" if len(set(self.eps)) > 1 else "")]
+        parts = [self.norm, self.unit + (" per band" if len(set(self.eps)) > 1 else "")]
         parts += [f"only {listed(self.bands)}"] if self.bands else []
-        return ", ".join(part for part in (*parts, self.region) if part)
-
-    @property
-    def words(self) -> str:
-        """The unit as a reader says it."""
-        return UNITS.get(self.unit, self.unit)
+        return ", ".join(part for part in (*parts, self.region, self.limits) if part)
 
     @property
     def amount(self) -> str:
@@ -204,10 +197,10 @@ class Budget:
         """The size as a reader says it.
 
         Example:
-            >>> Budget("", "linf", (0.01,), "reflectance").spoken, Budget("", "linf", (0.5,), "sigma0_db").spoken
+            >>> Budget("", "linf", (0.01,), "reflectance").spoken, Budget("", "linf", (0.5,), "dB").spoken
             ('1\u202f% reflectance', '0.5 dB')
             >>> Budget("", "linf", (0.0013, 0.0018), "reflectance").spoken
             '0.13 to 0.18\u202f% reflectance (per band)'
         """
         per_band = "(per band)" if len(set(self.eps)) > 1 else ""
-        return " ".join(part for part in (self.amount, self.words if self.eps else "", per_band) if part)
+        return " ".join(part for part in (self.amount, self.unit if self.eps else "", per_band) if part)
