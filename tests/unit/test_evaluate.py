@@ -376,3 +376,16 @@ def test_rows_hold_the_threat_as_values(tmp_path: Path) -> None:
         ("fgsm", "linf", eps, "reflectance", ("B04", "B02"), "patch:0,0,8,8", "sign=up"),
     }
     assert {r.eps for r in figures(rows) if r.method == "fgsm"} == {eps}
+
+
+def test_budgets_on_stretched_pictures_carry_a_flag(tmp_path: Path) -> None:
+    for unit, text, flags in (
+        ("stretched", "linf 0.01 stretched", ("not-physical",)),
+        ("reflectance", "linf 1% reflectance", ()),
+    ):
+        net = Net()
+        net.spec = replace(SPEC, unit=unit)
+        case = Case("fgsm", FGSM(), parse_threat(text, net.spec))
+        rows = evaluate(net, [chips()], log=RecordLog(tmp_path / unit), recipe="r", name="m", attacks=[CLEAN, case])  # type: ignore[arg-type]
+        assert {row.flags for row in rows if row.method == "fgsm"} == {flags}
+        assert {row.flags for row in rows if row.method == "clean"} == {()}
