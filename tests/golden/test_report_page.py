@@ -178,7 +178,7 @@ def test_every_table_has_a_caption(page, text):
 def test_a_wide_table_says_that_it_goes_on(text):
     tables = re.findall(r"(<p class=\"sideways\".*?</p>\s*)?<div class=\"scroll.*?</table>", text, re.DOTALL)
     columns = [len(re.findall(r'<th scope="col"', part)) for part in re.findall(r"<thead>.*?</thead>", text, re.DOTALL)]
-    assert [bool(hint) for hint in tables] == [n > 4 for n in columns] and any(n > 4 for n in columns)
+    assert [bool(hint) for hint in tables] == [n > 3 for n in columns] and any(n > 3 for n in columns)
 
 
 def test_flags_and_notes_look_different(page, text):

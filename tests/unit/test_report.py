@@ -150,6 +150,9 @@ def test_a_curve_over_wrong_labels_goes_by_what_was_changed(corrupted_labels):
     ticks = re.findall(r'class="t tick"[^>]*>([\d.]+) %<', chart.drawing.svg)
     assert max(map(float, ticks)) == 12 and "changed" in chart.drawing.svg
     assert "budget" not in chart.drawing.svg
+    wide = chart.drawing.svg.split("<svg")[1]
+    at = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"[^>]*class="mark c0"', wide)]
+    assert (at[1] - at[0]) / (at[2] - at[0]) == pytest.approx(0.02 / 0.12, abs=0.01)
     middle = re.search(
         r"<title>iou.pooled, U-Net, dilate 5\u202f% \(2\u202f% changed\)[^<]*</title>", chart.drawing.svg
     )

@@ -16,7 +16,7 @@ NAMES = {
     "unet": "U-Net", "dense-unet": "dense U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
     "awei-nsh": "AWEI", "awei-sh": "AWEI shadow", "otsu": "Otsu", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "apgd": "APGD",
     "segpgd": "SegPGD", "cospgd": "CosPGD", "dag": "DAG", "sea": "SEA", "clean": "clean", "random": "random noise", "none": "none hurts",
-    "s1": "Sentinel-1", "s2": "Sentinel-2", "linf": "linf", "sigma0_db": "dB (sigma nought)", "gamma0_db": "dB (gamma nought)",
+    "sigma0_db": "dB (sigma nought)", "gamma0_db": "dB (gamma nought)",
 }  # fmt: skip
 
 
