@@ -75,17 +75,22 @@ def against_truth(scene: Scene, name: str) -> list[str | Cell]:
     scores = [(words, value(scene, name, f"truth.{key}", text)) for words, key, text in (
         ("IoU ", "iou", ratio(truth.iou)), ("precision ", "precision", ratio(truth.precision)), ("recall ", "recall", ratio(truth.recall)),
     )]  # fmt: skip
-    parts: list[str | Cell] = [", where ", true, " is the known truth", *_more(truth.mapped_km2, truth.true_km2), ": "]
+    parts: list[str | Cell] = [
+        ", where ",
+        true,
+        f" is the known truth ({_over(truth.mapped_km2, truth.true_km2)} area): ",
+    ]
     for i, (words, cell) in enumerate(scores):
         parts += [("" if i == 0 else ", ") + words, cell]
     return parts
 
 
-def _more(mapped: float | None, true: float | None) -> list[str]:
+def _over(mapped: float | None, true: float | None) -> str:
+    """Say by how much an area is larger than the true one."""
     if mapped is None or not true:
-        return []
+        return DASH
     over = (mapped - true) / true
-    return [f" ({'+' if over >= 0 else ''}{percent(over)} area)"]
+    return f"{'+' if over >= 0 else ''}{percent(over)}"
 
 
 def true_share(scene: Scene) -> float | None:
@@ -124,8 +129,7 @@ def _truth_table(run: Run, name: str, scene: Scene) -> list[Block]:
         ("mapped", "mapped_km2", truth.mapped_km2, scores),
         ("expected from probabilities", "expected_km2", truth.expected_km2, ["", "", ""]),
     ):
-        more = "".join(_more(km2, truth.true_km2)).strip(" ()").removesuffix(" area") or DASH
-        rows.append(line(words, value(scene, name, f"truth.{key}", area(km2)), more, *beside))
+        rows.append(line(words, value(scene, name, f"truth.{key}", area(km2)), _over(km2, truth.true_km2), *beside))
     note = " ".join(
         part for part in (f"Over {count(truth.pixels)} seen pixels." if truth.pixels else "", truth.note) if part
     )
