@@ -1,4 +1,4 @@
-"""The robustness card: curves over eps, what each attack does, who wins where, area, bands, natural perturbations."""
+"""The robustness card: curves over eps, what each attack does, who wins where, area and bands."""
 
 from __future__ import annotations
 
