@@ -437,6 +437,9 @@ def test_every_chart_and_every_cell_over_flagged_rows_shows_the_flag():
     for chart in charts:
         assert chart.drawing.flags == ("more-steps-gain",), chart.title
         assert "*" in re.sub("<title>.*?</title>", "", chart.drawing.svg), chart.title
+        assert all(value.endswith("*") for value in re.findall(r'class="t value"[^>]*>([^<]*)<', chart.drawing.svg)), (
+            chart.title
+        )
     for table in (b for b in blocks if isinstance(b, Table)):
         for cell in (
             cell for line in table.rows for cell in line if not isinstance(cell, str) and cell.text not in ("", DASH)
@@ -482,4 +485,5 @@ def test_learning_curves_count_epochs_from_one_and_show_the_class_of_the_page():
         for t in t
         if t
     ]
+    assert re.findall(r'<circle cx="([\d.]+)"', svg)[0] == "40", "the first epoch stands at the start of the axis"
     assert min(ticks) >= 0.7 and max(ticks) <= 0.95 and "not 0 to 1" in chart.note
