@@ -485,5 +485,5 @@ def test_learning_curves_count_epochs_from_one_and_show_the_class_of_the_page():
         for t in t
         if t
     ]
-    assert re.findall(r'<circle cx="([\d.]+)"', svg)[0] == "40", "the first epoch stands at the start of the axis"
+    assert re.findall(r'<circle cx="([^"]+)"', svg)[0] == "40", "the first epoch stands at the start of the axis"
     assert min(ticks) >= 0.7 and max(ticks) <= 0.95 and "not 0 to 1" in chart.note

@@ -56,7 +56,8 @@ def _compared(held: Sequence[Attacked]) -> list[Block]:
         ]
         book, top = same[0].book, max(size.size for a in same for size in a.budgets) or 1.0
         x = Axis(_axis(same[0]), 0, top, _tick(same[0]))
-        title = "Which network holds: worst case, pooled"
+        several = len({a.budgets[0].family for a in held}) > 1
+        title = "Which network holds: worst case, pooled" + (f" ({same[0].name})" if several else "")
         blocks.append(Chart(title, lines(series, x, Axis(f"{book.klass} IoU", 0, 1, "{:.1f}".format), title)))
     return blocks
 
@@ -81,7 +82,7 @@ def _curves(run: Run, attacked: Attacked) -> Chart:
     ticks = (0.0, *(size.size for size in attacked.budgets))
     x = Axis(_axis(attacked), 0, top, _tick(attacked), ticks, _noise_scale(run, attacked, ticks))
     y = Axis(f"{book.klass} IoU", 0, 1, "{:.1f}".format)
-    title = f"{attacked.book.said(attacked.model)}: {book.klass} IoU against the adversary’s budget"
+    title = f"{attacked.book.said(attacked.model)}: {book.klass} IoU against the adversary’s budget ({attacked.name})"
     note = "Thick: worst case over all attacks, pooled (with its 95 % interval) and mean per chip. Thin: each attack alone, pooled."
     return Chart(title, lines(series, x, y, title, height=330), note)
 
@@ -89,7 +90,9 @@ def _curves(run: Run, attacked: Attacked) -> Chart:
 def _axis(attacked: Attacked) -> str:
     norm = {"linf": "largest change per band and pixel", "l2": "length of the change over the image (l2)"}
     first = attacked.budgets[0]
-    words = norm.get(first.norm, first.norm) + (", of the band with the largest" if len(set(first.eps)) > 1 else "")
+    words = norm.get(first.norm, first.norm)
+    if len(set(first.eps)) > 1:
+        words = "of the band that may change most"
     return f"eps: {words}, {attacked.unit}".rstrip(", ")
 
 

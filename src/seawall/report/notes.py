@@ -16,7 +16,7 @@ def doubts(run: Run, book: Book, faults: Sequence[str]) -> Section:
     """List every flag with its meaning and the next step, files that could not be read, and the page's conventions."""
     held: dict[Flag, dict[str, None]] = {}
     for (model, method, threat), flags in book.flagged.items():
-        where = " ".join(part for part in (book.said(model), said(method), threat) if part)
+        where = " ".join(part for part in (book.said(model), said(method), book.budget(threat).spoken) if part)
         for flag in flags:
             held.setdefault(explain(flag), {})[where] = None
     for name, scene in run.scenes.items():
