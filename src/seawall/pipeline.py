@@ -16,7 +16,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.splits import Split
 from seawall.errors import RecipeError, RunError
 from seawall.facts import Clock, data_facts, digest_chips, note_environment
-from seawall.figures import figures
+from seawall.figures import figures, with_doubts
 from seawall.files import RunLock, write_atomic
 from seawall.models.weights import read_spec
 from seawall.orders import check_distinct, vet
@@ -156,14 +156,12 @@ def _flat(tree: Mapping[str, object], under: str = "") -> dict[str, str]:
 
 
 def summary(run: Run) -> list[dict[str, str | float | None]]:
-    """Return one row per model, method and threat: IoU and accuracy on the held-out chips with their interval."""
+    """Return one row per model, method and threat: IoU and accuracy on the held-out chips with interval and flags."""
     spec = read_spec(run.folder / "models" / run.recipe.model.name / "model.safetensors")
     klass = "water" if "water" in spec.classes else spec.classes[-1]
-    found = {
-        (r.model, r.method, r.threat, r.metric, r.klass): r.value
-        for r in figures(run.log)
-        if not r.chip and not r.group
-    }
+    rows = [r for r in figures(with_doubts(run.log)) if not r.chip and not r.group]
+    found = {(r.model, r.method, r.threat, r.metric, r.klass): r.value for r in rows}
+    flags = {(r.model, r.method, r.threat): ", ".join(r.flags) for r in rows}
     columns = {
         "iou.pooled": klass,
         "iou.pooled.low": klass,
@@ -174,7 +172,7 @@ def summary(run: Run) -> list[dict[str, str | float | None]]:
     return [
         {
             "model": where[0], "method": where[1], "threat": where[2],
-            **{metric: found.get((*where, metric, of)) for metric, of in columns.items()},
+            **{metric: found.get((*where, metric, of)) for metric, of in columns.items()}, "flags": flags[where],
         }
         for where in dict.fromkeys(key[:3] for key in found)
     ]  # fmt: skip

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from seawall.errors import RunError
@@ -32,6 +32,12 @@ class Record:
         n: How many pixels (or chips) it is over.
         flags: What the interrogation says against it.
         seconds: Time it took, monotonic clock.
+        norm: Norm of the threat, "linf" or "l2"; "" where there is no adversary.
+        eps: Budget of the threat in data units: one number for all bands, or one per band of the model.
+        unit: Unit of eps, such as "reflectance" or "dB".
+        bands: Bands that the adversary may touch; empty for all of them.
+        region: Pixels that the adversary may touch, as text; "" for every seen one.
+        limits: What else bounds the adversary, as text: sign, spectrum, unusual bounds; "" for nothing.
     """
 
     recipe: str
@@ -46,11 +52,60 @@ class Record:
     n: int
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
+    norm: str = ""
+    eps: tuple[float, ...] = ()
+    unit: str = ""
+    bands: tuple[str, ...] = ()
+    region: str = ""
+    limits: str = ""
 
     @property
     def key(self) -> Key:
         """Every field that is not measured; resume means that the key is there."""
         return (self.recipe, self.model, self.method, self.threat, self.chip, self.group, self.metric, self.klass)
+
+    def measured(self, metric: str, value: float | None, n: int, klass: str = "", seconds: float = 0.0) -> Record:
+        """Return the row of a number that was measured under the same conditions; flags and threat stay."""
+        return Record(
+            self.recipe, self.model, self.method, self.threat, self.chip, self.group, metric, klass, value, n, self.flags,
+            seconds, self.norm, self.eps, self.unit, self.bands, self.region, self.limits,
+        )  # fmt: skip
+
+    def allows_less(self, other: Record) -> bool:
+        """Tell whether this row's threat is a proper part of the other's: no band has more budget, and some has less.
+
+        Threats of another norm, unit, region or limits are not comparable, nor are budgets per band for other bands.
+
+        Example:
+            >>> row = lambda *eps: Record("r", "m", "pgd", "", "", "", "tp", "", 1, 1, norm="linf", eps=eps)
+            >>> row(0.01, 0.02).allows_less(row(0.01, 0.03)), row(0.01, 0.02).allows_less(row(0.02, 0.01))
+            (True, False)
+        """
+        kind, others = (
+            (self.norm, self.unit, self.region, self.limits),
+            (other.norm, other.unit, other.region, other.limits),
+        )
+        if not self.norm or kind != others:
+            return False
+        same_bands = set(self.bands) == set(other.bands)
+        if not same_bands and (len(self.eps) > 1 or len(other.eps) > 1 or not _covers(other.bands, self.bands)):
+            return False
+        count = max(len(self.eps), len(other.eps))
+        if {len(self.eps), len(other.eps)} - {1, count}:
+            return False
+        mine, theirs = (eps * count if len(eps) == 1 else eps for eps in (self.eps, other.eps))
+        return all(a <= b for a, b in zip(mine, theirs, strict=True)) and (mine != theirs or not same_bands)
+
+
+def _covers(large: tuple[str, ...], small: tuple[str, ...]) -> bool:
+    """Tell whether the bands of one threat hold those of another; empty means all bands."""
+    return not large or (bool(small) and set(small) <= set(large))
+
+
+NAMES = tuple(f.name for f in fields(Record))
+LISTS = ("flags", "eps", "bands")
+BUDGET = ("eps", "unit", "bands", "region", "limits")
+"""Fields of a threat; rows without an adversary leave them out of the file."""
 
 
 class RecordLog:
@@ -114,26 +169,31 @@ def read_records(path: Path) -> Iterator[Record]:
     """Yield the records of a JSONL file.
 
     Raises:
-        RunError: A line is not a record.
+        RunError: A line is not a record, or an attack's row was written before rows held the budget as values.
     """
     if not path.exists():
         return
-    names = {f.name for f in fields(Record)}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                yield Record(
-                    **{k: v for k, v in row.items() if k in names and k != "flags"}, flags=tuple(row.get("flags", ()))
-                )
+                held = {name: value for name, value in row.items() if name in NAMES}
+                record = Record(**(held | {name: tuple(row.get(name, ())) for name in LISTS}))
             except (ValueError, TypeError, AttributeError) as bad:
                 raise RunError(
                     f"{path}:{number}: expected a record, got {line[:60]!r}; remove the line or start a new run"
                 ) from bad
+            if "norm" not in row and record.threat and not record.threat.startswith("severity "):
+                raise RunError(
+                    f"{path}:{number}: expected an attack's row with norm, eps and unit, got one of an older version; "
+                    "measure again into a new folder"
+                )
+            yield record
 
 
 def _line(record: Record) -> str:
-    row = asdict(record)
+    row = {name: getattr(record, name) for name in NAMES if name not in BUDGET or getattr(record, name)}
+    row["norm"] = record.norm  # always there, so that rows of older versions are told apart
     if record.value is not None and not math.isfinite(record.value):
         raise RunError(
             f"record {record.metric}: expected a finite value or None, got {record.value}; undefined is None"

@@ -15,7 +15,7 @@ from seawall.keys import Keys
 from seawall.records import Record
 from seawall.report.flags import explain
 from seawall.testing import ground_batch, linear_model
-from seawall.threat import ThreatModel
+from seawall.threat import ThreatFacts, ThreatModel, parse_threat
 from seawall.types import Batch
 
 EPS = ThreatModel("linf", 0.03, low=0.0)
@@ -129,11 +129,12 @@ def test_zero_budget_and_nothing_valid_are_defined() -> None:
 
 
 def rows(method: str, threat: str, right: int, chip: str = "c") -> list[Record]:
-    base = ("r", "m", method, threat, chip, "g")
+    said = parse_threat(threat, linear_model().spec).facts if threat else ThreatFacts()
+    base = Record("r", "m", method, threat, chip, "g", "", "", None, 0, (), 0.0, *said)
     return [
-        Record(*base, "tp", "land", right / 2, 100),
-        Record(*base, "tp", "water", right / 2, 100),
-        Record(*base, "pixels", "", 100, 100),
+        base.measured("tp", right / 2, 100, "land"),
+        base.measured("tp", right / 2, 100, "water"),
+        base.measured("pixels", 100, 100),
     ]
 
 
@@ -150,6 +151,27 @@ def test_rows_speak_against_each_other() -> None:
     assert ("r", "m", "square", one) not in found and ("r", "m", "random", one) not in found
     flagged = {(r.method, r.threat): r.flags for r in with_doubts(held)}
     assert flagged["pgd", two] == ("not-monotone",) and flagged["clean", ""] == ()
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "comparable"),
+    [
+        ("linf 0.0013,0.0018 reflectance", "linf 0.0026,0.0036 reflectance", True),
+        ("linf 1% reflectance", "linf 1%,2% reflectance", True),
+        ("linf 1%,3% reflectance", "linf 2%,2% reflectance", False),
+        ("linf 1% reflectance bands=B03", "linf 1% reflectance", True),
+        ("linf 1% reflectance bands=B03", "linf 2% reflectance bands=B02", False),
+        ("linf 1% reflectance", "linf 1% reflectance", False),
+        ("linf 1% reflectance sign=up", "linf 2% reflectance", False),
+        ("linf 1% reflectance region=clouds", "linf 2% reflectance", False),
+        ("l2 0.1 reflectance", "linf 2% reflectance", False),
+        ("linf 1% reflectance", "linf 2% reflectance low=none", False),
+    ],
+)
+def test_an_attack_that_does_less_with_more_is_found_by_values(small: str, large: str, comparable: bool) -> None:
+    found = doubts([*rows("pgd", small, 60), *rows("pgd", large, 70)])
+    assert found == ({("r", "m", "pgd", large): ("not-monotone",)} if comparable else {})
+    assert doubts([*rows("pgd", small, 70), *rows("pgd", large, 60)]) == {}
 
 
 def test_one_good_attack_with_gradients_clears_the_others_of_hiding_them() -> None:

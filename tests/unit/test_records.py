@@ -50,3 +50,24 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({"no": "record"}) + "\n")
     with pytest.raises(RunError, match=r"r\.jsonl:1"):
         RecordLog(path)
+
+
+def test_a_threat_travels_as_values(tmp_path: Path) -> None:
+    threat = {"norm": "linf", "eps": (0.01, 0.02), "unit": "reflectance", "bands": ("B03",), "region": "clouds:0.3"}
+    attacked = Record("r", "unet", "pgd", "linf 1%,2% reflectance", "a", "g", "tp", "water", 1.0, 4, **threat)
+    log = RecordLog(tmp_path / "r.jsonl")
+    log.append([attacked, row("a")])
+    assert list(log) == [attacked, row("a")]
+    assert "eps" not in (tmp_path / "r.jsonl").read_text().splitlines()[1], "rows without an adversary stay short"
+    assert attacked.measured("fp", 2.0, 4).eps == (0.01, 0.02)
+
+
+def test_an_attack_of_an_older_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    old = {"recipe": "r", "model": "m", "method": "pgd", "threat": "linf 1% reflectance", "chip": "a", "group": "g"}
+    old |= {"metric": "tp", "klass": "water", "value": 1.0, "n": 4}
+    path.write_text(json.dumps(old) + "\n")
+    with pytest.raises(RunError, match=r"r\.jsonl:1: expected an attack's row with norm.*measure again"):
+        list(read_records(path))
+    path.write_text(json.dumps(old | {"threat": "", "method": "clean"}) + "\n")
+    assert len(list(read_records(path))) == 1

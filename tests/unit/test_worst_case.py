@@ -1,6 +1,7 @@
 """The worst case of a suite: exact where it can be, greedy where it must be."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,3 +120,23 @@ def test_partial_suite_says_so() -> None:
     rows = worst_case([r for r in SUITE if not (r.method == "pgd" and r.chip == "a1")])
     assert any("partial suite: 1 of 9 missing" in r.flags for r in rows)
     assert worst_case([r for r in SUITE if r.method == "clean"]) == []
+
+
+@pytest.mark.parametrize("classes", [("water", "land"), ("land", "water")])
+def test_the_winner_is_judged_by_water_whatever_the_order_of_the_classes(classes: tuple[str, str]) -> None:
+    # "few" leaves the lower water IoU (.5 against .56), "many" the lower land IoU (.91 against .95)
+    held = [*chip("clean", "a1", 10, 0, 0), *chip("few", "a1", 5, 0, 5), *chip("many", "a1", 10, 8, 0)]
+    held.sort(key=lambda row: classes.index(row.klass) if row.klass else 2)
+    assert {r.metric for r in worst_case(held) if r.chip} == {"won.few"}
+    assert {r.metric for r in worst_case(held, klass="land") if r.chip} == {"won.many"}
+    renamed = [replace(row, klass={"water": "forest", "land": "other"}.get(row.klass, "")) for row in held]
+    last = {"water": "won.few", "land": "won.many"}[classes[1]]
+    assert {r.metric for r in worst_case(renamed) if r.chip} == {last}
+
+
+def test_figures_and_worst_case_hold_the_threat_as_values() -> None:
+    threat = {"norm": "linf", "eps": (0.01,), "unit": "reflectance", "bands": ("B03",)}
+    held = [replace(row, **threat) if row.threat else row for row in SUITE]
+    made = [*figures(held), *worst_case(held)]
+    assert {(r.norm, r.eps, r.unit, r.bands) for r in made if r.threat} == {("linf", (0.01,), "reflectance", ("B03",))}
+    assert {r.norm for r in made if not r.threat} == {""}

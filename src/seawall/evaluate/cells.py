@@ -15,7 +15,11 @@ from seawall.evaluate.case import MEASURES, Case
 from seawall.metrics import Bodies, calibration_counts, edge_band, gray, srip_scores
 from seawall.metrics.sizes import NAMES
 from seawall.records import Record, RecordLog
+from seawall.threat import ThreatFacts, ThreatModel
 from seawall.types import Batch, SegmentationModel
+
+NOT_PHYSICAL = "not-physical"
+"""Flag of a budget on pictures of unknown stretch: it has no size in reflectance or dB."""
 
 Rows = Callable[[int, Record], Iterator[Record]]
 """Called with the place of a chip in the batch and the row that only lacks what was measured."""
@@ -55,20 +59,12 @@ class Setting:
     def row(self, case: Case, chip: str, flags: tuple[str, ...] = (), seconds: float = 0.0) -> Record:
         """Return a row of a chip that only lacks what was measured."""
         group = self.groups.get(chip, chip)
+        said = case.threat.facts if isinstance(case.threat, ThreatModel) else ThreatFacts()
+        unphysical = (NOT_PHYSICAL,) if said.unit == "stretched" else ()
         return Record(
-            self.recipe,
-            self.name,
-            case.method,
-            case.spoken,
-            chip,
-            group,
-            "",
-            "",
-            None,
-            0,
-            (*case.flags, *flags),
-            seconds,
-        )
+            self.recipe, self.name, case.method, case.spoken, chip, group, "", "", None, 0, (*case.flags, *flags, *unphysical), seconds,
+            *said,
+        )  # fmt: skip
 
     def area(self, chip: str, gsd_m: float) -> float:
         """Return the area of a pixel in km2."""
@@ -107,7 +103,7 @@ def _srip(model: SegmentationModel, ground: Ground, batch: Batch, logits: Tensor
         scores = srip_scores(gray(share[i]), gray(truth[i]), valid[i])
         pixels = int(valid[i].sum())
         for name in sorted(scores, key=lambda n: n == "accuracy"):
-            yield filled(base, f"srip.{name}", scores[name], pixels)
+            yield base.measured(f"srip.{name}", scores[name], pixels)
 
     return rows
 
@@ -121,11 +117,11 @@ def _calibration(model: SegmentationModel, ground: Ground, batch: Batch, logits:
             for m in np.flatnonzero(held.count[i]):
                 n = int(held.count[i, m])
                 for kind in ("count", "correct", "confidence"):
-                    yield filled(base, f"{prefix}.{kind}.{m}", float(getattr(held, kind)[i, m]), n)
+                    yield base.measured(f"{prefix}.{kind}.{m}", float(getattr(held, kind)[i, m]), n)
         pixels = int(whole.count[i].sum())
-        yield filled(base, "calib.nll", float(whole.nll[i]), pixels)
-        yield filled(base, "calib.brier", float(whole.brier[i]), pixels)
-        yield filled(base, "calib.pixels", float(pixels), pixels)
+        yield base.measured("calib.nll", float(whole.nll[i]), pixels)
+        yield base.measured("calib.brier", float(whole.brier[i]), pixels)
+        yield base.measured("calib.pixels", float(pixels), pixels)
 
     return rows
 
@@ -160,16 +156,11 @@ def _size_rows(bodies: Bodies, says: NDArray[np.bool_], klass: str, km2: float, 
         if not tp + fp + fn:
             continue
         for part, value in (("tp", tp), ("fp", fp), ("fn", fn), ("bodies", int(bodies.bodies[b]))):
-            yield filled(base, f"size.{part}.{name}", float(value), tp + fn, klass)
+            yield base.measured(f"size.{part}.{name}", float(value), tp + fn, klass)
         if tp + fn:
-            yield filled(base, f"size.recall.{name}", tp / (tp + fn), tp + fn, klass)
+            yield base.measured(f"size.recall.{name}", tp / (tp + fn), tp + fn, klass)
     pixels = int(bodies.valid.sum())
     lost, invented = (float(counts[part].sum()) * km2 for part in ("fn", "fp"))
-    yield filled(base, "area.lost_km2", lost, pixels, klass)
-    yield filled(base, "area.invented_km2", invented, pixels, klass)
-    yield filled(base, "area.true_km2", float(bodies.truth.sum()) * km2, pixels, klass)
-
-
-def filled(base: Record, metric: str, value: float | None, n: int, klass: str = "") -> Record:
-    key = (base.recipe, base.model, base.method, base.threat, base.chip, base.group)
-    return Record(*key, metric, klass, value, n, base.flags)
+    yield base.measured("area.lost_km2", lost, pixels, klass)
+    yield base.measured("area.invented_km2", invented, pixels, klass)
+    yield base.measured("area.true_km2", float(bodies.truth.sum()) * km2, pixels, klass)

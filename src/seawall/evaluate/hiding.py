@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from seawall.evaluate.cells import filled
 from seawall.records import Record
 from seawall.types import Batch, SegmentationModel
 
@@ -49,4 +48,4 @@ def hiding_rows(
 def hiding_records(base: Record, said: tuple[tuple[str, str, float | None, int], ...]) -> Iterator[Record]:
     """Yield the rows of one chip."""
     for metric, klass, value, n in said:
-        yield filled(base, metric, value, n, klass)
+        yield base.measured(metric, value, n, klass)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seawall.errors import DataError, ModelError
 from seawall.evaluate.case import CLEAN, Case, hidden_class
-from seawall.evaluate.cells import PARTS, Ground, Setting, filled
+from seawall.evaluate.cells import PARTS, Ground, Setting
 from seawall.evaluate.example import write_example
 from seawall.evaluate.hiding import hiding_records, hiding_rows
 from seawall.metrics import confusion, count_rows
@@ -175,8 +175,8 @@ def _measure(model: SegmentationModel, ground: Ground, todo: list[int], case: Ca
         if away is not None:
             seen = int(batch.seen[i].sum())
             for norm, value in zip(("linf", "l2"), away[i], strict=True):
-                yield filled(base, f"distance.{norm}", value if seen else None, seen)
-            yield filled(base, "passes", spent, 1)
+                yield base.measured(f"distance.{norm}", value if seen else None, seen)
+            yield base.measured("passes", spent, 1)
         for part in parts.values():
             yield from part(i, base)
         if hiding:

@@ -23,7 +23,7 @@ def card(rows: Iterable[Record], methods: Sequence[str], threat: str, klass: str
         klass: Class of the IoU.
     """
     mine = [r for r in with_doubts(rows) if r.method == "clean" or (r.method in methods and r.threat == threat)]
-    worst = worst_case(mine, methods) if len(methods) > 1 else []
+    worst = worst_case(mine, methods, klass=klass) if len(methods) > 1 else []
     found: dict[tuple[str, str, str], Record] = {}
     for row in (*figures(mine), *worst):
         if not row.chip and not row.group:

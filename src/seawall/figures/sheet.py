@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -92,9 +92,14 @@ class Sheet:
     ) -> Record:
         """Make an aggregate row of this sheet; a value that is not finite is undefined."""
         plain = float(value) if np.isfinite(value) else None
-        return Record(
-            self.recipe, self.model, self.method, self.threat, "", group, metric, klass, plain, n, self.flags, seconds
-        )
+        return replace(self._like, group=group).measured(metric, plain, n, klass, seconds)
+
+    @cached_property
+    def _like(self) -> Record:
+        """A row of this sheet without a chip, which holds the threat as values."""
+        first = next((row for rows in self.rows.values() for row in rows.values()), None)
+        blank = first or Record(self.recipe, self.model, self.method, self.threat, "", "", "", "", None, 0)
+        return replace(blank, method=self.method, chip="", group="", flags=self.flags)
 
 
 def sheets(rows: Iterable[Record]) -> Iterator[Sheet]:

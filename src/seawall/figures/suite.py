@@ -18,7 +18,12 @@ WORST = "worst case"
 
 
 def worst_case(
-    rows: Iterable[Record], methods: Collection[str] | None = None, *, samples: int = 1000, seed: int = 0
+    rows: Iterable[Record],
+    methods: Collection[str] | None = None,
+    *,
+    klass: str = "",
+    samples: int = 1000,
+    seed: int = 0,
 ) -> list[Record]:
     """Return what the adversary reaches who runs every attack and keeps the best per chip.
 
@@ -27,12 +32,13 @@ def worst_case(
     worst for one figure is not worst for another: accuracy, mIoU and per-class IoU per chip take each chip's
     minimum; pooled accuracy and each class's pooled IoU are minimized exactly, the pooled mIoU greedily. Intervals
     resample groups with the choice held. `won.<attack>` says on which chips, and on what share of them, an attack
-    leaves the lowest IoU (mIoU with more than two classes; of two classes the second counts); "none" where no attack
-    lowers it.
+    leaves the lowest IoU of `klass`; "none" where no attack lowers it.
 
     Args:
         rows: Rows with a chip.
         methods: Attacks to choose from; all that share a threat where None.
+        klass: Class whose IoU decides which attack has won; "" for the mIoU, and with two classes for water, or the
+            second where none is called so.
         samples: Resamples of the bootstrap.
         seed: Seed of the bootstrap and of the greedy search.
     """
@@ -45,7 +51,7 @@ def worst_case(
     found: list[Record] = []
     for (recipe, model, _), attacked in suites.items():
         base = clean.get((recipe, model))
-        suite = _Suite([*([base] if base else []), *sorted(attacked, key=lambda s: s.method)])
+        suite = _Suite([*([base] if base else []), *sorted(attacked, key=lambda s: s.method)], klass)
         found += [replace(row, flags=suite.flags) for row in suite.rows(samples, seed)]
     return found
 
@@ -53,8 +59,8 @@ def worst_case(
 class _Suite:
     """The sheets of one threat, stacked as (A, N, K)."""
 
-    def __init__(self, members: Sequence[Sheet]) -> None:
-        self.members = members
+    def __init__(self, members: Sequence[Sheet], klass: str = "") -> None:
+        self.members, self.klass = members, klass
         self.places = sorted({place for s in members for place in s.places})
         self.classes = list(dict.fromkeys(k for s in members for k in s.classes))
         shape = (len(members), len(self.places), len(self.classes))
@@ -71,7 +77,7 @@ class _Suite:
     def rows(self, samples: int, seed: int) -> Iterator[Record]:
         draws = Resamples.over([group for group, _ in self.places], samples, seed)
         last = self.members[-1]
-        sheet = Sheet(last.recipe, last.model, WORST, last.threat, {})
+        sheet = replace(last, method=WORST)  # with the rows of a member, which hold the threat as values
         each = ratio(self.tp, self.union)
         right = self.tp.sum(-1)
         for metric, values in (("accuracy.per_chip", ratio(right, self.pixels)), ("miou.per_chip", mean_defined(each))):
@@ -108,15 +114,15 @@ class _Suite:
         return Estimate(value, low, high, np.array([int(self.pixels[chosen, at].sum())]))
 
     def _winners(self, sheet: Sheet, each: Array) -> Iterator[Record]:
-        values = each[..., 1] if len(self.classes) == 2 else mean_defined(each)
+        judge = self.klass or ("water" if "water" in self.classes else self.classes[-1] if self.classes else "")
+        single = self.klass in self.classes or len(self.classes) == 2
+        values = each[..., self.classes.index(judge)] if single else mean_defined(each)
         lowest, chosen = worst_each(values, self.there)
         defined: NDArray[np.bool_] = np.isfinite(lowest)
         names = ["none" if s.method == "clean" else s.method for s in self.members]
         for (group, chip), winner, there in zip(self.places, chosen, defined, strict=True):
             if there:
-                yield Record(
-                    sheet.recipe, sheet.model, WORST, sheet.threat, chip, group, f"won.{names[winner]}", "", 1.0, 1
-                )
+                yield replace(sheet.record(f"won.{names[winner]}", 1.0, 1, group=group), chip=chip)
         for a, name in enumerate(names):
             share = float(ratio((defined & (chosen == a)).sum(), defined.sum()))
             yield sheet.record(f"won.{name}", share, int(defined.sum()))

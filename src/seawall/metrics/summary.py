@@ -25,12 +25,11 @@ def count_rows(row: Record, counts: Counts, classes: Sequence[str]) -> Iterator[
         classes: Names of the classes.
     """
     t = Tally.of(_numpy(counts))
-    key = (row.recipe, row.model, row.method, row.threat, row.chip, row.group)
     pixels = int(t.pixels)
     for k, klass in enumerate(classes):
         for name, value in (("tp", t.tp[k]), ("fp", t.fp[k]), ("fn", t.fn[k])):
-            yield Record(*key, name, klass, float(value), pixels, row.flags)
-    yield Record(*key, "pixels", "", float(pixels), pixels, row.flags, row.seconds)
+            yield row.measured(name, float(value), pixels, klass)
+    yield row.measured("pixels", float(pixels), pixels, seconds=row.seconds)
 
 
 def summarize(

@@ -15,6 +15,7 @@ from torch import nn
 
 from seawall.datasets.chips import ChipFolder
 from seawall.files import write_atomic
+from seawall.imagery.preview import write_preview
 from seawall.imagery.raster import open_raster, write_cog
 from seawall.imagery.simulate import simulate_s1, simulate_s2
 from seawall.infer import predict_scene
@@ -52,6 +53,7 @@ def survey(run: Run, chips: ChipFolder, model: nn.Module, weights: Path | None =
     if truth is not None and result.klass == "water":  # the only class that the truth is of
         facts = compare_with_truth(result, home / result.files["class"], truth)
         write_atomic(home / "scene.truth.json", json.dumps(facts, indent=1))
+    write_preview(source, home / "scene.preview.npz", digest=result.scene)
     return {layer: str(home / file) for layer, file in result.files.items()}
 
 

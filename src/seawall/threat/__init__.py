@@ -9,8 +9,8 @@ Example:
 """
 
 from seawall.threat.ball import Ball
-from seawall.threat.model import ThreatModel
+from seawall.threat.model import ThreatFacts, ThreatModel
 from seawall.threat.region import Clouds, Everywhere, Patch, Region
 from seawall.threat.text import parse_threat
 
-__all__ = ["Ball", "Clouds", "Everywhere", "Patch", "Region", "ThreatModel", "parse_threat"]
+__all__ = ["Ball", "Clouds", "Everywhere", "Patch", "Region", "ThreatFacts", "ThreatModel", "parse_threat"]

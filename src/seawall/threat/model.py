@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,26 @@ CEILING: dict[str, float | None] = {"reflectance": None, "sigma0_db": None, "gam
 
 WORDS: dict[str, str] = {"reflectance": "reflectance", "sigma0_db": "dB", "gamma0_db": "dB", "stretched": "stretched"}
 """How a threat's text says its unit."""
+
+
+class ThreatFacts(NamedTuple):
+    """A threat as plain values, in the order of the fields of a record.
+
+    Args:
+        norm: "linf" or "l2"; "" for no adversary.
+        eps: One number for all bands, or one per band, in `unit`.
+        unit: As a threat's text says it: "reflectance", "dB" or "stretched".
+        bands: Bands that may be touched; empty for all.
+        region: The region as text; "" for every seen pixel.
+        limits: Sign, spectrum and unusual bounds as text; "" for none.
+    """
+
+    norm: str = ""
+    eps: tuple[float, ...] = ()
+    unit: str = ""
+    bands: tuple[str, ...] = ()
+    region: str = ""
+    limits: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,20 +194,29 @@ class ThreatModel:
             raise UsageError(f"threat: expected {x.shape[1]} values of {what}, got {len(value)}; give one per band")
         return torch.tensor(_tuple(value), dtype=x.dtype, device=x.device).view(1, -1, 1, 1).expand(1, x.shape[1], 1, 1)
 
-    def __str__(self) -> str:
-        words = [self.norm, f"{_amount(self.eps, self.unit)} {WORDS[self.unit]}"]
-        if self.bands is not None:
-            words.append("bands=" + ",".join(self.names[b] if self.names else f"#{b}" for b in self.bands))
-        if self.region is not None:
-            words.append(f"region={self.region}")
-        if self.sign != "both":
-            words.append(f"sign={self.sign}")
+    @property
+    def facts(self) -> ThreatFacts:
+        """The threat as plain values, for records."""
+        bands = tuple(self.names[b] if self.names else f"#{b}" for b in self.bands or ())
+        region = "" if self.region is None or str(self.region) == "everywhere" else str(self.region)
+        return ThreatFacts(self.norm, _tuple(self.eps), WORDS[self.unit], bands, region, " ".join(self._limits()))
+
+    def _limits(self) -> list[str]:
+        words = [] if self.sign == "both" else [f"sign={self.sign}"]
         if self.spectrum is not None:
             words.append(f"spectrum={_numbers(self.spectrum)}")
         for name, bound, usual in (("low", self.low, FLOOR[self.unit]), ("high", self.high, CEILING[self.unit])):
             if bound != usual:
                 words.append(f"{name}={'none' if bound is None else _numbers(bound)}")
-        return " ".join(words)
+        return words
+
+    def __str__(self) -> str:
+        words = [self.norm, f"{_amount(self.eps, self.unit)} {WORDS[self.unit]}"]
+        if self.facts.bands:
+            words.append("bands=" + ",".join(self.facts.bands))
+        if self.region is not None:
+            words.append(f"region={self.region}")
+        return " ".join([*words, *self._limits()])
 
 
 def _tuple(value: PerBand) -> tuple[float, ...]:
