@@ -205,6 +205,16 @@ def test_rows_of_other_chips_cases_and_recipes_stay_out(chips: ChipFolder, tmp_p
     assert {row.method for row in rows_of(log, [CLEAN], recipe, source)} == {"clean"}
 
 
+def test_flags_of_chips_reach_their_numbers(chips: ChipFolder, tmp_path: Path) -> None:
+    marks = {"c01": ("not-physical",), "c02": ("unlabelled",)}
+    folder = ChipFolder(chips.root, chips.header, [replace(row, flags=marks.get(row.id, ())) for row in chips.rows[:4]])
+    model, log = Threshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
+    source = ChipSource.of_folder(folder, folder.ids, lambda chip: ("seen",) if chip in ("c01", "c03") else ())
+    measure_model(model, source, [CLEAN], log=log, recipe=lambda case: "r", name="n", seed=0, ask=None, say=say)
+    found = {row.chip: row.flags for row in log}
+    assert found == {"c00": (), "c01": ("not-physical", "seen"), "c02": (), "c03": ("seen",)}
+
+
 def test_settings_are_read_to_the_bottom() -> None:
     class Plain:
         def __init__(self, size: float) -> None:
