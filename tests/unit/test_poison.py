@@ -25,6 +25,7 @@ from seawall.poison.detect import (
 )
 from seawall.poison.dirty import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
 from seawall.poison.target import Target, choose, insert, random_control, victims
+from seawall.poison.teacher import model_teacher, saliency_teacher
 from seawall.poison.unrolled import said, trained_weights, training_loss, unroll
 from seawall.registry import entries
 from seawall.testing.ground import ground_batch, linear_model
@@ -105,6 +106,32 @@ def test_one_unrolled_step_is_the_influence_form():
     value = unroll(model, [replace(data, image=shown)], lr, aim.loss, aim.batch.image.double())
     (grad,) = torch.autograd.grad(value, shown)
     assert torch.allclose(form, grad, rtol=1e-9, atol=1e-14)
+
+
+def test_the_target_counts_after_every_unrolled_step():
+    model, aim, data = linear_model(), target(), chips(3, 6)
+    batches = [data.select([0]), data.select([1]), data.select([2])]
+    counted = []
+
+    def goal(logits):
+        counted.append(float(aim.loss(logits).detach()))
+        return aim.loss(logits)
+
+    value = unroll(model, batches, 0.3, goal, aim.batch.image)
+    assert len(set(counted)) == 3
+    assert float(value) == pytest.approx(sum(counted) / 3, rel=1e-5)
+
+
+def test_the_margin_by_hand():
+    aim = target(1)
+    logits = torch.zeros(1, 3, *aim.region.shape[1:])
+    logits[:, 0], logits[:, 1], logits[:, 2] = 1.0, 0.5, 2.5
+    assert float(aim.margin(logits)) == pytest.approx(2.0)
+    logits[:, 1] = 9.0
+    assert float(aim.margin(logits)) == 0.0
+    row, col = torch.nonzero(aim.pixels[0])[0].tolist()
+    logits[0, 1, row, col] = 0.5
+    assert float(aim.margin(logits)) == pytest.approx(2.0 / int(aim.pixels.sum()))
 
 
 def crafted(name, eps, steps=3):
@@ -311,9 +338,12 @@ def test_surrogates_learn_in_orders_of_their_own(monkeypatch):
 
     monkeypatch.setattr(clean_label, "training_loss", watched)
     MetaPoison(0.02, steps=1, surrogates=3, epochs=9, mini=1).craft(small_net, target(), few, rest, keys(few))
-    last = [tuple(order[-5:]) for order in orders.values()]
-    assert len(set(last)) == 3
-    assert all(sorted(order) == sorted((chip,) for chip in rest.chips) for order in last)
+    # the first network is fresh, so that its only epoch comes after the craft step; the others had 3 and 6 before
+    fresh, *older = [[tuple(order[i : i + 5]) for i in range(0, len(order), 5)] for order in orders.values()]
+    assert [len(fresh), *map(len, older)] == [1, 4, 7]
+    assert older[0][0] != older[1][0]
+    assert len({fresh[-1], older[0][-1], older[1][-1]}) == 3
+    assert all(sorted(order) == sorted((chip,) for chip in rest.chips) for order in fresh + older[0] + older[1])
 
 
 def test_victims_are_fresh_and_counted_in_the_target_as_it_is():
@@ -537,11 +567,16 @@ class Elsewhere(nn.Module):
         return self.layer(torch.zeros(image.shape))
 
 
-def test_activations_show_images_on_the_device_of_the_model():
+def test_networks_are_shown_images_on_their_own_device():
     data, model = chips(), Elsewhere()
     ids, features = activations(model, model.layer, [data])
     assert model.came == ["meta"]
     assert features.shape == (len(ids), 2)
+    assert target().flipped(model) == 0.0
+    model_teacher(model)(data)
+    with pytest.raises(NotImplementedError):  # the loss itself cannot be computed without data
+        saliency_teacher(model, lambda logits, label, valid: float(logits.sum() * label.to("cpu").sum()))(data)
+    assert model.came == ["meta"] * 4
 
 
 def test_activations_of_a_class_come_from_its_pixels_alone():

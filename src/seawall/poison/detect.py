@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
+from seawall.poison.target import device_of
 from seawall.types import Batch
 
 Array = NDArray[np.float64]
@@ -72,7 +73,6 @@ def activations(
         DataError: The layer does not give maps (B, D, h, w), or no chip has such pixels.
     """
     was = [(module, module.training) for module in model.modules()]
-    home = next((p.device for p in model.parameters()), torch.device("cpu"))
     caught: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, given, out: caught.append(out.detach()))
     chips, rows = list[str](), list[Array]()
@@ -81,7 +81,7 @@ def activations(
         with torch.no_grad():
             for batch in batches:
                 caught.clear()
-                model(batch.image.to(home))
+                model(batch.image.to(device_of(model)))
                 if len(caught) != 1 or caught[0].ndim != 4:
                     raise DataError(
                         "activations: expected a layer that gives (B, D, h, w) once, got another; choose a block"
@@ -144,9 +144,8 @@ def spectral_signatures(
     if known is not None:
         calm = known @ direction
         scores = np.abs(along - np.median(calm))
-        return Verdict(
-            tuple(chips), scores, beyond(scores, np.abs(calm - np.median(calm)), alarms), "spectral-signatures"
-        )
+        flags = beyond(scores, np.abs(calm - np.median(calm)), alarms)
+        return Verdict(tuple(chips), scores, flags, "spectral-signatures")
     scores = along**2
     if share is None:
         flagged = robust_z(along) > 2.5
