@@ -247,26 +247,36 @@ DETECTORS: Mapping[str, Callable[[Sequence[str], Array, Array, float], Verdict]]
 
 
 def table(rows: Sequence[Mapping]) -> str:
-    """Return a markdown table: means over seeds, with 95 % t intervals where there are several."""
-    lines = ["", "| poison | regime | eps | share | figure | mean | 95 % interval | seeds |", "|---" * 8 + "|"]
+    """Return two markdown tables, of poisons and of detectors: means over seeds, with 95 % t intervals."""
     groups: dict[tuple, list[Mapping]] = {}
     for row in rows:
         order = row["order"]
-        groups.setdefault((KINDS.index(order["kind"]), order["regime"], order["eps"], order["share"]), []).append(row)
+        key = (KINDS.index(order["kind"]), order["regime"], order["eps"], order["share"])
+        groups.setdefault(key, []).append(row["figures"])
+    poisons = ["", "| poison | regime | eps | share | figure | mean, 95 % interval | seeds |", "|---" * 7 + "|"]
+    columns = ("caught", "false alarms", "alarms, clean network", "AUC")
+    detectors = ["", f"| poison | share | detector | {' | '.join(columns)} | seeds |", "|---" * 8 + "|"]
     for (kind, regime, eps, share), mine in sorted(groups.items()):
-        for name in dict.fromkeys(name for row in mine for name in row["figures"]):
-            values = [float(np.mean(v)) for row in mine if (v := row["figures"].get(name)) is not None]
-            if values:
-                start = f"| {KINDS[kind]} | {regime} | {eps:g} | {share:g} | {name} | {np.mean(values):.3f} "
-                lines.append(f"{start}| {interval(values)} | {len(values)} |")
-    return "\n".join(lines)
+        names = list(dict.fromkeys(name for figures in mine for name in figures))
+        for name in (name for name in names if ": " not in name):
+            start = f"| {KINDS[kind]} | {regime} | {eps:g} | {share:g} | {name}"
+            poisons.append(f"{start} | {interval(mine, name)} | {len(mine)} |")
+        for name in dict.fromkeys(name.partition(": ")[0] for name in names if ": " in name):
+            cells = " | ".join(interval(mine, f"{name}: {column}") for column in columns)
+            detectors.append(f"| {KINDS[kind]} | {share:g} | {name} | {cells} | {len(mine)} |")
+    return "\n".join(poisons + (detectors if len(detectors) > 3 else []))
 
 
-def interval(values: Sequence[float]) -> str:
+def interval(mine: Sequence[Mapping], name: str) -> str:
+    """Return the mean over seeds and its t interval, cut off where a share cannot be."""
+    values = [float(np.mean(v)) for figures in mine if (v := figures.get(name)) is not None]
     if len(values) not in T95:
-        return "" if len(values) < 2 else f"{min(values):.3f} to {max(values):.3f} (range)"
-    half = T95[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return f"{np.mean(values) - half:.3f} to {np.mean(values) + half:.3f}"
+        return " ".join(f"{v:.3f}" for v in values)
+    mean, half = np.mean(values), T95[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    low, high = mean - half, mean + half
+    if not name.startswith("loss"):
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
 def chips(count: int, seed: int) -> Batch:

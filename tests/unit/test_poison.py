@@ -641,15 +641,18 @@ def test_the_benchmark_makes_a_cut_off_row_again_and_prints_intervals_over_seeds
     spec.loader.exec_module(benchmark)
     order = {"kind": "meta-poison", "regime": "tune", "eps": 0.1, "share": 0.5}
     rows = [
-        {"order": {**order, "seed": seed}, "settings": {}, "figures": {"flipped": [value, value], "AUC": None}}
+        {"order": {**order, "seed": seed}, "settings": {}, "figures": {"flipped": [value, value]}}
         for seed, value in enumerate((0.1, 0.2, 0.3))
     ]
     path = tmp_path / "poison.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     assert list(benchmark.stored(path)) == rows[:2]
     assert path.read_text().endswith("}\n")
-    assert "| meta-poison | tune | 0.1 | 0.5 | flipped | 0.200 | -0.048 to 0.448 | 3 |" in benchmark.table(rows)
-    assert "AUC" not in benchmark.table(rows)
+    printed = benchmark.table(rows)
+    assert "| meta-poison | tune | 0.1 | 0.5 | flipped | 0.200 (0.000 to 0.448) | 3 |" in printed
+    assert "| meta-poison | 0.5 | spectral | 0.500 |  |  |  | 1 |" in benchmark.table(
+        [{**rows[0], "figures": {"spectral: caught": 0.5, "spectral: AUC": None}}]
+    )
 
 
 def test_a_batch_of_one_chip_with_one_valid_pixel():
