@@ -101,7 +101,8 @@ def one(asked: argparse.Namespace, noise: str, spread: str, seed: int) -> dict[s
     if asked.data == "hls":
         inject(clean, bad, FAULTS[noise], seed)
     else:
-        api.corrupt(clean.root, noise=(noise,), out=bad, part="all" if spread == "all" else "test", seed=seed)
+        part, split = ("all", ()) if spread == "all" else ("test", (f"seed={seed}",))
+        api.corrupt(clean.root, noise=(noise,), out=bad, part=part, changes=split, seed=seed)
     done = api.audit_labels(
         bad, out=home / "audit", folds=4 if asked.data == "hls" else 3, epochs=asked.epochs, rule="mndwi > 0", worst=1,
         seed=seed, device="cpu",

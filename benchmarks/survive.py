@@ -42,10 +42,10 @@ from seawall.datasets.loader import patches, whole
 from seawall.datasets.simulated import Simulated
 from seawall.datasets.splits import Split, kfold_groups, split_groups
 from seawall.keys import Keys
+from seawall.label_noise import Relabel
 from seawall.labels.confident import Opinion, suspect
 from seawall.learning.relabel import mend
 from seawall.metrics import confusion
-from seawall.orders import Relabel
 from seawall.train import Training, fit
 from seawall.types import ModelSpec
 

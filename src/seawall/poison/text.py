@@ -34,10 +34,24 @@ def parse_noise(text: str, settings: Mapping[str, Setting] | None = None) -> Lab
         >>> noise.budget, noise.exact
         (0.1, True)
     """
+    name, given = read_noise(text)
+    return cast(LabelNoise, build("noise", name, {**(settings or {}), **given}))
+
+
+def read_noise(text: str) -> tuple[str, dict[str, Setting]]:
+    """Read the name and the settings of a label noise from text, without building it.
+
+    Raises:
+        UsageError: The text names no noise, or a word is neither a budget nor key=value.
+
+    Example:
+        >>> read_noise("dilate 30 m exact=true")
+        ('dilate', {'budget': 30.0, 'of': 'meters', 'exact': True})
+    """
     words = re.sub(r"(?<=\d)\s+(?=(%|m|px)(\s|$))", "", text.strip()).split()
     if not words:
         raise UsageError("noise: expected a name and a budget, got nothing; such as 'dilate 10%'")
-    given: dict[str, Setting] = dict(settings or {})
+    given: dict[str, Setting] = {}
     for word in words[1:]:
         amount = _AMOUNT.match(word)
         key, equals, value = word.partition("=")
@@ -47,7 +61,7 @@ def parse_noise(text: str, settings: Mapping[str, Setting] | None = None) -> Lab
             given[key] = _value(value)
         else:
             raise UsageError(f"noise {words[0]}: expected a budget or key=value, got {word!r}; such as 'dilate 10%'")
-    return cast(LabelNoise, build("noise", words[0], given))
+    return words[0], given
 
 
 def noise_names() -> tuple[str, ...]:
