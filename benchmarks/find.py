@@ -17,8 +17,7 @@ Rows are appended; one that is there is not made again, and audits are kept, so 
 
 Per pixel: precision and recall of the suspect pixels, and of those that a water index holds against the label too.
 Per chip ("some" and the real chips): the probability that a corrupted chip ranks before an untouched one, by each
-column, and for the rank itself the share of corrupted chips among the first n, with n corrupted chips in all. Brackets:
-the lowest and the highest of the seeds.
+column, and the share of corrupted chips among the first n, with n corrupted chips in all.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,9 +122,7 @@ def one(asked: argparse.Namespace, noise: str, spread: str, seed: int) -> dict[s
     valid = max(1, sum(len(made.read(i).label[made.read(i).valid]) for i in made.ids))
     told: dict[str, object] = {}
     if spread == "some":
-        told |= {f"auc.{name}": auc(rows, touched, name, sign) for name, sign in SCORES.items()}
-        first = sorted(rows, key=lambda row: int(row["rank"]))[: len(touched)]
-        told |= {"n": len(touched), "p@n": sum(row["chip"] in touched for row in first) / max(1, len(touched))}
+        told["chips"] = [{"bad": row["chip"] in touched, **{name: row[name] for name in SCORES}} for row in rows]
     return {
         "wrong": sum(int(w.sum()) for w in wrong) / valid, "precision": precision, "recall": recall,
         "precision.witness": sure, "recall.witness": caught,
@@ -163,13 +160,16 @@ def spoiled(chip: Chip, fault: str, clean: ChipFolder, seed: int) -> np.ndarray:
     return noise(batch_of(chip), Keys(seed, (chip.id,), ("noise",))).label[0].numpy()
 
 
-def auc(rows: Sequence[Mapping[str, float | str | None]], bad: set[str], name: str, sign: int) -> float | None:
-    there = [(sign * float(row[name]), row["chip"] in bad) for row in rows if row[name] is not None]
-    one, two = (np.array([value for value, is_bad in there if is_bad is kind]) for kind in (True, False))
-    if not len(one) or not len(two):
-        return None
+def auc(value: np.ndarray, bad: np.ndarray) -> float:
+    """Return the probability that a corrupted chip has a higher value than an untouched one; NaN without both."""
+    one, two = value[bad], value[~bad]
     apart = one[:, None] - two[None]
-    return float(((apart > 0) + 0.5 * (apart == 0)).mean())
+    return float(((apart > 0) + 0.5 * (apart == 0)).mean()) if len(one) and len(two) else float("nan")
+
+
+def precision_at_n(value: np.ndarray, bad: np.ndarray) -> float:
+    """Return the share of corrupted chips among the first n, with n corrupted chips in all."""
+    return float(bad[np.argsort(-value, kind="stable")[: bad.sum()]].mean()) if bad.any() else float("nan")
 
 
 def scenes(asked: argparse.Namespace, seed: int) -> ChipFolder:
@@ -187,24 +187,45 @@ def scenes(asked: argparse.Namespace, seed: int) -> ChipFolder:
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return Markdown: mean over seeds, and the lowest and highest of them."""
-    names = [
-        "wrong",
-        "estimated",
-        "precision",
-        "recall",
-        "precision.witness",
-        "recall.witness",
-        "p@n",
-        *(f"auc.{n}" for n in SCORES),
-    ]
-    lines = ["", "| spread | noise | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-    for spread, noise in sorted({(str(r["spread"]), str(r["noise"])) for r in rows}):
+    """Return Markdown: a table of pixels, and one of chips for the faults of some chips."""
+    names = ["wrong", "estimated", "precision", "recall", "precision.witness", "recall.witness"]
+    lines = ["", "Pixels: mean, lowest and highest of the seeds", ""]
+    lines += ["| spread | noise | " + " | ".join(names) + " |", "|" + "---|" * (2 + len(names))]
+    cells = sorted({(str(r["spread"]), str(r["noise"])) for r in rows})
+    for spread, noise in cells:
         mine = [r for r in rows if (r["spread"], r["noise"]) == (spread, noise)]
-        lines.append(
-            f"| {spread} | {noise} | " + " | ".join(spoken([r.get(name) for r in mine]) for name in names) + " |"
-        )
+        told = [spoken([r.get(name) for r in mine]) for name in names]
+        lines.append(f"| {spread} | {noise} | " + " | ".join(told) + " |")
+    lines += ["", "Chips: AUROC and precision at n, mean and 95 % interval over seeds and chips", ""]
+    lines += ["| noise | seeds | measure | " + " | ".join(SCORES) + " |", "|" + "---|" * (3 + len(SCORES))]
+    for noise in [noise for spread, noise in cells if spread == "some"]:
+        mine = [r for r in rows if (r["spread"], r["noise"]) == ("some", noise)]
+        for measure, of in (("AUROC", auc), ("P@n", precision_at_n)):
+            told = [interval([r["chips"] for r in mine], name, sign, of) for name, sign in SCORES.items()]  # type: ignore[misc]
+            lines.append(f"| {noise} | {len(mine)} | {measure} | " + " | ".join(told) + " |")
     return "\n".join(lines)
+
+
+def interval(
+    seeds: Sequence[Sequence[Mapping[str, float | None]]],
+    name: str,
+    sign: int,
+    of: Callable[[np.ndarray, np.ndarray], float],
+    draws: int = 1000,
+) -> str:
+    """Return the mean over seeds of a measure, and its interval over draws of seeds and of chips within each."""
+    rng, data = np.random.default_rng(0), []
+    for chips in seeds:
+        there = [(sign * float(chip[name] or 0), bool(chip["bad"])) for chip in chips if chip[name] is not None]
+        data.append((np.array([value for value, _ in there]), np.array([bad for _, bad in there])))
+    drawn = np.empty((len(data), draws))
+    for i, (value, bad) in enumerate(data):
+        for k in range(draws):
+            pick = rng.integers(0, len(value), len(value))
+            drawn[i, k] = of(value[pick], bad[pick])
+    means = np.nanmean(drawn[rng.integers(0, len(data), (draws, len(data))), np.arange(draws)[:, None]], axis=1)
+    low, high = np.nanpercentile(means, (2.5, 97.5))
+    return f"{np.nanmean([of(*one) for one in data]):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def spoken(values: Sequence[object]) -> str:

@@ -29,7 +29,7 @@ from seawall.files import RunLock, atomic, csv_cells, write_atomic
 from seawall.infer import model_digest
 from seawall.keys import Keys
 from seawall.labels.confident import Opinion, Suspicion, agreed, softmin, suspect
-from seawall.labels.evidence import combined, tail_shares
+from seawall.labels.evidence import combined, tail_evidence
 from seawall.labels.offset import label_shift
 from seawall.labels.rule import Rule, parse_rule
 from seawall.learning.dynamics import Dynamics, Learned
@@ -49,9 +49,9 @@ COLUMNS = (
     "chip",
     "group",
     "evidence",
-    "tail_issues",
-    "tail_shift",
-    "tail_learning",
+    "evidence_issues",
+    "evidence_shift",
+    "evidence_learning",
     "issue_share",
     "issues_px",
     "quality",
@@ -68,8 +68,8 @@ COLUMNS = (
 )
 
 
-WITNESSES = ("tail_issues", "tail_shift", "tail_learning")
-"""Share of the chips that look at least as suspicious: by their pixels, by a move of the label, by how it was learned."""
+WITNESSES = ("evidence_issues", "evidence_shift", "evidence_learning")
+"""Evidence against a label: by its pixels, by a move of the whole label, by how it was learned."""
 
 
 @dataclass(frozen=True)
@@ -269,18 +269,18 @@ def _ranked(rows: list[Row]) -> list[Row]:
     """
     ruled = any(row["witness_share"] is not None for row in rows)
     found = {
-        "tail_issues": "witness_share" if ruled else "issue_share", "tail_shift": "shift_gain", "tail_learning": "train_loss",
+        "evidence_issues": "witness_share" if ruled else "issue_share", "evidence_shift": "shift_gain", "evidence_learning": "train_loss",
     }  # fmt: skip
     for name, column in found.items():
-        shares = tail_shares([None if row[column] is None else float(row[column] or 0) for row in rows])
-        for row, share in zip(rows, shares, strict=True):
-            row[name] = share
+        told = tail_evidence([None if row[column] is None else float(row[column] or 0) for row in rows])
+        for row, value in zip(rows, told, strict=True):
+            row[name] = value
     for row in rows:
         row["evidence"] = combined([None if row[name] is None else float(row[name] or 0) for name in WITNESSES])
 
     def key(row: Row) -> tuple[float, float, float, str]:
-        told = [row["evidence"], row["issue_share"], row["loss"]]
-        first, second, third = (-float(-1 if value is None else value) for value in told)
+        by = [row["evidence"], row["issue_share"], row["loss"]]
+        first, second, third = (-float(-1 if value is None else value) for value in by)
         return (first, second, third, str(row["chip"]))
 
     ordered = sorted(rows, key=key)

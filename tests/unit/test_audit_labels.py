@@ -14,7 +14,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import ChipHeader
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, UsageError
-from seawall.labels.evidence import combined, tail_shares
+from seawall.labels.evidence import combined, tail_evidence
 from seawall.learning.dynamics import Dynamics, margin
 from seawall.models.adapter import adapt
 from seawall.models.threshold import Threshold
@@ -215,12 +215,15 @@ def test_each_chip_is_judged_by_the_model_that_did_not_learn_from_its_group(tmp_
 def test_the_rank_joins_three_witnesses_and_each_has_its_column(audited):
     _, home, _ = audited
     rows = [json.loads(line) for line in (home / "out" / "suspects.jsonl").read_text().splitlines()]
-    columns = {"tail_issues": "witness_share", "tail_shift": "shift_gain", "tail_learning": "train_loss"}
+    columns = {"evidence_issues": "witness_share", "evidence_shift": "shift_gain", "evidence_learning": "train_loss"}
     for name, column in columns.items():
-        for row in rows:
-            assert row[name] == sum(other[column] >= row[column] for other in rows) / len(rows)
+        values = np.array([row[column] for row in rows])
+        excess = values - np.median(values)
+        scale = np.log10(2) / np.median(excess[excess > 0]) if (excess > 0).any() else 0
+        counted = [np.log10(len(values) / np.sum(values >= value)) for value in values]
+        assert [row[name] for row in rows] == pytest.approx(np.maximum(counted, excess * scale).tolist())
     for row in rows:
-        assert row["evidence"] == pytest.approx(-sum(np.log10(row[name]) for name in columns))
+        assert row["evidence"] == pytest.approx(sum(row[name] for name in columns))
     assert [row["evidence"] for row in rows] == sorted((row["evidence"] for row in rows), reverse=True)
 
 
@@ -234,17 +237,24 @@ def test_a_moved_label_comes_first_and_says_how_it_must_move_back(tmp_path):
     assert first["chip"] == "c4"
     assert (first["shift_rows"], first["shift_cols"]) == (3, -2)
     assert first["shift_gain"] > 0.3 > second["shift_gain"]
-    assert first["tail_learning"] is None  # nobody was trained
-    assert first["evidence"] == pytest.approx(-2 * np.log10(1 / 6))
+    assert first["evidence_learning"] is None  # nobody was trained
+    assert first["evidence"] == pytest.approx(first["evidence_issues"] + first["evidence_shift"])
+    assert first["evidence_shift"] == pytest.approx(np.log10(6)) and second["evidence_shift"] < 0.5
 
 
 def test_evidence_by_hand():
-    assert tail_shares([3.0, None, 3.0, 1.0, 2.0]) == [0.5, None, 0.5, 1.0, 0.75]
-    assert tail_shares([]) == [] and tail_shares([None]) == [None]
-    assert combined([0.1, 0.01, None]) == pytest.approx(3.0)
-    assert combined([1.0]) == 0.0 and combined([None, None]) is None
-    with pytest.raises(UsageError, match="NaN"):
-        tail_shares([float("nan")])
+    """The median is 2; above it lie 3, 4 and 9, whose median excess is 2: 9 is 3.5 times as far, the others are counted."""
+    made = tail_evidence([1.0, 2.0, None, 3.0, 0.0, 4.0, 9.0, 1.0])
+    assert made[2] is None
+    shares = [6 / 7, 4 / 7, 3 / 7, 1.0, 2 / 7, 2**-3.5, 6 / 7]
+    assert [10**-e for e in made if e is not None] == pytest.approx(shares)
+    assert tail_evidence([]) == [] and tail_evidence([None]) == [None]
+    assert tail_evidence([1.0, 1.0]) == [0.0, 0.0]  # where all are alike nobody is suspicious
+    assert tail_evidence([0.0] * 9 + [5.0])[-1] == pytest.approx(1.0)  # a lone one is one in ten
+    assert combined([0.1, 0.01, None]) == pytest.approx(0.11)
+    assert combined([0.0]) == 0.0 and combined([None, None]) is None
+    with pytest.raises(UsageError, match="finite"):
+        tail_evidence([float("nan")])
 
 
 def test_a_rule_about_water_needs_chips_with_water(tmp_path):

@@ -1,4 +1,4 @@
-"""Several witnesses against a chip's label made one rank: how rare each finding is, and all of them together."""
+"""Several witnesses against a chip's label made one rank: how unusual each finding is, and all of them together."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ import numpy as np
 from seawall.errors import UsageError
 
 
-def tail_shares(values: Sequence[float | None]) -> list[float | None]:
-    """Return for each value which share of the values is at least as high: 1 / n for the highest of n, 1 for the lowest.
+def tail_evidence(values: Sequence[float | None]) -> list[float | None]:
+    """Return how unusually high each value is among all: minus the decimal logarithm of its tail probability.
 
-    It is an empirical p-value: how often a chip of this folder looks as suspicious by chance, if most labels are right.
+    The probability is estimated twice, and the smaller one counts. By counting: the share of the values that are at
+    least as high, 1 / n at best. By size: the excess over the median falls off exponentially, with the median excess
+    of the values above the median for scale, which is robust while fewer than half of the labels are wrong.
 
     Args:
         values: One per chip, the higher the more suspicious; None where there is none, which stays None.
 
     Raises:
-        UsageError: A value is not a number.
+        UsageError: A value is not finite.
 
     Example:
-        >>> tail_shares([0.0, 5.0, None, 0.0, 1.0])
-        [1.0, 0.25, None, 1.0, 0.5]
+        >>> [None if e is None else round(e, 2) for e in tail_evidence([0.0, 0.0, None, 1.0, 2.0, 0.0, 20.0, 0.0])]
+        [0.0, 0.0, None, 0.37, 0.54, 0.0, 3.01, 0.0]
     """
-    there = np.sort([value for value in values if value is not None])
-    if np.isnan(there).any():
-        raise UsageError("evidence: expected numbers or None, got NaN; leave out what is not known")
-    return [
-        None if value is None else float((len(there) - np.searchsorted(there, value, "left")) / len(there))
-        for value in values
-    ]
+    there = np.array([value for value in values if value is not None], np.float64)
+    if not np.isfinite(there).all():
+        raise UsageError("evidence: expected finite numbers or None, got others; leave out what is not known")
+    middle = float(np.median(there)) if there.size else 0.0
+    above = there[there > middle] - middle
+    scale = math.log10(2) / float(np.median(above)) if above.size else 0.0
+    ordered = np.sort(there)
+
+    def evidence(value: float) -> float:
+        as_high = len(ordered) - int(np.searchsorted(ordered, value, "left"))
+        return max(math.log10(len(ordered) / as_high), (value - middle) * scale)
+
+    return [None if value is None else evidence(value) for value in values]
 
 
-def combined(shares: Sequence[float | None]) -> float | None:
-    """Return the evidence of several witnesses against one chip: minus the sum of the decimal logarithms of their shares.
+def combined(evidence: Sequence[float | None]) -> float | None:
+    """Return the evidence of several witnesses against one chip, their sum; None if no witness knows anything.
 
-    A witness that finds nothing unusual adds nothing, and each factor of ten in rarity adds 1, whoever finds it.
-
-    Paper: Fisher 1932, Statistical Methods for Research Workers, section 21.1. Differs: the witnesses look at the same
-    prediction and are not independent, so that the sum ranks chips and is no test.
-
-    Args:
-        shares: Tail share of the chip by each witness; None where a witness knows nothing.
-
-    Returns:
-        From 0 up; None if no witness knows anything.
+    Paper: Fisher 1932, Statistical Methods for Research Workers, section 21.1: tail probabilities are multiplied.
+    Differs: the witnesses look at the same prediction and are not independent, so the sum ranks chips and is no test.
 
     Example:
-        >>> combined([0.01, 1.0, None]), combined([0.1, 0.1]), combined([None])
-        (2.0, 2.0, None)
+        >>> combined([2.0, 0.0, None]), combined([None])
+        (2.0, None)
     """
-    there = [share for share in shares if share is not None]
-    return -sum(math.log10(share) for share in there) + 0.0 if there else None
+    there = [value for value in evidence if value is not None]
+    return sum(there) if there else None
