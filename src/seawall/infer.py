@@ -43,7 +43,7 @@ Progress = Callable[[int, int, str], None]
 
 CACHE = 128 * 2**20
 """Bytes for GDAL's block cache; reads follow the blocks, so more would only be a copy of the scene in memory."""
-FORMAT = 1
+FORMAT = 2
 """Version of the products: another one is another map."""
 
 
