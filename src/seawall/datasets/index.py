@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from seawall.errors import DataError
 from seawall.files import write_atomic
 from seawall.imagery.raster import Grid
+from seawall.split_record import SplitRecord
 from seawall.types import Unit
 
 NAME = "index.json"
@@ -36,6 +37,7 @@ class ChipHeader:
         gsd_m: Ground sampling distance in meters.
         sensor: Product family, or "" where it is not known.
         licence: What may be done with the data, as said by their source.
+        split: The split that the labels were changed by, where some were changed on purpose; every verb follows it.
     """
 
     bands: tuple[str, ...]
@@ -44,6 +46,7 @@ class ChipHeader:
     gsd_m: float
     sensor: str = ""
     licence: str = ""
+    split: SplitRecord | None = None
 
     def __post_init__(self) -> None:
         for name in ("bands", "classes"):
@@ -92,6 +95,8 @@ class ChipRow:
         crs: Coordinate system, or None.
         notes: What a person should know: "no nodata declared", how the unit was told.
         flags: Short marks that results carry along, such as "not-physical" or "empty".
+        split_counts: Valid pixels of each class before the label was changed on purpose, so that a split stays the
+            same; empty where it was not.
     """
 
     id: str
@@ -115,6 +120,7 @@ class ChipRow:
     crs: str | None = None
     notes: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    split_counts: tuple[int, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -183,10 +189,16 @@ def load_row(plain: Mapping[str, object], where: str) -> ChipRow:
     return row
 
 
+def dump_header(header: ChipHeader) -> dict[str, object]:
+    """Return a header as plain JSON values; a split only where there is one."""
+    plain = asdict(header)
+    return {key: value for key, value in plain.items() if key != "split" or value is not None}
+
+
 def write_index(folder: Path, header: ChipHeader, rows: Sequence[ChipRow]) -> None:
     """Write the index whole or not at all, rows sorted by id, sealed."""
     plain = [dump_row(row) for row in sorted(rows, key=lambda row: row.id)]
-    head: dict[str, object] = {"format": FORMAT, "version": VERSION, **asdict(header)}
+    head: dict[str, object] = {"format": FORMAT, "version": VERSION, **dump_header(header)}
     lines = ",\n".join("  " + json.dumps(row, sort_keys=True) for row in plain)
     said = (
         f'{{"header": {json.dumps(head, sort_keys=True)},\n "rows": [\n{lines}\n],\n "seal": "{seal(head, plain)}"}}\n'
@@ -244,10 +256,11 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     if twice:
         raise DataError(f"{path}: expected each id once, got {twice[0]!r} twice; curate the folder again")
     for row in chips:
-        if len(row.class_counts) != len(header.classes):
-            raise DataError(
-                f"{path}: expected {len(header.classes)} class counts, got {len(row.class_counts)} for {row.id!r}; curate the folder again"
-            )
+        for counts in (row.class_counts, row.split_counts or row.class_counts):
+            if len(counts) != len(header.classes):
+                raise DataError(
+                    f"{path}: expected {len(header.classes)} class counts, got {len(counts)} for {row.id!r}; curate the folder again"
+                )
     return header, chips
 
 

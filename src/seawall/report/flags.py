@@ -43,6 +43,8 @@ _KNOWN = (
          "Run the recipe again; it goes on with what is missing."),
     Flag("non-finite-logits", "The model answered with NaN or infinity on some chips.",
          "Look for an overflow in the model on these chips; a figure over them means nothing."),
+    Flag("chips-seen-in-training", "The model learned from some of these chips or its weights were chosen by them.",
+         "Do not quote it as accuracy on new places: measure the held-out part, which is the default, or other chips."),
     Flag("extreme-values", "Some pixels hold numbers that their unit cannot hold, such as a fill value that nobody declared; they count as unseen.",
          "Declare the value as nodata where the files are made; look at the share, and at where these pixels lie."),
     Flag("blank-pixels", "Some pixels are exactly 0 in every band and nobody declared 0 as nodata; they count as unseen.",
