@@ -344,7 +344,7 @@ def test_the_box_of_a_scene_around_a_pole_reaches_the_pole(tmp_path):
 def test_a_grid_beyond_the_pole_is_not_called_one_without_georeference(tmp_path):
     over = Grid(130, 170, Affine(0.001, 0, 10, 0, -0.001, 90.05), "EPSG:4326")
     result = predict_scene(Ndwi(), write_scene(tmp_path / "a.tif", grid=over), tmp_path)
-    assert result.water_km2 is None
+    assert result.area_km2 is None
     flag = next(flag for flag in result.flags if flag.startswith("no-area"))
     assert "reaches beyond a pole" in flag and "no georeference" not in flag
     result = predict_scene(Ndwi(), write_scene(tmp_path / "b.tif", grid=Grid(130, 170)), tmp_path)
