@@ -74,7 +74,9 @@ def one(asked: argparse.Namespace, noise: str, spread: str, seed: int) -> dict[s
     with tempfile.TemporaryDirectory() as home:
         bad = Path(home) / "bad"
         part = "all" if spread == "all" else "test"
-        api.corrupt(clean.root, noise=(noise,), out=bad, part=part, seed=seed)
+        api.corrupt(
+            clean.root, noise=(noise,), out=bad, part=part, changes=[f"seed={seed}"] if part != "all" else [], seed=seed
+        )
         done = api.audit_labels(
             bad,
             out=Path(home) / "audit",

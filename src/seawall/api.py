@@ -123,14 +123,14 @@ def train(
     resume: bool = True,
     progress: Progress = silent,
 ) -> Result:
-    """Train a network on a chip folder, split by group; the best weights land in <out>/models/<model>.
+    """Train a network on a chip folder, split by group; the best weights land in <out>/models/<model>, with the split inside.
 
     Args:
         chips: A chip folder, as `seawall curate` makes it.
         out: Where weights, logs and checkpoints go.
         model: Registered model: unet, dense-unet ...
         changes: Change one value of the recipe, such as training.settings.epochs=5 or model.settings.width=32.
-        seed: Seed of split, weights and patches.
+        seed: Seed of split, weights and patches; a folder corrupted by parts keeps the split that it was corrupted by.
         device: auto, cpu, cuda, or mps.
         devices: Processes that share the training, one per device; training.devices if not given.
         resume: Go on from the checkpoint in the folder.
@@ -154,8 +154,7 @@ def evaluate(
     chips: Path,
     *,
     out: Path = Path("runs/evaluation"),
-    part: str = "all",
-    seed: int = 0,
+    part: str = "auto",
     device: str = "auto",
     progress: Progress = silent,
 ) -> Result:
@@ -165,19 +164,22 @@ def evaluate(
         weights: A .safetensors file of seawall.
         chips: A chip folder with the model's bands and unit.
         out: Where the rows go; what is there already is not measured again.
-        part: all, or the train, val or test part of the split that `seawall train` makes with this seed.
-        seed: Seed of that split.
+        part: auto leaves out the chips that the weights learned from or were chosen by; train, val or test is that
+            part of the split that the weights carry; all is every chip, and those that the weights have seen are flagged.
         device: auto, cpu, cuda, or mps.
 
     Returns:
-        One row per class.
+        One row per class, and which chips were measured by which split.
+
+    Raises:
+        DataError: The folder has no chip of the part.
 
     Command:
         seawall evaluate runs/mine/models/unet/model.safetensors chips/mine --part test
     """
     from seawall import audit
 
-    return Result(*audit.evaluate_chips(weights, chips, out, part=part, seed=seed, device=device, progress=progress))
+    return Result(*audit.evaluate_chips(weights, chips, out, part=part, device=device, progress=progress))
 
 
 def attack(
@@ -188,7 +190,7 @@ def attack(
     method: Sequence[str] = (),
     suite: str = "",
     out: Path | None = None,
-    part: str = "all",
+    part: str = "auto",
     seed: int = 0,
     device: str = "auto",
     progress: Progress = silent,
@@ -202,8 +204,8 @@ def attack(
         method: Registered attack; may be given again. Without one and without a suite it is pgd.
         suite: Run every attack of a suite and print the worst case: seawall, sea, halmosi, or "seawall passes=30".
         out: Where the rows go (runs/attack for a chip folder); a killed attack goes on at the next missing (chip, attack).
-        part: all, train, val or test, as for `seawall evaluate`.
-        seed: Seed of split and attacks.
+        part: auto, all, train, val or test, as for `seawall evaluate`; a Batch is attacked whole.
+        seed: Seed of the attacks; the split is the one that the weights carry, whatever the seed.
         device: auto, cpu, cuda, or mps.
 
     Returns:
@@ -281,6 +283,7 @@ def corrupt(
     noise: Sequence[str] = (),
     out: Path = Path("chips-corrupted"),
     part: str = "all",
+    changes: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = silent,
 ) -> Result:
@@ -290,8 +293,9 @@ def corrupt(
         chips: A chip folder; it stays as it is.
         noise: Such as "dilate 10%" or "erode 30 m"; given again, the next is put on top of the one before.
         out: The new folder, with corruptions.jsonl; a killed run goes on where it stopped.
-        part: all, or only the train, val or test part of the split that `seawall train` makes with this seed.
-        seed: Seed of the noise and of that split.
+        part: all, or only the train, val or test part. The new folder keeps the split, and training on it uses the same parts.
+        changes: Change how the chips are split, as for `seawall train`: split.test=0.2, split.by=block, or seed=3.
+        seed: Seed of the noise; the split has its own, which is 0 unless --set changes it.
 
     Returns:
         One row per change of class, pooled over the chips.
@@ -304,7 +308,9 @@ def corrupt(
     """
     from seawall import corrupt_labels
 
-    return Result(*corrupt_labels.corrupt_chips(chips, out, noise=noise, part=part, seed=seed, progress=progress))
+    return Result(
+        *corrupt_labels.corrupt_chips(chips, out, noise=noise, part=part, changes=changes, seed=seed, progress=progress)
+    )
 
 
 def audit_labels(

@@ -19,12 +19,13 @@ from torch import nn
 from seawall import registry
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import patches, whole
+from seawall.datasets.parts import SEEN_IN_TRAINING, select_chips
 from seawall.datasets.pieces import sha
 from seawall.datasets.splits import kfold_groups
 from seawall.datasets.store import IGNORE, encode_label
 from seawall.errors import DataError, UsageError
 from seawall.facts import digest_chips
-from seawall.files import RunLock, atomic, write_atomic
+from seawall.files import RunLock, atomic, csv_cells, write_atomic
 from seawall.infer import model_digest
 from seawall.keys import Keys
 from seawall.labels.confident import Opinion, Suspicion, agreed, softmin, suspect
@@ -32,7 +33,7 @@ from seawall.labels.rule import Rule, parse_rule
 from seawall.learning.dynamics import Dynamics, Learned
 from seawall.learning.supervised import Supervised
 from seawall.models.standardize import Standardize
-from seawall.models.weights import load_model
+from seawall.models.weights import load_model, split_of
 from seawall.result import Progress
 from seawall.sheet import Card, write_sheet
 from seawall.train import Training, fit
@@ -94,6 +95,7 @@ def audit_chips(
     if not len(folder):
         raise DataError(f"{chips}: expected chips, got none; curate some")
     second = parse_rule(rule) if rule else None
+    seen: frozenset[str] = frozenset()
     with RunLock(out):
         if weights is None:
             teaching = Teaching(model, folds, epochs, seed, device)
@@ -101,6 +103,7 @@ def audit_chips(
         else:
             net = load_model(weights, bands=folder.bands, classes=folder.classes, unit=folder.unit)
             said, learned = _predict(net, folder, folder.ids, out, device), {}
+            seen = select_chips(folder, split_of(net), "all").seen
 
         def opinions() -> Iterator[Opinion]:
             for id_ in folder.ids:
@@ -119,6 +122,9 @@ def audit_chips(
             for i, was in enumerate(folder.classes) for j, given in enumerate(folder.classes) if i != j
         },
     }  # fmt: skip
+    if seen:
+        known = f"{len(seen)} of {len(folder)} chips: a network finds nothing wrong with what it learned; leave out --weights to train per fold"
+        facts[f"flag {SEEN_IN_TRAINING}"] = known
     return facts, rows[:worst], ()
 
 
@@ -248,7 +254,7 @@ def _write_list(out: Path, folder: ChipFolder, found: Suspicion, rows: Sequence[
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows(map(csv_cells, rows))
     write_atomic(out / "suspects.csv", text.getvalue())
     write_atomic(out / "suspects.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     facts = {

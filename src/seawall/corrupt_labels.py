@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 
 from seawall import __version__
 from seawall.datasets.chips import Chip, ChipFolder
+from seawall.datasets.parts import check_part
 from seawall.datasets.pieces import sha
-from seawall.datasets.splits import split_groups
+from seawall.datasets.splits import record_split, split_chips
 from seawall.datasets.writer import ChipWriter
-from seawall.errors import DataError, SeawallError, UsageError, did_you_mean
+from seawall.errors import DataError, SeawallError, UsageError
 from seawall.files import RunLock, write_atomic
 from seawall.label_noise import batch_of, marks_of, noise_alone, noise_keys, noise_of_chips
 from seawall.poison import Realized, realized
 from seawall.poison.realized import allowed_pixels
 from seawall.poison.text import read_noise
-from seawall.recipe import SplitBy
+from seawall.recipe import change_recipe
 from seawall.result import Progress
+from seawall.split_record import SplitRecord, SplitSettings
 from seawall.types import Batch, LabelNoise
 
 Facts = dict[str, str | int | float | None]
@@ -32,6 +34,8 @@ Row = dict[str, str | int | float | None]
 Failed = Sequence[tuple[str, str]]
 PARTS = ("all", "train", "val", "test")
 RECORD = "corruptions.jsonl"
+FORMAT = "2"
+"""Raised when the rows of corrupted chips get another content, so that older ones are made again."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,18 @@ class Order:
             chips.row(id_),
             [repr(noise_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
         )
-        return sha(row.sha256, row.label_sha256, *done, str(self.seed), __version__)
+        return sha(row.sha256, row.label_sha256, *done, str(self.seed), __version__, FORMAT)
 
 
 def corrupt_chips(
-    chips: Path, out: Path, *, noise: Sequence[str], part: str, seed: int, progress: Progress
+    chips: Path,
+    out: Path,
+    *,
+    noise: Sequence[str],
+    part: str,
+    changes: Sequence[str],
+    seed: int,
+    progress: Progress,
 ) -> tuple[Facts, list[Row], Failed]:
     """Write a chip folder with corrupted labels; chips that are there and whole are not made again.
 
@@ -85,12 +96,12 @@ def corrupt_chips(
     if chips.resolve() == out.resolve():
         raise UsageError(f"corrupt: expected another folder than {chips} to write to, got the same; choose --out")
     folder = ChipFolder.open(chips)
-    touched = part_of(folder, part, seed)
+    touched, split = part_of(folder, part, split_settings(changes))
     noises = tuple(noise_for(text, folder, touched) for text in noise)
     order = Order(noises, ", then ".join(noise), seed, frozenset(touched))
     failed: list[tuple[str, str]] = []
     with RunLock(out):
-        writer = ChipWriter(out, folder.header)
+        writer = ChipWriter(out, replace(folder.header, split=split))
         for done, id_ in enumerate(folder.ids):
             progress("corrupt", done, len(folder.ids), id_)
             try:
@@ -102,25 +113,51 @@ def corrupt_chips(
         rows = {id_: _measure(folder, made, id_, order) for id_ in made.ids}
         _record(out, folder, order, rows)
     progress("corrupt", len(folder.ids), len(folder.ids), "")
-    return _facts(out, folder, order, rows), _table(folder, rows), failed
+    kept = "kept in the new folder: " + str(split.settings or "by hand") if split is not None else "none kept"
+    return {**_facts(out, folder, order, rows), "part": part, "split": kept}, _table(folder, rows), failed
 
 
-def part_of(chips: ChipFolder, part: str, seed: int) -> tuple[str, ...]:
-    """Return the ids of a part of the split that `seawall train` makes with this seed.
+def split_settings(changes: Sequence[str]) -> SplitSettings:
+    """Return how to split, as a recipe with these `key=value` changes would.
 
     Raises:
-        UsageError: There is no such part.
-        DataError: The folder is empty.
+        UsageError: A key is not about the split.
+        RecipeError: A value is wrong.
     """
-    if part not in PARTS:
-        raise UsageError(f"part: unknown {part!r}; {did_you_mean(part, PARTS)}")
+    for change in changes:
+        key = change.partition("=")[0].strip()
+        if key != "seed" and not key.startswith("split."):
+            raise UsageError(
+                f"--set {change}: expected split.by, split.val, split.test, split.block_m or seed; remove it"
+            )
+    return change_recipe({"name": "corrupt"}, changes, "--set").split_settings
+
+
+def part_of(
+    chips: ChipFolder, part: str, settings: SplitSettings | None = None
+) -> tuple[tuple[str, ...], SplitRecord | None]:
+    """Return the ids of a part, and the split that the new folder keeps.
+
+    Args:
+        chips: The folder.
+        part: "all", or a part of the split that `seawall train` makes of this folder.
+        settings: How to split; as `seawall train` does by default if None.
+
+    Raises:
+        UsageError: There is no such part, or a split is described and none is made.
+        DataError: The folder is empty, or cannot be split so.
+    """
+    check_part(part, PARTS)
     if not len(chips):
         raise DataError(f"{chips.root}: expected chips, got none; curate some")
     if part == "all":
-        return chips.ids
-    by = SplitBy()
-    split = split_groups(chips, seed, val=by.val, test=by.test)
-    return split.parts()[part]
+        if settings is not None and settings != SplitSettings():
+            raise UsageError(
+                f"corrupt: expected a part beside another split ({settings}), got all chips; add --part train, or leave the split out"
+            )
+        return chips.ids, chips.header.split
+    split = split_chips(chips, settings)
+    return split.parts()[part], record_split(chips, split)
 
 
 def noise_for(text: str, chips: ChipFolder, touched: Sequence[str]) -> LabelNoise:

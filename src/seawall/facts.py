@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -70,6 +72,7 @@ def data_facts(chips: ChipFolder, split: Split) -> dict[str, object]:
         "classes": list(chips.classes),
         "noise": band_noise(chips.bands) if chips.unit == "reflectance" else {},
         "licence": chips.header.licence,
+        "flags": chips.flags(),
         **split_facts(chips, split),
     }
 
@@ -78,6 +81,23 @@ def digest_chips(chips: ChipFolder, ids: Iterable[str]) -> str:
     """Return a hash of the content of these chips."""
     text = "".join(f"{row.sha256}{row.label_sha256}" for row in map(chips.row, ids))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """Return a hash of this package's version and source: what an older code measured is measured again."""
+    found = hashlib.blake2b(__version__.encode(), digest_size=8)
+    home = Path(__file__).parent
+    for path in sorted(home.rglob("*.py")):
+        found.update(str(path.relative_to(home)).encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+@cache
+def source_digest(module: str) -> str:
+    """Return a hash of the file of an imported module; "" where it has none."""
+    path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else ""
 
 
 def environment() -> dict[str, str]:

@@ -114,7 +114,7 @@ def train_only(
     weights = out / "models" / recipe.model.name / "model.safetensors"
     facts: dict[str, str | int | float | None] = {
         "weights": str(weights), "train": len(split.train), "val": len(split.val), "test": len(split.test),
-        "chosen by": training.monitor, **other_code(code),
+        "split": split.how, "chosen by": training.monitor, **other_code(code),
     }  # fmt: skip
     return facts, table, ()
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from seawall.errors import RecipeError, did_you_mean, expected
 from seawall.schedule import HARMLESS
+from seawall.split_record import SplitSettings
 
 
 class Part(BaseModel):
@@ -73,10 +74,10 @@ class Data(Part):
 class SplitBy(Part):
     """How the chips are split; groups never cross."""
 
-    by: Literal["group", "block"] = "group"
-    block_m: float = Field(2560.0, gt=0)
-    val: float = Field(0.2, gt=0, lt=1)
-    test: float = Field(0.3, gt=0, lt=1)
+    by: Literal["group", "block"] = SplitSettings.by
+    block_m: float = Field(SplitSettings.block_m, gt=0)
+    val: float = Field(SplitSettings.val, gt=0, lt=1)
+    test: float = Field(SplitSettings.test, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> SplitBy:
@@ -233,6 +234,11 @@ class Recipe(Part):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"each network once, but {twice[0]} twice; give one of the noises another `called`")
         return self
+
+    @property
+    def split_settings(self) -> SplitSettings:
+        """How the chips are split."""
+        return SplitSettings(**self.split.model_dump(), seed=self.seed)
 
     @property
     def networks(self) -> tuple[Network, ...]:

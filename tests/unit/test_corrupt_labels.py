@@ -115,6 +115,31 @@ def test_it_resumes_by_content(tmp_path):
     assert all("dilate 5%" in row.notes[-1] and len(row.notes) == 1 for row in ChipFolder.open(tmp_path / "b").rows)
 
 
+@pytest.mark.parametrize("part", ["all", "train"])
+def test_another_seed_makes_the_labels_again_and_keeps_the_split(tmp_path, part):
+    chips = make_folder(tmp_path / "a", ("lake",) * 6)
+    corrupt(chips, tmp_path / "b", "symmetric 20%", part=part, seed=1)
+    first = {id_: row["touched"] for id_, row in rows_of(tmp_path / "b").items()}
+    corrupt(chips, tmp_path / "b", "symmetric 20%", part=part, seed=2)
+    corrupt(chips, tmp_path / "fresh", "symmetric 20%", part=part, seed=2)
+    corrupt(chips, tmp_path / "other", "symmetric 20%", part=part, seed=1)
+    gone_on, fresh, other = (ChipFolder.open(tmp_path / name) for name in ("b", "fresh", "other"))
+    for id_ in chips.ids:
+        assert np.array_equal(gone_on.read(id_).label, fresh.read(id_).label)
+        assert np.array_equal(gone_on.read(id_).label, other.read(id_).label) != first[id_]
+    assert {id_: row["touched"] for id_, row in rows_of(tmp_path / "b").items()} == first
+    assert rows_of(tmp_path / "b")["c0"]["seed"] == 2
+
+
+def test_another_part_in_the_same_folder_is_refused(tmp_path):
+    chips = make_folder(tmp_path / "a", ("lake",) * 6)
+    corrupt(chips, tmp_path / "b", "symmetric 20%", part="train")
+    with pytest.raises(DataError, match=r"expected split None, got by group, val 0\.2, test 0\.3, seed 0"):
+        corrupt(chips, tmp_path / "b", "symmetric 20%")
+    with pytest.raises(DataError, match=r"test 0\.2, seed 0, got by group, val 0\.2, test 0\.3"):
+        corrupt(chips, tmp_path / "b", "symmetric 20%", part="train", changes=["split.test=0.2"])
+
+
 def test_a_chip_that_fails_is_named_and_the_rest_is_done(tmp_path):
     chips = make_folder(tmp_path / "a")
     (chips.root / "images" / "c2.tif").write_bytes(b"torn")

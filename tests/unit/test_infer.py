@@ -213,7 +213,7 @@ def test_a_rotated_scene_has_the_area_of_its_pixels(tmp_path):
 def test_pixels_of_another_size_are_flagged(tmp_path):
     grid = Grid(130, 170, Affine(30, 0, 500000, 0, -30, 5000000), "EPSG:32633")
     result = predict_scene(Ndwi(), write_scene(tmp_path / "a.tif", grid=grid), tmp_path)
-    assert "pixels of 30 m, but the model was trained on 10 m" in result.flags
+    assert "pixel-size: pixels of 30 m, but the model was trained on 10 m" in result.flags
 
 
 def test_many_goes_on_after_a_failure_and_lists_it(tmp_path):
@@ -302,3 +302,35 @@ def test_pieces_cover_a_window_once(block):
         covered[row : row + height, col : col + width] += 1
     assert (covered[100:1000, 50:2950] == 1).all()
     assert covered.sum() == 900 * 2900
+
+
+def test_a_folder_of_scenes_with_a_link_out_of_it_is_refused(tmp_path):
+    write_scene(tmp_path / "scenes/a.tif")
+    write_scene(tmp_path / "elsewhere/b.tif")
+    assert [job.name for job in find_scenes(tmp_path / "scenes", tmp_path / "out")] == ["a"]
+    (tmp_path / "scenes/b.tif").symlink_to(tmp_path / "elsewhere/b.tif")
+    with pytest.raises(UsageError, match=r"b\.tif: expected a scene below .*got a link out of it"):
+        find_scenes(tmp_path / "scenes", tmp_path / "out")
+    (tmp_path / "linked").symlink_to(tmp_path / "elsewhere")
+    assert [job.name for job in find_scenes(tmp_path / "linked", tmp_path / "out")] == ["b"]
+
+
+def test_the_box_of_a_scene_around_a_pole_reaches_the_pole(tmp_path):
+    polar = Grid(130, 170, Affine(1000, 0, -85000, 0, -1000, 65000), "EPSG:3413")
+    predict_scene(Ndwi(), write_scene(tmp_path / "n.tif", grid=polar), tmp_path)
+    west, south, east, north = json.loads((tmp_path / "n.json").read_text())["bbox"]
+    assert (west, east, north) == (-180, 180, 90) and 88.5 < south < 89.5
+    away = Grid(130, 170, Affine(1000, 0, -85000, 0, -1000, -400000), "EPSG:3413")
+    predict_scene(Ndwi(), write_scene(tmp_path / "m.tif", grid=away), tmp_path)
+    west, south, east, north = json.loads((tmp_path / "m.json").read_text())["bbox"]
+    assert north < 87 and east - west < 60
+
+
+def test_a_grid_beyond_the_pole_is_not_called_one_without_georeference(tmp_path):
+    over = Grid(130, 170, Affine(0.001, 0, 10, 0, -0.001, 90.05), "EPSG:4326")
+    result = predict_scene(Ndwi(), write_scene(tmp_path / "a.tif", grid=over), tmp_path)
+    assert result.water_km2 is None
+    flag = next(flag for flag in result.flags if flag.startswith("no-area"))
+    assert "reaches beyond a pole" in flag and "no georeference" not in flag
+    result = predict_scene(Ndwi(), write_scene(tmp_path / "b.tif", grid=Grid(130, 170)), tmp_path)
+    assert "no-area: the scene has no georeference: areas are unknown" in result.flags

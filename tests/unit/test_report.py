@@ -258,3 +258,19 @@ def test_the_report_loads_neither_torch_nor_rasterio():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_flags_of_the_chips_are_on_the_page_with_how_many_carry_them(tmp_path):
+    fake_run.make_run(tmp_path, side=16, chips_per_place=1)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    facts["data"]["flags"] = {"blank-pixels": 3, "extreme-values": 1}
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    page = unescape(write_report(tmp_path).read_text(encoding="utf-8"))
+    for flag, chips in (("blank-pixels", "3 chips"), ("extreme-values", "1 chip")):
+        assert explain(flag).means in page and explain(flag).do in page
+        assert chips in page[page.index(explain(flag).means) :][:1500]
+
+
+def test_a_flag_with_its_facts_is_explained_by_its_id():
+    assert explain("extreme-values: 0.01% of the pixels outside -0.5 to 5: unseen").id == "extreme-values"
+    assert explain("odd thing: pixels").id == "odd-thing-pixels"

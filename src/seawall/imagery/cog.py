@@ -26,6 +26,8 @@ from seawall.imagery.grid import Grid
 
 Color = tuple[int, int, int] | tuple[int, int, int, int]
 BLOCK = 512
+DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+"""Pixel types that are written; GDAL has no 16-bit floats in memory."""
 BROKEN = (RasterioError, CPLE_BaseError, OSError)
 """What GDAL raises through rasterio when it cannot write: the middle one escapes from copies as it is."""
 
@@ -50,7 +52,8 @@ class CogWriter:
         colormap: Color of each value of a one-band uint8 raster.
 
     Raises:
-        ImageryError: The disk is full, the folder cannot be written, or the written file is not whole.
+        ImageryError: The pixel type cannot be written, the disk is full, the folder cannot be written, or the written
+            file is not whole.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class CogWriter:
     ) -> None:
         self.path = Path(path)
         self.grid = grid
+        if dtype not in DTYPES:
+            raise ImageryError(f"{path}: expected pixels of {', '.join(DTYPES)}, got {dtype}; convert them first")
         self._profile: dict[str, object] = {
             "driver": "GTiff",
             "height": grid.height,

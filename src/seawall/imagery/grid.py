@@ -9,7 +9,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
-from pyproj.exceptions import CRSError
+from pyproj.exceptions import CRSError, ProjError
 
 from seawall.errors import ImageryError
 
@@ -95,6 +95,38 @@ class Grid:
         """Return the ground sampling distance in meters: the side of a square of the mean pixel's area."""
         area = self.pixel_area_m2()
         return None if area is None else math.sqrt(area)
+
+    def why_no_area(self) -> str:
+        """Say why the pixels have no area that is known; "" if they have one."""
+        if self.row_areas_m2() is not None:
+            return ""
+        if self.transform is None or self.crs is None:
+            return "the scene has no georeference"
+        try:
+            crs = CRS.from_user_input(self.crs)
+        except CRSError:
+            return "the scene's coordinate system is unknown"
+        if not (crs.is_geographic or crs.is_projected):
+            return "the scene's coordinate system is not of the earth's surface"
+        if crs.is_geographic and any(abs(self.point(row, 0)[1]) > 90 for row in (0, self.height)):
+            return "the scene reaches beyond a pole (a latitude over 90 degrees)"
+        return "the scene reaches to where its coordinate system ends"
+
+    def poles(self) -> tuple[bool, bool]:
+        """Tell whether the north and the south pole lie inside of the grid; False where that cannot be told."""
+        if self.transform is None or self.crs is None or self.transform.determinant == 0:
+            return False, False
+        try:
+            there = Transformer.from_crs("EPSG:4326", self.crs, always_xy=True)
+            back = ~self.transform
+            places = [there.transform(0.0, lat) for lat in (90.0, -90.0)]
+        except (CRSError, ProjError):
+            return False, False
+        north, south = (
+            0 <= back.a * x + back.b * y + back.c <= self.width and 0 <= back.d * x + back.e * y + back.f <= self.height
+            for x, y in places
+        )
+        return north, south
 
     def mismatch(self, other: Grid) -> str:
         """Say how another grid differs; "" if both have the same pixels."""

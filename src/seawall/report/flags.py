@@ -43,6 +43,26 @@ _KNOWN = (
          "Run the recipe again; it goes on with what is missing."),
     Flag("non-finite-logits", "The model answered with NaN or infinity on some chips.",
          "Look for an overflow in the model on these chips; a figure over them means nothing."),
+    Flag("chips-seen-in-training", "The model learned from some of these chips or its weights were chosen by them.",
+         "Do not quote it as accuracy on new places: measure the held-out part, which is the default, or other chips."),
+    Flag("extreme-values", "Some pixels hold numbers that their unit cannot hold, such as a fill value that nobody declared; they count as unseen.",
+         "Declare the value as nodata where the files are made; look at the share, and at where these pixels lie."),
+    Flag("blank-pixels", "Some pixels are exactly 0 in every band and nobody declared 0 as nodata; they count as unseen.",
+         "Declare nodata where the files are made; if 0 was measured there, the images were clipped before they came here."),
+    Flag("nodata-in-range", "The declared nodata value is also a possible measurement, and some pixels hold it in some bands only; they count as seen.",
+         "Choose a nodata value that no band can measure, such as -9999 or NaN, and write the files again."),
+    Flag("offset-suspected", "No band has a dark end: a bright scene, or the offset of 0.1 of Sentinel-2 baseline 04.00 is still in the numbers.",
+         "Compare with the product’s metadata; if the offset is in, state it (offset -0.1, or subtract 1000 before scaling)."),
+    Flag("no-nodata", "The scene declares no nodata value, so its fill pixels may count as seen.",
+         "Declare the nodata value where the scene is made."),
+    Flag("nothing-seen", "No pixel of the scene is seen, so its map is empty.",
+         "Check that the right file was mapped."),
+    Flag("no-area", "The ground area of the scene’s pixels is not known, so areas are missing.",
+         "Give the scene a transform and a coordinate system that covers it."),
+    Flag("pixel-size", "The scene’s pixels have another size than those that the model was trained on.",
+         "Resample the scene, or use a model of its resolution."),
+    Flag("empty", "No pixel of the chip is seen.", "Leave the chip out; it adds nothing to any figure."),
+    Flag("unlabelled", "No pixel of the chip has a label that counts.", "Label the chip, or leave it out; it is in no figure."),
     Flag("no-intervals", "Too few places for an interval over places.",
          "Read the figure as one observation; add places to the test part."),
 )  # fmt: skip
@@ -60,12 +80,20 @@ _ALIASES: Mapping[str, str] = {
 def explain(flag: str) -> Flag:
     """Return what a flag means; an unknown one is shown as it is and told to be looked up.
 
+    Args:
+        flag: The id of a flag, alone or followed by a colon and what was found.
+
     Example:
         >>> explain("softmax").id
         'probabilities'
+        >>> explain("pixel-size: pixels of 30 m").id
+        'pixel-size'
         >>> explain("odd").means
         'The run marked this number with “odd”.'
     """
+    id_, colon, _ = flag.partition(": ")
+    if colon and any(known.id == id_ for known in _KNOWN):
+        flag = id_
     key = re.sub(r"[^a-z0-9]+", "-", flag.lower()).strip("-") or "flag"
     if key.startswith("partial-suite"):
         key = "partial-suite"

@@ -17,6 +17,8 @@ def doubts(run: Run, book: Book, faults: Sequence[str]) -> Section:
     for setup in book.setups:
         for flag in book.flags(setup):
             held.setdefault(flag, []).append(" ".join(said(part) for part in setup if part))
+    for flag, chips in tree(run.data, "flags").items():
+        held.setdefault(str(flag), []).append(many(int(chips), "chip"))
     for name, told in run.scenes.items():
         for flag in tree(told, "result").get("flags") or told.get("flags") or ():
             held.setdefault(str(flag), []).append(f"scene {name}")

@@ -96,7 +96,7 @@ def scene_item(
     item = pystac.Item(
         id=result.name,
         geometry=None if outline is None else {"type": "Polygon", "coordinates": [outline]},
-        bbox=None if outline is None else _box(outline),
+        bbox=None if outline is None else _box(outline, grid),
         datetime=when,
         start_datetime=None if when else BEGIN,
         end_datetime=None if when else now,
@@ -228,9 +228,12 @@ def _outline(grid: Grid, steps: int = 8) -> list[list[float]] | None:
     return [*points, points[0]]
 
 
-def _box(ring: list[list[float]]) -> list[float]:
+def _box(ring: list[list[float]], grid: Grid) -> list[float]:
+    """Return west, south, east, north; around a pole all longitudes, up to the pole itself."""
     xs, ys = [x for x, _ in ring], [y for _, y in ring]
-    return [min(xs), min(ys), max(xs), max(ys)]
+    north, south = grid.poles()
+    west, east = (-180.0, 180.0) if north or south else (min(xs), max(xs))
+    return [west, -90.0 if south else min(ys), east, 90.0 if north else max(ys)]
 
 
 def _slug(name: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from seawall.errors import PartialError, UsageError
+from seawall.files import inside
 from seawall.imagery.radiometry import Hints
 from seawall.runtime import Runtime
 from seawall.scenes.product import LAYERS, SceneResult
@@ -150,6 +151,11 @@ def _in_folder(folder: Path, out: Path) -> list[Job]:
         and not path.name.endswith(own)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+    for path in found:
+        if not inside(folder, path):
+            raise UsageError(
+                f"{path}: expected a scene below {folder}, got a link out of it; copy the file, or name it"
+            )
     stems = Counter(path.stem for path in found)
     return [
         Job(

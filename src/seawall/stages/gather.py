@@ -11,7 +11,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.curate import curate
 from seawall.datasets.index import is_chip_folder
 from seawall.datasets.simulated import Simulated
-from seawall.datasets.splits import Split, split_blocks, split_groups
+from seawall.datasets.splits import Split, split_chips
 from seawall.errors import RecipeError
 from seawall.imagery.radiometry import Hints
 from seawall.labels.rule import parse_rule
@@ -50,9 +50,5 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
 
 
 def divide(run: Run, chips: ChipFolder) -> Split:
-    """Split the chips that have a label by group or block."""
-    by, seed = run.recipe.split, run.recipe.seed
-    ids = [row.id for row in chips.rows if row.valid_share > 0]
-    if by.by == "block":
-        return split_blocks(chips, seed, block_m=by.block_m, val=by.val, test=by.test, ids=ids)
-    return split_groups(chips, seed, val=by.val, test=by.test, ids=ids)
+    """Return the split that the recipe asks for, or the one that a corrupted chip folder keeps."""
+    return split_chips(chips, run.recipe.split_settings)

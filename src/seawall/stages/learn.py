@@ -13,7 +13,7 @@ from torch import nn
 from seawall import registry
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import PatchFeed, whole
-from seawall.datasets.splits import Split
+from seawall.datasets.splits import Split, record_split
 from seawall.datasets.store import IGNORE
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.facts import digest_chips
@@ -23,7 +23,7 @@ from seawall.label_noise import CorruptedLabels, noise_of_chips
 from seawall.launch import run_processes
 from seawall.metrics import confusion
 from seawall.models.standardize import Standardize
-from seawall.models.weights import load_model
+from seawall.models.weights import load_model, set_split
 from seawall.recipe import Method, Network
 from seawall.schedule import MEAN, Training, default_monitor, make_training
 from seawall.stages.run import Run
@@ -96,7 +96,7 @@ def train_one(run: Run, chips: ChipFolder, split: Split, network: Network) -> nn
     devices = run.recipe.training.devices
     if devices > 1:
         run_processes(
-            "seawall.stages.worker", job_of(run, chips, split, network), devices, f"train {network.name}",
+            "seawall.stages.worker", job_of(run, chips, network), devices, f"train {network.name}",
             run.say(f"train {network.name}"),
         )  # fmt: skip
     else:
@@ -111,6 +111,8 @@ def train_here(run: Run, chips: ChipFolder, split: Split, network: Network) -> H
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
         model = maker(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
+    parts = record_split(chips, split)
+    set_split(model, parts)
     mean, std = chips.mean_std(split.train)
     cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
     labels = labels_of(run, chips, split, network)
@@ -133,6 +135,7 @@ def train_here(run: Run, chips: ChipFolder, split: Split, network: Network) -> H
             "train": digest_chips(chips, split.train),
             "val": digest_chips(chips, split.val),
             "labels": labels.identity if labels else "as they are",
+            "split": parts.digest,
             "augment": recipe.training.augment,
             "balance": recipe.training.balance,
         },

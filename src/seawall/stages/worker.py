@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from seawall.datasets.chips import ChipFolder
-from seawall.datasets.splits import Split
 from seawall.launch import Progress, worker
 from seawall.recipe import make_recipe
+from seawall.stages.gather import divide
 from seawall.stages.run import Run
 
 if TYPE_CHECKING:
     from seawall.recipe import Network
 
 
-def job_of(run: Run, chips: ChipFolder, split: Split, network: Network) -> dict[str, object]:
+def job_of(run: Run, chips: ChipFolder, network: Network) -> dict[str, object]:
     """Return a training as plain values."""
     return {
         "recipe": run.recipe.model_dump(mode="json", exclude_none=True), "folder": str(run.folder.resolve()),
         "device": run.device, "resume": run.resume, "chips": str(chips.root.resolve()), "network": network.name,
-        "split": {**split.parts(), "how": split.how},
     }  # fmt: skip
 
 
@@ -34,10 +33,9 @@ def train(job: Mapping[str, object], progress: Progress) -> None:
 
     recipe = make_recipe(cast(Mapping[str, object], job["recipe"]))
     run = Run(recipe, Path(str(job["folder"])), str(job["device"]), bool(job["resume"]), tell)
-    parts = cast(Mapping[str, list[str]], job["split"])
-    split = Split(tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]), str(parts["how"]))
+    chips = ChipFolder.open(Path(str(job["chips"])))
     network = next(one for one in run.recipe.networks if one.name == job["network"])
-    train_here(run, ChipFolder.open(Path(str(job["chips"]))), split, network)
+    train_here(run, chips, divide(run, chips), network)
 
 
 if __name__ == "__main__":
