@@ -243,6 +243,23 @@ def test_accumulation_is_the_larger_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+def test_batches_of_a_step_count_by_their_valid_pixels(tmp_path: Path) -> None:
+    whole, sparse = toy(0, 1, 4)[0], toy(1, 1, 4)[0]
+    few = torch.zeros_like(sparse.valid)
+    few[0, 0, :3] = True
+    sparse = Batch.of(sparse.image, sparse.label, valid=few & sparse.valid, chips=sparse.chips)
+    both = Batch(
+        *(torch.cat([getattr(b, n) for b in (whole, sparse)]) for n in ("image", "label", "seen", "valid")),
+        (*whole.chips, *sparse.chips),
+    )
+    settings = {**vars(QUICK), "epochs": 1, "steps_per_epoch": 1, "optimizer": "sgd", "clip": 0.0}
+    one, two = make("pixel"), make("pixel")
+    fit(one, QUIET, lambda epoch: [both], None, make_training(settings), tmp_path / "one")
+    fit(two, QUIET, lambda epoch: [whole, sparse], None, make_training({**settings, "accumulate": 2}), tmp_path / "two")
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_an_epoch_without_a_valid_pixel_changes_nothing(tmp_path: Path) -> None:
     blind = [Batch.of(b.image, b.label, valid=torch.zeros_like(b.valid), chips=b.chips) for b in toy(0)]
     training = make_training({**vars(QUICK), "weight_decay": 0.0, "epochs": 1, "accumulate": 2, "steps_per_epoch": 2})
@@ -313,7 +330,7 @@ def moved(folder: Path, clip: float) -> float:
     model = make("pixel")
     before = [p.detach().clone() for p in model.parameters()]
     fit(model, QUIET, toy, None, training, folder)
-    return float(sum(((a - b) ** 2).sum() for a, b in zip(before, model.parameters(), strict=True))) ** 0.5
+    return float(sum(((a - b.detach()) ** 2).sum() for a, b in zip(before, model.parameters(), strict=True))) ** 0.5
 
 
 def test_clipping_bounds_the_gradient_of_a_step(tmp_path: Path) -> None:
@@ -372,6 +389,21 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tmp_path: Path) -> None:
     history = fit(make(), QUIET, toy, None, QUICK, tmp_path, progress=hear)
     means = [sum(told[i : i + 4]) / 4 for i in range(0, 12, 4)]
     assert [row["loss"] for row in history.rows] == pytest.approx(means, abs=1e-4)
+
+
+def test_layers_that_draw_draw_anew_at_every_step(tmp_path: Path) -> None:
+    runs = []
+    for name in ("a", "b"):
+        drawn: list[float] = []
+
+        def spying(model, batch, keys, drawn=drawn):
+            drawn.append(torch.rand(()).item())
+            return QUIET(model, batch, keys)
+
+        fit(make(dropout=0.2), spying, toy, None, QUICK, tmp_path / name)
+        runs.append(drawn)
+    assert len(set(runs[0])) == len(runs[0]) == 12
+    assert runs[0] == runs[1]
 
 
 def test_of_two_equal_checks_the_earlier_one_counts(tmp_path: Path) -> None:
