@@ -20,7 +20,7 @@ from seawall.losses import CE
 from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
 from seawall.models.weights import load_model, read_spec
-from seawall.processes import add_up
+from seawall.processes import OtherProcessError, add_up, on_first
 from seawall.provenance import code_version
 from seawall.registry import build
 from seawall.train import DivergedError, Training, fit, make_training
@@ -378,6 +378,39 @@ def test_gradients_are_summed_and_running_statistics_averaged() -> None:
     for name, buffer in model.named_buffers():
         torch.testing.assert_close(buffer, running[name])
     assert add_up(Twin(), model, torch.tensor(1.5), True)[1]
+
+
+class Pair:
+    """One of two processes; `other` is what the other one adds to every sum, or broadcasts."""
+
+    world_size = 2
+
+    def __init__(self, first: bool, other: object = None) -> None:
+        self.is_global_zero, self.other, self.sent = first, other, []
+
+    def all_reduce(self, data: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        return data + torch.cat([torch.tensor([0.0, float(self.other)]), torch.zeros(len(data) - 2)])
+
+    def broadcast(self, value: object) -> object:
+        self.sent.append(value)
+        return value if self.is_global_zero else self.other
+
+
+def test_a_failure_of_one_process_is_told_to_the_others() -> None:
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    first = Pair(True)
+    with pytest.raises(OSError, match="disk"):
+        on_first(first, fail)
+    assert first.sent == [(False, None)]
+    assert on_first(first, lambda: 7) == 7
+    with pytest.raises(OtherProcessError):
+        on_first(Pair(False, (False, None)), fail)
+    assert on_first(Pair(False, (True, 7)), fail) == 7, "only the first one works"
+    model = make("pixel")
+    for mine, other in ((False, 0), (True, 0), (False, 1), (True, 1)):
+        assert add_up(Pair(True, other), model, torch.tensor(1.0), mine)[1] is (mine or bool(other))
 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tmp_path: Path) -> None:
