@@ -8,6 +8,7 @@ from torch import nn
 from seawall.errors import ModelError, UsageError
 from seawall.labels import parse_rule
 from seawall.models.adapter import PROBABILITIES, adapt
+from seawall.models.blocks import make_norm
 from seawall.models.dense_unet import DenseUNet
 from seawall.models.standardize import Standardize
 from seawall.models.threshold import Threshold
@@ -78,6 +79,41 @@ def test_dropout_acts_in_training_only() -> None:
     image = torch.rand(1, 3, 16, 16)
     assert not torch.equal(model.train()(image), model(image))
     assert torch.equal(model.eval()(image), model(image))
+
+
+def test_dropout_is_in_the_decoder_alone() -> None:
+    network = UNet(4, 2, dropout=0.5)(S2).train().network
+    x = torch.rand(2, len(S2.bands), 16, 16)
+    for stage in network.down:
+        assert torch.equal(network.stem(x), network.stem(x))
+        halved = torch.nn.functional.max_pool2d(torch.rand(2, stage[0][0].in_channels, 16, 16), 2)
+        assert torch.equal(stage(halved), stage(halved))
+    assert not torch.equal(network(x), network(x))
+
+
+def test_the_bridges_of_the_unet_carry_each_size_to_its_own() -> None:
+    network = UNet(4, 2, "pixel")(S2).eval().network
+    a, b = torch.rand(2, 1, len(S2.bands), 16, 16)
+    with torch.no_grad():
+        for rise in network.rise:  # nothing comes up from below any more
+            rise.weight.zero_()
+            rise.bias.zero_()
+        assert not torch.allclose(network(a), network(b)), "the image reaches the logits over the bridge alone"
+        b[..., :5, :5] = a[..., :5, :5]
+        assert torch.allclose(network(a)[..., 0, 0], network(b)[..., 0, 0]), (
+            "and nearby only: two blocks of two convolutions"
+        )
+
+
+def test_the_pixel_norm_looks_at_one_pixel() -> None:
+    x = torch.randn(2, 6, 3, 3)
+    norm = make_norm("pixel", 6)
+    other = x.clone()
+    other[:, :, 0, 0] += torch.randn(2, 6)
+    a, b = norm(x), norm(other)
+    assert torch.equal(a[:, :, 1:], b[:, :, 1:]) and not torch.allclose(a[:, :, 0, 0], b[:, :, 0, 0])
+    torch.testing.assert_close(a.mean(1), torch.zeros(2, 3, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(norm(x[:1, :, 1:2, 1:2]), a[:1, :, 1:2, 1:2])
 
 
 def test_bad_sizes_are_refused() -> None:
