@@ -45,6 +45,12 @@ _KNOWN = (
          "Look for an overflow in the model on these chips; a figure over them means nothing."),
     Flag("no-intervals", "Too few places for an interval over places.",
          "Read the figure as one observation; add places to the test part."),
+    Flag("overlap-below-receptive-field", "Neighboring tiles share fewer pixels than the network needs, so the map depends on the tiles.",
+         "Leave out --overlap, or give at least the pixels that the flag names."),
+    Flag("receptive-field-unknown", "The network has no bound to how far it looks, so another size of tiles gives another map.",
+         "Map with tiles of the size that the network was judged on."),
+    Flag("model-identity-unknown", "The network has an attribute whose value cannot be told, so no earlier result of it is used again.",
+         "The numbers stand; give the class a method identity() that names the attributes that count."),
 )  # fmt: skip
 
 _ALIASES: Mapping[str, str] = {
@@ -66,7 +72,7 @@ def explain(flag: str) -> Flag:
         >>> explain("odd").means
         'The run marked this number with “odd”.'
     """
-    key = re.sub(r"[^a-z0-9]+", "-", flag.lower()).strip("-") or "flag"
+    key = re.sub(r"[^a-z0-9]+", "-", flag.partition(":")[0].lower()).strip("-") or "flag"
     if key.startswith("partial-suite"):
         key = "partial-suite"
     key = _ALIASES.get(key, key)
