@@ -196,7 +196,7 @@ class _Mapper:
         ):
             made_by, notes = identify(self.model), self.notes
             if made_by.unknown:
-                notes = (*notes, f"identity of the model unknown ({made_by.unknown}): nothing is taken up or reused")
+                notes = (*notes, f"model identity unknown: {made_by.unknown}; nothing is taken up or reused")
             plain = [FORMAT, made_by.digest, scene.digest, job.when, survey.identity()]
             key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
             if self.resume and (found := finished(self.out, job.name, key)):

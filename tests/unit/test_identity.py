@@ -224,7 +224,7 @@ def test_an_unknown_model_reuses_nothing_and_says_so(scene, tmp_path):
     model = adapt(Tuned(a=lambda image: image), SPEC)
     first, second = (predict_scene(model, scene, tmp_path / "out") for _ in range(2))
     assert not second.reused
-    assert any("identity of the model unknown (model.module.a" in flag for flag in first.flags)
+    assert any("model identity unknown: model.module.a" in flag for flag in first.flags)
 
 
 def test_rows_of_one_wrapper_are_not_those_of_another(tmp_path):

@@ -352,12 +352,12 @@ def test_a_grid_beyond_the_pole_is_not_called_one_without_georeference(tmp_path)
 
 
 def test_unsure_begins_at_its_first_probability_and_ends_before_its_second():
-    p = np.array([[[0.2, 0.8, np.nextafter(np.float32(0.2), 0, dtype=np.float32), 0.5]]], np.float32)
-    strip = Strip(0, 0, np.concatenate([1 - p, p]), np.ones((1, 4), bool))
+    p = np.array([[[0.2, 0.2, 0.8, np.nextafter(np.float32(0.2), 0, dtype=np.float32), 0.5]]], np.float32)
+    strip = Strip(0, 0, np.concatenate([1 - p, p]), np.ones((1, 5), bool))
     low, high = float(np.float32(0.2)), float(np.float32(0.8))
     total = tally(strip, Question(1, (low, high)), np.array([10.0]))
-    assert (total.unsure, total.unsure_m2) == (2, 20.0)  # 0.2 and 0.5
-    assert (total.low_m2, total.high_m2) == (10.0, 30.0)  # 0.8; and 0.2, 0.5, 0.8
+    assert (total.unsure, total.unsure_m2) == (3, 30.0)  # 0.2, 0.2 and 0.5
+    assert (total.low_m2, total.high_m2) == (10.0, 40.0)  # 0.8; and 0.2, 0.2, 0.5, 0.8
     assert total.low_m2 + total.unsure_m2 == total.high_m2
 
 

@@ -103,6 +103,8 @@ _KNOWN = (
          "Look at the mask where the layer crosses itself.", "note", r"\d+ invalid geometries repaired"),
     Flag("features-skipped", "Some features of the vector layer were left out; the text says why.",
          "See whether what was left out is water that matters.", "note", r"\d+ features skipped"),
+    Flag("model-identity-unknown", "The network has an attribute whose value cannot be told, so no earlier result of it is used again.",
+         "The numbers stand; give the class a method identity() that names the attributes that count.", "note"),
 )  # fmt: skip
 FLAGS = {flag.id: flag for flag in _KNOWN}
 """The registry, by id."""
