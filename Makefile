@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Wheels only: building from source would fetch another torch behind our back.
 PIP := $(BIN)/python -m pip install --quiet --only-binary=:all: --constraint constraints.txt
 
-.PHONY: demo test lint types contracts unit docs bench clean
+.PHONY: demo test lint types contracts unit docs mutants bench clean
 
 demo: .venv/.core
 	$(BIN)/seawall run recipes/demo.toml
@@ -39,6 +39,10 @@ unit: .venv/.dev
 
 docs: .venv/.dev
 	$(BIN)/python docs/build.py --check
+
+# Plants known bugs one at a time and sees whether a test notices; takes tens of minutes.
+mutants: .venv/.dev
+	$(BIN)/python tests/mutants/run.py
 
 bench: .venv/.dev
 	for name in loader metrics attack training corruption scene; do echo "== $$name"; OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from seawall.api import attack, curate, doctor, methods, predict, run
+    from seawall.api import attack, corrupt, curate, doctor, methods, predict, run
     from seawall.datasets.chips import ChipFolder
     from seawall.datasets.loader import patches, whole
+    from seawall.infer import predict_many, predict_scene
     from seawall.keys import Keys
     from seawall.models.adapter import adapt
     from seawall.models.weights import load_model, save_model
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from seawall.types import Batch, ModelSpec
 
 _HOMES = {
-    "seawall.api": ("attack", "curate", "doctor", "methods", "predict", "run"),
+    "seawall.api": ("attack", "corrupt", "curate", "doctor", "methods", "predict", "run"),
     "seawall.datasets.chips": ("ChipFolder",),
     "seawall.datasets.loader": ("patches", "whole"),
+    "seawall.infer": ("predict_many", "predict_scene"),
     "seawall.keys": ("Keys",),
     "seawall.models.adapter": ("adapt",),
     "seawall.models.weights": ("load_model", "save_model"),
@@ -39,9 +41,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "build", "curate", "doctor",
-    "entries", "find", "load_model", "methods", "parse_threat", "patches", "predict", "read_recipe", "register",
-    "run", "save_model", "whole",
+    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "build", "corrupt", "curate",
+    "doctor", "entries", "find", "load_model", "methods", "parse_threat", "patches", "predict", "predict_many", "predict_scene",
+    "read_recipe", "register", "run", "save_model", "whole",
 ]  # fmt: skip
 
 
@@ -50,3 +52,7 @@ def __getattr__(name: str) -> object:
         if name in names:
             return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module 'seawall' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

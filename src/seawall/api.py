@@ -23,6 +23,7 @@ def run(
     out: Path = Path("runs"),
     changes: Sequence[str] = (),
     device: str = "auto",
+    devices: int | None = None,
     resume: bool = True,
     progress: Progress = silent,
 ) -> Result:
@@ -33,6 +34,7 @@ def run(
         out: Folder of run folders; this run gets one of its own, named by its content.
         changes: Change one value of the recipe, as key=value; may be given again.
         device: auto, cpu, cuda, or mps.
+        devices: Processes that share each training, one per device; the recipe's training.devices if not given.
         resume: Go on where an earlier run stopped; --no-resume starts over.
 
     Returns:
@@ -47,8 +49,10 @@ def run(
     from seawall import pipeline
     from seawall.recipe import read_recipe
 
-    done = pipeline.execute(read_recipe(recipe, changes), out, device=device, resume=resume, progress=progress)
-    facts = {"report": str(done.page), **{f"{layer} map": path for layer, path in done.maps.items()}}
+    read = read_recipe(recipe, (*changes, *_shared_by(devices)))
+    done = pipeline.execute(read, out, device=device, resume=resume, progress=progress)
+    maps = {f"{layer} map": path for layer, path in done.maps.items()}
+    facts = {"report": str(done.page), **maps, **pipeline.other_code(done.code)}
     return Result(facts, pipeline.summary(done.run), done.failed)
 
 
@@ -115,18 +119,20 @@ def train(
     changes: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
+    devices: int | None = None,
     resume: bool = True,
     progress: Progress = silent,
 ) -> Result:
-    """Train a network on a chip folder, split by group; the best weights land in <out>/models/<model>.
+    """Train a network on a chip folder, split by group; the best weights land in <out>/models/<model>, with the split inside.
 
     Args:
         chips: A chip folder, as `seawall curate` makes it.
         out: Where weights, logs and checkpoints go.
         model: Registered model: unet, dense-unet ...
         changes: Change one value of the recipe, such as training.settings.epochs=5 or model.settings.width=32.
-        seed: Seed of split, weights and patches.
+        seed: Seed of split, weights and patches; a folder corrupted by parts keeps the split that it was corrupted by.
         device: auto, cpu, cuda, or mps.
+        devices: Processes that share the training, one per device; training.devices if not given.
         resume: Go on from the checkpoint in the folder.
 
     Returns:
@@ -139,9 +145,8 @@ def train(
     from seawall.recipe import change_recipe
 
     tree = {"name": "train", "seed": seed, "data": {"source": str(chips), "kind": "chips"}, "model": {"name": model}}
-    return Result(
-        *pipeline.train_only(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)
-    )
+    changed = change_recipe(tree, (*changes, *_shared_by(devices)))
+    return Result(*pipeline.train_only(changed, out, device=device, resume=resume, progress=progress))
 
 
 def evaluate(
@@ -149,8 +154,7 @@ def evaluate(
     chips: Path,
     *,
     out: Path = Path("runs/evaluation"),
-    part: str = "all",
-    seed: int = 0,
+    part: str = "auto",
     device: str = "auto",
     progress: Progress = silent,
 ) -> Result:
@@ -160,19 +164,22 @@ def evaluate(
         weights: A .safetensors file of seawall.
         chips: A chip folder with the model's bands and unit.
         out: Where the rows go; what is there already is not measured again.
-        part: all, or the train, val or test part of the split that `seawall train` makes with this seed.
-        seed: Seed of that split.
+        part: auto leaves out the chips that the weights learned from or were chosen by; train, val or test is that
+            part of the split that the weights carry; all is every chip, and those that the weights have seen are flagged.
         device: auto, cpu, cuda, or mps.
 
     Returns:
-        One row per class.
+        One row per class, and which chips were measured by which split.
+
+    Raises:
+        DataError: The folder has no chip of the part.
 
     Command:
         seawall evaluate runs/mine/models/unet/model.safetensors chips/mine --part test
     """
     from seawall import audit
 
-    return Result(*audit.evaluate_chips(weights, chips, out, part=part, seed=seed, device=device, progress=progress))
+    return Result(*audit.evaluate_chips(weights, chips, out, part=part, device=device, progress=progress))
 
 
 def attack(
@@ -183,7 +190,7 @@ def attack(
     method: Sequence[str] = (),
     suite: str = "",
     out: Path | None = None,
-    part: str = "all",
+    part: str = "auto",
     seed: int = 0,
     device: str = "auto",
     progress: Progress = silent,
@@ -197,8 +204,8 @@ def attack(
         method: Registered attack; may be given again. Without one and without a suite it is pgd.
         suite: Run every attack of a suite and print the worst case: seawall, sea, halmosi, or "seawall passes=30".
         out: Where the rows go (runs/attack for a chip folder); a killed attack goes on at the next missing (chip, attack).
-        part: all, train, val or test, as for `seawall evaluate`.
-        seed: Seed of split and attacks.
+        part: auto, all, train, val or test, as for `seawall evaluate`; a Batch is attacked whole.
+        seed: Seed of the attacks; the split is the one that the weights carry, whatever the seed.
         device: auto, cpu, cuda, or mps.
 
     Returns:
@@ -234,22 +241,26 @@ def predict(
     scene: Path,
     *,
     out: Path = Path("maps"),
-    tile: int = 512,
-    overlap: int = 64,
+    klass: str = "",
+    names: Sequence[str] = (),
+    tile: int | None = None,
+    overlap: int | None = None,
     runtime: str = "torch",
     memory_mib: int = 512,
     device: str = "auto",
     resume: bool = True,
     progress: Progress = silent,
 ) -> Result:
-    """Map whole scenes: class, water probability and uncertainty as GeoTIFFs, water area, STAC items.
+    """Map whole scenes: class, probability of one class and uncertainty as GeoTIFFs, its area, STAC items.
 
     Args:
         weights: A .safetensors file of seawall.
         scene: A raster whose bands have names, a folder of them, or a CSV manifest.
         out: Folder of the maps; a killed run goes on where it stopped.
-        tile: Side of a tile in pixels.
-        overlap: Pixels that neighboring tiles share and blend.
+        klass: Class whose probability and area are mapped; water, or else the second of two classes, by default.
+        names: Band name in file order, for files that name none; give it once per band.
+        tile: Side of a tile in pixels; 512, or more for a network that looks far, by default.
+        overlap: Pixels that neighboring tiles share; what the network needs to map tiled as whole, by default.
         runtime: torch, onnx or openvino; the last two need the extra "deploy".
         memory_mib: Memory for buffers; whatever the scene's size.
         device: auto, cpu, cuda, or mps.
@@ -264,7 +275,7 @@ def predict(
     from seawall import audit
 
     files, table, failed = audit.map_scenes(
-        weights, scene, out, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
+        weights, scene, out, klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
         resume=resume, progress=progress,
     )  # fmt: skip
     return Result(files, table, failed, done=len(table))
@@ -276,6 +287,7 @@ def corrupt(
     noise: Sequence[str] = (),
     out: Path = Path("chips-corrupted"),
     part: str = "all",
+    changes: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = silent,
 ) -> Result:
@@ -285,8 +297,9 @@ def corrupt(
         chips: A chip folder; it stays as it is.
         noise: Such as "dilate 10%" or "erode 30 m"; given again, the next is put on top of the one before.
         out: The new folder, with corruptions.jsonl; a killed run goes on where it stopped.
-        part: all, or only the train, val or test part of the split that `seawall train` makes with this seed.
-        seed: Seed of the noise and of that split.
+        part: all, or only the train, val or test part. The new folder keeps the split, and training on it uses the same parts.
+        changes: Change how the chips are split, as for `seawall train`: split.test=0.2, split.by=block, or seed=3.
+        seed: Seed of the noise; the split has its own, which is 0 unless --set changes it.
 
     Returns:
         One row per change of class, pooled over the chips.
@@ -299,7 +312,9 @@ def corrupt(
     """
     from seawall import corrupt_labels
 
-    return Result(*corrupt_labels.corrupt_chips(chips, out, noise=noise, part=part, seed=seed, progress=progress))
+    return Result(
+        *corrupt_labels.corrupt_chips(chips, out, noise=noise, part=part, changes=changes, seed=seed, progress=progress)
+    )
 
 
 def audit_labels(
@@ -427,6 +442,10 @@ def _one_of(where: str, value: str, known: Sequence[Choice]) -> Choice:
         if value == choice:
             return choice
     raise UsageError(f"{where}: unknown {value!r}; {did_you_mean(value, known)}")
+
+
+def _shared_by(devices: int | None) -> tuple[str, ...]:
+    return () if devices is None else (f"training.devices={devices}",)
 
 
 def _label_map(pairs: Sequence[str]) -> dict[int, int] | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -13,57 +13,57 @@ from torch import nn
 
 from seawall import registry
 from seawall.datasets.chips import ChipFolder
-from seawall.datasets.loader import whole
-from seawall.datasets.splits import split_groups
-from seawall.errors import UsageError, did_you_mean
-from seawall.evaluate import CLEAN, Case, missing
-from seawall.evaluate import evaluate as measure
+from seawall.datasets.parts import check_part, select_chips
+from seawall.errors import UsageError
+from seawall.evaluate import CLEAN, Case
 from seawall.figures import card, figures, with_doubts
 from seawall.files import RunLock
-from seawall.infer import Survey, model_digest, predict_many
-from seawall.interrogate import Interrogation, interrogated
-from seawall.models.weights import load_model
+from seawall.infer import Survey, predict_many
+from seawall.interrogate import Interrogation
+from seawall.measurement import ChipSource, measure_model, recipe_ids, rows_of
+from seawall.models.weights import load_model, spec_of, split_of
 from seawall.orders import threat_for
-from seawall.recipe import SplitBy
 from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
 from seawall.result import Progress, of_stage
 from seawall.runtime import Runtime, find_device
+from seawall.scenes.product import slug_of
 from seawall.suites import cases as attacks_of
 from seawall.suites import parse_suite
 from seawall.threat import ThreatModel
-from seawall.types import Batch, ModelSpec, SegmentationModel
+from seawall.types import Batch, SegmentationModel
 
 Row = dict[str, str | int | float | None]
 Facts = dict[str, str | int | float | None]
 Failed = Sequence[tuple[str, str]]
-PARTS = ("all", "train", "val", "test")
 
 
 def evaluate_chips(
-    weights: Path, chips: Path, out: Path, *, part: str, seed: int, device: str, progress: Progress
+    weights: Path, chips: Path, out: Path, *, part: str, device: str, progress: Progress
 ) -> tuple[Facts, list[Row], Failed]:
     """Measure weights on a chip folder; rows go to `out/records.jsonl`."""
-    model, batches, groups = _open(weights, chips, part, seed, device)
-    measured = _measured(model, batches, groups, [CLEAN], out, seed, device, progress)
+    target = _open(weights, chips, part, device)
+    measured = _measured(target, [CLEAN], out, 0, progress)
     rows = [row for row in figures(measured) if not row.chip and not row.group]
-    spec = cast(ModelSpec, model.spec)
-    found = {(r.metric, r.klass): r.value for r in rows}
+    found = {(r.metric, r.klass): r for r in rows}
+
+    def value(metric: str, klass: str = "") -> float | None:
+        return found[metric, klass].value if (metric, klass) in found else None
+
     table: list[Row] = [
         {
             "class": klass,
             **{
-                name: found.get((name, klass))
-                for name in ("iou.pooled", "iou.pooled.low", "iou.pooled.high", "iou.per_chip")
+                name: value(name, klass) for name in ("iou.pooled", "iou.pooled.low", "iou.pooled.high", "iou.per_chip")
             },
-            **{name: found.get((f"{name}.pooled", klass)) for name in ("precision", "recall", "f1", "specificity")},
+            **{name: value(f"{name}.pooled", klass) for name in ("precision", "recall", "f1", "specificity")},
+            "flags": ", ".join(found["iou.pooled", klass].flags) if ("iou.pooled", klass) in found else "",
         }
-        for klass in spec.classes
+        for klass in spec_of(target.net).classes
     ]
-    facts: Facts = {
-        name: found.get((name, "")) for name in ("miou.pooled", "accuracy.pooled", "ece.pooled", "srip.iou")
-    }
-    return {**{k: v for k, v in facts.items() if v is not None}, "rows": str(out / "records.jsonl")}, table, ()
+    overall = {name: value(name) for name in ("miou.pooled", "accuracy.pooled", "ece.pooled", "srip.iou")}
+    facts: Facts = {name: number for name, number in overall.items() if number is not None}
+    return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **_explained(measured)}, table, ()
 
 
 def attack_chips(
@@ -76,18 +76,22 @@ def attack_chips(
     acts: dict[str, object] = {name: registry.build("attack", name) for name in method}
     acts |= dict(attacks_of(parse_suite(suite))) if suite else {}
     acts = acts or {"pgd": registry.build("attack", "pgd")}
-    net, batches, groups = _open(model, data, part, seed, device)
-    spec = cast(ModelSpec, net.spec)
+    target = _open(model, data, part, device)
+    spec = spec_of(target.net)
     told = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
     cases = [CLEAN, *(Case(name, act, told) for name, act in acts.items())]
     with _folder(out, data) as home:
-        rows = _measured(net, batches, groups, cases, home, seed, device, progress)
+        rows = _measured(target, cases, home, seed, progress)
     klass = "water" if "water" in spec.classes else spec.classes[-1]
     table = card(rows, list(acts), str(told), klass)
-    facts: Facts = {"class": klass, **({"rows": str(home / "records.jsonl")} if home.exists() else {})}
-    for flag in dict.fromkeys(flag for row in rows for flag in row.flags):
-        facts[f"flag {flag}"] = f"{explain(flag).means} {explain(flag).do}"
-    return facts, table, ()
+    kept: Facts = {"rows": str(home / "records.jsonl")} if home.exists() else {}
+    return {"class": klass, **target.facts, **kept, **_explained(rows)}, table, ()
+
+
+def _explained(rows: Sequence[Record]) -> Facts:
+    """Return what every flag of these rows means and what to do."""
+    flags = dict.fromkeys(flag for row in rows for flag in row.flags)
+    return {f"flag {flag}": f"{explain(flag).means} {explain(flag).do}" for flag in flags}
 
 
 @contextmanager
@@ -101,11 +105,11 @@ def _folder(out: Path | None, data: Path | Batch) -> Iterator[Path]:
 
 
 def map_scenes(
-    weights: Path, scene: Path, out: Path, *, tile: int, overlap: int, runtime: Runtime, memory_mib: int, device: str, resume: bool,
-    progress: Progress,
+    weights: Path, scene: Path, out: Path, *, klass: str, names: Sequence[str], tile: int | None, overlap: int | None, runtime: Runtime,
+    memory_mib: int, device: str, resume: bool, progress: Progress,
 ) -> tuple[Facts, list[Row], Failed]:  # fmt: skip
     """Map a scene, a folder or a manifest of scenes."""
-    survey = Survey(tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib)
+    survey = Survey(klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names))
     report = predict_many(
         load_model(weights),
         scene,
@@ -114,10 +118,11 @@ def map_scenes(
         device=device,
         resume=resume,
         progress=of_stage(progress, "scenes"),
+        weights=weights,
     )
     table: list[Row] = [
         {
-            "scene": done.name, "water_km2": done.water_km2, "expected_km2": done.expected_km2, "low_km2": done.low_km2,
+            "scene": done.name, f"{slug_of(done.klass)}_km2": done.area_km2, "expected_km2": done.expected_km2, "low_km2": done.low_km2,
             "high_km2": done.high_km2, "unsure_share": done.unsure_share, "flags": ", ".join(done.flags),
         }
         for done in report.made
@@ -128,18 +133,33 @@ def map_scenes(
     return files, table, report.failed
 
 
-def _open(
-    model: Path | SegmentationModel, data: Path | Batch, part: str, seed: int, device: str
-) -> tuple[nn.Module, list[Batch], Mapping[str, str]]:
-    if part not in PARTS:
-        raise UsageError(f"part: unknown {part!r}; {did_you_mean(part, PARTS)}")
+@dataclass(frozen=True)
+class _Target:
+    """A model and the chips that it is measured on.
+
+    Args:
+        net: The model.
+        chips: The chips.
+        facts: Which chips they are, and by which split.
+    """
+
+    net: nn.Module
+    chips: ChipSource
+    facts: Facts
+
+
+def _open(model: Path | SegmentationModel, data: Path | Batch, part: str, device: str) -> _Target:
+    check_part(part)
     if isinstance(data, Batch):
-        return _net(model, None, device), [data], {}
-    chips = ChipFolder.open(data)
-    split = SplitBy()
-    parts = split_groups(chips, seed, val=split.val, test=split.test) if part != "all" else None
-    ids = chips.ids if parts is None else {"train": parts.train, "val": parts.val, "test": parts.test}[part]
-    return _net(model, chips, device), list(whole(chips, ids)), {row.id: row.group for row in chips.rows}
+        if part not in ("auto", "all"):
+            raise UsageError(
+                f"part: expected all or auto for a Batch, got {part!r}; a Batch does not say what its chips are, so choose them yourself"
+            )
+        return _Target(_net(model, None, device), ChipSource.of_batch(data), {"chips": len(data)})
+    folder = ChipFolder.open(data)
+    net = _net(model, folder, device)
+    chosen = select_chips(folder, split_of(net), part)
+    return _Target(net, ChipSource.of_folder(folder, chosen.ids, chosen.flags), dict(chosen.facts()))
 
 
 def _net(model: Path | SegmentationModel, chips: ChipFolder | None, device: str) -> nn.Module:
@@ -152,33 +172,16 @@ def _net(model: Path | SegmentationModel, chips: ChipFolder | None, device: str)
     return load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit).to(home)
 
 
-def _measured(
-    model: nn.Module, batches: Sequence[Batch], groups: Mapping[str, str], cases: Sequence[Case], out: Path, seed: int, device: str,
-    progress: Progress,
-) -> list[Record]:  # fmt: skip
-    # the same folder may hold rows of other weights or chips: content is part of every key
-    recipe = f"{model_digest(model)[:8]}-{_digest(batches)}-{seed}"
+def _measured(target: _Target, cases: Sequence[Case], out: Path, seed: int, progress: Progress) -> list[Record]:
+    ask = Interrogation()
+    recipe = recipe_ids(target.net, target.chips, seed, ask)
+
+    def say(case: Case) -> Callable[[int, int, str], None]:
+        return of_stage(progress, f"{case.method} {case.spoken}".rstrip())
+
     with RunLock(out):
         log = RecordLog(out / "records.jsonl")
-        left = missing(
-            log, [chip for batch in batches for chip in batch.chips], recipe=recipe, name=type(model).__name__,
-            classes=cast(ModelSpec, model.spec).classes, groups=groups, attacks=cases,
+        measure_model(
+            target.net, target.chips, cases, log=log, recipe=recipe, name=type(target.net).__name__, seed=seed, ask=ask, say=say
         )  # fmt: skip
-        if left:
-            cases = interrogated(cast(SegmentationModel, model), batches, cases, seed, Interrogation())
-        measure(
-            cast(SegmentationModel, model), batches, log=log, recipe=recipe, name=type(model).__name__, groups=groups,
-            attacks=cases, seed=seed, progress=of_stage(progress, "chips"),
-        )  # fmt: skip
-        asked = {(case.method, case.spoken) for case in cases}
-        mine = (row for row in log if row.recipe == recipe and (row.method, row.threat) in asked)
-        return with_doubts(mine)
-
-
-def _digest(batches: Iterable[Batch]) -> str:
-    found = hashlib.blake2b(digest_size=4)
-    for batch in batches:
-        found.update("\x1f".join(batch.chips).encode())
-        for tensor in (batch.image, batch.label, batch.seen, batch.valid):
-            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        return with_doubts(rows_of(log, cases, recipe, target.chips))

@@ -19,20 +19,23 @@ from torch import nn
 from seawall import registry
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import patches, whole
+from seawall.datasets.parts import SEEN_IN_TRAINING, select_chips
 from seawall.datasets.pieces import sha
 from seawall.datasets.splits import kfold_groups
 from seawall.datasets.store import IGNORE, encode_label
 from seawall.errors import DataError, UsageError
 from seawall.facts import digest_chips
-from seawall.files import RunLock, atomic, write_atomic
+from seawall.files import RunLock, atomic, csv_cells, write_atomic
 from seawall.infer import model_digest
 from seawall.keys import Keys
 from seawall.labels.confident import Opinion, Suspicion, agreed, softmin, suspect
+from seawall.labels.evidence import combined, tail_shares
+from seawall.labels.offset import label_shift
 from seawall.labels.rule import Rule, parse_rule
 from seawall.learning.dynamics import Dynamics, Learned
 from seawall.learning.supervised import Supervised
 from seawall.models.standardize import Standardize
-from seawall.models.weights import load_model
+from seawall.models.weights import load_model, split_of
 from seawall.result import Progress
 from seawall.sheet import Card, write_sheet
 from seawall.train import Training, fit
@@ -45,17 +48,28 @@ COLUMNS = (
     "rank",
     "chip",
     "group",
+    "evidence",
+    "tail_issues",
+    "tail_shift",
+    "tail_learning",
     "issue_share",
     "issues_px",
     "quality",
     "loss",
     "train_loss",
     "aum",
+    "shift_gain",
+    "shift_rows",
+    "shift_cols",
     "rule_agreement",
     "witness_px",
     "witness_share",
     "valid_px",
 )
+
+
+WITNESSES = ("tail_issues", "tail_shift", "tail_learning")
+"""Share of the chips that look at least as suspicious: by their pixels, by a move of the label, by how it was learned."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +108,11 @@ def audit_chips(
     if not len(folder):
         raise DataError(f"{chips}: expected chips, got none; curate some")
     second = parse_rule(rule) if rule else None
+    if second is not None and folder.header.water is None:
+        raise UsageError(
+            f"rule: expected chips with the class water, got {', '.join(folder.classes)}; an index says nothing about them"
+        )
+    seen: frozenset[str] = frozenset()
     with RunLock(out):
         if weights is None:
             teaching = Teaching(model, folds, epochs, seed, device)
@@ -101,6 +120,7 @@ def audit_chips(
         else:
             net = load_model(weights, bands=folder.bands, classes=folder.classes, unit=folder.unit)
             said, learned = _predict(net, folder, folder.ids, out, device), {}
+            seen = select_chips(folder, split_of(net), "all").seen
 
         def opinions() -> Iterator[Opinion]:
             for id_ in folder.ids:
@@ -119,6 +139,9 @@ def audit_chips(
             for i, was in enumerate(folder.classes) for j, given in enumerate(folder.classes) if i != j
         },
     }  # fmt: skip
+    if seen:
+        known = f"{len(seen)} of {len(folder)} chips: a network finds nothing wrong with what it learned; leave out --weights to train per fold"
+        facts[f"flag {SEEN_IN_TRAINING}"] = known
     return facts, rows[:worst], ()
 
 
@@ -179,6 +202,9 @@ def _teach(
     return load_model(home / "model.safetensors"), dynamics
 
 
+SHIFT_PX = 8
+"""Farthest move of a label that is tried against the prediction, in pixels along each axis."""
+
 SMALL: Mapping[str, dict[str, Setting]] = {"unet": {"width": 12, "depth": 3}}
 """Settings for the folds' models: small ones learn wrong labels by heart last."""
 
@@ -211,33 +237,50 @@ def _judge(
     valid = len(opinion.given)
     row: Row = {
         "chip": opinion.chip, "group": folder.row(opinion.chip).group, "valid_px": valid,
+        "evidence": None, **dict.fromkeys(WITNESSES),
         "issues_px": int(np.count_nonzero(wrong)),
         "issue_share": int(np.count_nonzero(wrong)) / valid if valid else None, "quality": softmin(opinion.quality),
         "loss": float(-np.log(opinion.quality.clip(1e-7)).mean()) if valid else None,
         "train_loss": learned.loss if learned else None, "aum": learned.aum if learned else None,
         "rule_agreement": None, "witness_px": None, "witness_share": None,
     }  # fmt: skip
-    if second is not None:
-        chip = folder.read(opinion.chip)
-        water = folder.header.water
+    chip, water = folder.read(opinion.chip), folder.header.water
+    moved = label_shift(
+        opinion.label, opinion.probs.argmax(0), opinion.valid, chip.seen, reach=SHIFT_PX,
+        classes=range(len(folder.classes)) if water is None else (water,),
+    )  # fmt: skip
+    row |= {
+        "shift_gain": moved.gain if moved else None, "shift_rows": moved.rows if moved else None,
+        "shift_cols": moved.cols if moved else None,
+    }  # fmt: skip
+    if second is not None and water is not None:
         other = second(chip.image, chip.seen, folder.bands, folder.unit).label
-        defined = other != IGNORE
-        mapped = np.where(other == 1, -1 if water is None else water, 0).astype(np.int64)
-        share, against = agreed(opinion, mapped, defined)
+        share, against = agreed(opinion, other == 1, other != IGNORE, water)
         both = int(np.count_nonzero(against & wrong))
         row |= {"rule_agreement": share, "witness_px": both, "witness_share": both / valid if valid else None}
     return row
 
 
 def _ranked(rows: list[Row]) -> list[Row]:
-    """Sort by the share of pixels that both witnesses suspect, then by what the model suspects, then by loss.
+    """Sort by the evidence of three witnesses: suspect pixels, a move of the whole label, and how it was learned.
 
-    Without a rule the model is the only witness. Chips without a label come last.
+    With a rule only the suspect pixels count that the rule holds against the label as well. Chips without a label
+    come last.
     """
+    ruled = any(row["witness_share"] is not None for row in rows)
+    found = {
+        "tail_issues": "witness_share" if ruled else "issue_share", "tail_shift": "shift_gain", "tail_learning": "train_loss",
+    }  # fmt: skip
+    for name, column in found.items():
+        shares = tail_shares([None if row[column] is None else float(row[column] or 0) for row in rows])
+        for row, share in zip(rows, shares, strict=True):
+            row[name] = share
+    for row in rows:
+        row["evidence"] = combined([None if row[name] is None else float(row[name] or 0) for name in WITNESSES])
 
     def key(row: Row) -> tuple[float, float, float, str]:
-        shares = [row["witness_share"], row["issue_share"], row["loss"]]
-        first, second, third = (-float(-1 if share is None else share) for share in shares)
+        told = [row["evidence"], row["issue_share"], row["loss"]]
+        first, second, third = (-float(-1 if value is None else value) for value in told)
         return (first, second, third, str(row["chip"]))
 
     ordered = sorted(rows, key=key)
@@ -248,7 +291,7 @@ def _write_list(out: Path, folder: ChipFolder, found: Suspicion, rows: Sequence[
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows(map(csv_cells, rows))
     write_atomic(out / "suspects.csv", text.getvalue())
     write_atomic(out / "suspects.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     facts = {

@@ -37,6 +37,7 @@ class Standing:
         stale: Checks since then.
         ending: How the training ended; "" while it goes on.
         rows: History rows of the epochs done.
+        versions: Code that took part, oldest first, as `seawall.provenance.code_version` names it.
     """
 
     epoch: int = 0
@@ -48,6 +49,7 @@ class Standing:
     stale: int = 0
     ending: str = ""
     rows: list[Mapping[str, float | int | bool | None]] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
 
 
 class Checkpoints:
@@ -126,13 +128,22 @@ class Checkpoints:
         return sorted(self.folder.glob("*.safetensors"), reverse=True)
 
     def _same(self, path: Path, was: Mapping[str, str]) -> None:
-        keys = sorted(key for key in {*was, *self.identity} if was.get(key) != self.identity.get(key))
-        if keys:
-            changes = ", ".join(f"{key} {self.identity.get(key)} (was {was.get(key)})" for key in keys[:5])
-            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+        if changes := differences(was, self.identity):
             raise RunError(
-                f"{path.parent.parent}: expected the training that was begun here, got {changes}{more}; undo the change, choose another folder, or start over without resuming"
+                f"{path.parent.parent}: expected the training that was begun here, got {changes}; undo the change, choose another folder, or start over without resuming"
             )
+
+
+def differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return which keys differ, with both values; "" where none does.
+
+    Example:
+        >>> differences({"lr": "1", "seed": "0"}, {"lr": "2", "seed": "0"})
+        'lr 2 (was 1)'
+    """
+    keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return ", ".join(f"{key} {now.get(key)} (was {was.get(key)})" for key in keys[:5]) + more
 
 
 def sweep(folder: Path) -> None:
@@ -146,7 +157,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _standing(said: Mapping[str, Any]) -> Standing:
-    return Standing(**{f.name: said[f.name] for f in fields(Standing)})
+    return Standing(**{f.name: said[f.name] for f in fields(Standing) if f.name in said})
 
 
 def _fill_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

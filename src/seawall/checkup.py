@@ -65,6 +65,9 @@ def machine() -> dict[str, str | int | float | None]:
     }
     if trap := _torchvision_trap():
         facts["warning"] = trap
+    if trap := _torch_warning(torch.__version__):
+        facts["warning_torch"] = trap
+    facts |= {f"plug-in {name} does not load": why for name, why in registry.broken_plugins().items()}
     return facts
 
 
@@ -95,6 +98,21 @@ def settings(kind: str, name: str) -> tuple[Row, list[Row]]:
         for f in fields(entry.make)
     ]
     return {"kind": entry.kind, "name": entry.name, "summary": entry.summary, "paper": entry.paper}, rows
+
+
+def _torch_warning(version: str) -> str:
+    """Return a warning about a torch release whose weights_only loader can be made to execute code.
+
+    Example:
+        >>> _torch_warning("2.9.1+cpu")
+        'torch 2.9.1+cpu: CVE-2026-24747 affects its weights_only loader; update to 2.10, and load no .pt file of strangers'
+        >>> _torch_warning("2.13.0+cpu")
+        ''
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) >= (2, 10):
+        return ""
+    return f"torch {version}: CVE-2026-24747 affects its weights_only loader; update to 2.10, and load no .pt file of strangers"
 
 
 def _torchvision_trap() -> str:

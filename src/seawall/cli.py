@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +29,9 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 """What an annotation of the api becomes on the command line."""
 
+INTERRUPTED = 130
+"""Exit code of a command that was interrupted, as shells have it: 128 + SIGINT."""
+
 FLAGS = {"changes": "--set", "as_json": "--json"}
 
 app = typer.Typer(
@@ -38,44 +45,102 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 1 failed, 2 usage, 3 partly done, 130 interrupted."""
-    debug = "--debug" in sys.argv
+    """Run the command line; exit 0 done, 1 failed, 2 usage, 3 partly done, 130 interrupted.
+
+    With --json, standard output holds one JSON document whatever happens; a failure is in its "error".
+    """
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    with _terminable():
+        result, error = _run(words)
     try:
-        sys.exit(app([argument for argument in sys.argv[1:] if argument != "--debug"], standalone_mode=False) or 0)
-    except SeawallError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+        _print(result, error, as_json="--json" in words)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(0)
-    except Exception as error:
-        if debug:
-            raise
-        sys.exit(_give_up(error))
+    except OSError as full:
+        _drop_output()
+        error = full
+    if error is None:
+        sys.exit(0)
+    if "--debug" in sys.argv:
+        raise error
+    code, text = _explain(error)
+    print(text, file=sys.stderr)
+    sys.exit(code)
 
 
-def _give_up(error: Exception) -> int:
-    """Say in one line what no verb has said, and return the exit code."""
-    code = 1
+def _run(words: list[str]) -> tuple[Result | None, BaseException | None]:
+    """Call the verb; return its result, and what went wrong on the way or with some of its items."""
+    result: Result | None = None
+    try:
+        given = app(words, standalone_mode=False)
+        if given == INTERRUPTED:  # typer turns a KeyboardInterrupt into this number
+            return None, KeyboardInterrupt()
+        if isinstance(given, Result):
+            result = given
+            result.check()
+    except (Exception, KeyboardInterrupt) as error:
+        return result, error
+    return result, None
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: nobody reads it, and Python would fail on it again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(result: Result | None, error: BaseException | None, *, as_json: bool) -> None:
+    if not as_json:
+        if result is not None:
+            print(result.text(), flush=True)
+        return
+    document = (result or Result()).data()
+    if error is not None:
+        code, text = _explain(error)
+        document["error"] = {"type": type(error).__name__, "message": text.removeprefix("error: "), "exit_code": code}
+    print(json.dumps(document, indent=2), flush=True)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a verb as Ctrl-C does: buffers are flushed, locks are released, the same command goes on."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit code of a failure and the line that is printed for it."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted; the same command goes on where it stopped"
+    if isinstance(error, SeawallError):
+        return error.exit_code, f"error: {error}"
     if isinstance(error, OSError) and error.strerror:
         where = error.filename or "system"
-        text = f"{where}: expected to read or write it, got {error.strerror}; make room or mend the path, then run the same command again"
-    elif hasattr(error, "format_message"):  # of click, which typer carries inside under a private name
-        text, code = error.format_message(), getattr(error, "exit_code", 2)
-        where = getattr(getattr(error, "ctx", None), "command_path", "seawall")
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(text, file=sys.stderr)
-            return code
-        text = f"{' '.join(text.split())} See `{where} --help`"
-    else:
-        text = f"{type(error).__name__}: {error}; run again with --debug for the traceback"
-    print(f"error: {text}", file=sys.stderr)
-    return code
+        return (
+            1,
+            f"error: {where}: expected to read or write it, got {error.strerror}; make room or mend the path, then run the same command again",
+        )
+    if hasattr(error, "format_message"):  # of click, which typer carries inside under a private name
+        return _explain_usage(error)
+    return 1, f"error: {type(error).__name__}: {error}; run again with --debug for the traceback"
+
+
+def _explain_usage(error: BaseException) -> tuple[int, str]:
+    text, code = error.format_message(), getattr(error, "exit_code", 2)  # type: ignore[attr-defined]
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return code, text
+    where = getattr(getattr(error, "ctx", None), "command_path", "seawall")
+    return code, f"error: {' '.join(text.split())} See `{where} --help`"
 
 
 @app.callback(invoke_without_command=True)
@@ -85,8 +150,8 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def _command(verb: Callable[..., Result]) -> Callable[..., None]:
-    """Wrap one verb: options from its signature, help from its docstring, output for people or as JSON."""
+def _command(verb: Callable[..., Result]) -> Callable[..., Result]:
+    """Wrap one verb: options from its signature, help from its docstring; `main` prints what it returns."""
     summary, arguments, example = _read_docstring(verb.__doc__ or "")
     signature = inspect.signature(verb)
     parameters = [_option(p, arguments.get(p.name, "")) for p in signature.parameters.values() if p.name != "progress"]
@@ -94,15 +159,12 @@ def _command(verb: Callable[..., Result]) -> Callable[..., None]:
     parameters.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=as_json))
 
     @functools.wraps(verb)
-    def command(**given: Any) -> None:
+    def command(**given: Any) -> Result:
         wants_json = given.pop("as_json")
-        if "progress" in signature.parameters:
-            with _progress(quiet=wants_json) as progress:
-                result = verb(**given, progress=progress)
-        else:
-            result = verb(**given)
-        print(json.dumps(result.data(), indent=2) if wants_json else result.text())
-        result.check()
+        if "progress" not in signature.parameters:
+            return verb(**given)
+        with _progress(quiet=wants_json) as progress:
+            return verb(**given, progress=progress)
 
     command.__doc__ = f"{summary}\n\nExample:  {example}"
     command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]

@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seawall import __version__, registry
+from seawall import __version__
 from seawall.datasets.chips import Chip, ChipFolder
+from seawall.datasets.parts import check_part
 from seawall.datasets.pieces import sha
-from seawall.datasets.splits import split_groups
-from seawall.datasets.store import IGNORE
+from seawall.datasets.splits import record_split, split_chips
 from seawall.datasets.writer import ChipWriter
-from seawall.errors import DataError, SeawallError, UsageError, did_you_mean
+from seawall.errors import DataError, SeawallError, UsageError
 from seawall.files import RunLock, write_atomic
-from seawall.keys import Keys
-from seawall.poison import Realized, assign_thirds, parse_noise, realized
-from seawall.poison.realized import allowed_pixels
-from seawall.poison.thirds import Thirds
-from seawall.recipe import SplitBy
+from seawall.label_noise import batch_of, marks_of, noise_alone, noise_keys, noise_of_chips
+from seawall.poison import Realized, realized
+from seawall.poison.realized import Described, allowed_pixels
+from seawall.poison.sources import source_digest
+from seawall.poison.text import read_noise, spoken_budget
+from seawall.recipe import change_recipe
 from seawall.result import Progress
-from seawall.types import Batch, LabelNoise, Setting
+from seawall.split_record import SplitRecord, SplitSettings
+from seawall.types import Batch, LabelNoise
 
 Facts = dict[str, str | int | float | None]
 Row = dict[str, str | int | float | None]
 Failed = Sequence[tuple[str, str]]
 PARTS = ("all", "train", "val", "test")
 RECORD = "corruptions.jsonl"
-_METERS = re.compile(r"\d\s*m(\s|$)|\bof\s*=\s*.?meters")
+FORMAT = "2"
+"""Raised when the rows of corrupted chips get another content, so that older ones are made again."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +64,37 @@ class Order:
         made = [batch_of(chip)]
         if chip.id in self.touched:
             for number, noise in enumerate(self.noises):
-                path = ("noise",) if number == 0 else ("noise", str(number))
-                made.append(noise(made[-1], Keys(self.seed, (chip.id,), path)))
+                made.append(noise(made[-1], noise_keys(self.seed, chip.id, number)))
         return made
+
+    def describe(self, chip: Chip) -> Row:
+        """Return what the noises have to say about a chip beside the pixels that changed."""
+        told: Row = {}
+        if chip.id in self.touched:
+            for number, (noise, before) in enumerate(zip(self.noises, self.stages(chip), strict=False)):
+                if isinstance(noise, Described):
+                    told |= noise.describe(before, noise_keys(self.seed, chip.id, number))[0]
+        return told
 
     def digest(self, chips: ChipFolder, id_: str) -> str:
         """Content and settings that decide a chip of the new folder."""
         row, done = (
             chips.row(id_),
-            [repr(_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
+            [repr(noise_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
         )
-        return sha(row.sha256, row.label_sha256, *done, str(self.seed), __version__)
+        sources = [source_digest(noise, id_) for noise in self.noises] if id_ in self.touched else []
+        return sha(row.sha256, row.label_sha256, *done, *sources, str(self.seed), __version__, FORMAT)
 
 
 def corrupt_chips(
-    chips: Path, out: Path, *, noise: Sequence[str], part: str, seed: int, progress: Progress
+    chips: Path,
+    out: Path,
+    *,
+    noise: Sequence[str],
+    part: str,
+    changes: Sequence[str],
+    seed: int,
+    progress: Progress,
 ) -> tuple[Facts, list[Row], Failed]:
     """Write a chip folder with corrupted labels; chips that are there and whole are not made again.
 
@@ -89,12 +107,12 @@ def corrupt_chips(
     if chips.resolve() == out.resolve():
         raise UsageError(f"corrupt: expected another folder than {chips} to write to, got the same; choose --out")
     folder = ChipFolder.open(chips)
-    touched = part_of(folder, part, seed)
+    touched, split = part_of(folder, part, split_settings(changes))
     noises = tuple(noise_for(text, folder, touched) for text in noise)
     order = Order(noises, ", then ".join(noise), seed, frozenset(touched))
     failed: list[tuple[str, str]] = []
     with RunLock(out):
-        writer = ChipWriter(out, folder.header)
+        writer = ChipWriter(out, replace(folder.header, split=split))
         for done, id_ in enumerate(folder.ids):
             progress("corrupt", done, len(folder.ids), id_)
             try:
@@ -106,25 +124,51 @@ def corrupt_chips(
         rows = {id_: _measure(folder, made, id_, order) for id_ in made.ids}
         _record(out, folder, order, rows)
     progress("corrupt", len(folder.ids), len(folder.ids), "")
-    return _facts(out, folder, order, rows), _table(folder, rows), failed
+    kept = "kept in the new folder: " + str(split.settings or "by hand") if split is not None else "none kept"
+    return {**_facts(out, folder, order, rows), "part": part, "split": kept}, _table(folder, rows), failed
 
 
-def part_of(chips: ChipFolder, part: str, seed: int) -> tuple[str, ...]:
-    """Return the ids of a part of the split that `seawall train` makes with this seed.
+def split_settings(changes: Sequence[str]) -> SplitSettings:
+    """Return how to split, as a recipe with these `key=value` changes would.
 
     Raises:
-        UsageError: There is no such part.
-        DataError: The folder is empty.
+        UsageError: A key is not about the split.
+        RecipeError: A value is wrong.
     """
-    if part not in PARTS:
-        raise UsageError(f"part: unknown {part!r}; {did_you_mean(part, PARTS)}")
+    for change in changes:
+        key = change.partition("=")[0].strip()
+        if key != "seed" and not key.startswith("split."):
+            raise UsageError(
+                f"--set {change}: expected split.by, split.val, split.test, split.block_m or seed; remove it"
+            )
+    return change_recipe({"name": "corrupt"}, changes, "--set").split_settings
+
+
+def part_of(
+    chips: ChipFolder, part: str, settings: SplitSettings | None = None
+) -> tuple[tuple[str, ...], SplitRecord | None]:
+    """Return the ids of a part, and the split that the new folder keeps.
+
+    Args:
+        chips: The folder.
+        part: "all", or a part of the split that `seawall train` makes of this folder.
+        settings: How to split; as `seawall train` does by default if None.
+
+    Raises:
+        UsageError: There is no such part, or a split is described and none is made.
+        DataError: The folder is empty, or cannot be split so.
+    """
+    check_part(part, PARTS)
     if not len(chips):
         raise DataError(f"{chips.root}: expected chips, got none; curate some")
     if part == "all":
-        return chips.ids
-    by = SplitBy()
-    split = split_groups(chips, seed, val=by.val, test=by.test)
-    return split.parts()[part]
+        if settings is not None and settings != SplitSettings():
+            raise UsageError(
+                f"corrupt: expected a part beside another split ({settings}), got all chips; add --part train, or leave the split out"
+            )
+        return chips.ids, chips.header.split
+    split = split_chips(chips, settings)
+    return split.parts()[part], record_split(chips, split)
 
 
 def noise_for(text: str, chips: ChipFolder, touched: Sequence[str]) -> LabelNoise:
@@ -133,43 +177,7 @@ def noise_for(text: str, chips: ChipFolder, touched: Sequence[str]) -> LabelNois
     Raises:
         UsageError: The text names no noise, or a setting or its budget cannot be.
     """
-    name = text.split()[0] if text.split() else ""
-    known = {f.name: f.default for f in fields(registry.find("noise", name).make)} if name else {}
-    if known.get("gsd_m", MISSING) is not MISSING and not _METERS.search(text):
-        del known["gsd_m"]  # meters per pixel mean nothing to a share
-    parts: dict[str, Setting] = dict(assign_thirds(touched))
-    context: dict[str, Setting] = {
-        "gsd_m": chips.gsd_m, "bands": list(chips.bands), "unit": chips.unit, "classes": len(chips.classes), "parts": parts,
-    }  # fmt: skip
-    if "water" in chips.classes:
-        context["klass"] = chips.classes.index("water")
-    noise = parse_noise(text, {key: value for key, value in context.items() if key in known})
-    klass, count = getattr(noise, "klass", 0), len(chips.classes)
-    if klass >= count:
-        raise UsageError(
-            f"{name}.klass: expected a class of {', '.join(chips.classes)}, got {klass}; choose 0..{count - 1}"
-        )
-    return noise
-
-
-def batch_of(chip: Chip) -> Batch:
-    """Return a chip as a batch of one."""
-    return Batch(
-        torch.from_numpy(chip.image)[None], torch.from_numpy(chip.label)[None],
-        torch.from_numpy(chip.seen)[None], torch.from_numpy(chip.valid)[None], (chip.id,),
-    )  # fmt: skip
-
-
-def marks_of(chip: Chip) -> NDArray[np.uint8]:
-    """Return a chip's label as files hold it: 255 where it does not count."""
-    return np.where(chip.valid, chip.label, IGNORE).astype(np.uint8)
-
-
-def _alone(noise: LabelNoise, id_: str) -> LabelNoise:
-    """Return a noise with the part of one chip only, so that a chip does not depend on which others there are."""
-    if not isinstance(noise, Thirds):
-        return noise
-    return replace(noise, parts={id_: noise.parts[id_]} if id_ in noise.parts else {})
+    return noise_of_chips(*read_noise(text), chips, touched)
 
 
 def _write(writer: ChipWriter, folder: ChipFolder, id_: str, order: Order) -> None:
@@ -204,7 +212,7 @@ def _record(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Real
         {
             "chip": id_, "group": folder.row(id_).group, "touched": id_ in order.touched,
             "noise": order.text if id_ in order.touched else "", "seed": order.seed, **done.row(folder.gsd_m),
-            "label_sha256_before": folder.row(id_).label_sha256,
+            "label_sha256_before": folder.row(id_).label_sha256, **order.describe(folder.read(id_)),
         }
         for id_, done in rows.items()
     ]  # fmt: skip
@@ -215,8 +223,12 @@ def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Reali
     of = [done for id_, done in rows.items() if id_ in order.touched]
     shares = [done.share for done in of if done.share is not None]
     valid, changed = sum(done.valid for done in of), sum(done.changed for done in of)
+    reached = f"{changed / valid:.2%} of the valid pixels" if valid else "nothing, for no pixel is valid"
+    same = sum(done.changed == 0 for done in of)
     return {
-        "folder": str(out), "record": str(out / RECORD), "noise": order.text, "chips": len(rows), "touched": len(of),
+        "folder": str(out), "record": str(out / RECORD), "noise": order.text,
+        "asked": ", then ".join(spoken_budget(noise) for noise in order.noises),
+        "reached": reached + (f"; {same} of {len(of)} chips unchanged" if same else ""), "chips": len(rows), "touched": len(of),
         "changed": sum(done.changed > 0 for done in of), "share": changed / valid if valid else None,
         "share.lowest": min(shares, default=None), "share.highest": max(shares, default=None),
         "short_px": sum(done.short or 0 for done in of), "source": str(folder.root),

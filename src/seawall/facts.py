@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +21,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.splits import Split, split_facts
 from seawall.files import write_atomic
 from seawall.imagery.sensors import band_noise
+from seawall.provenance import code_version
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def data_facts(chips: ChipFolder, split: Split) -> dict[str, object]:
         "classes": list(chips.classes),
         "noise": band_noise(chips.bands) if chips.unit == "reflectance" else {},
         "licence": chips.header.licence,
+        "flags": chips.flags(),
         **split_facts(chips, split),
     }
 
@@ -79,13 +83,54 @@ def digest_chips(chips: ChipFolder, ids: Iterable[str]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+@cache
+def code_digest() -> str:
+    """Return a hash of this package's version and source: what an older code measured is measured again."""
+    found = hashlib.blake2b(__version__.encode(), digest_size=8)
+    home = Path(__file__).parent
+    for path in sorted(home.rglob("*.py")):
+        found.update(str(path.relative_to(home)).encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+@cache
+def source_digest(module: str) -> str:
+    """Return a hash of the file of an imported module; "" where it has none."""
+    path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else ""
+
+
 def environment() -> dict[str, str]:
     """Return versions and machine."""
     return {
         "seawall": __version__,
+        "code": code_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": platform.machine(),
         "system": platform.system(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def note_environment(folder: Path) -> tuple[str, ...]:
+    """Write versions and machine to env.json, and keep the earlier ones of a resumed run beside them.
+
+    Each entry of "history", which is there from the second on, says how many rows of records.jsonl were there
+    before it, so that every row can be traced to the code that made it.
+
+    Returns:
+        The code versions that took part, oldest first.
+    """
+    path, now = folder / "env.json", environment()
+    said = cast(dict[str, object], json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    history = cast(list[dict[str, object]], said.pop("history", [{**said, "rows_before": 0}] if said else []))
+    if not history or {k: v for k, v in history[-1].items() if k != "rows_before"} != now:
+        history.append({**now, "rows_before": _lines(folder / "records.jsonl")})
+    known = {**now, "history": history} if len(history) > 1 else now
+    write_atomic(path, json.dumps(known, indent=1, sort_keys=True))
+    return tuple(dict.fromkeys(str(entry.get("code", entry.get("seawall", ""))) for entry in history))
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_bytes().splitlines()) if path.exists() else 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,33 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
+def inside(root: Path, path: Path) -> bool:
+    """Tell whether a file lies below a folder once all links are followed."""
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def csv_cells(row: Mapping[str, object]) -> dict[str, object]:
+    """Return the cells of a CSV row so that no spreadsheet takes a text for a formula: such texts get a leading quote.
+
+    Numbers stay numbers, negative ones too.
+
+    Example:
+        >>> csv_cells({"chip": "=HYPERLINK(1)", "loss": -0.5, "note": "-0.5"})
+        {'chip': "'=HYPERLINK(1)", 'loss': -0.5, 'note': '-0.5'}
+    """
+    return {key: f"'{cell}" if isinstance(cell, str) and _formula(cell) else cell for key, cell in row.items()}
+
+
+def _formula(text: str) -> bool:
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
+
+
 def _umask() -> int:
     # the only portable way to read it is to set it; the run's threads write under the same one either way
     mask = os.umask(0o022)
@@ -59,50 +87,67 @@ def _sync_folder(folder: Path) -> None:
 
 
 class RunLock:
-    """One run per folder: a second one is refused; the lock of a dead process is taken over.
+    """One run per folder, kept by the operating system: the lock goes with its process, however that ends.
+
+    A `.lock` file in the folder holds the process id for people to read; the lock itself is `flock` on that file, so a
+    reused process id, an empty file or two processes that start together cannot deceive it.
 
     Args:
-        folder: The run folder; a `.lock` file with the process id lives in it while the lock is held.
+        folder: The run folder.
+
+    Attributes:
+        took_over: An earlier run died here without cleaning up.
 
     Raises:
-        RunError: A living process holds the folder.
+        RunError: Another run holds the folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
         self.took_over = False
+        self._handle = -1
 
     def __enter__(self) -> RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._claim()
-        except FileExistsError:
-            owner = self.path.read_text(encoding="utf-8").strip() or "0"
-            if owner.isdigit() and _alive(int(owner)):
-                raise RunError(
-                    f"{self.path.parent}: expected a free run folder, got one held by process {owner}; wait for it or choose another --out"
-                ) from None
-            self.path.unlink(missing_ok=True)
-            self.took_over = True
-            self._claim()
+        while not self._claim():
+            pass
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)  # before the lock is released: whoever waits for this file finds it gone
+        fcntl.flock(self._handle, fcntl.LOCK_UN)  # a forked child may hold the same descriptor open
+        os.close(self._handle)
 
-    def _claim(self) -> None:
-        handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(str(os.getpid()))
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    def _claim(self) -> bool:
+        """Lock the file; False where its last owner removed it in between, so that another try is due."""
+        handle = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(handle, 32, 0).decode(errors="replace").strip() or "another run"
+                raise RunError(
+                    f"{self.path.parent}: expected a free run folder, got one held by process {owner}; wait for it or choose another --out"
+                ) from None
+            if not _same_file(handle, self.path):
+                os.close(handle)
+                return False
+            self.took_over = os.fstat(handle).st_size > 0
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+        except BaseException:
+            os.close(handle)
+            raise
+        self._handle = handle
         return True
-    return pid > 0
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    here = os.fstat(handle)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

@@ -24,6 +24,8 @@ class History:
         best_epoch: The epoch whose weights are kept.
         ending: "finished" or "early".
         weights: The file with the kept weights.
+        monitor: The metric that chose them.
+        versions: Code that took part, oldest first; more than one after a resume with other code.
     """
 
     rows: tuple[Row, ...]
@@ -31,6 +33,8 @@ class History:
     best_epoch: int
     ending: str
     weights: Path
+    monitor: str = ""
+    versions: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:

@@ -19,6 +19,7 @@ from seawall.errors import UsageError
 from seawall.evaluate import Case
 from seawall.figures.doubts import SLACK, doubts, with_doubts
 from seawall.keys import Keys
+from seawall.modules import forward_kept
 from seawall.threat import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
@@ -201,7 +202,7 @@ def _informative(model: SegmentationModel, batch: Batch, most: int) -> Batch:
     if not len(batch):
         return batch
     with torch.no_grad():
-        right = ((model(batch.image).argmax(1) == batch.label) & batch.valid).flatten(1).any(1)
+        right = ((forward_kept(model, batch.image).argmax(1) == batch.label) & batch.valid).flatten(1).any(1)
     return batch.select(right.nonzero()[:most, 0].tolist())
 
 

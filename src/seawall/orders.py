@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Iterator
 from typing import Literal, cast
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from seawall import registry
-from seawall.datasets.chips import Chip, ChipFolder
-from seawall.datasets.splits import Split
 from seawall.errors import RecipeError, UsageError
 from seawall.evaluate import Case
 from seawall.imagery.sensors import band_noise, resolve
 from seawall.imagery.simulate import ALL13
-from seawall.keys import Keys
+from seawall.label_noise import NoiseContext, build_noise
 from seawall.labels.rule import parse_rule
-from seawall.poison.thirds import assign_thirds
-from seawall.recipe import Data, Noise, Recipe
+from seawall.recipe import Data, Method, Recipe
 from seawall.schedule import make_training
 from seawall.suites import Suite
 from seawall.suites import cases as attacks_of
 from seawall.threat import ThreatModel, parse_threat
-from seawall.types import Batch, LabelNoise, ModelSpec, Setting, Unit
+from seawall.types import ModelSpec, Unit
 
 WORDS = {"chips": "a chip folder", "simulated": "simulated scenes", "files": "files"}
 
@@ -47,10 +39,9 @@ def vet(recipe: Recipe) -> None:
         registry.build("suite", suite.name, suite.settings)
     for text in (text for order in (*recipe.attacks, *recipe.suites) for text in order.threats):
         _vet_threat(text, recipe)
-    units = _units(recipe)
     for noise in recipe.noises:
         for rate in noise.rates:
-            _build_noise(noise, rate, {"gsd_m": 10.0, "bands": list(_bands(recipe)), "unit": units[0], "parts": {}})
+            build_noise(noise.name, noise.at(rate), NoiseContext(10.0, _bands(recipe), _units(recipe)[0]))
     if recipe.data.labels not in ("truth", "cover"):
         parse_rule(recipe.data.labels)
 
@@ -127,37 +118,25 @@ def cases_of(recipe: Recipe, spec: ModelSpec) -> Iterator[Case]:
             yield from (Case(name, act, threat_for(text, spec)) for name, act in attacks_of(made))
 
 
-def noise_of(noise: Noise, rate: float, chips: ChipFolder, split: Split) -> LabelNoise:
-    """Build a noise; what it must know of the data (meters per pixel, bands, thirds) is filled in."""
-    parts: dict[str, Setting] = dict(assign_thirds(split.train))
-    context: dict[str, Setting] = {"gsd_m": chips.gsd_m, "bands": list(chips.bands), "unit": chips.unit, "parts": parts}
-    return _build_noise(noise, rate, context)
+def baseline_name(method: Method) -> str:
+    """Return how rows name a model without training: its index and rule, or its registered name."""
+    return "-".join(str(method.settings[key]) for key in ("index", "rule") if key in method.settings) or method.name
 
 
-def _build_noise(noise: Noise, rate: float, context: Mapping[str, Setting]) -> LabelNoise:
-    wanted = {
-        f.name for f in fields(registry.find("noise", noise.name).make) if f.default is MISSING or f.name == "parts"
-    }
-    if noise.settings.get("of") == "meters":
-        wanted.add("gsd_m")
-    given = {name: value for name, value in context.items() if name in wanted}
-    settings: dict[str, Setting] = {**given, noise.vary: rate, **noise.settings}
-    return cast(LabelNoise, registry.build("noise", noise.name, settings))
+def check_distinct(recipe: Recipe, spec: ModelSpec) -> None:
+    """Refuse two methods that would share their rows.
 
-
-@dataclass(frozen=True)
-class Relabel:
-    """Label noise on whole chips, drawn once per chip whatever patch is cut from it."""
-
-    noise: LabelNoise
-    seed: int
-    made: dict[str, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
-
-    def __call__(self, chip: Chip) -> Chip:
-        if chip.id not in self.made:
-            batch = Batch(
-                torch.from_numpy(chip.image)[None], torch.from_numpy(chip.label)[None],
-                torch.from_numpy(chip.seen)[None], torch.from_numpy(chip.valid)[None], (chip.id,),
-            )  # fmt: skip
-            self.made[chip.id] = self.noise(batch, Keys(self.seed, (chip.id,), ("noise",))).label[0].numpy()
-        return replace(chip, label=self.made[chip.id])
+    Raises:
+        RecipeError: Two attacks or suite members have one name and one threat, or two baselines have one name.
+    """
+    cases = [(case.method, case.spoken) for case in cases_of(recipe, spec)]
+    if twice := [case for case in cases if cases.count(case) > 1]:
+        raise RecipeError(
+            f"attacks: expected each name once per threat, got {twice[0][0]!r} twice under {twice[0][1]!r}; "
+            "give one attack another `called`, or put one suite into another recipe"
+        )
+    names = [recipe.model.name, *map(baseline_name, recipe.baselines)]
+    if twice_named := [name for name in names if names.count(name) > 1]:
+        raise RecipeError(
+            f"baselines: expected each name once, got {twice_named[0]!r} twice; put one of the two into another recipe"
+        )

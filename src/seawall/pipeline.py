@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seawall.checkpoint import differences
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.splits import Split
-from seawall.errors import RecipeError
-from seawall.facts import Clock, data_facts, environment
+from seawall.errors import RecipeError, RunError
+from seawall.facts import Clock, data_facts, digest_chips, note_environment
 from seawall.figures import figures, with_doubts
 from seawall.files import RunLock, write_atomic
 from seawall.models.weights import read_spec
-from seawall.orders import cases_of, vet
+from seawall.orders import check_distinct, vet
 from seawall.recipe import Recipe
 from seawall.report import write_report
 from seawall.result import Progress
 from seawall.stages.gather import divide, gather
-from seawall.stages.learn import check, learn, maker, realize, spec_of_chips, train_one
+from seawall.stages.learn import check, learn, maker, realize, spec_of_chips, train_one, training_of
 from seawall.stages.measure import measure
 from seawall.stages.run import Run
 from seawall.stages.survey import survey
@@ -31,12 +32,21 @@ from seawall.stages.survey import survey
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves behind."""
+    """What a run leaves behind.
+
+    Args:
+        run: The run.
+        page: The report.
+        maps: Path of each layer of the scene.
+        failed: (item, reason) of chips that were left out.
+        code: Code versions that made the rows, oldest first; more than one after a resume with other code.
+    """
 
     run: Run
     page: Path
     maps: Mapping[str, str]
     failed: tuple[tuple[str, str], ...]
+    code: tuple[str, ...] = ()
 
 
 def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress) -> Outcome:
@@ -52,12 +62,14 @@ def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: P
         if not resume:
             _clear(folder)
         write_atomic(folder / "recipe.toml", recipe.to_toml())
-        write_atomic(folder / "env.json", json.dumps(environment(), indent=1, sort_keys=True))
+        code = note_environment(folder)
         clock = Clock(folder / "facts.json")
         with clock.timed("chips"):
             chips, failed = gather(run, out / "chips")
         split = divide(run, chips)
         clock.note(data=data_facts(chips, split))
+        same_experiment(run, chips, split)
+        clock.note(monitor=training_of(run, chips, split).monitor)
         _rehearse(run, chips, split)
         clock.note(noises=realize(run, chips, split))
         with clock.timed("training"):
@@ -65,14 +77,15 @@ def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: P
         with clock.timed("evaluation"):
             measure(run, chips, split, models)
         with clock.timed("scene"):
-            maps = survey(run, chips, next(iter(models.values())))
+            name, network = next(iter(models.items()))
+            maps = survey(run, chips, network, folder / "models" / name / "model.safetensors")
         write_report(folder)
-    return Outcome(run, folder / "report.html", maps, failed)
+    return Outcome(run, folder / "report.html", maps, failed, code)
 
 
 def _rehearse(run: Run, chips: ChipFolder, split: Split) -> None:
     """Build what comes after training: a band that an index lacks is said now, not after an hour."""
-    list(cases_of(run.recipe, spec_of_chips(chips)))
+    check_distinct(run.recipe, spec_of_chips(chips))
     for method in run.recipe.baselines:
         maker(method)(spec_of_chips(chips))
 
@@ -90,18 +103,56 @@ def train_only(
     run = Run(recipe, out, device, resume, progress)
     chips, _ = gather(run, out)
     split = divide(run, chips)
+    training = training_of(run, chips, split)
     with RunLock(out):
+        same_experiment(run, chips, split)
         write_atomic(out / "recipe.toml", recipe.to_toml())
-        model = train_one(run, chips, split, recipe.model.name, recipe.training.objective, None)
+        code = note_environment(out)
+        model = train_one(run, chips, split, recipe.networks[0])
     table: list[dict[str, str | int | float | None]] = [
         {"metric": name, "value": value} for name, value in check(model, chips, split.val).items()
     ]
     weights = out / "models" / recipe.model.name / "model.safetensors"
-    return (
-        {"weights": str(weights), "train": len(split.train), "val": len(split.val), "test": len(split.test)},
-        table,
-        (),
-    )
+    facts: dict[str, str | int | float | None] = {
+        "weights": str(weights), "train": len(split.train), "val": len(split.val), "test": len(split.test),
+        "split": split.how, "chosen by": training.monitor, **other_code(code),
+    }  # fmt: skip
+    return facts, table, ()
+
+
+def other_code(versions: Sequence[str]) -> dict[str, str]:
+    """Return a fact that says which code took part, where it was not one alone."""
+    return {"code": ", then ".join(versions)} if len(versions) > 1 else {}
+
+
+def same_experiment(run: Run, chips: ChipFolder, split: Split) -> None:
+    """Refuse to go on in a folder that other settings or other chips made; write down what decides its numbers.
+
+    Raises:
+        RunError: The folder was made by another experiment; names what differs.
+    """
+    path = run.folder / "experiment.json"
+    now = _flat(run.recipe.deciding) | {
+        f"chips.{part}": digest_chips(chips, ids) for part, ids in split.parts().items()
+    }
+    if run.resume and path.exists():
+        was = _flat(Recipe(name=run.recipe.name).deciding) | json.loads(path.read_text(encoding="utf-8"))
+        if changes := differences(was, now):
+            raise RunError(
+                f"{run.folder}: expected the experiment that was begun here, got {changes}; undo the change, choose another folder, or start over with --no-resume"
+            )
+    write_atomic(path, json.dumps(now, indent=1, sort_keys=True))
+
+
+def _flat(tree: Mapping[str, object], under: str = "") -> dict[str, str]:
+    """Return plain values by dotted keys, as texts."""
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{under}{key}.")
+        else:
+            found[f"{under}{key}"] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return found
 
 
 def summary(run: Run) -> list[dict[str, str | float | None]]:

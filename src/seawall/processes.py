@@ -1,21 +1,21 @@
-"""Where a training runs: devices, processes and what they share, and being asked to stop."""
+"""Where a training runs: devices, and what its processes share."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
+from typing import TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from seawall.errors import DataError, UsageError
+from seawall.errors import DataError, RunError, UsageError
 from seawall.schedule import Training
 from seawall.types import Batch
+
+Value = TypeVar("Value")
 
 
 def start_fabric(device: str, devices: int, training: Training) -> Fabric:
@@ -31,6 +31,13 @@ def start_fabric(device: str, devices: int, training: Training) -> Fabric:
         )
     if kind == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device: expected a device of this machine, got {device!r} without CUDA; use --device auto")
+    if index and devices > 1:
+        raise UsageError(f"devices: expected 1 with {device!r}, got {devices}; leave out the index to use several")
+    on_cuda = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
+    if on_cuda and devices > torch.cuda.device_count():
+        raise UsageError(
+            f"devices: expected at most {torch.cuda.device_count()} on this machine, got {devices}; lower it or use --device cpu"
+        )
     fabric = Fabric(
         accelerator=kind,
         devices=[int(index)] if index else devices,
@@ -58,50 +65,68 @@ def share_of(batch: Batch, rank: int, world: int) -> Batch:
     return replace(spare, valid=torch.zeros_like(spare.valid))
 
 
-def add_up(fabric: Fabric, model: nn.Module, loss: Tensor) -> Tensor:
+def add_up(fabric: Fabric, model: nn.Module, loss: Tensor, failed: bool = False) -> tuple[Tensor, bool]:
     """Sum loss and gradients over the processes and average running statistics, in one message.
 
     Not DistributedDataParallel: an objective gets the model itself, and may attack it or run it twice.
 
+    Args:
+        fabric: The processes.
+        model: Its gradients and running statistics are replaced.
+        loss: This process's share of the loss.
+        failed: Whether this process could not compute its share.
+
     Returns:
-        The summed loss.
+        The summed loss, and whether any process failed.
     """
     world = fabric.world_size
     if world == 1:
-        return loss
+        return loss, failed
     trained = [p for p in model.parameters() if p.requires_grad]
     running = [buffer for name, buffer in model.named_buffers() if "running_" in name]
     parts: Sequence[Tensor] = [*(torch.zeros_like(p) if p.grad is None else p.grad for p in trained), *running]
-    flat = torch.cat([loss.reshape(1), *(part.reshape(-1).float() for part in parts)])
+    head = torch.stack([loss.reshape(()).float(), loss.new_tensor(float(failed)).float()])
+    flat = torch.cat([head, *(part.reshape(-1).float() for part in parts)])
     flat = fabric.all_reduce(flat, reduce_op="sum")  # type: ignore[assignment]
-    sums = torch.split(flat[1:], [part.numel() for part in parts])
+    sums = torch.split(flat[2:], [part.numel() for part in parts])
     for parameter, part in zip(trained, sums, strict=False):
         parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
     for buffer, part in zip(running, sums[len(trained) :], strict=True):
         buffer.copy_(part.reshape(buffer.shape) / world)
-    return flat[0]
+    return flat[0], bool(flat[1] > 0)
 
 
-@contextmanager
-def listening() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one acts as it did before."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+class OtherProcessError(RunError):
+    """Another process of this training failed; that one's error says why."""
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
 
-    for number in before:
-        signal.signal(number, hear)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def on_first(fabric: Fabric, work: Callable[[], Value]) -> Value:
+    """Do something on the first process alone and give its result to all; if it fails, it fails on all.
+
+    Without this the others would wait for ever in the next message.
+
+    Args:
+        fabric: The processes.
+        work: Its result must be plain values, which are sent.
+
+    Raises:
+        OtherProcessError: It failed on the first process; there its own exception is raised.
+    """
+    if fabric.world_size == 1:
+        return work()
+    value: Value | None = None
+    failure: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            value = work()
+        except Exception as bad:  # sent to the others below, then raised here
+            failure = bad
+    fine, value = fabric.broadcast((failure is None, value))
+    if failure is not None:
+        raise failure
+    if not fine:
+        raise OtherProcessError("training: expected every process to go on, got a failure of the first; see its error")
+    return cast(Value, value)
 
 
 @contextmanager

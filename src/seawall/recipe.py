@@ -8,12 +8,14 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seawall.errors import RecipeError, did_you_mean, expected
+from seawall.schedule import HARMLESS
+from seawall.split_record import SplitSettings
 
 
 class Part(BaseModel):
@@ -49,6 +51,8 @@ class Data(Part):
         label_map: What raw label values mean, as {"-1" = 255}; 255 does not count.
         count: Simulated scenes.
         size: Side of a simulated scene in pixels.
+        frame: Side of the simulated ground that each of them is cut out of, at a random place; 0 is ground of its own,
+            which has more water than a part of a large scene.
         clouds: Simulated scenes have clouds and their shadows.
     """
 
@@ -66,16 +70,17 @@ class Data(Part):
     label_map: dict[int, int] = Field(default_factory=dict)
     count: int = Field(24, ge=3, le=100_000)
     size: int = Field(256, ge=64, le=8192)
+    frame: int = Field(0, ge=0, le=16384)
     clouds: bool = True
 
 
 class SplitBy(Part):
     """How the chips are split; groups never cross."""
 
-    by: Literal["group", "block"] = "group"
-    block_m: float = Field(2560.0, gt=0)
-    val: float = Field(0.2, gt=0, lt=1)
-    test: float = Field(0.3, gt=0, lt=1)
+    by: Literal["group", "block"] = SplitSettings.by
+    block_m: float = Field(SplitSettings.block_m, gt=0)
+    val: float = Field(SplitSettings.val, gt=0, lt=1)
+    test: float = Field(SplitSettings.test, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> SplitBy:
@@ -92,12 +97,14 @@ class Learn(Part):
         settings: Fields of `seawall.train.Training`: epochs, patch, batch, lr and so on.
         augment: "d4" shows every patch in one of its eight orientations.
         balance: "classes" centers the patches on every class alike, "area" draws them evenly.
+        devices: Processes that share every batch, one per device; batch norms see each process's share only.
     """
 
     objective: Method = Method(name="supervised")
     settings: dict[str, Any] = Field(default_factory=dict)
     augment: Literal["none", "d4"] = "d4"
     balance: Literal["area", "classes"] = "area"
+    devices: int = Field(1, ge=1, le=1024)
 
 
 class Threats(Part):
@@ -106,6 +113,7 @@ class Threats(Part):
     Args:
         name: Registered name.
         called: Name of an attack in the rows, needed where one attack is run with two settings; its own if empty.
+            The members of a suite are named by the suite.
     """
 
     name: str
@@ -119,17 +127,55 @@ class Noise(Part):
 
     Args:
         name: Registered noise.
+        called: Name of the noise in the networks' names, needed where one noise is run with two settings; its own if empty.
         settings: Its settings without the rate.
-        rates: Values of `vary`, one model each.
+        rates: Values of `vary`, one model each; 0 trains a control on labels that the noise leaves as they are.
         vary: The setting that the sweep changes.
         objective: Train through the noise with this objective instead of the recipe's.
     """
 
     name: str
+    called: str = Field("", pattern=r"^([a-z0-9][a-z0-9._-]*)?$")
     settings: dict[str, Any] = Field(default_factory=dict)
-    rates: tuple[float, ...] = (0.1,)
+    rates: tuple[float, ...] = Field(min_length=1)
     vary: str = "budget"
     objective: Method | None = None
+
+    @model_validator(mode="after")
+    def _says_the_rate_once(self) -> Noise:
+        if self.vary in self.settings:
+            raise ValueError(f"{self.vary} in `rates` alone; a setting of that name would undo them")
+        return self
+
+    def at(self, rate: float) -> dict[str, Any]:
+        """Return the noise's settings at one rate."""
+        return {**self.settings, self.vary: rate}
+
+    @property
+    def way(self) -> str:
+        """How a network is trained through the noise: its loss if that is all that differs, else its objective."""
+        if self.objective is None:
+            return ""
+        loss = self.objective.settings.get("loss")
+        if self.objective.name == "supervised" and isinstance(loss, str):
+            return loss.replace(" ", "")
+        return self.objective.name
+
+
+class Network(NamedTuple):
+    """One network that a recipe trains.
+
+    Args:
+        name: Its name in rows and folders, such as "unet" or "unet@dilate-0.1+gce".
+        objective: What is minimized.
+        noise: The label noise that it learns from; None for labels as they are.
+        rate: Value of the setting that the noise varies.
+    """
+
+    name: str
+    objective: Method
+    noise: Noise | None = None
+    rate: float = 0.0
 
 
 class Scene(Part):
@@ -139,12 +185,18 @@ class Scene(Part):
     size: int = Field(1024, ge=128, le=20_000)
 
 
+UNDECIDING = ("title", "note", "published", "examples", "scene")
+"""Keys of a recipe that change what is shown, and no trained or measured number."""
+
+
 class Recipe(Part):
-    """Everything that decides the result of a run, and nothing else.
+    """An experiment: what decides its numbers, and what is said and shown beside them.
 
     Example:
-        >>> Recipe(name="mine").id == Recipe(name="mine").id
+        >>> Recipe(name="mine").id == Recipe(name="mine", title="Lakes").id
         True
+        >>> Recipe(name="mine").id == Recipe(name="mine", seed=1).id
+        False
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -167,13 +219,57 @@ class Recipe(Part):
     def _names_attacks_apart(self) -> Recipe:
         said = [(order.called or order.name, threat) for order in self.attacks for threat in order.threats]
         if twice := [name for name, threat in said if said.count((name, threat)) > 1]:
-            raise ValueError(f"attack {twice[0]} is there twice for one threat; give one of them another `called`")
+            raise ValueError(f"attack {twice[0]} once per threat; give one of the two another `called`")
+        return self
+
+    @model_validator(mode="after")
+    def _names_suites_apart(self) -> Recipe:
+        said = [(order.name, threat) for order in self.suites for threat in order.threats]
+        if twice := [name for name, threat in said if said.count((name, threat)) > 1]:
+            raise ValueError(f"suite {twice[0]} once per threat; put the other settings into another recipe")
+        if named := [order.called for order in self.suites if order.called]:
+            raise ValueError(f"no `called` for a suite, whose members are named by it, but {named[0]!r}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _names_networks_apart(self) -> Recipe:
+        names = [network.name for network in self.networks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"each network once, but {twice[0]} twice; give one of the noises another `called`")
         return self
 
     @property
+    def split_settings(self) -> SplitSettings:
+        """How the chips are split."""
+        return SplitSettings(**self.split.model_dump(), seed=self.seed)
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The networks to train: one on the labels as they are, then one per label noise and rate."""
+        own, base = self.training.objective, self.model.name
+        noisy = (
+            Network(
+                f"{base}@{noise.called or noise.name}-{rate:g}" + (f"+{noise.way}" if noise.way else ""),
+                noise.objective or own,
+                noise,
+                rate,
+            )
+            for noise in self.noises
+            for rate in noise.rates
+        )
+        return (Network(base, own), *noisy)
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """Everything that decides a trained or measured number, as plain values."""
+        tree = self.model_dump(mode="json", exclude=set(UNDECIDING))
+        tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in HARMLESS}
+        return tree
+
+    @property
     def id(self) -> str:
-        """Name and content hash: two recipes with one id are the same experiment."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Name and hash of what decides the numbers: two recipes with one id are the same experiment."""
+        text = json.dumps(self.deciding, sort_keys=True)
         return f"{self.name}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
     def to_toml(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from seawall.errors import UsageError, did_you_mean, expected
+from seawall.errors import SeawallError, UsageError, did_you_mean, expected
 from seawall.types import Setting
 
 HOMES: Mapping[str, tuple[str, ...]] = {
@@ -52,6 +53,7 @@ class Entry:
 
 _entries: dict[tuple[str, str], Entry] = {}
 _loaded: set[str] = set()
+_broken: dict[str, str] = {}
 
 
 def register(
@@ -103,7 +105,8 @@ def find(kind: str, name: str) -> Entry:
     _load(kind)
     if (kind, name) not in _entries:
         names = [entry.name for entry in entries(kind)]
-        raise UsageError(f"{kind}: unknown name {name!r}; {did_you_mean(name, names)}")
+        lost = "".join(f" (the plug-in {plugin} did not load: {why})" for plugin, why in _broken.items())
+        raise UsageError(f"{kind}: unknown name {name!r}; {did_you_mean(name, names)}{lost}")
     return _entries[kind, name]
 
 
@@ -129,22 +132,52 @@ def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -
         ) from bad
 
 
+def broken_plugins() -> Mapping[str, str]:
+    """Return the entry points that could not be loaded, with the reason; the other methods work without them."""
+    _load_plugins()
+    return dict(_broken)
+
+
 def _load(kind: str) -> None:
+    """Import the modules of a kind and every plug-in.
+
+    Raises:
+        UsageError: The kind is unknown, or one of this package's own modules does not import: again at each call.
+    """
     if kind not in HOMES:
         raise UsageError(f"registry: unknown kind {kind!r}; {did_you_mean(kind, HOMES)}")
     for home in HOMES[kind]:
-        if home in _loaded:
-            continue
+        if home not in _loaded and _exists(home):
+            package = importlib.import_module(home)
+            for found in pkgutil.iter_modules(getattr(package, "__path__", [])):
+                _import(f"{home}.{found.name}")
         _loaded.add(home)
+    _load_plugins()
+
+
+def _exists(home: str) -> bool:
+    return importlib.util.find_spec(home) is not None
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except SeawallError:
+        raise
+    except Exception as bad:  # whatever a dropped-in file does wrong, its name must be in the message
+        spec = importlib.util.find_spec(module)
+        where = spec.origin if spec and spec.origin else module
+        raise UsageError(
+            f"{where}: expected a module that can be imported, got {type(bad).__name__}: {bad}; mend or remove the file"
+        ) from bad
+
+
+def _load_plugins() -> None:
+    if "plugins" in _loaded:
+        return
+    _loaded.add("plugins")
+    for point in importlib.metadata.entry_points(group="seawall.methods"):
         try:
-            module = importlib.import_module(home)
-        except ModuleNotFoundError as gone:
-            if gone.name != home:
-                raise
-            continue
-        for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
-            importlib.import_module(f"{home}.{found.name}")
-    if "plugins" not in _loaded:
-        _loaded.add("plugins")
-        for point in importlib.metadata.entry_points(group="seawall.methods"):
             point.load()
+        except Exception as bad:  # another package's fault must not take this one's methods away
+            _broken[point.value] = f"{type(bad).__name__}: {bad}"

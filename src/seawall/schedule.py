@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from seawall.errors import UsageError, did_you_mean
-from seawall.types import Setting
+
+if TYPE_CHECKING:
+    from seawall.types import Setting  # its module loads torch, which reading a recipe does not need
+
+HARMLESS = ("save_s", "tensorboard", "workers")
+"""Settings that change no weight: a resume may change them, and they are in no id."""
+
+MEAN = "val.iou.mean"
+
+
+def default_monitor(classes: Sequence[str]) -> str:
+    """Return the metric that chooses the weights where no other is asked for.
+
+    Example:
+        >>> default_monitor(("land", "water")), default_monitor(("forest", "field"))
+        ('val.iou.water', 'val.iou.mean')
+    """
+    return "val.iou.water" if "water" in classes else MEAN
 
 
 @dataclass(frozen=True)
@@ -32,11 +49,13 @@ class Training:
         clip: Largest norm of the gradient; 0 does not clip.
         precision: "32-true", or mixed precision on hardware that gains from it.
         patience: Checks without improvement until training stops; 0 never stops early.
-        monitor: Metric of the check that chooses the best weights.
+        monitor: Metric of the check that chooses the best weights; "" is "val.iou.water" where there is such a class,
+            and the mean over the classes, "val.iou.mean", where there is none.
         better: Whether a higher or a lower value of it is better.
         check_every: Epochs between checks; the last epoch is always checked.
         save_s: Seconds between checkpoints inside an epoch; 0 saves after epochs only.
         tensorboard: Write curves for TensorBoard beside the JSON lines.
+        workers: Threads that read patches ahead; the batches are the same whatever their number.
     """
 
     epochs: int = 30
@@ -52,11 +71,12 @@ class Training:
     clip: float = 1.0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     patience: int = 0
-    monitor: str = "val.iou.water"
+    monitor: str = ""
     better: Literal["higher", "lower"] = "higher"
     check_every: int = 1
     save_s: float = 60.0
     tensorboard: bool = True
+    workers: int = 2
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch", "batch", "patch", "accumulate", "check_every"):
@@ -64,7 +84,7 @@ class Training:
                 raise UsageError(
                     f"training.{name}: expected a number of at least 1, got {getattr(self, name)}; raise it"
                 )
-        for name in ("weight_decay", "clip", "patience", "save_s"):
+        for name in ("weight_decay", "clip", "patience", "save_s", "workers"):
             if not getattr(self, name) >= 0:
                 raise UsageError(
                     f"training.{name}: expected a number of at least 0, got {getattr(self, name)}; raise it"

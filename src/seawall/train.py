@@ -6,7 +6,8 @@ and resumed on one process ends with the bits of one that was not.
 
 With several processes each takes every n-th image of every batch, and its gradient counts by its share of valid
 pixels. The result equals that of one process up to rounding, if the loss is a mean over valid pixels (ce, bce,
-focal) and no layer mixes images (norm "pixel" or "group"); region losses and batch norms see their own images only.
+focal) and no layer mixes images (norm "pixel" or "group"); region losses and batch norms see their own images only,
+and the running statistics of batch norms are averaged over the processes. What fails on one process fails on all.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from seawall.checkpoint import Checkpoints, Standing, sweep
@@ -31,18 +32,28 @@ from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_y
 from seawall.files import RunLock
 from seawall.history import History, HistoryLog, Row, finite
 from seawall.keys import Keys
+from seawall.launch import listening
 from seawall.models.container import digest
 from seawall.models.standardize import Standardize
 from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of
-from seawall.processes import add_up, at_home, listening, share_of, start_fabric
-from seawall.schedule import Training, learning_rate, make_training
+from seawall.processes import OtherProcessError, add_up, at_home, on_first, share_of, start_fabric
+from seawall.provenance import code_version
+from seawall.schedule import HARMLESS, Training, default_monitor, learning_rate, make_training
 from seawall.types import Batch, Objective
 
-__all__ = ["Check", "Feed", "History", "Progress", "Training", "fit", "make_training"]
+__all__ = ["Check", "Feed", "History", "Progress", "SeekableFeed", "Training", "fit", "make_training"]
 
 Feed = Callable[[int], Iterable[Batch]]
 Check = Callable[[nn.Module], Mapping[str, float | None]]
 Progress = Callable[[int, int, str], None]
+
+
+@runtime_checkable
+class SeekableFeed(Protocol):
+    """A feed that can begin in the middle of an epoch, so that a resume need not make the batches before."""
+
+    def __call__(self, epoch: int, /) -> Iterable[Batch]: ...
+    def starting_at(self, epoch: int, batch: int, /) -> Iterable[Batch]: ...
 
 
 class DivergedError(RunError):
@@ -62,6 +73,7 @@ def fit(
     resume: bool = True,
     seed: int = 0,
     context: Mapping[str, str] | None = None,
+    metrics: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> History:
     """Train a model; at the end it holds the best weights, which are also in `folder/model.safetensors`.
@@ -69,34 +81,41 @@ def fit(
     Args:
         model: A module with a `spec`; its `standardize` is fitted on the training pixels beforehand.
         objective: What is minimized; it gets this very model, never a wrapper.
-        feed: Epoch to batches, at least `steps_per_epoch * accumulate` of them and the same ones every time.
+        feed: Epoch to batches, at least `steps_per_epoch * accumulate` of them and the same ones every time. A
+            `SeekableFeed` is not asked for what a resumed epoch has already done.
         check: Model in eval mode to metrics, on one process; the monitored one chooses the weights. Without
-            a check the last weights are kept.
+            a check the last weights are kept, and so they are while the monitored one is undefined (None).
         training: The settings.
         folder: Gets model.safetensors, history.jsonl, checkpoints/ and tb/.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        devices: Processes; above 1 the program is started once more for each, unless torchrun already did.
+        devices: Processes; above 1 the program is started once more for each, unless torchrun or
+            `seawall.launch.run_processes` already did.
         resume: Go on from the checkpoint in the folder; False starts over.
         seed: Names the random streams of the objective.
         context: More that decides the result, such as the digest of the data; a resume with another is refused.
+        metrics: Names of what the check returns, where they are known: a monitor that is none of them is then
+            refused before the first step and not after the first epoch.
         progress: Called with steps done, steps in all, and a line of text.
 
     Raises:
         RunError: The folder is in use, was begun with other settings, or training diverged.
-        StoppedError: SIGINT or SIGTERM came; the step was finished and saved.
+        StoppedError: SIGINT or SIGTERM came, even if in the last step or check; what was done is saved.
+        OtherProcessError: Another process of this training failed.
         UsageError: The feed is too short, or the check lacks the monitored metric.
         ModelError: The model has no spec or parameters, or its normalization was not fitted.
     """
     folder = Path(folder)
     _ready(model, training, check)
+    training = replace(training, monitor=training.monitor or default_monitor(spec_of(model).classes))
+    if check is not None and metrics is not None:
+        _check_monitor(training, metrics)
     fabric = start_fabric(device, devices, training)
     with ExitStack() as held:
-        if fabric.is_global_zero:
-            held.enter_context(RunLock(folder))
-        stopped = held.enter_context(listening())
+        on_first(fabric, lambda: _enter(held, RunLock(folder)))
+        stopped = held.enter_context(listening(str(folder)))
         held.enter_context(torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []))
         held.enter_context(at_home(model, fabric.device))
-        identity = _identity(model, objective, training, seed, context or {})
+        identity = _identity(model, objective, training, seed, {**(context or {}), "devices": str(fabric.world_size)})
         run = _Run(fabric, model, objective, training, folder, identity, seed, progress, stopped)
         held.callback(run.close)
         run.begin(resume)
@@ -129,37 +148,62 @@ class _Run:
         self.plain = _optimizer(model, training)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.plain))
         self.at = Standing()
+        self.failure: Exception | None = None
         self.log: HistoryLog | None = None
         self.saved_s = self.began_s = time.monotonic()
 
     def begin(self, resume: bool) -> None:
         """Load the checkpoint if there is one."""
-        if self.fabric.is_global_zero:
-            sweep(self.folder)
-            if not resume:
-                self.checkpoints.clear()
-        self.fabric.barrier()
+        on_first(self.fabric, lambda: self._sweep(resume))
         found = self.checkpoints.load(self.model, self.plain) if resume else None
         if found:
             self.at, scaler = found
             if scaler:
                 self.fabric.strategy.precision.load_state_dict(dict(scaler))
+        if self.at.versions[-1:] != [code_version()] and not self.at.ending:
+            self.at.versions.append(code_version())
+            if found and self.progress is not None and self.fabric.is_global_zero:
+                note = f"goes on with seawall {code_version()}, begun with {', '.join(self.at.versions[:-1]) or 'an older one'}"
+                self.progress(self.at.epoch * self.training.steps_per_epoch + self.at.step, self.training.steps, note)
         self.began_s = time.monotonic() - self.at.seconds
-        if self.fabric.is_global_zero:
-            self.log = HistoryLog(self.folder, self.at.rows, tensorboard=self.training.tensorboard)
+        on_first(self.fabric, self._open_log)
 
     def steps(self, feed: Feed) -> Iterator[list[Batch]]:
-        """Yield the batches of each step of this epoch that is still to do."""
-        size = self.training.accumulate
-        source = islice(feed(self.at.epoch), self.at.step * size, None)
+        """Yield the batches of each step of this epoch that is still to do; none after a failure to make them."""
+        size, done = self.training.accumulate, self.at.step * self.training.accumulate
+        if isinstance(feed, SeekableFeed):
+            source = iter(feed.starting_at(self.at.epoch, done))
+        else:
+            source = islice(feed(self.at.epoch), done, None)
         while self.at.step < self.training.steps_per_epoch:
+            yield self._next(source, size)
+
+    def _next(self, source: Iterator[Batch], size: int) -> list[Batch]:
+        try:
             batches = [batch.to(self.fabric.device) for batch in islice(source, size)]
             if len(batches) < size:
                 raise UsageError(
                     f"feed: expected {self.training.steps_per_epoch * size} batches in epoch {self.at.epoch}, got fewer; "
                     f"lower training.steps_per_epoch, or ask the loader for count={self.training.patches_per_epoch} patches"
                 )
-            yield batches
+        except Exception as bad:
+            self._fail(bad)
+            return []
+        return batches
+
+    def _fail(self, bad: Exception) -> None:
+        """Raise at once on a process that is alone; else remember it until the others can be told."""
+        if self.fabric.world_size == 1:
+            raise bad
+        self.failure = self.failure or bad
+
+    def _raise_if(self, failed: bool) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if failed:
+            raise OtherProcessError(
+                f"{self.folder}: expected every process to go on, got a failure of another; see its error"
+            )
 
     def descend(self, batches: Sequence[Batch]) -> None:
         """Take one optimizer step."""
@@ -172,13 +216,14 @@ class _Run:
         shares, stop = self._shares(mine)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=fabric.device)
-        for batch, share in zip(mine, shares, strict=True):
-            with fabric.autocast():
-                loss = self.objective(self.model, batch, Keys(self.seed, batch.chips).fold("train"))  # type: ignore[arg-type]
-            loss = loss if share == 1 else loss * share
-            fabric.backward(loss)
-            total += loss.detach()
-        value = float(add_up(fabric, self.model, total))
+        try:
+            for batch, share in zip(mine, shares, strict=True):
+                total += self._backward(batch, share)
+        except Exception as bad:
+            self._fail(bad)
+        summed, failed = add_up(fabric, self.model, total, self.failure is not None)
+        self._raise_if(failed)
+        value = float(summed)
         if not math.isfinite(value):
             raise self._diverged(f"loss {value}")
         if self.training.clip:
@@ -188,6 +233,14 @@ class _Run:
         self.at.loss += value
         self._tell(step + 1, value)
         self._save_inside(stop)
+
+    def _backward(self, batch: Batch, share: float) -> Tensor:
+        """Add the gradients of a batch and return its share of the step's loss."""
+        with self.fabric.autocast():
+            loss = self.objective(self.model, batch, Keys(self.seed, batch.chips).fold("train"))  # type: ignore[arg-type]
+        loss = loss if share == 1 else loss * share
+        self.fabric.backward(loss)
+        return loss.detach()
 
     def end_epoch(self, check: Check | None) -> None:
         """Check, log and save an epoch, and say whether it was the last."""
@@ -212,13 +265,17 @@ class _Run:
         at.epoch, at.step, at.loss, at.seconds = at.epoch + 1, 0, 0.0, 0.0
         at.rows.append(row)
         at.ending = "finished" if last else "early" if training.patience and at.stale >= training.patience else ""
-        if self.log is not None:
-            self._guard()
-            if best:
-                save_model(self.folder / "model.safetensors", self.model)
-            self.log.append(row)
-            self._save()
+        on_first(self.fabric, lambda: self._keep(row, best))
         self.began_s = time.monotonic()
+
+    def _keep(self, row: Row, best: bool) -> None:
+        """Write what an epoch leaves."""
+        self._guard()
+        if best:
+            save_model(self.folder / "model.safetensors", self.model)
+        if self.log is not None:
+            self.log.append(row)
+        self._save()
 
     def finish(self) -> History:
         """Give the model its best weights."""
@@ -229,41 +286,53 @@ class _Run:
                 f"{weights}: expected the weights of a finished training, got no file; train again with resume=False"
             )
         load_model(weights, into=self.model)
-        return History(tuple(self.at.rows), self.at.best, self.at.best_epoch, self.at.ending, weights)
+        at, monitor = self.at, self.training.monitor
+        return History(tuple(at.rows), at.best, at.best_epoch, at.ending, weights, monitor, tuple(at.versions))
 
     def close(self) -> None:
         """Close the logs."""
         if self.log is not None:
             self.log.close()
 
+    def _sweep(self, resume: bool) -> None:
+        sweep(self.folder)
+        if not resume:
+            self.checkpoints.clear()
+
+    def _open_log(self) -> None:
+        self.log = HistoryLog(self.folder, self.at.rows, tensorboard=self.training.tensorboard)
+
     def _shares(self, mine: Sequence[Batch]) -> tuple[list[float], bool]:
         """Return each batch's share of the step's valid pixels over all processes, and whether one was asked to stop."""
         world = self.fabric.world_size
         if world == 1 and len(mine) == 1:
             return [1.0], self.stopped.is_set()
-        counts = torch.stack([batch.valid.sum() for batch in mine]).double()
-        total = torch.stack([counts.sum(), counts.new_tensor(float(self.stopped.is_set()))])
+        device = self.fabric.device
+        counts = torch.stack([batch.valid.sum() for batch in mine] or [torch.zeros((), device=device)]).double()
+        flags = (self.stopped.is_set(), self.failure is not None)
+        total = torch.stack([counts.sum(), *(counts.new_tensor(float(flag)) for flag in flags)])
         total = total if world == 1 else self.fabric.all_reduce(total, reduce_op="sum")  # type: ignore[assignment]
+        self._raise_if(bool(total[2] > 0))
         valid, stop = float(total[0]), bool(total[1] > 0)
         return [float(count) / valid if valid else 0.0 for count in counts], stop
 
     def _metrics(self, check: Check) -> dict[str, float | None]:
-        """Run the check on one process and share what it says."""
-        said: dict[str, float | None] = {}
-        if self.fabric.is_global_zero:
+        """Run the check on one process and share what it returns."""
+
+        def run() -> dict[str, float | None]:
             self.model.eval()
-            said = {name: finite(value) for name, value in check(self.model).items()}
-            if self.training.monitor not in said:
-                raise UsageError(
-                    f"training.monitor: expected a metric of the check, got {self.training.monitor!r}; {did_you_mean(self.training.monitor, said)}"
-                )
-        return self.fabric.broadcast(said)
+            values = {name: finite(value) for name, value in check(self.model).items()}
+            _check_monitor(self.training, list(values))
+            return values
+
+        return on_first(self.fabric, run)
 
     def _improves(self, metrics: Mapping[str, float | None]) -> bool:
         value, best = metrics.get(self.training.monitor), self.at.best
-        if best is None or value is None:
-            # The first check counts even where its metric is undefined: some weights must be kept.
-            return self.at.best_epoch < 0 or value is not None
+        if best is None:
+            return True  # as long as the metric is undefined nothing can be chosen, and the last weights are kept
+        if value is None:
+            return False
         return value > best if self.training.better == "higher" else value < best
 
     def _save_inside(self, stop: bool) -> None:
@@ -272,14 +341,21 @@ class _Run:
         due = 0 < self.training.save_s <= time.monotonic() - self.saved_s
         if inside and (stop or due):
             self.at.seconds = time.monotonic() - self.began_s
-            if self.fabric.is_global_zero:
-                self._guard()
-                self._save()
+            if stop:
+                on_first(self.fabric, self._save_whole)  # every process is here: a stop was agreed upon
+            elif self.fabric.is_global_zero:
+                try:
+                    self._save_whole()
+                except Exception as bad:
+                    self._fail(bad)
         if inside and stop:
-            self.fabric.barrier()
             raise StoppedError(
                 f"{self.folder}: training stopped after epoch {self.at.epoch}, step {self.at.step}; the same command goes on from there"
             )
+
+    def _save_whole(self) -> None:
+        self._guard()
+        self._save()
 
     def _save(self) -> None:
         scaler = self.fabric.strategy.precision.state_dict()
@@ -305,6 +381,17 @@ class _Run:
         metric = "" if monitored is None else f", {self.training.monitor} {monitored:.3f}"
         self.progress(
             done, self.training.steps, f"epoch {self.at.epoch + 1}/{self.training.epochs}, loss {loss:.4f}{metric}"
+        )
+
+
+def _enter(held: ExitStack, lock: RunLock) -> None:
+    held.enter_context(lock)
+
+
+def _check_monitor(training: Training, metrics: Sequence[str]) -> None:
+    if training.monitor not in metrics:
+        raise UsageError(
+            f"training.monitor: expected a metric of the check, got {training.monitor!r}; {did_you_mean(training.monitor, metrics)}"
         )
 
 
@@ -344,7 +431,7 @@ def _identity(
 ) -> dict[str, str]:
     """What decides the result, as texts that a message can show."""
     settings = asdict(training)
-    for harmless in ("save_s", "tensorboard"):
+    for harmless in HARMLESS:
         settings.pop(harmless)
     scaling = {name: t for name, t in state_of(model).items() if "standardize." in name}
     return {

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,7 @@ def test_unknown_verb_guesses_and_exits_2() -> None:
             'name = "x"\n[[attacks]]\nname = "pgd"\nsettings = {stps = 1}\nthreats = ["linf 1% reflectance"]',
             "did you mean 'steps'",
         ),
-        ('name = "x"\n[[noises]]\nname = "erod"', "did you mean 'erode'"),
+        ('name = "x"\n[[noises]]\nname = "erod"\nrates = [0.1]', "did you mean 'erode'"),
         ('name = "x"\n[training.settings]\nepoch = 3', "did you mean 'epochs'"),
     ],
 )
@@ -98,3 +100,60 @@ def test_closed_stdout_ends_quietly() -> None:
         check=False,
     )
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("evaluate", "no.safetensors", "no-chips"), 1, "expected a chip folder"),
+        (("run", "no.toml"), 2, "expected a recipe"),
+        (("rnu",), 2, "No such command"),
+        (("curate", "2", "--sensor", "s3"), 2, "sensor"),
+    ],
+)
+def test_json_is_printed_on_failure_too(tmp_path: Path, words: tuple[str, ...], code: int, says: str) -> None:
+    done = seawall(*words, "--json", cwd=tmp_path)
+    document = json.loads(done.stdout)
+    assert done.returncode == document["error"]["exit_code"] == code
+    assert says in document["error"]["message"]
+    assert document["error"]["message"] in done.stderr
+
+
+def test_a_partial_failure_is_one_json_document(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    made = seawall("curate", "2", "--out", "chips", "--json", cwd=tmp_path)
+    assert "error" not in json.loads(made.stdout)
+    (tmp_path / "in" / "a_image.tif").write_bytes(b"")
+    done = seawall("curate", "in", "--out", "none", "--json", cwd=tmp_path)
+    assert done.returncode != 0
+    assert json.loads(done.stdout)["error"]["exit_code"] == done.returncode
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_verb_with_one_line_and_the_same_command_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    words = ["curate", "300", "--out", str(tmp_path / "chips")]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "seawall.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("chips/images/*.tif")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(number)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert [line for line in err.splitlines() if line.startswith("interrupted")] == [
+        "interrupted; the same command goes on where it stopped"
+    ]
+    assert "Traceback" not in err
+    assert not (tmp_path / "chips" / ".lock").exists()
+
+
+def test_a_full_output_device_is_one_line() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m seawall.cli methods --kind attack > /dev/full", shell=True, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")

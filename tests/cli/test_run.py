@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import rasterio
 
 from terminal import cli, contents
 from tiny import SMALL_TRAINING, pair
@@ -214,5 +216,36 @@ def test_the_verbs_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monke
     scene = next(Path("chips/images").glob("*.tif"))
     mapped = ask("predict", weights, str(scene), "--out", "maps")
     assert mapped["table"][0]["water_km2"] is not None and len(list(Path("maps").glob("*.tif"))) == 3
+    asked = ask("predict", weights, str(scene), "--out", "land", "--klass", "land")
+    assert asked["table"][0]["land_km2"] is not None and "water_km2" not in asked["table"][0]
+    assert sorted(p.name.split(".")[1] for p in Path("land").glob("*.tif")) == ["class", "land", "uncertainty"]
+    with rasterio.open(scene) as source:
+        profile, data, bands = source.profile, source.read(), source.descriptions
+    with rasterio.open("plain.tif", "w", **profile) as sink:  # the same pixels, without the names of the bands
+        sink.write(data)
+    named = [word for band in bands for word in ("--names", band)]
+    again = ask("predict", weights, "plain.tif", "--out", "named", *named)
+    assert again["table"][0]["water_km2"] == pytest.approx(mapped["table"][0]["water_km2"])
     page = ask("report", "run")
     assert "<html" in Path(str(page["facts"]["report"])).read_text()
+
+
+def test_what_is_only_said_or_shown_trains_and_measures_nothing_again(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole.parent, tmp_path / "runs")
+    copy = tmp_path / "runs" / whole.name
+    kept = [*copy.rglob("*.safetensors"), copy / "records.jsonl"]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    changed = RECIPE.replace('name = "tiny"', 'name = "tiny"\ntitle = "Lakes"').replace("examples = 1", "examples = 2")
+    assert run(tmp_path, text=changed.replace("size = 128", "size = 160")) == copy
+    assert {path: path.stat().st_mtime_ns for path in kept} == before
+    assert 'title = "Lakes"' in (copy / "recipe.toml").read_text()
+    assert "Lakes" in (copy / "report.html").read_text()
+    assert len(list(copy.glob("examples/*.npz"))) == 2 and len(list(whole.glob("examples/*.npz"))) == 1
+    with rasterio.open(copy / "scenes" / "scene.water.tif") as mapped:
+        assert mapped.width == 160
+
+
+def test_labels_of_a_noise_are_kept_and_their_change_is_told(whole: Path) -> None:
+    told = json.loads((whole / "facts.json").read_text())["noises"]["unet@erode-0.3"]
+    assert told["noise"] == "erode" and told["rate"] == 0.3 and 0 < told["changed_share"] <= 0.3
+    assert len(list((whole / "labels" / "unet@erode-0.3").glob("*.z"))) == told["chips"] == 4

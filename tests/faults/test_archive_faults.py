@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from seawall.errors import ImageryError
-from seawall.imagery.archive import Budget, check_name, unpack
+from seawall.imagery.archive import Budget, check_entries, check_name, unpack
 
 
 def pack(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -114,3 +114,27 @@ def test_a_local_name_that_differs_from_the_central_one(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.zip", ("name1", b"x"))
     archive.write_bytes(archive.read_bytes().replace(b"name1", b"name2", 1))
     refused(archive, "expected a whole zip archive")
+
+
+def test_many_small_bombs_are_one_big_bomb(tmp_path: Path) -> None:
+    entries = [(f"n{i}", bytes(2**20)) for i in range(300)]
+    refused(
+        pack(tmp_path / "a.zip", *entries),
+        r"no less than 1/200 in all, got 314572800 bytes from \d+; it looks like a bomb",
+    )
+
+
+def test_small_texts_may_shrink_a_lot(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.zip", *((f"n{i}", bytes(10**6)) for i in range(15)))
+    assert len(list(unpack(archive, tmp_path / "out").iterdir())) == 15
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "a.zip", ("a", b"x" * 3000), ("b", b"y" * 3000), method=zipfile.ZIP_STORED)
+    with zipfile.ZipFile(archive) as source:
+        entries = source.infolist()
+    for entry in entries:
+        entry.header_offset = 0
+    assert check_entries(archive, entries, Budget(), 6000)
+    with pytest.raises(ImageryError, match="share their bytes"):
+        check_entries(archive, entries, Budget(), 5999)

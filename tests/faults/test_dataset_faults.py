@@ -1,6 +1,7 @@
 """Bad chips fail alone with a reason, killed runs go on where they were, and nothing broken is ever served."""
 
 import errno
+import json
 import multiprocessing
 import os
 import random
@@ -273,3 +274,47 @@ def test_a_folder_is_never_served_with_a_broken_chip(good, tmp_path):
     with pytest.raises(DataError, match=r"g_ok2\.tif"):
         list(patches(ChipFolder.open(folder.root), folder.ids, patch=32, batch=4, workers=2))
     assert curate(good, tmp_path / "out").made == ("g_ok2",)
+
+
+def test_links_out_of_the_data_folder_are_listed_and_never_read(good, tmp_path):
+    secret = tmp_path / "elsewhere"
+    pair(secret, "s")
+    (good / "images/g/linked.tif").symlink_to(secret / "images/g/s.tif")
+    save(good / "labels/g/linked.tif", label(), dtype="uint8")
+    pair(good, "mark")
+    (good / "labels/g/mark.tif").unlink()
+    (good / "labels/g/mark.tif").symlink_to(secret / "labels/g/s.tif")
+    report = curate(good, tmp_path / "out")
+    assert len(report.made) == 8
+    assert {id_ for id_, _ in report.failed} == {"g_linked", "g_mark"}
+    assert all("expected a file below" in reason and "leaves it" in reason for _, reason in report.failed)
+
+
+def test_a_folder_that_is_a_link_out_of_the_data_is_not_read_either(good, tmp_path):
+    (good / "images").rename(tmp_path / "elsewhere")
+    (good / "images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="leaves it; copy the file there"):
+        curate(good, tmp_path / "out")
+
+
+def test_a_root_that_is_a_link_itself_is_fine(good, tmp_path):
+    (tmp_path / "link").symlink_to(good)
+    assert len(curate(tmp_path / "link", tmp_path / "out").made) == 8
+
+
+def test_ids_of_a_strangers_index_never_become_paths(good, tmp_path):
+    from seawall.api import audit_labels, corrupt
+
+    folder = curate(good, tmp_path / "chips").folder
+    path = folder.root / "index.json"
+    plain = json.loads(path.read_text())
+    plain.pop("seal")
+    plain["rows"][0]["id"] = "../../../planted"
+    path.write_text(json.dumps(plain))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=r"expected an id of letters.*planted"):
+        corrupt(folder.root, noise=["dilate rate=0.1"], out=tmp_path / "noisy")
+    with pytest.raises(DataError, match=r"expected an id of letters.*planted"):
+        audit_labels(folder.root, out=tmp_path / "audit")
+    assert [p for p in sorted(tmp_path.rglob("*")) if p.is_file()] == [p for p in before if p.is_file()]
+    assert not list(tmp_path.parent.rglob("*planted*"))

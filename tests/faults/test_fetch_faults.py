@@ -1,8 +1,10 @@
 """A server on this machine that misbehaves: cut answers, error pages, redirects, endless searches."""
 
+import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,6 +44,13 @@ class Server(BaseHTTPRequestHandler):
             self._send(b"\n <!DOCTYPE html><html>sign in</html>")
         elif path == "/empty":
             self._send(b"")
+        elif path == "/drip":
+            self._send(BODY[:1], Content_Length=str(len(BODY)))
+            with contextlib.suppress(OSError):
+                for at in range(1, 400):
+                    time.sleep(0.02)
+                    self.wfile.write(BODY[at : at + 1])
+                    self.wfile.flush()
         elif path == "/to-good":
             self._send(b"", 302, Location="/good")
         elif path == "/to-other":
@@ -117,6 +126,14 @@ def test_what_is_not_whole_or_leads_elsewhere(
 ) -> None:
     with pytest.raises(ImageryError, match=match):
         fetch(url(server, path), tmp_path / "a.tif", HERE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_drips_is_left(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(ImageryError, match=r"expected the file within 0\.3 s, got \d+ bytes by then"):
+        fetch(url(server, "drip"), tmp_path / "a", Access(network=True, private=True, timeout_s=5, total_s=0.3))
+    assert time.monotonic() - start < 3
     assert not list(tmp_path.iterdir())
 
 

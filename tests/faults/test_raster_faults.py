@@ -77,6 +77,132 @@ def test_a_flipped_byte_in_a_compressed_block(tmp_path: Path) -> None:
     refused(path, r"bad block \(row 1, column 2\)")
 
 
+def flipped(path: Path, whole: bytes, at: int, bit: int) -> Path:
+    """The same file with one bit turned over."""
+    raw = bytearray(whole)
+    raw[at] ^= 1 << bit
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"dtype": "float32"},
+        {"predictor": 2},
+        {"predictor": 2, "interleave": "pixel"},
+        {"tiled": False, "blockxsize": 300, "blockysize": 16},
+        {"cog": True},
+    ],
+)
+def test_every_flipped_bit_of_a_deflated_block_is_seen(tmp_path: Path, more: dict[str, object]) -> None:
+    whole = tmp_path / "a.tif"
+    if "cog" in more:
+        write_cog(whole, NOISE, Grid(300, 300), bands=("B03", "B08"))
+    else:
+        tiled(whole, NOISE.astype(str(more.get("dtype", "uint16"))), **more)
+    raw = whole.read_bytes()
+    with open_raster(whole) as source:
+        spans = list(source._unchecked.values())
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        start, size = spans[rng.integers(len(spans))]
+        at = int(rng.integers(start, start + size))
+        refused(flipped(tmp_path / "b.tif", raw, at, int(rng.integers(8))), r"bad block \(row \d+, column \d+\) of ")
+
+
+def test_only_the_blocks_that_are_read_are_checked_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seawall.imagery import raster
+
+    looked: list[int] = []
+    true = raster.inflates
+    monkeypatch.setattr(raster, "inflates", lambda fd, span, most: looked.append(span[0]) or true(fd, span, most))
+    with open_raster(tiled(tmp_path / "a.tif", interleave="band")) as source:
+        total = len(source._unchecked)
+        source.read((0, 0, 64, 65), ("B02",))
+        assert len(looked) == 2
+        source.read((0, 0, 64, 64), ("B02",))
+        assert len(looked) == 2
+        source.read()
+        source.read()
+    assert len(looked) == len(set(looked)) == total == 50
+
+
+@pytest.mark.parametrize("kind", ["rgb", "gray16", "palette"])
+def test_a_png_cut_or_flipped_anywhere_is_refused(tmp_path: Path, kind: str) -> None:
+    path, rng = tmp_path / "a.png", np.random.default_rng(1)
+    shape, dtype = {
+        "rgb": ((3, 90, 70), "uint8"),
+        "gray16": ((1, 90, 70), "uint16"),
+        "palette": ((1, 90, 70), "uint8"),
+    }[kind]
+    data = rng.integers(0, 250, shape).astype(dtype)
+    with rasterio.open(path, "w", driver="PNG", count=shape[0], height=90, width=70, dtype=dtype) as sink:
+        sink.write(data)
+        if kind == "palette":
+            sink.write_colormap(1, {i: (i, 0, 0, 255) for i in range(256)})
+    np.testing.assert_array_equal(read_raster(path).data, data)
+    whole = path.read_bytes()
+    for size in np.linspace(30, len(whole) - 1, 25).astype(int):
+        (tmp_path / "b.png").write_bytes(whole[:size])
+        refused(tmp_path / "b.png", "truncated or damaged|damaged or truncated")
+    for at in rng.integers(33, len(whole), 40):
+        refused(
+            flipped(tmp_path / "b.png", whole, int(at), int(rng.integers(8))),
+            "truncated or damaged|damaged or truncated",
+        )
+
+
+def test_a_png_with_right_chunks_and_too_few_pixels_is_refused(tmp_path: Path) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0))
+    rows = zlib.compress(b"\0" * 9 * 8)
+    for name, body, right in (("whole", rows, True), ("short", zlib.compress(b"\0" * 9 * 7), False), ("cut", rows[:-4], False)):  # fmt: skip
+        path = tmp_path / f"{name}.png"
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+        if right:
+            assert read_raster(path).data.shape == (1, 8, 8)
+        else:
+            refused(path, "truncated or damaged one .* bytes of pixels")
+
+
+def test_an_interlaced_png_is_counted_by_its_seven_passes() -> None:
+    from seawall.imagery.checksums import _png_bytes
+
+    head = struct.pack(">IIBBBBB", 5, 3, 8, 2, 0, 0, 1)
+    # Passes of a 5x3 image: 1x1, 1x1, 2x0, 1... as the PNG specification's table 8.2 gives them.
+    sizes = [(1, 1), (1, 1), (2, 0), (1, 1), (3, 1), (2, 2), (5, 1)]
+    assert _png_bytes(head) == sum(rows * (1 + 3 * cols) for cols, rows in sizes if rows and cols)
+
+
+def test_a_damaged_block_table_is_an_imagery_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from seawall.imagery import door
+
+    class Broken:
+        driver, name, interleaving, height, width = "GTiff", str(tiled(tmp_path / "a.tif")), None, 64, 64
+        indexes, block_shapes = (1,), [(64, 64)]
+
+        def get_tag_item(self, *_: object, **__: object) -> str:
+            raise door.CPLE_BaseError(1, 1, "TIFFFetchDirectory: cannot read")
+
+    with pytest.raises(ImageryError, match="says where its blocks are, got a damaged one"):
+        door.check_blocks("a.tif", Broken())  # type: ignore[arg-type]
+
+
+def test_floats_of_16_bits_are_read_as_floats(tmp_path: Path) -> None:
+    data = (NOISE / 4096).astype(np.float16)
+    path = tiled(tmp_path / "a.tif", data.astype(np.float32), nbits=16)
+    raster = read_raster(path)
+    assert raster.dtype == "float32"
+    np.testing.assert_array_equal(raster.data, data.astype(np.float32))
+    with pytest.raises(ImageryError, match="float16"):
+        write_cog(tmp_path / "b.tif", data, Grid(300, 300), bands=("B03", "B08"))
+
+
 def test_a_truncated_jpeg_2000_is_not_zeros(tmp_path: Path) -> None:
     path = tmp_path / "a.jp2"
     with rasterio.open(
@@ -183,7 +309,7 @@ def test_a_deflate_bomb_inside_a_block_cannot_outgrow_the_block(tmp_path: Path) 
     tail = b"".join(struct.pack("<HHII", *entry) for entry in entries) + struct.pack("<I", 0)
     (tmp_path / "a.tif").write_bytes(head + tail)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert read_raster(tmp_path / "a.tif").data.shape == (1, 64, 64)
+    refused(tmp_path / "a.tif", "bad block .row 0, column 0. of band 1 .it holds more than 4096 bytes")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 

@@ -9,6 +9,7 @@ import rasterio
 from affine import Affine
 
 from seawall.datasets import ChipFolder, ChipHeader, ChipWriter
+from seawall.datasets.index import seal
 from seawall.datasets.store import ALIGN, HOLE, encode_image, encode_label
 from seawall.errors import DataError
 from seawall.imagery.raster import Grid, open_raster
@@ -33,6 +34,16 @@ def folder(tmp_path) -> ChipFolder:
         label[15:] = 255
         writer.write(f"c{i}", f"g{i % 2}", steps(i), label, seen=seen, grid=GRID, gain=1e-4 if i else None)
     return writer.finish()
+
+
+def edit(folder: ChipFolder, change, *, sealed: bool = False) -> None:
+    """Change an index as an editor would, or as a folder without a seal that somebody made."""
+    path = folder.root / "index.json"
+    plain = json.loads(path.read_text())
+    if not sealed:
+        plain.pop("seal", None)
+    change(plain)
+    path.write_text(json.dumps(plain))
 
 
 def test_round_trip_of_whole_numbers_and_floats(folder):
@@ -142,6 +153,9 @@ def test_reading_cannot_change_the_files(folder):
         (lambda d: d["header"].pop("classes"), "classes"),
         (lambda d: d["rows"][0].update(image="../../etc/passwd"), "below the folder"),
         (lambda d: d["rows"][0].update(label="/etc/passwd"), "below the folder"),
+        (lambda d: d["rows"][0].update(id="../../x"), r"expected an id of letters.*'\.\./\.\./x'"),
+        (lambda d: d["rows"][0].update(id="a\n"), "expected an id of letters"),
+        (lambda d: d["rows"][0].update(id=""), "expected an id of letters"),
         (lambda d: d["rows"][0].update(colour="red"), "colour"),
         (lambda d: d["rows"][0].pop("sha256"), "sha256"),
         (lambda d: d["rows"][0].update(height="tall"), "height"),
@@ -151,13 +165,79 @@ def test_reading_cannot_change_the_files(folder):
     ],
 )
 def test_a_broken_index_is_refused_in_one_line(folder, change, match):
-    path = folder.root / "index.json"
-    plain = json.loads(path.read_text())
-    change(plain)
-    path.write_text(json.dumps(plain))
+    edit(folder, change)
     with pytest.raises(DataError, match=match) as caught:
         ChipFolder.open(folder.root)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["rows"][0].update(width=28),
+        lambda d: d["rows"][0].update(width=d["rows"][0]["height"], height=d["rows"][0]["width"]),
+        lambda d: d["rows"][0].update(gain=2e-4),
+        lambda d: d["rows"][1].update(group="g0"),
+        lambda d: d["rows"][2].update(transform=[10, 0, 500010, 0, -10, 4000000]),
+        lambda d: d["rows"][0].update(id="c9"),
+        lambda d: d["rows"].pop(),
+        lambda d: d["header"].update(unit="sigma0_db"),
+        lambda d: d["header"].update(bands=["B08", "B03", "B11"]),
+        lambda d: d["header"].update(a_later_key={"seed": 1}),
+        lambda d: d.update(seal="0" * 64),
+    ],
+)
+def test_an_edited_index_is_refused_by_its_seal(folder, change):
+    edit(folder, change, sealed=True)
+    with pytest.raises(DataError, match=r"index\.json: expected the index as it was written, got one that was edited"):
+        ChipFolder.open(folder.root)
+
+
+def test_the_seal_covers_keys_of_the_header_that_this_version_does_not_know(folder):
+    path = folder.root / "index.json"
+    plain = json.loads(path.read_text())
+    plain["header"]["later"] = {"seed": 1}
+    plain["seal"] = seal(plain["header"], plain["rows"])
+    path.write_text(json.dumps(plain, indent=3))  # how it is laid out is no part of it
+    assert len(ChipFolder.open(folder.root)) == 3
+    path.write_text(path.read_text().replace('"seed": 1', '"seed": 2'))
+    with pytest.raises(DataError, match="seal"):
+        ChipFolder.open(folder.root)
+
+
+def test_a_folder_without_a_seal_opens_and_its_shapes_are_held_against_the_files(folder):
+    edit(folder, lambda d: None)
+    old = ChipFolder.open(folder.root)
+    assert np.array_equal(old.read("c0").image, folder.read("c0").image)
+    for change in (
+        lambda d: d["rows"][0].update(width=28),
+        lambda d: d["rows"][0].update(height=19),
+        lambda d: d["rows"][0].update(image_at=d["rows"][0]["image_at"] - 2),
+    ):
+        before = (folder.root / "index.json").read_text()
+        edit(folder, change)
+        with pytest.raises(DataError, match=r"c0\.tif: expected \d+ bytes for 3x\d+x\d+ pixels of float32"):
+            ChipFolder.open(folder.root).read("c0")
+        (folder.root / "index.json").write_text(before)
+    ChipWriter(folder.root, HEADER).finish()
+    assert "seal" in json.loads((folder.root / "index.json").read_text()), "the next writer seals it"
+
+
+def test_ids_cannot_leave_the_folder_where_they_are_written(folder, tmp_path):
+    writer = ChipWriter(tmp_path / "new", HEADER)
+    for id_ in ("../x", "a/b", "..", ".hidden", "a\n", "x" * 152):
+        with pytest.raises(DataError, match="expected an id of letters"):
+            writer.write(id_, "g", steps(), np.zeros((20, 30), np.uint8))
+        with pytest.raises(DataError, match="expected an id of letters"):
+            writer.relabel(folder, id_, np.zeros((20, 30), np.uint8))
+    assert not (tmp_path / "x.tif").exists() and not list((tmp_path / "new").rglob("*.tif"))
+
+
+def test_flags_of_chips_are_counted(tmp_path):
+    writer = ChipWriter(tmp_path / "flags", HEADER)
+    for i, flags in enumerate([(), ("blank-pixels",), ("extreme-values", "blank-pixels")]):
+        writer.write(f"c{i}", "g", steps(i), np.zeros((20, 30), np.uint8), grid=GRID, flags=flags)
+    assert writer.finish().flags() == {"blank-pixels": 2, "extreme-values": 1}
 
 
 def test_no_index_and_a_torn_one(tmp_path, folder):
@@ -170,10 +250,7 @@ def test_no_index_and_a_torn_one(tmp_path, folder):
 
 
 def test_offsets_beyond_the_file_are_refused(folder):
-    path = folder.root / "index.json"
-    plain = json.loads(path.read_text())
-    plain["rows"][0]["image_at"] = 10**9
-    path.write_text(json.dumps(plain))
+    edit(folder, lambda d: d["rows"][0].update(image_at=10**9))
     with pytest.raises(DataError, match="bytes"):
         ChipFolder.open(folder.root).read("c0")
 

@@ -165,6 +165,45 @@ def test_nodata_zeros_and_nan_are_unseen(tmp_path):
     assert chip.seen.sum() == 1022 and np.isfinite(chip.image).all() and not chip.valid[3, 3]
 
 
+@pytest.mark.parametrize("offset,dtype", [(-0.1, "int16"), (-0.10005, "float32"), (-0.10003, "float32")])
+def test_an_offset_of_no_whole_steps_is_kept_in_floats(tmp_path, offset, dtype):
+    stored = picture() + 1000
+    save(tmp_path / "in/images/a.tif", stored, bands=BANDS)
+    save(tmp_path / "in/labels/a.tif", water(), dtype="uint8")
+    folder = curate(tmp_path / "in", tmp_path / "out", hints=Hints(gain=1e-4, offset=offset)).folder
+    assert folder.row("a").dtype == dtype
+    np.testing.assert_allclose(folder.read("a").image, stored * 1e-4 + offset, atol=2e-7)
+
+
+def test_a_value_that_blanks_pixels_must_be_in_all_bands(tmp_path):
+    data = np.random.default_rng(0).integers(1, 250, (2, 32, 32))
+    data[0, :4], data[:, 4:6] = 255, 255
+    save(tmp_path / "s2/a.tif", data, dtype="uint8", crs=None)
+    save(tmp_path / "lab.tif", water(), dtype="uint8", crs=None)
+    words = "uint8 stretched (255 in both bands = nodata)"
+    row = {"id": "a", "s2": "s2/a.tif", "label": "lab.tif", "s2_bands": "one two", "gsd_m": "10", "s2_scale": words}
+    chip = curate(table(tmp_path, row), tmp_path / "out").folder.read("a")
+    assert chip.seen[:4].all() and not chip.seen[4:6].any() and chip.seen[6:].all()
+
+
+def test_flags_reach_the_report_of_the_run_and_of_the_curation(tmp_path):
+    from seawall.facts import data_facts
+
+    root = tmp_path / "in"
+    for i in range(3):
+        data = (picture(i) * 1e-4).astype(np.float32)
+        data[0, 0, :i] = 9999
+        at = Affine(10, 0, 500000 + 1000 * i, 0, -10, 4000000)
+        save(root / f"images/p{i}/a.tif", data, bands=BANDS, dtype="float32", at=at)
+        save(root / f"labels/p{i}/a.tif", water(), dtype="uint8", at=at)
+    report = curate(root, tmp_path / "out")
+    assert report.flags == {"extreme-values": 2}
+    assert json.loads((tmp_path / "out/curate.json").read_text())["flags"] == {"extreme-values": 2}
+    assert report.folder.row("p2_a").flags == ("extreme-values",)
+    assert any(note.startswith("0.20% of the pixels outside") for note in report.folder.row("p2_a").notes)
+    assert data_facts(report.folder, split_groups(report.folder))["flags"] == {"extreme-values": 2}
+
+
 def test_stretched_pictures_are_usable_and_flagged(tmp_path):
     data = np.random.default_rng(0).integers(0, 255, (3, 32, 32))
     save(tmp_path / "in/images/a.tif", data, dtype="uint8", bands=("x?", "y?", "z?"), crs=None)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from seawall.datasets import ChipHeader, ChipWriter, Sampler, patches, whole
+from seawall.datasets.loader import PatchFeed
 from seawall.errors import DataError, UsageError
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
@@ -222,3 +223,39 @@ def test_many_chips_keep_few_maps_open(tmp_path, monkeypatch):
     folder = chips.ChipFolder.open(tmp_path)
     list(patches(folder, folder.ids, patch=8, batch=3))
     assert len(folder._maps) == 1 and folder._bytes == 576
+
+
+def test_a_feed_begins_in_the_middle_of_an_epoch_without_cutting_what_was_before(folder, monkeypatch):
+    feed = PatchFeed(folder, folder.ids, 16, 3, 13, seed=2, balance="classes", augment="d4", workers=2)
+    all_of_them = list(feed(1))
+    assert [len(batch) for batch in all_of_them] == [3, 3, 3, 3, 1]
+    drawn = []
+    real = Sampler.draw
+    monkeypatch.setattr(Sampler, "draw", lambda self, epoch, i: (drawn.append((epoch, i)), real(self, epoch, i))[1])
+    late = list(feed.starting_at(1, 3))
+    assert sorted(drawn) == [(1, i) for i in range(9, 13)]
+    assert len(late) == 2 and all(same(a, b) for a, b in zip(late, all_of_them[3:], strict=True))
+    assert not same(next(iter(feed(0))), all_of_them[0])
+
+
+def test_label_planes_take_the_place_of_the_stored_ones(folder):
+    planes = {id_: folder.stored(id_)[1].copy() for id_ in folder.ids}
+    for plane in planes.values():
+        plane[plane != 255] = 1 - plane[plane != 255]
+    planes["c1"][5] = 255
+    settings = {"patch": 16, "batch": 4, "count": 16, "augment": "d4"}
+    ignored = 0
+    for a, b in zip(
+        patches(folder, folder.ids, **settings),
+        patches(folder, folder.ids, labels=planes.__getitem__, workers=2, **settings),
+        strict=True,
+    ):
+        assert torch.equal(a.image, b.image) and torch.equal(a.seen, b.seen)
+        assert torch.equal(b.label[b.valid], 1 - a.label[b.valid])
+        assert not (b.valid & ~a.valid).any()
+        ignored += int((a.valid & ~b.valid).sum())
+    assert ignored > 0
+    with pytest.raises(DataError, match="expected a label of 40x40"):
+        list(patches(folder, ["c0"], labels=lambda id_: planes["c3"], **settings))
+    with pytest.raises(UsageError, match="edit or labels"):
+        list(patches(folder, ["c0"], labels=planes.__getitem__, edit=lambda chip: chip, **settings))

@@ -61,6 +61,7 @@ def test_mismatch_tells_a_shift_in_pixels() -> None:
 
 def test_a_written_raster_comes_back_with_everything(tmp_path: Path) -> None:
     data = np.arange(2 * 64 * 48, dtype=np.uint16).reshape(2, 64, 48)
+    data[1, 0, 0] = 0
     path = tmp_path / "new" / "a.tif"
     write_cog(
         path, data, UTM, bands=("B03", "B08"), nodata=0, tags={"UNIT": "dn"}, scales=(1e-4, 2e-4), offsets=(-0.1, 0)
@@ -100,6 +101,18 @@ def test_bands_are_found_by_name_in_the_order_asked(tmp_path: Path) -> None:
     assert raster.data[:, 0, 0].tolist() == [3, 1]
     with pytest.raises(ImageryError, match=r"expected band 'B11', got B08, B03, B02"):
         read_raster(tmp_path / "a.tif", bands=("B11",))
+
+
+def test_nodata_that_could_be_a_measurement_needs_all_bands(tmp_path: Path) -> None:
+    data = np.array([[[0, 0, 7, 7]], [[0, 7, 0, 7]]], np.uint16)
+    assert read_raster(plain(tmp_path / "a.tif", data, nodata=0)).seen.tolist() == [[False, True, True, True]]
+    assert read_raster(tmp_path / "a.tif", bands=("band1",)).seen.tolist() == [[False, False, True, True]]
+    data[data == 0] = 65535
+    assert read_raster(plain(tmp_path / "b.tif", data, nodata=65535)).seen.tolist() == [[False, False, False, True]]
+    floats = np.where(data == 65535, np.nan, 0.5).astype(np.float32)
+    assert read_raster(plain(tmp_path / "c.tif", floats, nodata=np.nan)).seen.tolist() == [[False, False, False, True]]
+    with open_raster(tmp_path / "a.tif") as source:
+        assert source.nodata_of(("band2",)) == (0.0,)
 
 
 def test_a_pixel_is_seen_if_finite_and_data_in_all_bands(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def words_of(sentences):
 
 def scene(share=0.1, truth=True, **result):
     """A scene of 100 km2, of which 20 are mapped as water and some share truly is."""
-    facts = {"source": "input.tif", "classes": ("land", "water"), "water_km2": 20.0, "water_share": 0.2,
+    facts = {"source": "input.tif", "classes": ("land", "water"), "area_km2": 20.0, "share": 0.2,
              "class_km2": {"land": 80.0, "water": 20.0}, "height": 10, "width": 10}  # fmt: skip
     known = SceneTruth(
         klass="water",

@@ -1,5 +1,7 @@
 """Sentinel-2 products made by hand: bands, offsets and grids come out as the metadata says."""
 
+import hashlib
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import rasterio
 from affine import Affine
 
 from seawall.errors import ImageryError, RadiometryError
+from seawall.imagery import safe
 from seawall.imagery.radiometry import detect, scale_for, to_physical
 from seawall.imagery.raster import read_raster
 from seawall.imagery.safe import open_safe, stack
@@ -172,3 +175,104 @@ def test_what_is_no_product(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(ImageryError, match="expected band images"):
         open_safe(folder)
+
+
+NAMES = {"MD5": "md5", "SHA3-256": "sha3_256", "SHA-256": "sha256"}
+
+
+def manifest(folder: Path, name: str = "MD5") -> Path:
+    """List every file of a product with its checksum, as the ground segment does."""
+    listed = ""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest = hashlib.new(NAMES[name], path.read_bytes()).hexdigest()
+        listed += (
+            f'<dataObject ID="x"><byteStream mimeType="a/b" size="{path.stat().st_size}"><fileLocation locatorType="URL" '
+            f'href="./{path.relative_to(folder).as_posix()}"/><checksum checksumName="{name}">{digest.upper()}</checksum>'
+            "</byteStream></dataObject>"
+        )
+    made = folder / "manifest.safe"
+    head = '<xfdu:XFDU xmlns:xfdu="urn:ccsds:schema:xfdu:1"><dataObjectSection>'
+    made.write_text(f"{head}{listed}</dataObjectSection></xfdu:XFDU>")
+    return made
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_file_that_is_used_is_held_against_the_manifest(tmp_path: Path, name: str) -> None:
+    folder = product(tmp_path)
+    manifest(folder, name)
+    whole = open_safe(folder).read()
+    nir = next(folder.rglob("*B08_10m.tif"))
+    flip(nir)
+    made = open_safe(folder)
+    np.testing.assert_array_equal(made.read(("B03",)).data[0], whole.data[0])
+    for use in (
+        made.read,
+        lambda: made.read(("B08",), (0, 0, 2, 2)),
+        made.grid,
+        lambda: stack(made, tmp_path / "s.tif"),
+    ):
+        with pytest.raises(
+            ImageryError, match=rf"B08_10m.tif: expected {name} [0-9a-f]{{16}}... as manifest.safe says"
+        ):
+            use()
+    assert not (tmp_path / "s.tif").exists()
+
+
+def test_metadata_is_held_against_the_manifest(tmp_path: Path) -> None:
+    folder = product(tmp_path)
+    manifest(folder)
+    text = (folder / "MTD_MSIL2A.xml").read_text()
+    (folder / "MTD_MSIL2A.xml").write_text(text.replace(">-1000<", ">-1001<"))
+    with pytest.raises(ImageryError, match=r"MTD_MSIL2A.xml: expected MD5"):
+        open_safe(folder)
+
+
+def test_a_manifest_comes_out_of_the_zip_and_an_unknown_hash_is_named(tmp_path: Path) -> None:
+    folder = product(tmp_path / "made")
+    manifest(folder)
+    flip(next(folder.rglob("*B11_20m.tif")))
+    archive = tmp_path / "product.zip"
+    with zipfile.ZipFile(archive, "w") as sink:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            sink.write(path, f"{folder.name}/{path.relative_to(folder)}")
+    with pytest.raises(ImageryError, match="B11_20m"):
+        open_safe(archive).read()
+    listed = folder / "manifest.safe"
+    listed.write_text(listed.read_text().replace("MD5", "CRC-8"))
+    with pytest.raises(ImageryError, match=r"expected a checksum of MD5, .* got 'CRC-8' for ./GRANULE"):
+        open_safe(folder)
+
+
+def test_a_band_is_hashed_once_however_many_windows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = product(tmp_path)
+    manifest(folder)
+    made = open_safe(folder)
+    made.read(("B03",))
+    monkeypatch.setattr(safe.hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
+    made.read(("B03",), (0, 0, 2, 2))
+
+
+@pytest.mark.parametrize("text", ["minus 1000", "nan", "inf"])
+def test_an_offset_that_is_no_number_is_a_radiometry_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RadiometryError, match="expected a number as offset"):
+        open_safe(product(tmp_path, offsets=OFFSETS.replace("-1000", text)))
+    folder = product(tmp_path / "q")
+    path = folder / "MTD_MSIL2A.xml"
+    path.write_text(path.read_text().replace(">10000<", f">{text}<"))
+    with pytest.raises(RadiometryError, match="expected a number as quantification value"):
+        open_safe(folder)
+
+
+def test_a_tar_is_no_product(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "p.tar", "w") as sink:
+        link = tarfile.TarInfo("p.SAFE/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        sink.addfile(link)
+    with pytest.raises(ImageryError, match="expected a SAFE folder or a zip of one"):
+        open_safe(tmp_path / "p.tar")

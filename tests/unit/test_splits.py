@@ -1,7 +1,11 @@
 """Splits keep groups, pictures and ground apart, and say what is lacking."""
 
+import time
+
 import numpy as np
 import pytest
+import shapely
+from pyproj import CRS, Transformer
 
 from seawall.datasets import (
     ChipFolder,
@@ -14,6 +18,7 @@ from seawall.datasets import (
     split_facts,
     split_groups,
 )
+from seawall.datasets.ground import near, overlaps
 from seawall.datasets.index import ChipRow
 from seawall.errors import DataError, UsageError
 
@@ -114,6 +119,104 @@ def test_overlap_is_proven(rows, match):
 
 def test_neighbors_that_share_a_border_do_not_overlap():
     check_disjoint(made(row("a", "g", at=(0, 0)), row("b", "h", at=(640, 0))), Split(("a",), (), ("b",)))
+
+
+def placed(id_: str, group: str, lon: float, lat: float, crs: str, pixel: float = 10.0, size: int = 64) -> ChipRow:
+    """A chip whose center is at a longitude and latitude, in any coordinate system."""
+    x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(lon, lat)
+    half = pixel * size / 2
+    plain = row(id_, group, at=(0, 0), crs=crs)
+    corner = (pixel, 0.0, x - half, 0.0, -pixel, y + half)
+    return ChipRow(**{**vars(plain), "transform": corner, "height": size, "width": size})
+
+
+WKT_32632 = CRS.from_epsg(32632).to_wkt("WKT1_GDAL")
+
+
+@pytest.mark.parametrize(
+    "first,second",
+    [
+        (("EPSG:32632",), ("EPSG:32633",)),
+        (("EPSG:32632",), (WKT_32632,)),
+        (("EPSG:32632",), ("EPSG:4326", 1e-4)),
+        (("EPSG:3857",), ("EPSG:3035",)),
+    ],
+    ids=["two zones", "name and WKT", "meters and degrees", "web and equal area"],
+)
+def test_one_ground_in_two_coordinate_systems_is_found(first, second):
+    here = placed("a", "g", 12.0, 47.5, *first)
+    with pytest.raises(DataError, match="shared ground"):
+        check_disjoint(made(here, placed("b", "h", 12.004, 47.5, *second)), Split(("a",), (), ("b",)))
+    check_disjoint(made(here, placed("b", "h", 12.02, 47.5, *second)), Split(("a",), (), ("b",)))
+    rows = [placed(f"x{i}", f"x{i}", 1.0 + i, 40.0, "EPSG:32631") for i in range(5)]
+    for seed in range(6):
+        split = split_groups(made(here, placed("b", "h", 12.004, 47.5, *second), *rows), seed)
+        parts = {i: p for p, ids in split.parts().items() for i in ids}
+        assert parts["a"] == parts["b"]
+
+
+@pytest.mark.parametrize(
+    "first,second",
+    [
+        (("a", "g", 179.999, -17.0, "EPSG:32760"), ("b", "h", -179.999, -17.0, "EPSG:32701")),
+        (("a", "g", 179.999, -17.0, "EPSG:4326", 1e-4), ("b", "h", -179.999, -17.0, "EPSG:4326", 1e-4)),
+        (("a", "g", 30.0, 90.0, "EPSG:3413"), ("b", "h", 200.0, 89.999, "EPSG:3995")),
+        (("a", "g", 0.0, -90.0, "EPSG:3031", 1000.0), ("b", "h", 120.0, -89.8, "EPSG:3976", 10.0)),
+    ],
+    ids=["antimeridian", "antimeridian in degrees", "north pole", "south pole"],
+)
+def test_ground_at_the_seams_of_the_earth_is_found(first, second):
+    near_by, far = placed(*second), placed(second[0], second[1], second[2] + 40, second[3] * 0.9, *second[4:])
+    with pytest.raises(DataError, match="shared ground"):
+        check_disjoint(made(placed(*first), near_by), Split(("a",), (), ("b",)))
+    if "pole" not in first[4] and abs(first[3]) < 80:
+        check_disjoint(made(placed(*first), far), Split(("a",), (), ("b",)))
+
+
+def test_neighbors_in_two_systems_that_share_a_border_do_not_overlap():
+    left = row("a", "g", at=(500000, 5200000), crs="EPSG:32632")
+    right = row("b", "h", at=(500640, 5200000), crs=WKT_32632)
+    check_disjoint(made(left, right), Split(("a",), (), ("b",)))
+
+
+def test_overlaps_agree_with_shapes_compared_one_by_one():
+    rng = np.random.default_rng(0)
+    systems = ["EPSG:32632", "EPSG:32633", "EPSG:3035"]
+    rows = [
+        placed(f"c{i}", "g", 12 + rng.uniform(-0.05, 0.05), 47.5 + rng.uniform(-0.05, 0.05), systems[i % 3])
+        for i in range(60)
+    ]
+    to = {crs: Transformer.from_crs(crs, "EPSG:25832", always_xy=True) for crs in systems}
+
+    def shape(r: ChipRow) -> shapely.Polygon:
+        ring = [r.grid.point(y, x) for y, x in ((0, 0), (0, 64), (64, 64), (64, 0))]
+        return shapely.Polygon([to[r.crs].transform(*point) for point in ring])
+
+    expected = {
+        (a.id, b.id) for i, a in enumerate(rows) for b in rows[i + 1 :] if shape(a).intersection(shape(b)).area > 50
+    }
+    found = {tuple(sorted(pair, key=lambda id_: int(id_[1:]))) for pair in overlaps(rows)}
+    assert expected and found == expected
+
+
+def test_many_chips_of_two_zones_are_compared_in_time():
+    rows = [
+        placed(f"{zone}{x:02d}{y:02d}", "g", 12 + 0.01 * x, 47 + 0.007 * y, f"EPSG:326{zone}")
+        for zone in (32, 33)
+        for x in range(25)
+        for y in range(20)
+    ]
+    start = time.process_time()
+    found = {frozenset(pair) for pair in overlaps(rows)}
+    assert time.process_time() - start < 10
+    assert all({f"32{x:02d}{y:02d}", f"33{x:02d}{y:02d}"} in found for x in range(25) for y in range(20))
+
+
+def test_a_gap_counts_across_zones():
+    places = [(11.99, 47.5, 32632), (12.01, 47.5, 32633), (14.0, 47.5, 32633), (16.0, 47.5, 32633)]
+    rows = [placed(f"c{i}", f"g{i}", lon, lat, f"EPSG:{zone}") for i, (lon, lat, zone) in enumerate(places)]
+    assert near([rows[0], rows[2]], [rows[1], rows[3]], 2000.0).tolist() == [True, False]
+    assert near([rows[0], rows[2]], [rows[1], rows[3]], 1000.0).tolist() == [False, False]
 
 
 def test_blocks_hold_chips_of_one_place_together():

@@ -1,5 +1,7 @@
 """The loop: it learns, resumes to the bit, stops when asked, and refuses what would mislead."""
 
+import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seawall.errors import ModelError, RunError, StoppedError, UsageError
+from seawall import train
+from seawall.errors import DataError, ModelError, RunError, StoppedError, UsageError
 from seawall.files import RunLock
 from seawall.history import read_history
 from seawall.learning.supervised import Supervised
@@ -17,6 +20,8 @@ from seawall.losses import CE
 from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
 from seawall.models.weights import load_model, read_spec
+from seawall.processes import add_up
+from seawall.provenance import code_version
 from seawall.registry import build
 from seawall.train import DivergedError, Training, fit, make_training
 from seawall.types import Batch, ModelSpec
@@ -301,15 +306,207 @@ def test_supervised_is_registered_and_reads_losses_from_recipes() -> None:
         build("objective", "supervised", {"loss": "dise"})
 
 
+def moved(folder: Path, clip: float) -> float:
+    """How far one step of plain descent at rate 1 moves the weights."""
+    settings = {"epochs": 1, "steps_per_epoch": 1, "optimizer": "sgd", "schedule": "constant", "lr": 1.0}
+    training = make_training({**vars(QUICK), **settings, "weight_decay": 0.0, "clip": clip})
+    model = make("pixel")
+    before = [p.detach().clone() for p in model.parameters()]
+    fit(model, QUIET, toy, None, training, folder)
+    return float(sum(((a - b) ** 2).sum() for a, b in zip(before, model.parameters(), strict=True))) ** 0.5
+
+
+def test_clipping_bounds_the_gradient_of_a_step(tmp_path: Path) -> None:
+    nesterov = 1.9  # the first step of Nesterov momentum 0.9 is g + 0.9 g
+    free = moved(tmp_path / "free", 0.0) / nesterov
+    assert free > 0.1
+    assert moved(tmp_path / "loose", 10 * free) == pytest.approx(nesterov * free, rel=1e-4)
+    assert moved(tmp_path / "tight", free / 4) == pytest.approx(nesterov * free / 4, rel=1e-3)
+
+
+def test_decay_is_of_convolutions_alone_and_the_rate_follows_the_schedule(tmp_path: Path) -> None:
+    blind = [Batch.of(b.image, b.label, valid=torch.zeros_like(b.valid), chips=b.chips) for b in toy(0)]
+    settings = {"epochs": 2, "steps_per_epoch": 2, "schedule": "cosine", "warmup": 0.25, "lr": 0.1, "weight_decay": 0.5}
+    training = make_training({**vars(QUICK), **settings})
+    model = make("pixel")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    history = fit(model, QUIET, lambda epoch: blind, None, training, tmp_path)
+    rates = [0.1, 0.1, 0.05, 0.0]  # warm-up of one step, then a cosine down to 0
+    factor = math.prod(1 - rate * 0.5 for rate in rates)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p, before[name] * (factor if p.ndim > 1 else 1.0))
+    assert [row["lr"] for row in history.rows] == pytest.approx([0.1, 0.0])
+
+
+class Twin:
+    """Two processes that compute the same: every sum over them is twice what one has."""
+
+    world_size = 2
+
+    def all_reduce(self, data: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        assert reduce_op == "sum"
+        return 2 * data
+
+
+def test_gradients_are_summed_and_running_statistics_averaged() -> None:
+    model = make("batch").train()
+    batch = toy(0)[0]
+    QUIET(model, batch, None).backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    running = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    loss, failed = add_up(Twin(), model, torch.tensor(1.5))
+    assert (float(loss), failed) == (3.0, False)
+    for a, p in zip(before, model.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, 2 * a)
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, running[name])
+    assert add_up(Twin(), model, torch.tensor(1.5), True)[1]
+
+
+def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tmp_path: Path) -> None:
+    told: list[float] = []
+
+    def hear(done: int, total: int, note: str) -> None:
+        told.append(float(note.split("loss ")[1].split(",")[0]))
+
+    history = fit(make(), QUIET, toy, None, QUICK, tmp_path, progress=hear)
+    means = [sum(told[i : i + 4]) / 4 for i in range(0, 12, 4)]
+    assert [row["loss"] for row in history.rows] == pytest.approx(means, abs=1e-4)
+
+
+def test_of_two_equal_checks_the_earlier_one_counts(tmp_path: Path) -> None:
+    values = iter([0.5, 0.7, 0.7])
+    history = fit(make(), QUIET, toy, lambda model: {"val.iou.water": next(values)}, QUICK, tmp_path)
+    assert history.best_epoch == 1
+    values = iter([0.5, 0.7, 0.7])
+    lower = make_training({**vars(QUICK), "better": "lower"})
+    history = fit(make(), QUIET, toy, lambda model: {"val.iou.water": next(values)}, lower, tmp_path / "lower")
+    assert history.best_epoch == 0
+
+
+@pytest.mark.parametrize("when", ["last step", "last check", "end"])
+def test_a_stop_that_comes_last_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    fit(make(), QUIET, toy, accuracy, QUICK, tmp_path / "whole")
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def feed(epoch: int):
+        for index, batch in enumerate(toy(epoch)):
+            if (when, epoch, index) == ("last step", 2, 3):
+                stop()
+            yield batch
+
+    calls = []
+
+    def checking(model: torch.nn.Module) -> dict[str, float | None]:
+        calls.append(1)
+        if when == "last check" and len(calls) == 3:
+            stop()
+        return accuracy(model)
+
+    if when == "end":
+        real = train.load_model
+        monkeypatch.setattr(train, "load_model", lambda *args, **kwargs: (stop(), real(*args, **kwargs))[1])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(StoppedError, match="goes on from there"):
+        fit(make(), QUIET, feed, checking, QUICK, tmp_path / "cut")
+    assert signal.getsignal(signal.SIGINT) == before
+    monkeypatch.undo()
+    again = fit(make(), QUIET, lambda epoch: pytest.fail("fed again"), accuracy, QUICK, tmp_path / "cut")
+    assert again.ending == "finished"
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+
+
+def test_a_metric_that_is_never_defined_keeps_the_last_weights(tmp_path: Path) -> None:
+    model, training = make(), make_training({**vars(QUICK), "patience": 1})
+    history = fit(model, QUIET, toy, lambda model: {"val.iou.water": None}, training, tmp_path / "none")
+    assert (history.ending, history.best, history.best_epoch) == ("finished", None, 2)
+    plain = make()
+    fit(plain, QUIET, toy, None, training_without_patience(), tmp_path / "plain")
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def training_without_patience() -> Training:
+    return make_training({**vars(QUICK), "patience": 0})
+
+
+def test_the_default_monitor_goes_by_the_classes_and_a_wrong_one_is_refused_at_once(tmp_path: Path) -> None:
+    spec = ModelSpec(("B03", "B08"), ("field", "forest"), "reflectance", 10.0)
+    torch.manual_seed(0)
+    model = UNet(4, 1)(spec)
+    model.standardize.fit([0.3, 0.3], [0.2, 0.2])
+    history = fit(model, QUIET, toy, lambda model: {"val.iou.mean": 0.5}, QUICK, tmp_path / "mean")
+    assert (history.monitor, history.best) == ("val.iou.mean", 0.5)
+
+    def fed(epoch: int):
+        raise AssertionError("no step may be taken")
+
+    wrong = make_training({**vars(QUICK), "monitor": "val.iou.watr"})
+    with pytest.raises(UsageError, match=r"did you mean 'val\.iou\.water'"):
+        fit(make(), QUIET, fed, accuracy, wrong, tmp_path / "x", metrics=["val.iou.land", "val.iou.water"])
+    assert not (tmp_path / "x").exists()
+
+
+class Seekable:
+    """A feed that says where it was asked to begin."""
+
+    def __init__(self, stop_at: tuple[int, int] | None = None) -> None:
+        self.stop_at, self.asked = stop_at, []
+
+    def __call__(self, epoch: int):
+        return self.starting_at(epoch, 0)
+
+    def starting_at(self, epoch: int, batch: int):
+        self.asked.append((epoch, batch))
+        for index, made in list(enumerate(toy(epoch, 8)))[batch:]:
+            if (epoch, index) == self.stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield made
+
+
+def test_a_resume_inside_an_epoch_does_not_make_what_was_done(tmp_path: Path) -> None:
+    training = make_training({**vars(QUICK), "accumulate": 2})
+    fit(make(), QUIET, Seekable(), accuracy, training, tmp_path / "whole")
+    with pytest.raises(StoppedError, match="epoch 1, step 3"):
+        fit(make(), QUIET, Seekable((1, 5)), accuracy, training, tmp_path / "cut")
+    rest = Seekable()
+    fit(make(), QUIET, rest, accuracy, training, tmp_path / "cut")
+    assert rest.asked == [(1, 6), (2, 0)]
+    assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
+
+
+def test_a_resume_with_other_code_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoppedError):
+        fit(make(), QUIET, Seekable((1, 1)), accuracy, QUICK, tmp_path)
+    monkeypatch.setattr(train, "code_version", lambda: "9.9+new")
+    told: list[str] = []
+    history = fit(make(), QUIET, toy, accuracy, QUICK, tmp_path, progress=lambda done, total, note: told.append(note))
+    assert history.versions == (code_version(), "9.9+new")
+    assert told[0] == f"goes on with seawall 9.9+new, begun with {code_version()}"
+
+
+def test_settings_that_change_no_weight_may_change_on_resume(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        fit(make(), QUIET, Seekable((1, 1)), accuracy, QUICK, tmp_path)
+    other = make_training({**vars(QUICK), "save_s": 60.0, "tensorboard": True, "workers": 0})
+    assert fit(make(), QUIET, toy, accuracy, other, tmp_path).ending == "finished"
+
+
 PARALLEL = """
-import sys, runpy
+import os, sys, runpy
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 toys = runpy.run_path(sys.argv[1])
+home = Path(sys.argv[2])
 for name in ("first", "second"):
-    history = toys["train_unevenly"](Path(sys.argv[2]) / name, devices=2)
+    history = toys["train_unevenly"](home / name, devices=2)
     print("RANK DONE", history.best, flush=True)
+toys["one_step_of_batch_norm"](home / "batch", devices=2)
+for name in toys["FAILURES"]:
+    os.write(1, f"FAILED {name} {toys['failing'](home / name, name)}\\n".encode())  # in one piece
 """
 
 
@@ -324,14 +521,56 @@ def train_unevenly(folder: Path, devices: int):
     return fit(make("pixel"), QUIET, feed, accuracy, training, folder, device="cpu", devices=devices)
 
 
+def one_step_of_batch_norm(folder: Path, devices: int) -> None:
+    training = make_training({**vars(QUICK), "epochs": 1, "steps_per_epoch": 1})
+    fit(make(), QUIET, toy, None, training, folder, device="cpu", devices=devices)
+
+
+FAILURES = ("feed", "objective", "check", "lock", "weights")
+
+
+def failing(folder: Path, what: str) -> str:
+    """Train on two processes with a fault in one of them; return what is raised on this one."""
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    seen = []
+
+    def feed(epoch: int):
+        for index, batch in enumerate(toy(epoch)):
+            if (what, rank, epoch, index) == ("feed", 1, 1, 2):
+                raise OSError("a chip is gone")
+            yield batch
+
+    def objective(model, batch, keys):
+        seen.append(1)
+        if (what, rank, len(seen)) == ("objective", 1, 3):
+            raise DataError("a label is wrong")
+        return QUIET(model, batch, keys)
+
+    def check(model: torch.nn.Module) -> dict[str, float | None]:
+        if what == "check":
+            raise OSError("validation is gone")
+        if what == "weights":
+            with torch.no_grad():
+                model.network.head.weight.fill_(float("nan"))
+        return {"val.iou.water": 0.5}
+
+    held = RunLock(folder) if what == "lock" and rank == 0 else contextlib.nullcontext()
+    try:
+        with held:
+            fit(make(), objective, feed, check, QUICK, folder, device="cpu", devices=2)
+    except Exception as bad:
+        return f"{rank} {type(bad).__name__}"
+    return f"{rank} nothing"
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_can_train_twice(tmp_path: Path) -> None:
+def test_two_processes_train_as_one_and_fail_as_one(tmp_path: Path) -> None:
     train_unevenly(tmp_path / "alone", devices=1)
     script = tmp_path / "parallel.py"
     script.write_text(PARALLEL)
     done = subprocess.run(
         [sys.executable, str(script), __file__, str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("RANK DONE") == 4
@@ -341,3 +580,24 @@ def test_two_processes_train_as_one_and_can_train_twice(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     losses = [[row["loss"] for row in read_history(tmp_path / name / "history.jsonl")] for name in ("alone", "first")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    told = {line.removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith("FAILED")}
+    assert told == {
+        "feed 0 OtherProcessError", "feed 1 OSError", "objective 0 OtherProcessError", "objective 1 DataError",
+        "check 0 OSError", "check 1 OtherProcessError", "lock 0 RunError", "lock 1 OtherProcessError",
+        "weights 0 DivergedError", "weights 1 OtherProcessError",
+    }  # fmt: skip
+    batch_statistics_are_averaged(load_model(tmp_path / "batch" / "model.safetensors"))
+
+
+def batch_statistics_are_averaged(trained: torch.nn.Module) -> None:
+    """Each process saw every second image of the batch, in train mode."""
+    batch, states = toy(0)[0], []
+    for rank in range(2):
+        model = make().train()
+        model(batch.image[rank::2])
+        states.append(dict(model.named_buffers()))
+    running = {name: buffer for name, buffer in trained.named_buffers() if "running_" in name}
+    assert len(running) > 4
+    for name, buffer in running.items():
+        torch.testing.assert_close(buffer, (states[0][name] + states[1][name]) / 2, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(states[0][name], states[1][name], rtol=1e-4), "the two halves differ"

@@ -11,7 +11,8 @@ from seawall.models.container import pack, unpack
 from seawall.models.dense_unet import DenseUNet
 from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
-from seawall.models.weights import digest_of, load_model, read_spec, save_model
+from seawall.models.weights import digest_of, load_model, read_spec, save_model, set_split, split_of
+from seawall.split_record import SplitRecord, SplitSettings
 from seawall.types import Batch, ModelSpec
 
 SPEC = ModelSpec(("B03", "B08", "B11"), ("land", "water"), "reflectance", 10.0, note="made for a test")
@@ -32,6 +33,50 @@ def test_round_trip(tmp_path, make) -> None:
     image = torch.rand(1, 3, 16, 16)
     assert torch.equal(again(image), model(image))
     assert digest_of(again) == digest_of(model)
+
+
+RECORD = SplitRecord(
+    {"train": ("a" * 16, "b" * 16), "val": (), "test": ("c" * 16,)}, {"train": ("river",), "test": ("lake",)}, SplitSettings(seed=3)
+)  # fmt: skip
+
+
+def test_the_split_of_a_training_travels_beside_the_specification(tmp_path) -> None:
+    model = UNet(4, 1)(SPEC)
+    assert split_of(model) is None
+    save_model(tmp_path / "plain.safetensors", model)
+    set_split(model, RECORD)
+    save_model(tmp_path / "m.safetensors", model)
+    again = load_model(tmp_path / "m.safetensors")
+    assert split_of(again) == split_of(tmp_path / "m.safetensors") == RECORD
+    assert split_of(nn.Sequential(again)) == RECORD, "through a wrapper"
+    assert (
+        split_of(tmp_path / "plain.safetensors") is None
+        and split_of(load_model(tmp_path / "plain.safetensors")) is None
+    )
+    assert digest_of(again) == digest_of(model) and read_spec(tmp_path / "m.safetensors") == model.spec
+    save_model(tmp_path / "copy.safetensors", again)
+    assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()
+    assert split_of(load_model(tmp_path / "plain.safetensors", into=again)) is None, (
+        "no split of other weights stays behind"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"chips": {}, "groups": {}, "more": 1}', '{"chips": 3, "groups": {}}', "no"]
+)
+def test_a_split_that_cannot_be_read_is_refused(tmp_path, text) -> None:
+    tensors, meta = unpack(_saved(tmp_path))
+    data, _ = pack(tensors, {k: v for k, v in meta.items() if k != "digest"} | {"split": text})
+    (tmp_path / "m.safetensors").write_bytes(data)
+    with pytest.raises(ModelError, match="expected the split of the training"):
+        load_model(tmp_path / "m.safetensors")
+    with pytest.raises(ModelError, match="expected the split of the training"):
+        split_of(tmp_path / "m.safetensors")
+
+
+def _saved(tmp_path):
+    save_model(tmp_path / "m.safetensors", Threshold("ndwi")(SPEC))
+    return tmp_path / "m.safetensors"
 
 
 def test_a_fitted_otsu_threshold_is_saved(tmp_path) -> None:

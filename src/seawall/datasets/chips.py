@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from seawall.datasets.index import ChipHeader, ChipRow, read_index
 from seawall.datasets.store import IGNORE, decode_image, map_pixels
 from seawall.errors import DataError, did_you_mean
+from seawall.files import inside
 from seawall.imagery.raster import Grid
 from seawall.types import Unit
 
@@ -118,6 +119,10 @@ class ChipFolder:
             found.setdefault(row.group, []).append(row.id)
         return {group: tuple(found[group]) for group in sorted(found)}
 
+    def flags(self) -> dict[str, int]:
+        """Return the flags that chips carry, each with the number of chips that do, sorted."""
+        return dict(sorted(Counter(flag for row in self.rows for flag in row.flags).items()))
+
     def row(self, id_: str) -> ChipRow:
         """Return the index row of a chip.
 
@@ -207,7 +212,7 @@ class ChipFolder:
 
     def _inside(self, relative: str) -> Path:
         path = self.root / relative
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        if not inside(self.root, path):
             raise DataError(f"{path}: expected a file inside the chip folder, got a link out of it; copy the file")
         return path
 

@@ -203,7 +203,7 @@ def _run(task: _Task) -> CurateReport:
     report = CurateReport(
         folder, tuple(made), tuple(kept), tuple(skipped), tuple(failed), estimate,
         dict(Counter(row.notes[0].split(" (")[0] for row in folder.rows if row.notes)),
-        dict(Counter(flag for row in folder.rows for flag in row.flags)),
+        folder.flags(),
         time.monotonic() - start,
     )  # fmt: skip
     _write_report(task.out, report)

@@ -1,8 +1,10 @@
-"""The index of a chip folder: what all chips share, and one row per chip."""
+"""The index of a chip folder: what all chips share, one row per chip, and a digest that seals both."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,11 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from seawall.errors import DataError
 from seawall.files import write_atomic
 from seawall.imagery.raster import Grid
+from seawall.split_record import SplitRecord
 from seawall.types import Unit
 
 NAME = "index.json"
 FORMAT = "seawall-chips"
 VERSION = 1
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+=-]{0,150}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class ChipHeader:
         gsd_m: Ground sampling distance in meters.
         sensor: Product family, or "" where it is not known.
         licence: What may be done with the data, as said by their source.
+        split: The split that the labels were changed by, where some were changed on purpose; every verb follows it.
     """
 
     bands: tuple[str, ...]
@@ -41,6 +46,7 @@ class ChipHeader:
     gsd_m: float
     sensor: str = ""
     licence: str = ""
+    split: SplitRecord | None = None
 
     def __post_init__(self) -> None:
         for name in ("bands", "classes"):
@@ -89,6 +95,8 @@ class ChipRow:
         crs: Coordinate system, or None.
         notes: What a person should know: "no nodata declared", how the unit was told.
         flags: Short marks that results carry along, such as "not-physical" or "empty".
+        split_counts: Valid pixels of each class before the label was changed on purpose, so that a split stays the
+            same; empty where it was not.
     """
 
     id: str
@@ -112,6 +120,7 @@ class ChipRow:
     crs: str | None = None
     notes: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    split_counts: tuple[int, ...] = ()
 
     @property
     def grid(self) -> Grid:
@@ -132,6 +141,23 @@ _ROW = TypeAdapter(ChipRow)
 _HEADER = TypeAdapter(ChipHeader)
 
 
+def check_id(id_: str, where: str = "chip") -> str:
+    """Return the id of a chip if it can be a part of a file name on every system; ids become paths.
+
+    Raises:
+        DataError: It has other characters than letters, digits and `._@+=-`, or is empty or too long.
+
+    Example:
+        >>> check_id("../../x")
+        Traceback (most recent call last):
+        ...
+        seawall.errors.DataError: chip: expected an id of letters, digits and ._@+=-, got '../../x'; rename it
+    """
+    if not _SAFE.fullmatch(id_):
+        raise DataError(f"{where}: expected an id of letters, digits and ._@+=-, got {id_[:60]!r}; rename it")
+    return id_
+
+
 def dump_row(row: ChipRow) -> dict[str, object]:
     """Return a row as plain JSON values, the defaults left out."""
     plain = asdict(row)
@@ -143,7 +169,8 @@ def load_row(plain: Mapping[str, object], where: str) -> ChipRow:
     """Read a row.
 
     Raises:
-        DataError: A field is missing, unknown or of the wrong type, or a path leaves the folder.
+        DataError: A field is missing, unknown or of the wrong type, the id cannot be a file name, or a path leaves the
+            folder.
     """
     if unknown := set(plain) - {f.name for f in fields(ChipRow)}:
         raise DataError(f"{where}: expected the fields of a chip, got {sorted(unknown)[0]!r}; curate the folder again")
@@ -151,6 +178,7 @@ def load_row(plain: Mapping[str, object], where: str) -> ChipRow:
         row = _ROW.validate_python(dict(plain))
     except ValidationError as bad:
         raise DataError(f"{where}: {_first(bad)}; curate the folder again") from bad
+    check_id(row.id, where)
     for path in (row.image, row.label):
         if Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
             raise DataError(f"{where}: expected a path below the folder, got {path!r}; do not trust this index")
@@ -161,12 +189,26 @@ def load_row(plain: Mapping[str, object], where: str) -> ChipRow:
     return row
 
 
+def dump_header(header: ChipHeader) -> dict[str, object]:
+    """Return a header as plain JSON values; a split only where there is one."""
+    plain = asdict(header)
+    return {key: value for key, value in plain.items() if key != "split" or value is not None}
+
+
 def write_index(folder: Path, header: ChipHeader, rows: Sequence[ChipRow]) -> None:
-    """Write the index whole or not at all, rows sorted by id."""
-    ordered = sorted(rows, key=lambda row: row.id)
-    lines = ",\n".join("  " + json.dumps(dump_row(row), sort_keys=True) for row in ordered)
-    head = json.dumps({"format": FORMAT, "version": VERSION, **asdict(header)}, sort_keys=True)
-    write_atomic(folder / NAME, f'{{"header": {head},\n "rows": [\n{lines}\n]}}\n')
+    """Write the index whole or not at all, rows sorted by id, sealed."""
+    plain = [dump_row(row) for row in sorted(rows, key=lambda row: row.id)]
+    head: dict[str, object] = {"format": FORMAT, "version": VERSION, **dump_header(header)}
+    lines = ",\n".join("  " + json.dumps(row, sort_keys=True) for row in plain)
+    said = (
+        f'{{"header": {json.dumps(head, sort_keys=True)},\n "rows": [\n{lines}\n],\n "seal": "{seal(head, plain)}"}}\n'
+    )
+    write_atomic(folder / NAME, said)
+
+
+def seal(header: Mapping[str, object], rows: Sequence[Mapping[str, object]]) -> str:
+    """Return the SHA-256 of a header and its rows as they stand in the file, keys sorted; unknown keys count too."""
+    return hashlib.sha256(json.dumps([header, rows], sort_keys=True).encode()).hexdigest()
 
 
 def is_chip_folder(folder: Path) -> bool:
@@ -183,7 +225,7 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     """Read the index of a chip folder.
 
     Raises:
-        DataError: There is none, it is torn, of another format, or two rows share an id.
+        DataError: There is none, it is torn, edited, of another format, or two rows share an id.
     """
     path = folder / NAME
     if not path.is_file():
@@ -191,6 +233,8 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         head, rows = dict(plain["header"]), list(plain["rows"])
+        # Folders of earlier versions have no seal; they open as before, and what writes them again seals them.
+        broken = "seal" in plain and plain["seal"] != seal(head, rows)
         kind, version = head.pop("format"), head.pop("version")
     except (ValueError, TypeError, KeyError) as bad:
         raise DataError(
@@ -198,6 +242,11 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
         ) from bad
     if kind != FORMAT or version != VERSION:
         raise DataError(f"{path}: expected {FORMAT} version {VERSION}, got {kind} version {version}; curate it again")
+    if broken:
+        raise DataError(
+            f"{path}: expected the index as it was written, got one that was edited or damaged (its seal does not fit); "
+            "curate the folder again"
+        )
     try:
         header = _HEADER.validate_python(head)
     except ValidationError as bad:
@@ -207,10 +256,11 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     if twice:
         raise DataError(f"{path}: expected each id once, got {twice[0]!r} twice; curate the folder again")
     for row in chips:
-        if len(row.class_counts) != len(header.classes):
-            raise DataError(
-                f"{path}: expected {len(header.classes)} class counts, got {len(row.class_counts)} for {row.id!r}; curate the folder again"
-            )
+        for counts in (row.class_counts, row.split_counts or row.class_counts):
+            if len(counts) != len(header.classes):
+                raise DataError(
+                    f"{path}: expected {len(header.classes)} class counts, got {len(counts)} for {row.id!r}; curate the folder again"
+                )
     return header, chips
 
 

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +21,9 @@ from seawall.types import FILL, Batch
 
 Edit = Callable[[Chip], Chip]
 """Changes a whole chip before it is cut, such as by corrupting its label; it must be a pure function of the chip."""
+
+Labels = Callable[[str], NDArray[np.uint8]]
+"""Chip id to a label plane (H, W) that takes the place of the stored one; 255 where the label does not count."""
 
 EDITED_BYTES = 512 * 2**20
 """Edited chips kept in memory; unedited ones stay in mapped files and need no cache."""
@@ -42,6 +46,7 @@ def patches(
     workers: int = 0,
     augment: str = "none",
     edit: Edit | None = None,
+    labels: Labels | None = None,
 ) -> Iterator[Batch]:
     """Yield batches of random patches; the i-th patch depends on (seed, epoch, i) alone.
 
@@ -61,10 +66,11 @@ def patches(
         workers: Threads that read ahead; the batches are the same whatever their number.
         augment: "none" or "d4": one of the eight turns and flips, by the patch's own key.
         edit: Changes each chip before it is cut. Class balance goes by the unedited labels.
+        labels: Label planes instead of the stored ones, cheaper than an edit where the images stay.
 
     Raises:
-        UsageError: A setting is unknown or out of range.
-        DataError: There are no chips, or a file is not what the index says.
+        UsageError: A setting is unknown or out of range, or both edit and labels are given.
+        DataError: There are no chips, a label plane has another shape than its chip, or a file is not what the index says.
     """
     sampler = Sampler(folder, ids, patch=patch, seed=seed, balance=balance, augment=augment)
     total = len(sampler) if count is None else count
@@ -72,12 +78,54 @@ def patches(
         raise UsageError(
             f"loader: expected batch >= 1, count, start and workers >= 0, got {batch}, {total}, {start}, {workers}; fix them"
         )
-    cutter = _Cutter(folder, patch, edit)
+    if edit is not None and labels is not None:
+        raise UsageError("loader: expected edit or labels, got both; let the edit change the label as well")
+    cutter = _Cutter(folder, patch, edit, labels)
 
     def make(first: int) -> Batch:
         return cutter.batch([sampler.draw(epoch, i) for i in range(first, min(first + batch, total))])
 
     return _ordered(make, range(start, total, batch), workers)
+
+
+@dataclass(frozen=True)
+class PatchFeed:
+    """The patches of every epoch of a training, from any batch on: a pure function of its fields.
+
+    Args:
+        folder: The chips.
+        ids: Chips to draw from.
+        patch: Side in pixels.
+        batch: Patches per batch.
+        count: Patches per epoch.
+        seed: Seed of the experiment.
+        balance: As of `patches`.
+        augment: As of `patches`.
+        workers: Threads that read ahead; the batches are the same whatever their number.
+        labels: Label planes instead of the stored ones.
+    """
+
+    folder: ChipFolder
+    ids: tuple[str, ...]
+    patch: int
+    batch: int
+    count: int
+    seed: int = 0
+    balance: str | None = None
+    augment: str = "none"
+    workers: int = 0
+    labels: Labels | None = None
+
+    def __call__(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
+        return self.starting_at(epoch, 0)
+
+    def starting_at(self, epoch: int, batch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch from this one on; those before are not read."""
+        return patches(
+            self.folder, self.ids, patch=self.patch, batch=self.batch, count=self.count, epoch=epoch, seed=self.seed,
+            start=batch * self.batch, balance=self.balance, augment=self.augment, workers=self.workers, labels=self.labels,
+        )  # fmt: skip
 
 
 def whole(
@@ -125,8 +173,8 @@ def whole(
 class _Cutter:
     """Cuts patches out of mapped chips, or out of edited ones in a bounded cache."""
 
-    def __init__(self, folder: ChipFolder, patch: int, edit: Edit | None) -> None:
-        self.folder, self.patch, self.edit = folder, patch, edit
+    def __init__(self, folder: ChipFolder, patch: int, edit: Edit | None, labels: Labels | None) -> None:
+        self.folder, self.patch, self.edit, self.labels = folder, patch, edit, labels
         self._kept: OrderedDict[str, Piece] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -160,11 +208,18 @@ class _Cutter:
             image[...] = FILL[self.folder.unit]
         if self.edit is None:
             stored, label = self.folder.stored(draw.chip)
+            label = label if self.labels is None else self._plane(draw.chip, self.labels)
             seen[into] = decode_image(stored[:, *out], row.gain, self.folder.unit, image[:, *into])
             marks[into] = label[out]
         else:
             pixels, label, sight = self._edit(draw.chip, self.edit)
             image[:, *into], marks[into], seen[into] = pixels[:, *out], label[out], sight[out]
+
+    def _plane(self, id_: str, labels: Labels) -> NDArray[np.uint8]:
+        plane, row = labels(id_), self.folder.row(id_)
+        if plane.shape != (row.height, row.width):
+            raise DataError(f"{id_}: expected a label of {row.height}x{row.width}, got {plane.shape}; fix the labels")
+        return plane
 
     def _edit(self, id_: str, edit: Edit) -> Piece:
         with self._lock:

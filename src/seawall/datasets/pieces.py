@@ -39,6 +39,9 @@ class Piece:
         scale: How the numbers become physical, where that is known already.
         sample: Pixels (C, H, W) and seen (H, W) from all over the scene that this is a part of: a chip full of cloud
             or forest cannot tell its unit, its scene can.
+        mask: (H, W): inside the file's own mask, whatever the bands hold; None where `seen` is all that is known.
+        nodata: Declared nodata value of each band, None where none is declared; empty where none is for any.
+        where: What it was read from, for messages.
     """
 
     data: NDArray[np.float32]
@@ -53,6 +56,9 @@ class Piece:
     step: float | None = None
     scale: Scale | None = None
     sample: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
+    mask: NDArray[np.bool_] | None = None
+    nodata: tuple[float | None, ...] = ()
+    where: str = ""
 
 
 class Item(Protocol):
@@ -136,8 +142,10 @@ class FileItem:
         """
         with open_raster(self.image) as source:
             data, seen = source.read(self.window)
+            mask, nodata = source.mask(self.window), source.nodata_of()
             if self.blank is not None:
-                seen &= (data != self.blank).any(0)
+                mask &= (data != self.blank).any(0)
+                seen &= mask
             grid = source.grid if self.window is None else source.grid.window(*self.window)
             facts = (source.tags, source.band_tags, source.scales, source.offsets)
             stated = hints_of(Raster(data, seen, source.bands, grid, source.dtype, source.nodata, *facts))
@@ -149,7 +157,10 @@ class FileItem:
         names, notes = _named(self, own) if self.names else (own, ())
         notes = (*notes, "no nodata declared") if silent else notes
         sample = None if self.window is None else _scene_sample(self.image, *_stamp(self.image))
-        piece = Piece(data, seen, names, grid, merge(stated, self.hints), notes=notes, sample=sample)
+        piece = Piece(
+            data, seen, names, grid, merge(stated, self.hints), notes=notes, sample=sample, mask=mask, nodata=nodata,
+            where=str(self.image),
+        )  # fmt: skip
         return self._with_label(piece, scene)
 
     def digest(self) -> str:

@@ -14,8 +14,9 @@ from seawall.datasets.pieces import Item, Piece, nameless
 from seawall.datasets.store import IGNORE
 from seawall.datasets.writer import check_label
 from seawall.errors import DataError
-from seawall.imagery.radiometry import Detection, Scale, detect, scale_for, to_physical
+from seawall.imagery.radiometry import Detection, Finding, Scale, detect, scale_for, to_physical
 from seawall.imagery.raster import Grid
+from seawall.imagery.seen import rule_for
 from seawall.imagery.sensors import known, resolve
 
 GSD_APART = 2.0  # times larger or smaller is another resolution; degrees near the poles stay within
@@ -87,18 +88,8 @@ def find_scale(piece: Piece) -> tuple[Detection, Scale]:
     if piece.scale is not None:
         return Detection("unknown", piece.scale.reason, True), piece.scale
     data, seen = piece.sample or (piece.data, piece.seen)
-    found = detect(data, seen, piece.bands, piece.hints)
+    found = detect(data, seen, piece.bands, piece.hints, piece.nodata)
     return found, scale_for(found, piece.hints)
-
-
-def unseen_zeros(piece: Piece, kind: str) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """Return seen without the pixels that are 0 in every band: in Sentinel-2 digital numbers that is "no data"."""
-    if not kind.startswith("dn") or piece.hints.dtype is None or piece.hints.dtype.startswith("float"):
-        return piece.seen, ()
-    blank = (piece.data == 0).all(0) & piece.seen
-    if not blank.any():
-        return piece.seen, ()
-    return piece.seen & ~blank, (f"{blank.mean():.1%} of the pixels are 0 in every band: unseen",)
 
 
 def prepare(
@@ -121,42 +112,56 @@ def prepare(
         raise DataError(
             f"bands: expected {', '.join(header.bands)}, got {', '.join(piece.bands)} without {', '.join(missing)}; choose bands that all chips have"
         )
-    if not piece.seen.any() and not keep_empty:
-        raise EmptyChipError(f"{item.source}: expected seen pixels, got none (all nodata or zero); nothing to do")
-    _check_gsd(item, piece, header)
     order = [piece.bands.index(band) for band in header.bands]
-    if piece.seen.any():
-        found, scale = find_scale(piece)
-        if scale.unit != header.unit:
-            raise DataError(
-                f"unit: expected {header.unit} like the other chips, got {scale.unit} ({scale.reason}); curate mixed units apart"
-            )
-        seen, notes = unseen_zeros(piece, found.kind)
-    else:
-        scale, seen, notes = Scale(1.0, 0.0, header.unit, "nothing seen"), piece.seen, ()
+    where = piece.where or item.source
+    _check_empty(where, piece.seen, keep_empty)
+    _check_gsd(item, piece, header)
+    scale, seen, findings = _seen(piece, order, header)
+    _check_empty(where, seen, keep_empty)
     image = to_physical(piece.data[order], seen, scale, header.unit)
     label, more = _label(piece, image, seen, header, label_map, labeler)
-    flags = tuple(
-        flag
-        for flag, on in (
-            ("not-physical", not header.physical),
-            ("empty", not seen.any()),
-            ("unlabelled", not ((label != IGNORE) & seen).any()),
-        )
-        if on
-    )
-    gain = _step(piece, scale)
-    return Ready(image, seen, label, piece.grid, gain, scale, (str(scale), *piece.notes, *notes, *more), flags)
+    found = {
+        "not-physical": not header.physical,
+        "empty": not seen.any(),
+        "unlabelled": not ((label != IGNORE) & seen).any(),
+        **{finding.id: True for finding in findings},
+    }
+    flags = tuple(flag for flag, on in found.items() if on)
+    notes = (str(scale), *piece.notes, *(finding.text for finding in findings), *more)
+    return Ready(image, seen, label, piece.grid, step_of(piece, scale), scale, notes, flags)
 
 
 class EmptyChipError(DataError):
     """No pixel of a chip is seen: it is skipped, not failed."""
 
 
+def _seen(
+    piece: Piece, order: Sequence[int], header: ChipHeader
+) -> tuple[Scale, NDArray[np.bool_], tuple[Finding, ...]]:
+    """Return how a piece becomes physical, which of its pixels count by the bands that are kept, and what speaks against it."""
+    if not piece.seen.any():
+        return Scale(1.0, 0.0, header.unit, "nothing seen"), piece.seen, ()
+    found, scale = find_scale(piece)
+    if scale.unit != header.unit:
+        raise DataError(
+            f"unit: expected {header.unit} like the other chips, got {scale.unit} ({scale.reason}); curate mixed units apart"
+        )
+    if piece.mask is None:
+        return scale, piece.seen, found.findings
+    rule = rule_for(scale, [piece.nodata[i] if piece.nodata else None for i in order])
+    seen, tally = rule.apply(piece.data[order], piece.mask)
+    rule.check(tally)
+    return scale, seen, (*found.findings, *rule.findings(tally))
+
+
+def _check_empty(where: str, seen: NDArray[np.bool_], keep_empty: bool) -> None:
+    if not keep_empty and not seen.any():
+        raise EmptyChipError(f"{where}: expected seen pixels, got none (all nodata or zero); nothing to do")
+
+
 def _blank_is_unseen(piece: Piece) -> Piece:
-    """A chip of whole numbers that are all 0 shows nothing, whatever its nodata says."""
-    whole = piece.hints.dtype is not None and not piece.hints.dtype.startswith("float")
-    return replace(piece, seen=np.zeros_like(piece.seen)) if whole and not piece.data.any() else piece
+    """A chip whose numbers are all 0 shows nothing, whatever its nodata says."""
+    return piece if piece.data[:, piece.seen].any() else replace(piece, seen=np.zeros_like(piece.seen))
 
 
 def _check_gsd(item: Item, piece: Piece, header: ChipHeader) -> None:
@@ -244,8 +249,11 @@ def read_label(
     return check_label(np.where(there, raw, IGNORE), raw.shape, classes)
 
 
-def _step(piece: Piece, scale: Scale) -> float | None:
-    """Step of whole numbers, if the image can be kept as such: integers in, and an offset of whole steps."""
+def step_of(piece: Piece, scale: Scale) -> float | None:
+    """Return the step of whole numbers, if the image can be kept as such: integers in, and an offset of whole steps.
+
+    None if it has to be kept as floats.
+    """
     if piece.step is not None:
         return piece.step
     whole = piece.hints.dtype is not None and not piece.hints.dtype.startswith("float")

@@ -12,6 +12,7 @@ from typing import Literal
 
 from seawall.datasets.pieces import NO_HINTS, FileItem, Item, Lost, add, merge
 from seawall.errors import DataError, UsageError
+from seawall.files import inside
 from seawall.imagery.radiometry import Hints
 from seawall.imagery.sensors import OPTICAL, RADAR
 
@@ -68,6 +69,9 @@ class Pairs:
         lost: list[Lost] = []
         for stem, path in images.items():
             label = labels.pop(stem, None)
+            if away := [p for p in (path, label) if p is not None and not inside(self.root, p)]:
+                lost.append(Lost(_clean(stem), _leaves(self.root, away[0])))
+                continue
             if label is None and self.labelled:
                 lost.append(Lost(_clean(stem), f"{path}: expected a label file of the same stem, got none; add it"))
                 continue
@@ -226,6 +230,9 @@ class Sen1Floods11:
             if label is None and self.labelled:
                 lost.append(Lost(_clean(id_), f"{path}: expected {id_}_LabelHand.tif, got none; fetch it"))
                 continue
+            if away := [p for p in (path, label) if p is not None and not inside(self.root, p)]:
+                lost.append(Lost(_clean(id_), _leaves(self.root, away[0])))
+                continue
             country = id_.rsplit("_", 1)[0]
             add(made, lost, FileItem(_clean(id_), country, path, label, (0, 0), name, names, hints, 10.0), chip)
         if not made and not lost:
@@ -274,9 +281,13 @@ def band_order(names: Sequence[str]) -> tuple[str, ...]:
 
 def _below(root: Path, relative: str) -> Path:
     path = root / relative
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{relative}: expected a path below {root}, got one that leaves it; copy the file there")
+    if not inside(root, path):
+        raise DataError(_leaves(root, path))
     return path
+
+
+def _leaves(root: Path, path: Path) -> str:
+    return f"{path}: expected a file below {root}, got one that leaves it; copy the file there"
 
 
 def _clean(stem: str) -> str:

@@ -1,17 +1,19 @@
-"""Splits that prove what they promise: no chip, group, content or ground in two parts."""
+"""Splits that prove what they promise: no chip, group, content or ground in two parts.
+
+`split_chips` is the one place that says which chips of a folder are which part; every verb asks it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.deal import Unit, deal
-from seawall.datasets.ground import overlaps, place_m
+from seawall.datasets.ground import near, overlaps, place_m
 from seawall.errors import DataError, UsageError
-
-PARTS = ("train", "val", "test")
+from seawall.split_record import PARTS, PREFIX, SplitRecord, SplitSettings
 
 
 @dataclass(frozen=True)
@@ -23,16 +25,99 @@ class Split:
         val: To choose by.
         test: To report on.
         how: How it was made, for the report.
+        settings: How to make it again; None where it was made by hand.
     """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
     how: str = ""
+    settings: SplitSettings | None = None
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Return the parts by name."""
         return {"train": self.train, "val": self.val, "test": self.test}
+
+
+def split_chips(folder: ChipFolder, settings: SplitSettings | None = None) -> Split:
+    """Return the split of a folder that training, evaluation, attacks and corruption share.
+
+    Only chips with a label that counts are split. A folder whose labels were changed by parts keeps the split that
+    they were changed by, whatever the seed.
+
+    Args:
+        folder: The chips.
+        settings: How to split; the defaults of `seawall train` if None.
+
+    Raises:
+        UsageError: The folder keeps a split, and the settings ask for another one.
+        DataError: There are fewer groups or blocks than parts, or the kept split does not know a chip.
+    """
+    settings = settings or SplitSettings()
+    if folder.header.split is not None:
+        return _kept(folder, folder.header.split, settings)
+    ids = labelled(folder)
+    if settings.by == "block":
+        split = split_blocks(
+            folder, settings.seed, block_m=settings.block_m, val=settings.val, test=settings.test, ids=ids
+        )
+    else:
+        split = split_groups(folder, settings.seed, val=settings.val, test=settings.test, ids=ids)
+    return replace(split, settings=settings)
+
+
+def labelled(folder: ChipFolder) -> tuple[str, ...]:
+    """Return the chips with a label that counts somewhere; no others are split."""
+    return tuple(row.id for row in folder.rows if row.valid_share > 0)
+
+
+def record_split(folder: ChipFolder, split: Split) -> SplitRecord:
+    """Return what must travel with weights or a folder, so that their split is known without the folder."""
+    rows = {part: [folder.row(id_) for id_ in ids] for part, ids in split.parts().items()}
+    return SplitRecord(
+        {part: tuple(sorted({row.sha256[:PREFIX] for row in mine})) for part, mine in rows.items()},
+        {part: tuple(sorted({row.group for row in mine})) for part, mine in rows.items()},
+        split.settings,
+    )
+
+
+def recorded_parts(folder: ChipFolder, record: SplitRecord) -> dict[str, tuple[str, ...]]:
+    """Return the labelled chips of a folder by their part in a record; those that it does not know are under ""."""
+    found: dict[str, list[str]] = {part: [] for part in (*PARTS, "")}
+    for id_ in labelled(folder):
+        row = folder.row(id_)
+        found[record.part(row.sha256, row.group)].append(id_)
+    return {part: tuple(ids) for part, ids in found.items()}
+
+
+def _kept(folder: ChipFolder, record: SplitRecord, wanted: SplitSettings) -> Split:
+    _check_kept(folder, record.settings, wanted)
+    parts = recorded_parts(folder, record)
+    if parts[""]:
+        raise DataError(
+            f"{folder.root}: expected every labelled chip in the split that the folder keeps, got {parts[''][0]!r}, "
+            "which it does not know; corrupt the source folder again"
+        )
+    how = f"as the labels were corrupted: {record.settings or 'by hand'}"
+    split = Split(parts["train"], parts["val"], parts["test"], how, record.settings)
+    check_disjoint(folder, split, groups=record.settings is not None and record.settings.by == "group")
+    return split
+
+
+def _check_kept(folder: ChipFolder, kept: SplitSettings | None, wanted: SplitSettings) -> None:
+    """Refuse settings that were changed from their defaults and are not those of the kept split.
+
+    The seed is left out: it decides weights and noise as well, and those may be drawn anew over one split.
+    """
+    usual, mine = asdict(SplitSettings()), asdict(wanted)
+    was = asdict(kept) if kept is not None else {}
+    for key, value in mine.items():
+        idle = key == "seed" or (key == "block_m" and wanted.by == "group")
+        if not idle and value != usual[key] and value != was.get(key):
+            raise UsageError(
+                f"split.{key}: expected {was.get(key, 'no setting')}, by which the labels of {folder.root} were corrupted, got {value}; "
+                "leave it out, or corrupt the source folder again with this split"
+            )
 
 
 def split_groups(
@@ -55,7 +140,7 @@ def split_groups(
     """
     chosen = tuple(sorted(ids)) if ids is not None else folder.ids
     units = _joined(folder, _by(chosen, lambda id_: folder.row(id_).group))
-    split = _assign(folder, units, seed, val, test, "groups")
+    split = _assign(folder, units, SplitSettings("group", val=val, test=test, seed=seed), "groups")
     check_disjoint(folder, split)
     return split
 
@@ -97,15 +182,16 @@ def split_blocks(
         return f"{zone} {math.floor(x / block_m)} {math.floor(y / block_m)}"
 
     units = _joined(folder, _by(chosen, block))
-    split = _assign(folder, units, seed, val, test, f"blocks of {block_m:g} m")
+    split = _assign(folder, units, SplitSettings("block", block_m, val, test, seed), f"blocks of {block_m:g} m")
     if gap_m:
-        held = [places[id_] for id_ in (*split.val, *split.test)]
-        far = tuple(id_ for id_ in split.train if not _near(places[id_], held, gap_m))
+        held = [folder.row(id_) for id_ in (*split.val, *split.test)]
+        close = near([folder.row(id_) for id_ in split.train], held, gap_m)
+        far = tuple(id_ for id_, is_close in zip(split.train, close, strict=True) if not is_close)
         if not far:
             raise DataError(
                 f"split: expected training chips beyond {gap_m:g} m of held-out ones, got none; lower gap_m"
             )
-        split = Split(far, split.val, split.test, f"{split.how}, gap {gap_m:g} m")
+        split = replace(split, train=far, how=f"{split.how}, gap {gap_m:g} m")
     check_disjoint(folder, split, groups=False)
     return split
 
@@ -233,17 +319,19 @@ def _joined(folder: ChipFolder, sets: list[list[str]]) -> list[Unit]:
 def _unit(folder: ChipFolder, ids: Sequence[str]) -> Unit:
     klass = folder.header.water
     rows = [folder.row(id_) for id_ in ids]
-    water = sum(row.class_counts[klass] for row in rows) if klass is not None else 0
+    # What the label was before it was changed on purpose: a corrupted folder splits as its source does.
+    water = sum((row.split_counts or row.class_counts)[klass] for row in rows) if klass is not None else 0
     return Unit(tuple(sorted(ids)), len(rows), float(water), float(sum(row.valid for row in rows)))
 
 
-def _assign(folder: ChipFolder, units: list[Unit], seed: int, val: float, test: float, what: str) -> Split:
+def _assign(folder: ChipFolder, units: list[Unit], settings: SplitSettings, what: str) -> Split:
+    val, test, seed = settings.val, settings.test, settings.seed
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UsageError(f"split: expected val and test shares that leave some to train on, got {val} and {test}")
     shares = {part: share for part, share in zip(PARTS, (1 - val - test, val, test), strict=True) if share > 0}
     dealt = dict(zip(shares, deal(units, list(shares.values()), seed, what), strict=True))
     how = f"by {what}, seed {seed}, {len(units)} inseparable sets"
-    return Split(dealt["train"], dealt.get("val", ()), dealt.get("test", ()), how)
+    return Split(dealt["train"], dealt.get("val", ()), dealt.get("test", ()), how, settings)
 
 
 def _one_home(home: Mapping[str, str], value: Mapping[str, str], what: str) -> None:
@@ -254,7 +342,3 @@ def _one_home(home: Mapping[str, str], value: Mapping[str, str], what: str) -> N
             raise DataError(
                 f"split: expected each {what} in one part, got {other!r} ({home[other]}) and {id_!r} ({home[id_]}) of one {what}; split again"
             )
-
-
-def _near(place: tuple[str, float, float], others: Iterable[tuple[str, float, float]], gap: float) -> bool:
-    return any(zone == place[0] and math.hypot(x - place[1], y - place[2]) < gap for zone, x, y in others)

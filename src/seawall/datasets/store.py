@@ -91,7 +91,7 @@ def map_pixels(path: Path, at: int, dtype: str, shape: tuple[int, ...]) -> NDArr
     """Map the pixels of a stored file into memory, read-only.
 
     Raises:
-        DataError: The file is missing or ends before its pixels do.
+        DataError: The file is missing, or does not end where its pixels do: it is cut, or the index tells another shape.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
@@ -99,8 +99,11 @@ def map_pixels(path: Path, at: int, dtype: str, shape: tuple[int, ...]) -> NDArr
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as bad:
         raise DataError(f"{path}: expected a chip file, got {_why(bad)}; curate the folder again") from bad
-    if at < 0 or len(view) < at + size:
-        raise DataError(f"{path}: expected {at + size} bytes, got {len(view)}; curate the folder again")
+    if at < 0 or len(view) != at + size:
+        raise DataError(
+            f"{path}: expected {at + size} bytes for {'x'.join(map(str, shape))} pixels of {dtype} from byte {at}, got "
+            f"{len(view)}; curate the folder again"
+        )
     return np.frombuffer(view, dtype=dtype, count=size // np.dtype(dtype).itemsize, offset=at).reshape(shape)
 
 

@@ -5,23 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import NAME, ChipHeader, ChipRow, dump_row, load_row, read_index, write_index
+from seawall.datasets.index import (
+    NAME,
+    ChipHeader,
+    ChipRow,
+    check_id,
+    dump_header,
+    dump_row,
+    load_row,
+    read_index,
+    write_index,
+)
 from seawall.datasets.store import IGNORE, Encoded, encode_image, encode_label
 from seawall.errors import DataError
 from seawall.files import write_atomic
 from seawall.imagery.raster import Grid
+from seawall.split_record import SplitSettings
 
 JOURNAL = "journal.jsonl"
-_SAFE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@+=-]{0,150}$")
 
 
 class ChipWriter:
@@ -84,9 +93,7 @@ class ChipWriter:
         Raises:
             DataError: The id cannot be a file name, shapes disagree, or a label value is no class.
         """
-        if not _SAFE.match(id_):
-            raise DataError(f"chip: expected an id of letters, digits and ._@+=-, got {id_[:60]!r}; rename it")
-        self._check_case(id_)
+        self._check_case(check_id(id_))
         seen = np.ones(image.shape[1:], bool) if seen is None else seen
         marks = check_label(label, image.shape[1:], len(self.header.classes))
         marks = np.where(seen, marks, np.uint8(IGNORE)).astype(np.uint8)
@@ -128,7 +135,7 @@ class ChipWriter:
         Raises:
             DataError: The image file is not what its row says, or a label value is no class.
         """
-        row, seen = folder.row(id_), folder.read(id_).seen
+        row, seen = folder.row(check_id(id_)), folder.read(id_).seen
         data = (folder.root / row.image).read_bytes()
         marks = check_label(label, (row.height, row.width), len(self.header.classes))
         marks = np.where(seen, marks, np.uint8(IGNORE)).astype(np.uint8)
@@ -140,6 +147,7 @@ class ChipWriter:
             row, image=image_name, label=label_name, label_sha256=self._put(label_name, labels), label_at=labels.at,
             valid_share=float((marks != IGNORE).mean()), class_counts=tuple(int(n) for n in counts),
             notes=(*row.notes, *notes), source_sha256=row.source_sha256 if source_sha256 is None else source_sha256,
+            split_counts=row.split_counts or row.class_counts,
         )  # fmt: skip
         self._log(dump_row(new))
         self.rows[row.id] = new
@@ -185,7 +193,7 @@ class ChipWriter:
         new = not path.exists()
         with path.open("a", encoding="utf-8") as file:
             if new:
-                file.write(json.dumps({"header": asdict(self.header)}, sort_keys=True) + "\n")
+                file.write(json.dumps({"header": dump_header(self.header)}, sort_keys=True) + "\n")
             file.write(json.dumps(plain, sort_keys=True) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -193,7 +201,7 @@ class ChipWriter:
     def _recover(self) -> None:
         if (self.root / NAME).exists():
             header, rows = read_index(self.root)
-            self._same(asdict(header), NAME)
+            self._same(dump_header(header), NAME)
             self.rows |= {row.id: row for row in rows}
         path = self.root / JOURNAL
         if not path.exists():
@@ -213,15 +221,23 @@ class ChipWriter:
             self.rows[row.id] = row
 
     def _same(self, other: object, name: str) -> None:
-        mine = json.loads(json.dumps(asdict(self.header)))
+        mine = json.loads(json.dumps(dump_header(self.header)))
         theirs = json.loads(json.dumps(other))
         if mine == theirs:
             return
-        key = next((k for k in mine if not isinstance(theirs, dict) or theirs.get(k) != mine[k]), "header")
-        got = theirs.get(key) if isinstance(theirs, dict) else theirs
+        old = theirs if isinstance(theirs, dict) else {}
+        key = next((k for k in (*mine, *old) if mine.get(k) != old.get(k)), "header")
+        want, got = (_short(side.get(key)) for side in (mine, old))
         raise DataError(
-            f"{self.root / name}: expected {key} {mine[key]}, got {got} from an earlier run; choose another folder or delete this one"
+            f"{self.root / name}: expected {key} {want}, got {got} from an earlier run; choose another folder or delete this one"
         )
+
+
+def _short(value: object) -> str:
+    """Return a header's value for a message; a split by its settings, because it names every chip."""
+    if isinstance(value, dict) and "settings" in value:
+        return "no settings" if value["settings"] is None else str(SplitSettings(**value["settings"]))
+    return str(value)
 
 
 def check_label(label: NDArray[np.generic], shape: tuple[int, ...], classes: int) -> NDArray[np.uint8]:

@@ -54,7 +54,7 @@ class Setting:
     def done(self, log: RecordLog, case: Case, chip: str, classes: int) -> bool:
         """Tell whether the log has all that a case measures of a chip."""
         where = (self.recipe, self.name, case.method, case.spoken, chip, self.groups.get(chip, chip))
-        return all(any((*where, MEASURES[m], k) in log for k in self._ends(m)) for m in case.applicable(classes))
+        return all((*where, MEASURES[m], k) in log for m in case.applicable(classes) for k in self._ends(m))
 
     def row(self, case: Case, chip: str, flags: tuple[str, ...] = (), seconds: float = 0.0) -> Record:
         """Return a row of a chip that only lacks what was measured."""

@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from seawall.errors import ImageryError
 
 _CHUNK = 2**20
+FREE = 16 * 2**20
+"""Bytes that an archive may unpack to whatever its ratio: texts and small masks shrink a lot."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Budget:
     Args:
         entries: Most entries.
         bytes: Most bytes in all.
-        ratio: Most bytes per stored byte of an entry over a megabyte.
+        ratio: Most bytes per stored byte, of an entry over a megabyte and of all entries together.
     """
 
     entries: int = 20_000
@@ -54,7 +56,7 @@ def unpack(
     beside = folder.parent / f".{folder.name[:80]}.{secrets.token_hex(6)}.part"
     try:
         with zipfile.ZipFile(archive) as source:
-            names = check_entries(archive, source.infolist(), budget)
+            names = check_entries(archive, source.infolist(), budget, archive.stat().st_size)
             beside.mkdir(parents=True)
             left = budget.bytes
             for info, name in names:
@@ -70,8 +72,16 @@ def unpack(
     return folder
 
 
-def check_entries(archive: Path, entries: list[zipfile.ZipInfo], budget: Budget) -> list[tuple[zipfile.ZipInfo, str]]:
+def check_entries(
+    archive: Path, entries: list[zipfile.ZipInfo], budget: Budget, size: int
+) -> list[tuple[zipfile.ZipInfo, str]]:
     """Return the entries with their safe relative names.
+
+    Args:
+        archive: For messages.
+        entries: What the archive's directory says.
+        budget: What it may unpack to.
+        size: Bytes of the archive.
 
     Raises:
         ImageryError: One of them is not safe; the whole archive is refused.
@@ -84,6 +94,17 @@ def check_entries(archive: Path, entries: list[zipfile.ZipInfo], budget: Budget)
     if total > budget.bytes:
         raise ImageryError(
             f"{archive}: expected at most {budget.bytes} bytes unpacked, got {total}; raise Budget.bytes if you trust it"
+        )
+    stored = sum(info.compress_size for info in entries)
+    if stored > size:
+        raise ImageryError(
+            f"{archive}: expected entries of at most {size} stored bytes in all, got {stored}: they share their bytes; it "
+            "looks like a bomb"
+        )
+    if total > FREE and total > budget.ratio * max(1, stored):
+        raise ImageryError(
+            f"{archive}: expected entries that shrink to no less than 1/{budget.ratio:g} in all, got {total} bytes from "
+            f"{stored}; it looks like a bomb"
         )
     seen: set[str] = set()
     names = []

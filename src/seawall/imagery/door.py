@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioError
 
 from seawall.errors import ImageryError
+from seawall.imagery.checksums import Span
 
 COMPLETE = "SEAWALL_COMPLETE"
 """Tag of a raster that our writer finished; a raster of our writer without it is a leftover of a killed one."""
@@ -102,35 +105,57 @@ def check_size(where: str, source: rasterio.DatasetReader, limits: Limits) -> No
         )
 
 
-def check_blocks(where: str, source: rasterio.DatasetReader) -> None:
+def check_blocks(where: str, source: rasterio.DatasetReader) -> dict[tuple[int, int, int], Span]:
     """Refuse a GeoTIFF whose blocks are not all in the file.
 
     Absent blocks are fine where nodata is declared (they are unseen), unless all are absent.
+
+    Returns:
+        Where each block (band, row, column) is in the file; bands that share their blocks are band 1. Empty for other
+        formats.
 
     Raises:
         ImageryError: The file ends before a block does, or blocks are absent and would read as zeros.
     """
     if source.driver not in ("GTiff", "COG"):
-        return
+        return {}
     size = Path(source.name).stat().st_size
-    absent = total = 0
-    bands = [1] if source.interleaving == rasterio.enums.Interleaving.pixel else list(source.indexes)
-    for band in bands:
+    spans: dict[tuple[int, int, int], Span] = {}
+    total = 0
+    for band in (1,) if shares_blocks(source) else source.indexes:
         rows, cols = source.block_shapes[band - 1]
         for row in range(-(-source.height // rows)):
             for col in range(-(-source.width // cols)):
                 total += 1
-                start = source.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band)
-                if start is None:
-                    absent += 1
+                span = _span(where, source, band, row, col)
+                if span is None:
                     continue
-                length = source.get_tag_item(f"BLOCK_SIZE_{col}_{row}", "TIFF", bidx=band)
-                if int(start) + int(length or 0) > size:
+                if sum(span) > size:
                     raise ImageryError(
                         f"{where}: expected a whole file, got one that ends inside block (row {row}, column {col}) of "
                         f"{name_band(source, band)}; fetch or write the file again"
                     )
-    _check_absent(where, source, absent, total)
+                spans[band, row, col] = span
+    _check_absent(where, source, total - len(spans), total)
+    return spans
+
+
+def shares_blocks(source: rasterio.DatasetReader) -> bool:
+    """Tell whether a block of a raster holds all of its bands."""
+    return bool(source.interleaving == rasterio.enums.Interleaving.pixel)
+
+
+def _span(where: str, source: rasterio.DatasetReader, band: int, row: int, col: int) -> Span | None:
+    """Return where a block is in the file; None if it is absent."""
+    try:
+        start = source.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band)
+        length = source.get_tag_item(f"BLOCK_SIZE_{col}_{row}", "TIFF", bidx=band)
+    except (RasterioError, CPLE_BaseError) as bad:
+        raise ImageryError(
+            f"{where}: expected a TIFF that says where its blocks are, got a damaged one "
+            f"({str(bad).splitlines()[0][:120]}); fetch or write the file again"
+        ) from bad
+    return None if start is None else (int(start), int(length or 0))
 
 
 def _check_absent(where: str, source: rasterio.DatasetReader, absent: int, total: int) -> None:

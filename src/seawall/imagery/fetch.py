@@ -7,6 +7,7 @@ import http.client
 import ipaddress
 import re
 import socket
+import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ class Access:
         hosts: Hosts that files may come from, beside the catalog's own.
         private: Whether addresses of private networks and of this machine may answer.
         bytes: Largest file.
-        timeout_s: Longest wait for an answer, in seconds.
+        timeout_s: Longest wait for an answer, or for its next bytes, in seconds.
+        total_s: Longest time for a file in all, in seconds; a server that drips bytes is left.
         items: Most items of a search.
         pages: Most pages of a search.
     """
@@ -40,6 +42,7 @@ class Access:
     private: bool = False
     bytes: int = 2**34
     timeout_s: float = 60.0
+    total_s: float = 6 * 3600.0
     items: int = 500
     pages: int = 100
 
@@ -80,14 +83,15 @@ def fetch(url: str, path: Path, access: Access, *, hosts: tuple[str, ...] = (), 
         checksum: The STAC `file:checksum` (multihash in hex).
 
     Raises:
-        ImageryError: The answer is cut, too big, an error page, not what the checksum says, or leads elsewhere.
+        ImageryError: The answer is cut, too big, too slow, an error page, not what the checksum says, or leads elsewhere.
     """
+    end = time.monotonic() + access.total_s
     own = urlsplit(url).hostname or ""
     allowed = tuple(dict.fromkeys((own, *hosts, *access.hosts)))
     opener = urllib.request.build_opener(_Careful(access, allowed))
     try:
         with opener.open(check_url(url, access, allowed), timeout=access.timeout_s) as answer, atomic(path) as file:
-            _copy(url, answer, file, access.bytes, checksum)
+            _copy(url, answer, file, access, checksum, end)
     except (OSError, http.client.HTTPException) as bad:
         raise ImageryError(f"{url}: expected a file, got {bad}; try again later") from bad
 
@@ -113,16 +117,25 @@ class _Careful(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _copy(url: str, answer: http.client.HTTPResponse, file: IO[bytes], most: int, checksum: str | None) -> None:
+def _copy(
+    url: str, answer: http.client.HTTPResponse, file: IO[bytes], access: Access, checksum: str | None, end: float
+) -> None:
     declared = int(answer.headers.get("Content-Length") or -1)
     name, digest = _hash(url, checksum)
     size = 0
-    while chunk := answer.read(_CHUNK):
+    while chunk := answer.read1(_CHUNK):  # read() would wait for all of the chunk, however slowly it comes
+        if time.monotonic() > end:
+            raise ImageryError(
+                f"{url}: expected the file within {access.total_s:g} s, got {size + len(chunk)} bytes by then; try again "
+                "later, or raise Access.total_s"
+            )
         if size == 0 and _PAGE.match(chunk):
             raise ImageryError(f"{url}: expected a file, got an HTML page; look at the address in a browser")
         size += len(chunk)
-        if size > most:
-            raise ImageryError(f"{url}: expected at most {most} bytes, got more; raise Access.bytes if you trust it")
+        if size > access.bytes:
+            raise ImageryError(
+                f"{url}: expected at most {access.bytes} bytes, got more; raise Access.bytes if you trust it"
+            )
         if name:
             name.update(chunk)
         file.write(chunk)

@@ -9,7 +9,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
-from pyproj.exceptions import CRSError
+from pyproj.exceptions import CRSError, ProjError
 
 from seawall.errors import ImageryError
 
@@ -95,6 +95,71 @@ class Grid:
         """Return the ground sampling distance in meters: the side of a square of the mean pixel's area."""
         area = self.pixel_area_m2()
         return None if area is None else math.sqrt(area)
+
+    def why_no_area(self) -> str:
+        """Say why the pixels have no area that is known; "" if they have one."""
+        if self.row_areas_m2() is not None:
+            return ""
+        if self.transform is None or self.crs is None:
+            return "the scene has no georeference"
+        try:
+            crs = CRS.from_user_input(self.crs)
+        except CRSError:
+            return "the scene's coordinate system is unknown"
+        if not (crs.is_geographic or crs.is_projected):
+            return "the scene's coordinate system is not of the earth's surface"
+        if crs.is_geographic and any(abs(self.point(row, 0)[1]) > 90 for row in (0, self.height)):
+            return "the scene reaches beyond a pole (a latitude over 90 degrees)"
+        return "the scene reaches to where its coordinate system ends"
+
+    def poles(self) -> tuple[bool, bool]:
+        """Tell whether the north and the south pole lie inside of the grid; False where that cannot be told."""
+        if self.transform is None or self.crs is None or self.transform.determinant == 0:
+            return False, False
+        try:
+            there = Transformer.from_crs("EPSG:4326", self.crs, always_xy=True)
+            back = ~self.transform
+            places = [there.transform(0.0, lat) for lat in (90.0, -90.0)]
+        except (CRSError, ProjError):
+            return False, False
+        north, south = (
+            0 <= back.a * x + back.b * y + back.c <= self.width and 0 <= back.d * x + back.e * y + back.f <= self.height
+            for x, y in places
+        )
+        return north, south
+
+    def pixel_size_m(self) -> tuple[float, float] | None:
+        """Return the (height, width) of the middle pixel on the ground in meters, or None without georeference.
+
+        Both differ in degrees: at 60 degrees north a pixel is half as wide as it is high.
+        """
+        if self.pixel_area_m2() is None:
+            return None
+        down, right = self.offset_m(1, 0), self.offset_m(0, 1)
+        return math.hypot(*down), math.hypot(*right)
+
+    def offset_m(self, rows: float, cols: float) -> tuple[float, float]:
+        """Return how far (east, north) in meters a step of rows down and columns right leads from the grid's middle.
+
+        East and north are those of the coordinate system; geodesic where that distorts areas.
+
+        Raises:
+            ImageryError: The grid has no georeference.
+        """
+        middle = (self.height / 2, self.width / 2)
+        start, end = self.point(*middle), self.point(middle[0] + rows, middle[1] + cols)
+        crs = CRS.from_user_input(self.crs)
+        area, t = self.pixel_area_m2(), self.transform
+        if crs.is_projected and area is not None and t is not None:
+            unit = float(crs.axis_info[0].unit_conversion_factor or 1.0)
+            if math.isclose(area, abs(t.determinant) * unit**2, rel_tol=TRUE_AREA):
+                return (end[0] - start[0]) * unit, (end[1] - start[1]) * unit
+        xs, ys = (start[0], end[0]), (start[1], end[1])
+        if not crs.is_geographic:
+            xs, ys = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(xs, ys)
+        geod = crs.get_geod() or Geod(ellps="WGS84")
+        azimuth, _, length = geod.inv(xs[0], ys[0], xs[1], ys[1])
+        return length * math.sin(math.radians(azimuth)), length * math.cos(math.radians(azimuth))
 
     def mismatch(self, other: Grid) -> str:
         """Say how another grid differs; "" if both have the same pixels."""

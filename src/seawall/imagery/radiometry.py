@@ -8,7 +8,7 @@ archives were reprocessed and harmonized copies exist of every date.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
@@ -16,11 +16,23 @@ from numpy.typing import NDArray
 
 from seawall.errors import ImageryError, RadiometryError
 from seawall.imagery.raster import Raster
-from seawall.imagery.values import OFFSET_DN, SAMPLE, Detection, Kind, is_radar, optical_kind, radar_kind
+from seawall.imagery.values import (
+    OFFSET_DN,
+    SAMPLE,
+    Detection,
+    Finding,
+    Kind,
+    is_radar,
+    offset_finding,
+    offset_left,
+    optical_kind,
+    radar_kind,
+)
 from seawall.types import FILL, Unit
 
 __all__ = [
     "Detection",
+    "Finding",
     "Hints",
     "Kind",
     "Scale",
@@ -115,15 +127,20 @@ def hints_of(raster: Raster, unit: Unit | None = None) -> Hints:
 
 
 def detect(
-    data: NDArray[np.float32], seen: NDArray[np.bool_], bands: Sequence[str], hints: Hints = Hints()
+    data: NDArray[np.float32],
+    seen: NDArray[np.bool_],
+    bands: Sequence[str],
+    hints: Hints = Hints(),
+    nodata: Sequence[float | None] = (),
 ) -> Detection:
-    """Tell what the stored numbers are.
+    """Tell what the stored numbers are; a few fill values among them change nothing.
 
     Args:
         data: (C, H, W) as stored.
         seen: (H, W).
         bands: Band names; unknown ones are fine for 8-bit pictures.
         hints: What the metadata says; it decides where values cannot.
+        nodata: Declared nodata value of each band; pixels that hold it in any band tell nothing about the unit.
 
     Raises:
         RadiometryError: The metadata and the values contradict each other.
@@ -136,16 +153,21 @@ def detect(
     radar = is_radar(bands)
     if radar is None:
         return Detection("unknown", "radar and optical bands in one image; give them apart", True)
-    values = data[:, seen]
+    values = data[:, _telling(data, seen, nodata)]
     if not values.size:
         return _declared(hints, Detection("unknown", "no pixel is seen", False))
     values = values[:, :: max(1, values.shape[1] // SAMPLE)]
     if hints.dtype == "uint8" or _eight_bit(values, hints):
         found = Detection("uint8", "8-bit picture: the stretch is unknown", hints.dtype == "uint8")
     else:
-        found = radar_kind(values) if radar else optical_kind(values, bands)
+        found = radar_kind(values) if radar else optical_kind(values, bands, hints.dtype)
     _contradiction(found, hints)
-    return _declared(hints, found)
+    settled = _declared(hints, found)
+    if settled.kind == "dn10000" and not settled.certain:
+        gain = hints.gain or 1e-4
+        if offset_left(values * np.float32(gain * 1e4), bands)[0] is not False:
+            settled = replace(settled, findings=(offset_finding(values, gain),))
+    return settled
 
 
 def scale_for(detection: Detection, hints: Hints = Hints()) -> Scale:
@@ -187,6 +209,15 @@ def to_physical(data: NDArray[np.float32], seen: NDArray[np.bool_], scale: Scale
         with np.errstate(invalid="ignore"):
             out = np.float32(10) * np.log10(np.maximum(out, np.float32(1e-6)))
     return np.where(seen, out, np.float32(FILL[unit])).astype(np.float32, copy=False)
+
+
+def _telling(data: NDArray[np.float32], seen: NDArray[np.bool_], nodata: Sequence[float | None]) -> NDArray[np.bool_]:
+    """Return the pixels (H, W) that can tell the unit: no nodata value, not 0 in every band; all if none is left."""
+    plain = seen & data.any(0)
+    for layer, value in zip(data, nodata, strict=False):
+        if value is not None and np.isfinite(value):
+            plain &= layer != np.float32(value)
+    return np.asarray(plain if plain.any() else seen)
 
 
 def _eight_bit(values: NDArray[np.float32], hints: Hints) -> bool:

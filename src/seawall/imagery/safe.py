@@ -1,10 +1,17 @@
-"""Sentinel-2 products as the Copernicus program ships them: a SAFE folder, or a zip of one, with JPEG 2000 bands."""
+"""Sentinel-2 products as the Copernicus program ships them: a SAFE folder, or a zip of one, with JPEG 2000 bands.
+
+JPEG 2000 carries no checksum, so a damaged band may decode to other pixels. The product's manifest.safe lists one for
+each file: every file that is used is compared with it. A product without a manifest is read as it is.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +22,7 @@ from defusedxml.common import DefusedXmlException
 from numpy.typing import NDArray
 
 from seawall.errors import ImageryError, RadiometryError
+from seawall.files import inside
 from seawall.imagery.archive import Budget, unpack
 from seawall.imagery.cog import CogWriter
 from seawall.imagery.grid import Grid
@@ -28,6 +36,11 @@ if TYPE_CHECKING:
 XML_BYTES = 64 * 2**20
 _IMAGE = re.compile(r"_(B\d\d|B8A)(?:_(\d\d)m)?\.(?:jp2|tif)$", re.IGNORECASE)
 _METADATA = re.compile(r"MTD_MSI(L1C|L2A)\.xml$")
+MANIFEST = "manifest.safe"
+_HASHES = {"MD5": "md5", "SHA3-256": "sha3_256", "SHA-256": "sha256", "SHA256": "sha256", "SHA-512": "sha512"}
+Checksum = tuple[str, str]
+"""Name of the hash as the manifest writes it, and the digest in hex."""
+
 STEP = 1024
 """Rows and columns that `stack` holds at once."""
 
@@ -44,6 +57,7 @@ class SafeProduct:
         offset: What is added to the stored numbers before dividing, such as -1000.
         granule: Name of the granule.
         images: Image file of each band, the finest there is.
+        checksums: What the manifest says of each of its files, by path below the product; empty without a manifest.
     """
 
     path: Path
@@ -53,6 +67,7 @@ class SafeProduct:
     offset: float
     granule: str
     images: Mapping[str, Path]
+    checksums: Mapping[str, Checksum] = field(default_factory=dict)
 
     @property
     def hints(self) -> Hints:
@@ -70,7 +85,7 @@ class SafeProduct:
         """Return the grid of the finest of these bands."""
         grids = []
         for id_ in self._find(bands):
-            with open_raster(self.images[id_]) as source:
+            with open_raster(self._image(id_)) as source:
                 grids.append(source.grid)
         return max(grids, key=lambda grid: grid.height)
 
@@ -89,7 +104,7 @@ class SafeProduct:
         row, col, height, width = window or (0, 0, grid.height, grid.width)
         layers, seen = [], np.ones((height, width), bool)
         for id_ in ids:
-            layer, there = _layer(self.images[id_], grid, (row, col, height, width))
+            layer, there = _layer(self._image(id_), grid, (row, col, height, width))
             layers.append(layer)
             # The products say "no data" with 0; a measured reflectance of exactly that is not told apart.
             seen &= there & (layer > 0)
@@ -100,6 +115,11 @@ class SafeProduct:
         return Raster(
             np.stack(layers), seen, ids, part, "uint16", 0.0, tags, ({},) * count, (scale,) * count, (offset,) * count
         )
+
+    def _image(self, id_: str) -> Path:
+        """Return the image file of a band, compared with the manifest before its first use."""
+        check_sum(self.path, self.images[id_], self.checksums)
+        return self.images[id_]
 
     def _find(self, bands: Sequence[str] | None) -> tuple[str, ...]:
         ids = self.bands if bands is None else resolve(bands)
@@ -120,7 +140,8 @@ def open_safe(path: Path, *, granule: str | None = None, unpack_to: Path | None 
         unpack_to: New folder for the contents of a zip; beside the zip if None.
 
     Raises:
-        ImageryError: It is no product, its metadata is hostile, or it has several granules and none was chosen.
+        ImageryError: It is no product, its metadata is hostile or not what the manifest says, or it has several granules
+            and none was chosen.
         RadiometryError: The metadata does not say whether the offset of baseline 04.00 is in.
     """
     if path.is_file() and path.suffix.lower() == ".zip":
@@ -133,15 +154,17 @@ def open_safe(path: Path, *, granule: str | None = None, unpack_to: Path | None 
         sorted(p for p in root.iterdir() if _METADATA.search(p.name)), root, "MTD_MSIL1C.xml or MTD_MSIL2A.xml"
     )
     level = str(_METADATA.search(metadata.name)[1])  # type: ignore[index]
+    checksums = _manifest(root)
+    check_sum(root, metadata, checksums)
     tree = _parse(metadata)
     baseline = _text(tree, "PROCESSING_BASELINE") or ""
-    quantification = float(_text(tree, "BOA_QUANTIFICATION_VALUE") or _text(tree, "QUANTIFICATION_VALUE") or 0)
+    said = _text(tree, "BOA_QUANTIFICATION_VALUE") or _text(tree, "QUANTIFICATION_VALUE") or "0"
+    quantification = _number(metadata, "quantification value", said)
     if not quantification > 0:
         raise RadiometryError(f"{metadata}: expected a quantification value, got none; fetch the product again")
     chosen = _granule(root, granule)
-    return SafeProduct(
-        root, level, baseline, quantification, _offset(metadata, tree, baseline), chosen.name, _images(root, chosen)
-    )
+    offset = _offset(metadata, tree, baseline)
+    return SafeProduct(root, level, baseline, quantification, offset, chosen.name, _images(root, chosen), checksums)
 
 
 def stack(
@@ -184,8 +207,65 @@ def stack(
                 progress(done, len(places))
 
 
+def check_sum(root: Path, path: Path, checksums: Mapping[str, Checksum]) -> None:
+    """Refuse a file of a product that is not what the manifest says; one that it does not list is taken as it is.
+
+    Raises:
+        ImageryError: The checksum differs.
+    """
+    name, digest = checksums.get(path.relative_to(root).as_posix(), ("", ""))
+    if not name:
+        return
+    stat = path.stat()
+    found = _digest(path, name, stat.st_size, stat.st_mtime_ns)
+    if found != digest:
+        raise ImageryError(
+            f"{path}: expected {name} {digest[:16]}... as {MANIFEST} says, got {found[:16]}...; fetch the product again"
+        )
+
+
+@lru_cache(256)
+def _digest(path: Path, name: str, size: int, changed: int) -> str:
+    """Digest of a file; size and time keep one that is read window by window from being hashed at every window."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(_HASHES[name], usedforsecurity=False)).hexdigest()
+
+
+def _manifest(root: Path) -> dict[str, Checksum]:
+    """Return the checksums that the manifest lists, by path below the product."""
+    path = root / MANIFEST
+    if not path.is_file():
+        return {}
+    listed: dict[str, Checksum] = {}
+    for stream in _all(_parse(path), "byteStream"):
+        place = next((node.get("href", "") for node in _all(stream, "fileLocation")), "")
+        sums = _all(stream, "checksum")
+        if not place or not sums:
+            continue
+        name = sums[0].get("checksumName", "").upper()
+        if name not in _HASHES:
+            raise ImageryError(
+                f"{path}: expected a checksum of {', '.join(_HASHES)}, got {name or 'no name'!r} for {place}; "
+                f"remove {MANIFEST} to read the product without"
+            )
+        listed[place.removeprefix("./")] = name, (sums[0].text or "").strip().lower()
+    return listed
+
+
+def _number(where: Path, what: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise RadiometryError(f"{where}: expected a number as {what}, got {text[:40]!r}; fetch the product again")
+    return value
+
+
 def _needed(name: str) -> bool:
-    return bool(_METADATA.search(name) or ("/IMG_DATA/" in name and _IMAGE.search(name)))
+    return bool(
+        _METADATA.search(name) or name.endswith(f"/{MANIFEST}") or ("/IMG_DATA/" in name and _IMAGE.search(name))
+    )
 
 
 def _find_root(path: Path) -> Path:
@@ -223,7 +303,7 @@ def _images(root: Path, granule: Path) -> dict[str, Path]:
         found = _IMAGE.search(path.name)
         if not found:
             continue
-        if not path.resolve().is_relative_to(root.resolve()):
+        if not inside(root, path):
             raise ImageryError(f"{path}: expected a file of the product, got a link out of it; copy the product whole")
         id_, gsd = found[1].upper(), int(found[2] or 0)
         if id_ not in finest or gsd < finest[id_][0]:
@@ -258,7 +338,7 @@ def _text(tree: Element, name: str) -> str | None:
 
 def _offset(where: Path, tree: Element, baseline: str) -> float:
     found = _all(tree, "BOA_ADD_OFFSET") or _all(tree, "RADIO_ADD_OFFSET")
-    values = {float(node.text or 0) for node in found}
+    values = {_number(where, "offset", node.text or "0") for node in found}
     if len(values) > 1:
         raise RadiometryError(f"{where}: expected one offset for all bands, got {sorted(values)}; read the bands apart")
     if values:

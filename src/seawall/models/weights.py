@@ -16,7 +16,11 @@ from seawall.errors import ModelError, RunError, UsageError
 from seawall.files import write_atomic
 from seawall.models.container import digest, pack, unpack
 from seawall.models.standardize import Standardize
+from seawall.split_record import SplitRecord
 from seawall.types import ModelSpec, Unit
+
+_SPLIT = "training_split"
+"""Attribute of a module that holds the split of its training."""
 
 LIMIT = 1e6
 """A weight beyond this is damage, not learning; running variances of unscaled inputs may be larger."""
@@ -27,10 +31,10 @@ def save_model(path: Path | str, model: nn.Module) -> str:
 
     Args:
         path: Such as model.safetensors.
-        model: A module with a `spec`.
+        model: A module with a `spec`; the split of its training travels along where `set_split` told it.
 
     Returns:
-        The sha256 digest of weights and specification, which is also inside the file.
+        The sha256 digest of weights, specification and split, which is also inside the file.
 
     Raises:
         ModelError: The model has no specification, or weights that are not finite.
@@ -39,7 +43,9 @@ def save_model(path: Path | str, model: nn.Module) -> str:
     path = Path(path)
     tensors = state_of(model)
     check_finite(tensors, str(path))
-    data, digest_text = pack(tensors, {"seawall": __version__, "spec": spec_to_json(spec_of(model))})
+    split = split_of(model)
+    meta = {"seawall": __version__, "spec": spec_to_json(spec_of(model))}
+    data, digest_text = pack(tensors, meta | ({"split": split.to_json()} if split is not None else {}))
     try:
         write_atomic(path, data)
     except OSError as full:
@@ -80,6 +86,7 @@ def load_model(
     for part in model.modules():
         if isinstance(part, Standardize):
             part.check()
+    set_split(model, _split_from(path, meta))
     return model.eval()
 
 
@@ -90,6 +97,26 @@ def read_spec(path: Path | str) -> ModelSpec:
         ModelError: The file is damaged or a pickle.
     """
     return spec_from_json(Path(path), unpack(Path(path))[1].get("spec", ""))
+
+
+def split_of(model: nn.Module | Path | str) -> SplitRecord | None:
+    """Return what a model learned from and was chosen by, or None where that is not known.
+
+    Args:
+        model: A weights file, a module, or a module that wraps one.
+
+    Raises:
+        ModelError: The file is damaged or a pickle.
+    """
+    if not isinstance(model, nn.Module):
+        return _split_from(Path(model), unpack(Path(model))[1])
+    found = (getattr(part, _SPLIT, None) for part in model.modules())
+    return next((record for record in found if isinstance(record, SplitRecord)), None)
+
+
+def set_split(model: nn.Module, split: SplitRecord | None) -> None:
+    """Tell a model what it learns from and is chosen by; `save_model` writes it into the weights file."""
+    setattr(model, _SPLIT, split)
 
 
 def digest_of(model: nn.Module) -> str:
@@ -206,6 +233,17 @@ def build_model(path: Path, spec: ModelSpec) -> nn.Module:
     # The drawn weights are about to be replaced: leave the caller's random stream as it was.
     with torch.random.fork_rng(devices=[]):
         return make(spec)
+
+
+def _split_from(path: Path, meta: Mapping[str, str]) -> SplitRecord | None:
+    if "split" not in meta:
+        return None
+    try:
+        return SplitRecord.from_json(meta["split"])
+    except ValueError as bad:
+        raise ModelError(
+            f"{path}: expected the split of the training, got {meta['split'][:60]!r} ({bad}); update seawall"
+        ) from bad
 
 
 def _fill(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
+from seawall.modules import to_device_of
 from seawall.types import Batch
 
 Array = NDArray[np.float64]
@@ -73,8 +74,9 @@ def activations(
     model.eval()
     try:
         with torch.no_grad():
-            for batch in batches:
+            for chip_batch in batches:
                 caught.clear()
+                batch = to_device_of(model, chip_batch)
                 model(batch.image)
                 if len(caught) != 1 or caught[0].ndim != 4:
                     raise DataError(

@@ -152,7 +152,7 @@ class FeatureDependent:
     least sure pixels are taken over all classes together.
     """
 
-    budget: float = 0.1
+    budget: float
     classes: int = 2
     teacher: str | Teacher = "bands"
 
@@ -209,7 +209,7 @@ class GradientDirected:
         gsd_m: Meters per pixel, needed for `of="meters"`.
     """
 
-    budget: float = 0.05
+    budget: float
     of: Of = "valid"
     reach_px: int = 5
     side: Side = "both"

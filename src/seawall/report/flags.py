@@ -71,30 +71,45 @@ _KNOWN = (
     Flag("acquisition-time-unknown", "Nothing says when the scene was acquired: no tag, no stamp in the file's name.",
          "The numbers stand; pass the time to seawall predict if the date of the map matters.", "note",
          "the acquisition time is unknown"),
-    Flag("no-georeference", "The scene has no georeference, so its pixels have no known size.",
-         "Areas are left out; give the scene a transform and a coordinate system to have them.", "doubt",
-         "the scene has no georeference"),
-    Flag("other-pixel-size", "The scene's pixels are much larger or smaller than those that the model learned from.",
-         "Resample the scene to the model's pixel size, or use a model that was trained on such pixels.", "doubt",
-         r"pixels of [^,]+, but the model was trained on .*"),
-    Flag("no-nodata-value", "The scene declares no nodata value, so every pixel of it counts as seen.",
-         "Look whether the scene has an unseen border; if it has, declare its value and map it again.", "doubt",
-         "the scene declares no nodata value"),
-    Flag("unknown-stretch", "The scene is an 8-bit picture of unknown stretch, so its numbers are not physical.",
-         "Trust the map only if the model was trained on pictures that were stretched alike.", "doubt",
-         "the scene is an 8-bit picture of unknown stretch"),
-    Flag("nothing-seen", "No pixel of the scene was seen: every product is nodata.",
-         "Look at the scene and at its nodata value; nothing follows from this map.", "doubt",
-         "nothing in the scene is seen"),
     Flag("layer-misses-scene", "The vector layer does not touch the scene, so its mask is all land.",
          "Look at the layer's coordinate system and extent; nothing follows from such a mask.", "doubt",
          "the layer misses the scene"),
+    Flag("overlap-below-receptive-field", "Tiles share fewer pixels than the network looks far, so other tiles give another map.",
+         "Raise the overlap to what the text says, and map again.", "doubt"),
+    Flag("receptive-field-unknown", "Nobody knows how far the network looks, so the map may depend on its tiles.",
+         "Map with another tile size, and see whether the area moves.", "note"),
+    Flag("layer-empty", "The vector layer has no features, so its mask is all land.",
+         "Look at the layer; nothing follows from such a mask.", "doubt", "the layer has no features"),
+    Flag("no-such-value", "No pixel of the raster has the value that was asked for, so its mask is all land.",
+         "Look at which values the raster holds; nothing follows from such a mask.", "doubt", r"no pixel has the value \d+"),
+    Flag("nothing-known", "No pixel of the raster is known: all of it is nodata.",
+         "Look at the raster's nodata value; nothing follows from it.", "doubt", "no pixel is known"),
+    Flag("shift-at-limit", "The best shift between two sources is the farthest that was tried.",
+         "The true one may lie beyond; look at the coordinate systems of both.", "doubt", "the best shift is the farthest that was tried"),
     Flag("layer-reprojected", "The vector layer has another coordinate system and was reprojected to the scene's.",
          "Nothing needs to be done unless the shores look shifted.", "note", "the layer was reprojected"),
     Flag("geometries-repaired", "Some geometries of the vector layer were invalid and were repaired.",
          "Look at the mask where the layer crosses itself.", "note", r"\d+ invalid geometries repaired"),
     Flag("features-skipped", "Some features of the vector layer were left out; the text says why.",
          "See whether what was left out is water that matters.", "note", r"\d+ features skipped"),
+    Flag("chips-seen-in-training", "The model learned from some of these chips or its weights were chosen by them.",
+         "Do not quote it as accuracy on new places: measure the held-out part, which is the default, or other chips."),
+    Flag("extreme-values", "Some pixels hold numbers that their unit cannot hold, such as a fill value that nobody declared; they count as unseen.",
+         "Declare the value as nodata where the files are made; look at the share, and at where these pixels lie."),
+    Flag("blank-pixels", "Some pixels are exactly 0 in every band and nobody declared 0 as nodata; they count as unseen.",
+         "Declare nodata where the files are made; if 0 was measured there, the images were clipped before they came here."),
+    Flag("nodata-in-range", "The declared nodata value is also a possible measurement, and some pixels hold it in some bands only; they count as seen.",
+         "Choose a nodata value that no band can measure, such as -9999 or NaN, and write the files again."),
+    Flag("offset-suspected", "No band has a dark end: a bright scene, or the offset of 0.1 of Sentinel-2 baseline 04.00 is still in the numbers.",
+         "Compare with the product’s metadata; if the offset is in, state it (offset -0.1, or subtract 1000 before scaling)."),
+    Flag("no-nodata", "The scene declares no nodata value, so its fill pixels may count as seen.",
+         "Declare the nodata value where the scene is made."),
+    Flag("nothing-seen", "No pixel of the scene is seen, so its map is empty.",
+         "Check that the right file was mapped."),
+    Flag("no-area", "The ground area of the scene’s pixels is not known, so areas are missing.",
+         "Give the scene a transform and a coordinate system that covers it."),
+    Flag("pixel-size", "The scene’s pixels have another size than those that the model was trained on.",
+         "Resample the scene, or use a model of its resolution."),
 )  # fmt: skip
 FLAGS = {flag.id: flag for flag in _KNOWN}
 """The registry, by id."""
@@ -102,6 +117,9 @@ FLAGS = {flag.id: flag for flag in _KNOWN}
 
 def registered(text: str) -> Flag | None:
     """Return the registered flag that a text carries, None where no flag is written so.
+
+    Args:
+        text: The id of a flag, alone or followed by a colon and what was found, or what the flag's `written` says.
 
     Example:
         >>> registered("partial suite: 3 of 60 missing").id, registered("odd")

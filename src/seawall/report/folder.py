@@ -38,6 +38,7 @@ class DataFacts(Known):
     water_share: Mapping[str, float | None] = Field(default_factory=dict)
     how: str = ""
     warnings: tuple[str, ...] = ()
+    flags: Mapping[str, int] = Field(default_factory=dict)
 
 
 class NoiseFacts(Known):
@@ -73,13 +74,14 @@ class SceneFacts(Known):
     """The result of a whole-scene map, as `seawall.scenes.SceneResult` names it."""
 
     source: str = ""
+    files: Mapping[str, str] = Field(default_factory=dict)
     classes: tuple[str, ...] = ()
     klass: str = "water"
     height: int = 0
     width: int = 0
     seen_share: float | None = None
-    water_share: float | None = None
-    water_km2: float | None = None
+    share: float | None = None
+    area_km2: float | None = None
     expected_km2: float | None = None
     low_km2: float | None = None
     high_km2: float | None = None
@@ -106,6 +108,8 @@ class SceneTruth(Known):
     mapped_km2: float | None = None
     expected_km2: float | None = None
     pixels: int = 0
+    clear_iou: float | None = None
+    clear_pixels: int = 0
     note: str = ""
 
 

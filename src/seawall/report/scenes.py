@@ -104,7 +104,7 @@ def true_share(scene: Scene) -> float | None:
 def shifted(run: Run, scene: Scene) -> list[str]:
     """Say that the scene holds another share of the class than the chips that the network learned from, where it does."""
     learned, true = run.data.water_share.get("train"), true_share(scene)
-    there = scene.result.water_share if true is None else true
+    there = scene.result.share if true is None else true
     if learned is None or there is None or scene.result.klass != run.klass or abs(learned - there) < SHIFT:
         return []
     known = "is" if true is not None else "is, as mapped,"
@@ -139,7 +139,7 @@ def _truth_table(run: Run, name: str, scene: Scene) -> list[Block]:
 def _facts(run: Run, scene: Scene) -> tuple[tuple[str, str], ...]:
     held = scene.result
     items = [
-        (f"{held.klass.capitalize()} area", area(held.water_km2)),
+        (f"{held.klass.capitalize()} area", area(held.area_km2)),
         ("Unsure", _of(percent(held.unsure_share, 1), "of the seen pixels are close to the decision")),
         (f"Surely and possibly {held.klass}", _range(held.low_km2, held.high_km2)),
         ("Expected area", _of(area(held.expected_km2), "if the probabilities are calibrated")),
@@ -181,7 +181,7 @@ def _of(amount: str, of: str) -> str:
 def _map(run: Run, name: str, index: int, scene: Scene) -> Swipes:
     folder = run.path / "scenes"
     side = round(SIDE / min(len(run.scenes), MOST) ** 0.5)
-    classes, meters = _read(folder / f"{name}.class.tif", side)
+    classes, meters = _read(folder / _file(scene, name, "class"), side)
     seen = classes != 255
     colors = (*pictures.CLASSES, pictures.CLEAR)
     height, width = classes.shape
@@ -189,7 +189,7 @@ def _map(run: Run, name: str, index: int, scene: Scene) -> Swipes:
     base = pictures.address(shown, colors)
     photo = _preview(folder / f"{name}.preview.npz", classes.shape)
     over, keys = _overlays(folder, scene, classes, side)
-    doubt = _doubt(folder / f"{name}.uncertainty.tif", seen)
+    doubt = _doubt(folder / _file(scene, name, "uncertainty"), seen)
     if photo is not None:
         left, right = (
             Layer("satellite image", pictures.address(photo), over),
@@ -205,6 +205,14 @@ def _map(run: Run, name: str, index: int, scene: Scene) -> Swipes:
         tuple(keys), _scale(meters, width), shown=0,
     )  # fmt: skip
     return Swipes(called, (pair,), large=True)
+
+
+def _file(scene: Scene, name: str, layer: str) -> str:
+    """Return the file of a layer; that of the probability is named by its class."""
+    files = scene.result.files
+    if layer == "probability":
+        layer = next((key for key in files if key not in ("class", "uncertainty")), layer)
+    return Path(files.get(layer, f"{name}.{layer}.tif")).name
 
 
 def _overlays(
@@ -225,12 +233,12 @@ def _overlays(
 
 
 def _sentence(scene: Scene, name: str) -> tuple[str | Cell, ...]:
-    klass, mapped, unsure = scene.result.klass, scene.result.water_km2, scene.result.unsure_share
+    klass, mapped, unsure = scene.result.klass, scene.result.area_km2, scene.result.unsure_share
     if mapped is None:
         return (f"{klass.capitalize()} as the model maps it; without a georeference there is no area.",)
     parts: list[str | Cell] = [
         "Mapped: ",
-        value(scene, name, "water_km2", area(mapped)),
+        value(scene, name, "area_km2", area(mapped)),
         f" of {klass}",
         *against_truth(scene, name),
     ]
@@ -292,7 +300,7 @@ def _doubt(path: Path, seen: SEEN) -> str:
 def _small(folder: Path, name: str, scene: Scene, seen: SEEN, doubt: str) -> tuple[Panel, ...]:
     """Return probability and uncertainty beside the map, each with its scale."""
     panels = []
-    held = _share(folder / f"{name}.water.tif", seen.shape)
+    held = _share(folder / _file(scene, name, "probability"), seen.shape)
     if held is not None:
         index = pictures.levels(held[0], held[1] & seen, LEVELS, 0.0, 1.0)
         picture = pictures.address(index, pictures.ramp(PALE, DEEP, LEVELS))

@@ -102,9 +102,9 @@ def _labels(book: Book, model: str) -> list[Sentence]:
 
 def _scene(run: Run) -> list[Sentence]:
     for name, scene in run.scenes.items():
-        if scene.result.water_km2 is None:
+        if scene.result.area_km2 is None:
             continue
-        mapped = value(scene, name, "water_km2", area(scene.result.water_km2))
+        mapped = value(scene, name, "area_km2", area(scene.result.area_km2))
         parts: list[str | Cell] = [f"Over the whole {_called(run)} it maps ", mapped, f" of {scene.result.klass}"]
         if scene.truth is not None:
             parts += against_truth(scene, name)
@@ -147,4 +147,4 @@ def _truth_tile(scene: Scene, name: str) -> Tile:
     truth = scene.truth
     iou = value(scene, name, "truth.iou", ratio(truth.iou if truth else None))
     true_km2 = area(truth.true_km2 if truth else None)
-    return Tile(f"{scene.result.klass} IoU, whole scene", iou, f"maps {area(scene.result.water_km2)}, true {true_km2}")
+    return Tile(f"{scene.result.klass} IoU, whole scene", iou, f"maps {area(scene.result.area_km2)}, true {true_km2}")

@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import ImageryError, ModelError, RadiometryError, UsageError
-from seawall.imagery.radiometry import Hints, Scale, detect, hints_of, scale_for, to_physical
+from seawall.imagery.radiometry import Finding, Hints, Scale, detect, hints_of, scale_for, to_physical
 from seawall.imagery.raster import Raster, RasterSource, Window, open_raster
+from seawall.imagery.seen import PixelRule, Tally, rule_for
 from seawall.imagery.sensors import known, resolve
 from seawall.types import FILL, ModelSpec
 
@@ -35,7 +37,7 @@ class Scene:
         scale: How stored numbers become the model's unit; None if nothing in the scene is seen.
         spec: The model's specification.
         digest: SHA-256 of the file.
-        flags: What a reader of the result should know.
+        known: What a reader of the result should know, as far as it is known without a look at every pixel.
     """
 
     source: RasterSource
@@ -43,7 +45,45 @@ class Scene:
     scale: Scale | None
     spec: ModelSpec
     digest: str
-    flags: tuple[str, ...]
+    known: tuple[str, ...]
+
+    @cached_property
+    def flags(self) -> tuple[str, ...]:
+        """What a reader of the result should know.
+
+        Raises:
+            ImageryError: As `tally`.
+        """
+        findings = () if self.rule is None else self.rule.findings(self.tally)
+        return (*self.known, *map(str, findings))
+
+    @cached_property
+    def rule(self) -> PixelRule | None:
+        """Which pixels count as seen; None if nothing in the scene is."""
+        return None if self.scale is None else rule_for(self.scale, self.source.nodata_of(self.bands))
+
+    @cached_property
+    def tally(self) -> Tally:
+        """Pixels of the whole scene by why they count or not: it is read once, before any of it is mapped.
+
+        A refusal comes before the work, the shares in the flags are those of all pixels whatever is resumed, and
+        every block is compared with its checksum.
+
+        Raises:
+            ImageryError: A block cannot be read, more numbers than a few are none of the unit, or all pixels are 0.
+        """
+        height, width = self.source.grid.height, self.source.grid.width
+        whole = Tally()
+        if self.rule is None:
+            return whole
+        for piece in pieces((0, 0, height, width), self.source.block, len(self.bands)):
+            data, _ = self.source.read(piece, self.bands)
+            whole += self.rule.apply(data, self.source.mask(piece))[1]
+        try:
+            self.rule.check(whole)
+        except RadiometryError as bad:
+            raise RadiometryError(f"{self.source.path}: {bad}") from bad
+        return whole
 
     @property
     def chunk(self) -> int:
@@ -53,10 +93,13 @@ class Scene:
 
     def fetch(self, row: int, col: int, height: int, width: int) -> tuple[Floats, Bools]:
         """Read a window: data (C, H, W) in the model's unit, unseen pixels filled, and seen (H, W)."""
+        odd = self.rule is not None and self.tally.seen < self.tally.pixels
         data = np.empty((len(self.bands), height, width), np.float32)
         seen = np.empty((height, width), np.bool_)
         for r, c, h, w in pieces((row, col, height, width), self.source.block, len(self.bands)):
             stored, there = self.source.read((r, c, h, w), self.bands)
+            if odd and self.rule is not None:
+                there, _ = self.rule.apply(stored, self.source.mask((r, c, h, w)))
             at = (slice(r - row, r - row + h), slice(c - col, c - col + w))
             seen[at] = there
             if self.scale is None or not there.any():
@@ -85,8 +128,9 @@ def open_scene(
     """
     with open_raster(path) as source:
         picked = match(str(path), bands or source.bands, source.bands, spec, sensor)
-        scale, flags = _unit(source, picked, spec, hints, sensor)
-        yield Scene(source, picked, scale, spec, digest_file(path), (*flags, *_geometry_flags(source, spec)))
+        scale, findings = _unit(source, picked, spec, hints, sensor)
+        known = tuple(map(str, (*findings, *_geometry_findings(source, spec))))
+        yield Scene(source, picked, scale, spec, digest_file(path), known)
 
 
 def match(where: str, names: Sequence[str], own: Sequence[str], spec: ModelSpec, sensor: str = "") -> tuple[str, ...]:
@@ -160,10 +204,15 @@ def _canonical(name: str, sensor: str) -> str:
 
 def _unit(
     source: RasterSource, bands: tuple[str, ...], spec: ModelSpec, hints: Hints, sensor: str
-) -> tuple[Scale | None, list[str]]:
+) -> tuple[Scale | None, list[Finding]]:
     data, seen = _sample(source, bands)
     if not seen.any():
-        return None, ["nothing in the scene is seen: every product is nodata"]
+        return None, [Finding("nothing-seen", "nothing in the scene is seen: every product is nodata")]
+    if not data[:, seen].any():
+        raise ImageryError(
+            f"{source.path}: expected pixels, got a raster that is 0 in every band and declares no nodata value; it is the "
+            "leftover of a killed writer or an empty download, write or fetch it again"
+        )
     at = [source.bands.index(name) for name in bands]
     picture = Raster(
         data,
@@ -182,20 +231,23 @@ def _unit(
     )
     names = [name if known((name,)) else wanted for name, wanted in zip(bands, spec.bands, strict=True)]
     try:
-        scale = scale_for(detect(data, seen, names, told), told)
+        found = detect(data, seen, names, told, source.nodata_of(bands))
+        scale = scale_for(found, told)
         to_physical(data[:, :1, :1], seen[:1, :1], scale, spec.unit)
     except RadiometryError as bad:
         raise RadiometryError(f"{source.path}: {bad}") from bad
-    flags = []
+    findings = list(found.findings)
     if source.nodata is None and not np.issubdtype(np.dtype(source.dtype), np.floating):
-        flags.append("the scene declares no nodata value: all of its pixels count as seen")
+        text = "the scene declares no nodata value: all pixels count as seen but those that are 0 in every band"
+        findings.append(Finding("no-nodata", text))
     if spec.unit == "stretched":
-        flags.append("the scene is an 8-bit picture of unknown stretch: its numbers are not physical")
-    return scale, flags
+        text = "the scene is an 8-bit picture of unknown stretch: its numbers are not physical"
+        findings.append(Finding("not-physical", text))
+    return scale, findings
 
 
 def _sample(source: RasterSource, bands: tuple[str, ...]) -> tuple[Floats, Bools]:
-    """Read windows spread over the scene; all of the scene until something is seen, if they see nothing."""
+    """Read windows spread over the scene; if they show nothing, all of the scene until something but 0 is seen."""
     height, width = source.grid.height, source.grid.width
     side = max(round(SAMPLES**0.5), 1)
     rows = np.linspace(0, max(height - SIDE, 0), side).astype(int)
@@ -204,21 +256,25 @@ def _sample(source: RasterSource, bands: tuple[str, ...]) -> tuple[Floats, Bools
         (int(r), int(c), min(SIDE, height), min(SIDE, width)) for r in dict.fromkeys(rows) for c in dict.fromkeys(cols)
     ]
     found = [source.read(window, bands) for window in spread]
-    if not any(seen.any() for _, seen in found):
+    if not any(data[:, seen].any() for data, seen in found):
+        last = None
         for window in pieces((0, 0, height, width), source.block, len(bands)):
             data, seen = source.read(window, bands)
-            if seen.any():
+            if data[:, seen].any():
                 return data, seen
+            last = (data, seen) if seen.any() or last is None else last
+        if last is not None:
+            return last
     data = np.concatenate([d.reshape(len(bands), 1, -1) for d, _ in found], 2)
     return data, np.concatenate([s.reshape(1, -1) for _, s in found], 1)
 
 
-def _geometry_flags(source: RasterSource, spec: ModelSpec) -> list[str]:
+def _geometry_findings(source: RasterSource, spec: ModelSpec) -> list[Finding]:
     gsd = source.grid.gsd_m()
     if gsd is None:
-        return ["the scene has no georeference: areas are unknown"]
+        return [Finding("no-area", f"{source.grid.why_no_area()}: areas are unknown")]
     if not spec.gsd_m > 0:
         raise ModelError(f"model: expected a ground sampling distance above 0 m, got {spec.gsd_m}; correct its spec")
     if not 2 / 3 < gsd / spec.gsd_m < 1.5:
-        return [f"pixels of {gsd:.3g} m, but the model was trained on {spec.gsd_m:.3g} m"]
+        return [Finding("pixel-size", f"pixels of {gsd:.3g} m, but the model was trained on {spec.gsd_m:.3g} m")]
     return []

@@ -11,7 +11,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.curate import curate
 from seawall.datasets.index import is_chip_folder
 from seawall.datasets.simulated import Simulated
-from seawall.datasets.splits import Split, split_blocks, split_groups
+from seawall.datasets.splits import Split, split_chips
 from seawall.errors import RecipeError
 from seawall.imagery.radiometry import Hints
 from seawall.labels.rule import parse_rule
@@ -20,7 +20,10 @@ from seawall.stages.run import Run
 
 
 def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...]]:
-    """Return the chips of a recipe, curated once and shared by every run with the same data section."""
+    """Return the chips of a recipe, curated once and shared by every run with the same data section.
+
+    Simulated scenes depend on the seed as well; files do not.
+    """
     data = run.recipe.data
     source = os.path.expandvars(data.source)
     if "$" in source:
@@ -31,10 +34,13 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
         vet_data(data, "chips")
         return ChipFolder.open(Path(source)), ()
     vet_data(data, "simulated" if source == "simulated" else "files")
-    text = json.dumps([data.model_dump(mode="json"), source, run.recipe.seed], sort_keys=True)
+    seed = run.recipe.seed if source == "simulated" else None  # files are what they are whatever the seed
+    text = json.dumps([data.model_dump(mode="json"), source, seed], sort_keys=True)
     folder = home / f"{data.sensor}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
     cover = data.labels == "cover"
-    scenes = Simulated(data.count, data.size, data.sensor, data.bands, 10.0, run.recipe.seed, data.clouds, cover)
+    scenes = Simulated(
+        data.count, data.size, data.sensor, data.bands, 10.0, run.recipe.seed, data.clouds, cover, frame=data.frame
+    )
     made = curate(
         scenes if source == "simulated" else source, folder,
         kind="auto" if source == "simulated" else data.kind, sensor=data.sensor, select=data.select, bands=data.bands,
@@ -46,9 +52,5 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
 
 
 def divide(run: Run, chips: ChipFolder) -> Split:
-    """Split the chips that have a label by group or block."""
-    by, seed = run.recipe.split, run.recipe.seed
-    ids = [row.id for row in chips.rows if row.valid_share > 0]
-    if by.by == "block":
-        return split_blocks(chips, seed, block_m=by.block_m, val=by.val, test=by.test, ids=ids)
-    return split_groups(chips, seed, val=by.val, test=by.test, ids=ids)
+    """Return the split that the recipe asks for, or the one that a corrupted chip folder keeps."""
+    return split_chips(chips, run.recipe.split_settings)

@@ -2,125 +2,184 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from seawall import registry
-from seawall.datasets.chips import Chip, ChipFolder
-from seawall.datasets.loader import patches, whole
-from seawall.datasets.splits import Split
-from seawall.errors import DataError
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.loader import PatchFeed, whole
+from seawall.datasets.splits import Split, record_split
+from seawall.datasets.store import IGNORE
+from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.facts import digest_chips
+from seawall.history import History
 from seawall.keys import Keys
+from seawall.label_noise import CorruptedLabels, noise_of_chips
+from seawall.launch import run_processes
 from seawall.metrics import confusion
 from seawall.models.standardize import Standardize
-from seawall.models.weights import load_model
-from seawall.orders import Relabel, noise_of
-from seawall.recipe import Method, Noise
-from seawall.schedule import make_training
+from seawall.models.weights import load_model, set_split
+from seawall.recipe import Method, Network
+from seawall.schedule import MEAN, Training, default_monitor, make_training
 from seawall.stages.run import Run
+from seawall.stages.worker import job_of
 from seawall.train import fit
-from seawall.types import Batch, ModelSpec, Objective
+from seawall.types import ModelSpec, Objective
 
 
 def learn(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
     """Yield the network trained on clean labels, then one per label noise and rate."""
-    name, training = run.recipe.model.name, run.recipe.training
-    yield name, train_one(run, chips, split, name, training.objective, None)
-    for called, (noise, _, fault) in corruptions(run, chips, split).items():
-        yield called, train_one(run, chips, split, called, noise.objective or training.objective, fault)
+    for network in run.recipe.networks:
+        yield network.name, train_one(run, chips, split, network)
 
 
-def corruptions(run: Run, chips: ChipFolder, split: Split) -> dict[str, tuple[Noise, float, Relabel]]:
-    """Return the label faults of a recipe, each with its rate, by the name of the network that learns from them."""
-    name = run.recipe.model.name
-    return {
-        f"{name}@{noise.name}-{rate:g}" + (f"+{_way(noise.objective)}" if noise.objective else ""): (
-            noise,
-            rate,
-            Relabel(noise_of(noise, rate, chips, split), run.recipe.seed),
-        )
-        for noise in run.recipe.noises
-        for rate in noise.rates
-    }
+def labels_of(run: Run, chips: ChipFolder, split: Split, network: Network) -> CorruptedLabels | None:
+    """Return the labels that a network learns from, or None where they are the folder's own.
+
+    Raises:
+        UsageError: The noise does not fit the chips.
+    """
+    if network.noise is None:
+        return None
+    noise = noise_of_chips(network.noise.name, network.noise.at(network.rate), chips, split.train)
+    return CorruptedLabels(chips, noise, run.recipe.seed, run.folder / "labels" / network.name)
 
 
 def realize(run: Run, chips: ChipFolder, split: Split) -> dict[str, dict[str, float | int | str]]:
-    """Return which fault each network learns from, and what the fault really changes in the training part.
+    """Corrupt the training labels of every label noise, and return what each really changes.
 
     Raises:
-        DataError: It changes nothing; a network trained on it would be the clean one under another name.
+        DataError: A rate above 0 changes nothing; a network trained on it would be the clean one under another name.
     """
     found: dict[str, dict[str, float | int | str]] = {}
-    for called, (noise, rate, fault) in corruptions(run, chips, split).items():
-        pairs = [(chip := chips.read(id_), fault(chip)) for id_ in split.train]
-        wrong = [int(((old.label != new.label) & old.valid).sum()) for old, new in pairs]
-        valid = sum(int(old.valid.sum()) for old, _ in pairs)
-        if not any(wrong) and any(rate > 0 for rate in noise.rates):
+    for network in run.recipe.networks:
+        noise, labels = network.noise, labels_of(run, chips, split, network)
+        if noise is None or labels is None:
+            continue
+        changed, valid = _changed(chips, labels, split.train)
+        if network.rate > 0 and not any(changed):
             raise DataError(
-                f"noises.{noise.name}: expected it to change labels of {len(pairs)} training chips, got none changed "
-                f"in {valid} pixels; use another noise, or more chips"
+                f"noises.{noise.name}: expected {noise.vary} {network.rate:g} to change labels of {len(changed)} training chips, "
+                f"got none changed in {valid} pixels; use another noise or a higher rate"
             )
-        found[called] = {
+        found[network.name] = {
             "model": run.recipe.model.name,
-            "noise": noise.name,
-            "rate": rate,
+            "noise": noise.called or noise.name,
+            "rate": network.rate,
             "vary": noise.vary,
-            "objective": _way(noise.objective) if noise.objective else "",
-            "changed_share": sum(wrong) / valid,
-            "chips_changed": sum(n > 0 for n in wrong),
-            "chips": len(pairs),
+            "objective": noise.way,
+            "changed_share": sum(changed) / valid,
+            "chips_changed": sum(n > 0 for n in changed),
+            "chips": len(changed),
         }
     return found
 
 
-def _way(objective: Method) -> str:
-    """Name how a network is trained through a noise: by its loss if that is all, else by its objective."""
-    loss = objective.settings.get("loss")
-    return loss.replace(" ", "") if objective.name == "supervised" and isinstance(loss, str) else objective.name
+def _changed(chips: ChipFolder, labels: CorruptedLabels, ids: Sequence[str]) -> tuple[list[int], int]:
+    """Return how many valid pixels differ in each chip, and how many are valid in all."""
+    changed, valid = [], 0
+    for id_ in ids:
+        plane = labels(id_)
+        counts = plane != IGNORE
+        changed.append(int(np.count_nonzero((plane != chips.stored(id_)[1]) & counts)))
+        valid += int(np.count_nonzero(counts))
+    return changed, valid
 
 
-def train_one(
-    run: Run, chips: ChipFolder, split: Split, name: str, objective: Method, edit: Callable[[Chip], Chip] | None
-) -> nn.Module:
+def train_one(run: Run, chips: ChipFolder, split: Split, network: Network) -> nn.Module:
     """Train one network, or load it where its training is complete."""
-    recipe, folder = run.recipe, run.folder / "models" / name
-    training = make_training(recipe.training.settings)
-    make = maker(recipe.model)
+    devices = run.recipe.training.devices
+    if devices > 1:
+        run_processes(
+            "seawall.stages.worker", job_of(run, chips, network), devices, f"train {network.name}",
+            run.say(f"train {network.name}"),
+        )  # fmt: skip
+    else:
+        train_here(run, chips, split, network)
+    return load_model(run.folder / "models" / network.name / "model.safetensors")
+
+
+def train_here(run: Run, chips: ChipFolder, split: Split, network: Network) -> History:
+    """Train one network in this process, which may be one of several that share the training."""
+    recipe = run.recipe
+    training = training_of(run, chips, split)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
-        model = make(replace(spec_of_chips(chips), note=recipe.title))
+        model = maker(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
+    parts = record_split(chips, split)
+    set_split(model, parts)
     mean, std = chips.mean_std(split.train)
     cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
-
-    def feed(epoch: int) -> Iterator[Batch]:
-        return patches(
-            chips, split.train, patch=training.patch, batch=training.batch, count=training.patches_per_epoch, epoch=epoch,
-            seed=recipe.seed, augment=recipe.training.augment, balance=recipe.training.balance, edit=edit,
-        )  # fmt: skip
-
-    fit(
+    labels = labels_of(run, chips, split, network)
+    feed = PatchFeed(
+        chips, split.train, training.patch, training.batch, training.patches_per_epoch, recipe.seed,
+        recipe.training.balance, recipe.training.augment, training.workers, labels,
+    )  # fmt: skip
+    return fit(
         model,
-        cast(Objective, registry.build("objective", objective.name, objective.settings)),
+        cast(Objective, registry.build("objective", network.objective.name, network.objective.settings)),
         feed,
         lambda trained: check(trained, chips, split.val),
         training,
-        folder,
+        run.folder / "models" / network.name,
         device=run.device,
+        devices=recipe.training.devices,
         resume=run.resume,
         seed=recipe.seed,
-        context={"chips": digest_chips(chips, split.train), "labels": repr(edit)},
-        progress=run.say(f"train {name}"),
+        context={
+            "train": digest_chips(chips, split.train),
+            "val": digest_chips(chips, split.val),
+            "labels": labels.identity if labels else "as they are",
+            "split": parts.digest,
+            "augment": recipe.training.augment,
+            "balance": recipe.training.balance,
+        },
+        metrics=metric_names(chips.classes),
+        progress=run.say(f"train {network.name}"),
     )
-    return load_model(folder / "model.safetensors")
 
 
-def check(model: nn.Module, chips: ChipFolder, ids: Iterable[str]) -> dict[str, float]:
-    """Return the figures that choose the best epoch: IoU per class, pooled over the validation chips."""
+def training_of(run: Run, chips: ChipFolder, split: Split) -> Training:
+    """Return the settings of a recipe's trainings, with the metric that will choose the weights.
+
+    Without a wish that is the IoU of water, or the mean over the classes where no validation chip has water.
+
+    Raises:
+        UsageError: The metric that is asked for cannot be, or no validation pixel has its class.
+    """
+    training, classes = make_training(run.recipe.training.settings), chips.classes
+    counts = np.sum([chips.row(id_).class_counts for id_ in split.val], axis=0)
+    there = {f"val.iou.{name}": int(n) for name, n in zip(classes, counts, strict=True)}
+    if not training.monitor:
+        usual = default_monitor(classes)
+        return replace(training, monitor=usual if there.get(usual) else MEAN)
+    if training.monitor not in metric_names(classes):
+        raise UsageError(
+            f"training.monitor: expected one of the validation figures, got {training.monitor!r}; {did_you_mean(training.monitor, metric_names(classes))}"
+        )
+    if there.get(training.monitor, 1) == 0:
+        raise UsageError(
+            f"training.monitor: expected a class of the {len(split.val)} validation chips, got {training.monitor!r} without a pixel; "
+            f"use {MEAN}, or another split"
+        )
+    return training
+
+
+def metric_names(classes: Sequence[str]) -> list[str]:
+    """Return what `check` measures."""
+    return [*(f"val.iou.{name}" for name in classes), MEAN]
+
+
+def check(model: nn.Module, chips: ChipFolder, ids: Iterable[str]) -> dict[str, float | None]:
+    """Return the figures that choose the best epoch: IoU per class, pooled over the validation chips, and their mean.
+
+    The IoU of a class that is neither labelled nor predicted is undefined, None; the mean is over the others.
+    """
     classes = chips.classes
     counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     device = next(model.parameters()).device
@@ -130,7 +189,10 @@ def check(model: nn.Module, chips: ChipFolder, ids: Iterable[str]) -> dict[str, 
             counts += confusion(pred, batch.label, batch.valid, len(classes)).sum(0)
     hit = counts.diagonal().double()
     union = counts.sum(0) + counts.sum(1) - hit
-    return {f"val.iou.{name}": float(hit[k] / union[k]) if union[k] else 0.0 for k, name in enumerate(classes)}
+    iou = [float(h / u) if u else None for h, u in zip(hit, union, strict=True)]
+    defined = [value for value in iou if value is not None]
+    mean = sum(defined) / len(defined) if defined else None
+    return dict(zip(metric_names(classes), [*iou, mean], strict=True))
 
 
 def spec_of_chips(chips: ChipFolder) -> ModelSpec:

@@ -1,0 +1,138 @@
+"""What Python callers pass instead of a Batch or a model, converted where its meaning is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from seawall.errors import DataError, ModelError
+from seawall.models.weights import spec_of
+from seawall.types import FILL, Batch, ModelSpec
+
+Sample: TypeAlias = Batch | Mapping[str, object] | Sequence[object]
+"""A Batch, a mapping with "image" and "mask" or "label" (a TorchGeo sample), or a pair (image, label)."""
+
+LABELS = ("mask", "label")
+NO_REFLECTANCE = 2.0
+"""A median above it is no reflectance: clouds and snow stay near 1, digital numbers begin in the hundreds."""
+NO_DECIBEL = (-80.0, 30.0)
+"""Medians outside are no backscatter in dB."""
+
+
+def as_batch(data: Sample, spec: ModelSpec, where: str = "data") -> Batch:
+    """Return a Batch of what a caller has, in the units of a model.
+
+    Converted: an unbatched image, integer, boolean or whole-numbered labels, labels (B, 1, H, W), any floating type, 8-bit
+    images of a model for stretched pictures. Pixels with a value that is not finite become unseen.
+
+    Args:
+        data: See `Sample`; images (C, H, W) or (B, C, H, W), labels (H, W), (1, H, W), (B, H, W) or (B, 1, H, W).
+        spec: Bands, classes and unit that the data must have.
+        where: How an error calls the data.
+
+    Raises:
+        DataError: It is something else, has other bands or classes, or holds digital numbers or linear backscatter, whose
+            conversion needs a scale and an offset that only the caller knows.
+    """
+    batch = data if isinstance(data, Batch) else _from_sample(data, spec, where)
+    if batch.image.shape[1] != len(spec.bands):
+        raise DataError(
+            f"{where}: expected {len(spec.bands)} bands ({', '.join(spec.bands)}), got {batch.image.shape[1]}; choose the model's bands in its order"
+        )
+    batch = _cast(batch, spec, where)
+    _check_unit(batch, spec, where)
+    _check_labels(batch, spec, where)
+    return batch
+
+
+def as_model(model: object) -> nn.Module:
+    """Return a module that has a specification.
+
+    Raises:
+        ModelError: It is no module, or a bare one: its bands, classes and unit are unknown.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model: expected a weights file or a torch.nn.Module with a ModelSpec as .spec, got {type(model).__name__}; wrap it with seawall.adapt(module, spec)"
+        )
+    spec_of(model)
+    return model
+
+
+def _from_sample(data: object, spec: ModelSpec, where: str) -> Batch:
+    image, label = _pair(data, where)
+    if image.ndim == 3:
+        image = image[None]
+    if label.ndim == 4 and label.shape[1] == 1:
+        label = label[:, 0]
+    elif label.ndim == 2:
+        label = label[None]
+    if image.ndim != 4 or label.ndim != 3:
+        raise DataError(
+            f"{where}: expected an image (B, C, H, W) and a label (B, H, W), got {tuple(image.shape)} and {tuple(label.shape)}; add or drop axes"
+        )
+    return Batch.of(image, label)
+
+
+def _pair(data: object, where: str) -> tuple[Tensor, Tensor]:
+    if isinstance(data, Mapping):
+        label = next((data[name] for name in LABELS if name in data), None)
+        image = data.get("image")
+    elif isinstance(data, tuple | list) and len(data) == 2:
+        image, label = data
+    else:
+        image = label = None
+    if not isinstance(image, Tensor) or not isinstance(label, Tensor):
+        held = f" with {', '.join(map(str, data))}" if isinstance(data, Mapping) else ""
+        raise DataError(
+            f'{where}: expected a chip folder, a seawall.Batch, a mapping with tensors "image" and "mask", or a pair (image, label), got {type(data).__name__}{held}; make one with seawall.Batch.of(image, label)'
+        )
+    return image, label
+
+
+def _cast(batch: Batch, spec: ModelSpec, where: str) -> Batch:
+    image, label = batch.image, batch.label
+    if not image.is_floating_point() and not (image.dtype == torch.uint8 and spec.unit == "stretched"):
+        raise DataError(
+            f"{where}: expected an image in {spec.unit}, got integers ({image.dtype}); apply the scale and the offset of the product first"
+        )
+    image = image.float()
+    if label.is_floating_point() and not bool((label[batch.valid] == label[batch.valid].round()).all()):
+        raise DataError(f"{where}: expected whole numbers as labels, got fractions; round or threshold them first")
+    finite = torch.isfinite(image).all(1)
+    seen = batch.seen & finite
+    image = torch.where(finite[:, None], image, torch.full_like(image, FILL[spec.unit]))
+    label = torch.where(batch.valid, label, torch.zeros_like(label)).long()
+    return Batch(image, label, seen, batch.valid & seen, batch.chips)
+
+
+def _check_unit(batch: Batch, spec: ModelSpec, where: str) -> None:
+    values = batch.image.detach().movedim(1, 0)[:, batch.seen]
+    if not values.numel():
+        return
+    middle = float(values.median())
+    if spec.unit == "reflectance" and abs(middle) > NO_REFLECTANCE:
+        raise DataError(
+            f"{where}: expected reflectance, got a median of {middle:g}: these look like digital numbers; divide by 10000 and subtract 0.1 where the product's baseline is 04.00 or later"
+        )
+    if spec.unit in ("sigma0_db", "gamma0_db"):
+        low, high = NO_DECIBEL
+        linear = bool((values >= 0).all())
+        if not low <= middle <= high or linear:
+            raise DataError(
+                f"{where}: expected backscatter in dB, got a median of {middle:g}{' and no negative value' if linear else ''}; convert linear power with 10 * log10"
+            )
+
+
+def _check_labels(batch: Batch, spec: ModelSpec, where: str) -> None:
+    labels = batch.label[batch.valid]
+    if not labels.numel():
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(spec.classes):
+        raise DataError(
+            f"{where}: expected labels 0 to {len(spec.classes) - 1} ({', '.join(spec.classes)}), got {low} to {high}; say which pixels count: seawall.Batch.of(image, label, valid=label != {high if high >= len(spec.classes) else low})"
+        )

@@ -1,0 +1,235 @@
+"""Label noise on the chips of a folder: built with what it must know of them, applied, and kept.
+
+`seawall corrupt` and recipes both build their noises here, so that the same words give the same labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seawall import registry
+from seawall.datasets.chips import Chip, ChipFolder
+from seawall.datasets.store import IGNORE
+from seawall.errors import UsageError, did_you_mean
+from seawall.files import write_atomic
+from seawall.keys import Keys
+from seawall.poison.sources import placed, source_digest
+from seawall.poison.thirds import Thirds, assign_thirds
+from seawall.provenance import code_version
+from seawall.types import Batch, LabelNoise, Setting, Unit
+
+MEMORY_BYTES = 64 * 2**20
+"""Corrupted label planes of one noise kept in memory, one byte per pixel; the others are read from the disk again."""
+
+
+@dataclass(frozen=True)
+class NoiseContext:
+    """What a label noise may have to know of the chips that it is applied to.
+
+    Args:
+        gsd_m: Meters per pixel.
+        bands: Band ids in channel order.
+        unit: Unit of the images.
+        classes: Class names in the order of the label values; empty where they are not known yet.
+        chips: Ids of the chips that the noise is applied to, in file order.
+    """
+
+    gsd_m: float
+    bands: tuple[str, ...]
+    unit: Unit
+    classes: tuple[str, ...] = ()
+    chips: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(folder: ChipFolder, chips: Sequence[str]) -> NoiseContext:
+        """Return the context of some chips of a folder."""
+        return NoiseContext(folder.gsd_m, folder.bands, folder.unit, folder.classes, tuple(chips))
+
+    def klass(self, asked: Setting) -> Setting:
+        """Return the index of the class that a noise is about: the one asked for by index or name, else water.
+
+        Raises:
+            UsageError: There is no such class, or none is asked for and there is neither "water" nor a pair of classes.
+        """
+        if not self.classes:
+            return 0 if asked is None or isinstance(asked, str) else asked
+        if isinstance(asked, str):
+            if asked not in self.classes:
+                raise UsageError(f"noise klass: unknown class {asked!r}; {did_you_mean(asked, self.classes)}")
+            return self.classes.index(asked)
+        if asked is not None:
+            if isinstance(asked, int) and not 0 <= asked < len(self.classes):
+                raise UsageError(
+                    f"noise klass: expected a class of {', '.join(self.classes)}, got {asked}; choose 0..{len(self.classes) - 1}"
+                )
+            return asked
+        if "water" in self.classes:
+            return self.classes.index("water")
+        if len(self.classes) == 2:
+            return 1
+        raise UsageError(
+            f"noise klass: expected the class that the noise is about, got none of {', '.join(self.classes)}; write klass=<name>"
+        )
+
+
+FILLED: Mapping[str, Callable[[NoiseContext, Setting], Setting]] = {
+    "gsd_m": lambda context, asked: context.gsd_m if asked is None else asked,
+    "bands": lambda context, asked: list(context.bands) if asked is None else asked,
+    "unit": lambda context, asked: context.unit if asked is None else asked,
+    "classes": lambda context, asked: (len(context.classes) or 2) if asked is None else asked,
+    "klass": lambda context, asked: context.klass(asked),
+    "parts": lambda context, asked: cast(Setting, dict(assign_thirds(context.chips))) if asked is None else asked,
+}
+"""Fields of a noise that are filled in from the chips, by their name; a setting of the caller goes before.
+
+A new noise that needs one of these facts only has to name its field so.
+"""
+
+
+def build_noise(name: str, settings: Mapping[str, Setting], context: NoiseContext) -> LabelNoise:
+    """Build a registered label noise with what it must know of the chips.
+
+    Args:
+        name: Registered name.
+        settings: Its settings; what they leave out of `FILLED` comes from the context.
+        context: The chips.
+
+    Raises:
+        UsageError: There is no such noise, or a setting is wrong or contradicts the chips.
+    """
+    known = {f.name: f.default for f in fields(registry.find("noise", name).make)}
+    if known.get("gsd_m", MISSING) is not MISSING and settings.get("of") != "meters" and "gsd_m" not in settings:
+        del known["gsd_m"]  # meters per pixel mean nothing to a share
+    filled = {key: fill(context, settings.get(key)) for key, fill in FILLED.items() if key in known}
+    if context.classes and filled.get("classes", len(context.classes)) != len(context.classes):
+        raise UsageError(
+            f"{name}.classes: expected {len(context.classes)} as the chips have, got {filled['classes']}; leave it out"
+        )
+    return cast(LabelNoise, registry.build("noise", name, {**settings, **filled}))
+
+
+def noise_of_chips(name: str, settings: Mapping[str, Setting], folder: ChipFolder, chips: Sequence[str]) -> LabelNoise:
+    """Build a registered label noise for some chips of a folder: what every verb calls.
+
+    Raises:
+        UsageError: There is no such noise, or a setting is wrong or contradicts the chips.
+        DataError: Its source is not there or has no label of any chip.
+    """
+    noise = build_noise(name, settings, NoiseContext.of(folder, chips))
+    return placed(noise, {id_: folder.row(id_).grid for id_ in chips})
+
+
+def noise_keys(seed: int, chip: str, number: int = 0) -> Keys:
+    """Return the random stream of a chip for the first, second ... noise that is applied to it."""
+    return Keys(seed, (chip,), ("noise",) if number == 0 else ("noise", str(number)))
+
+
+def batch_of(chip: Chip) -> Batch:
+    """Return a chip as a batch of one."""
+    return Batch(
+        torch.from_numpy(chip.image)[None], torch.from_numpy(chip.label)[None],
+        torch.from_numpy(chip.seen)[None], torch.from_numpy(chip.valid)[None], (chip.id,),
+    )  # fmt: skip
+
+
+def marks_of(chip: Chip) -> NDArray[np.uint8]:
+    """Return a chip's label as files hold it: 255 where it does not count."""
+    return np.where(chip.valid, chip.label, IGNORE).astype(np.uint8)
+
+
+def noise_alone(noise: LabelNoise, chip: str) -> LabelNoise:
+    """Return a noise with the part of one chip only, so that a chip does not depend on which others there are."""
+    if not isinstance(noise, Thirds):
+        return noise
+    return replace(noise, parts={chip: noise.parts[chip]} if chip in noise.parts else {})
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """Label noise on whole chips: a pure function of the chip, drawn from the chip's own stream."""
+
+    noise: LabelNoise
+    seed: int
+
+    def __call__(self, chip: Chip) -> Chip:
+        """Return the chip with its new label; what was not valid stays."""
+        return replace(chip, label=self.noise(batch_of(chip), noise_keys(self.seed, chip.id)).label[0].numpy())
+
+
+class CorruptedLabels:
+    """Label planes after a noise: each made once, compressed on the disk, a bounded number of them in memory.
+
+    Args:
+        folder: The chips.
+        noise: The noise.
+        seed: Seed of its randomness.
+        home: Folder of the planes; they are named by content, so that a resumed run finds its own only.
+    """
+
+    def __init__(self, folder: ChipFolder, noise: LabelNoise, seed: int, home: Path) -> None:
+        self.folder, self.noise, self.seed, self.home = folder, noise, seed, home
+        self._relabel = Relabel(noise, seed)
+        self._recent: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def identity(self) -> str:
+        """What decides the planes besides the chips, short enough for a message."""
+        digest = hashlib.blake2b(f"{self.noise!r}{self.seed}".encode(), digest_size=4).hexdigest()
+        return f"{type(self.noise).__name__} {digest}"
+
+    def __call__(self, id_: str) -> NDArray[np.uint8]:
+        """Return the label plane (H, W) of a chip: classes, and 255 where the label does not count.
+
+        Raises:
+            DataError: The chip's files are missing or damaged.
+            OSError: The disk is full.
+        """
+        with self._lock:
+            if id_ in self._recent:
+                self._recent.move_to_end(id_)
+                return self._recent[id_]
+        plane = self._load(id_)
+        with self._lock:
+            if id_ not in self._recent:
+                self._recent[id_] = plane
+                self._bytes += plane.nbytes
+            while self._bytes > MEMORY_BYTES and len(self._recent) > 1:
+                self._bytes -= self._recent.popitem(last=False)[1].nbytes
+        return plane
+
+    def _load(self, id_: str) -> NDArray[np.uint8]:
+        row = self.folder.row(id_)
+        text = "\0".join(
+            (
+                row.sha256,
+                row.label_sha256,
+                repr(noise_alone(self.noise, id_)),
+                source_digest(self.noise, id_),
+                str(self.seed),
+                id_,
+                code_version(),
+            )
+        )
+        path = self.home / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.z"
+        try:
+            plane = np.frombuffer(zlib.decompress(path.read_bytes()), np.uint8)
+            if plane.size == row.height * row.width:
+                return plane.reshape(row.height, row.width)
+        except (FileNotFoundError, zlib.error):
+            pass  # not made yet, or damaged on the disk: made again
+        made = marks_of(self._relabel(self.folder.read(id_)))
+        write_atomic(path, zlib.compress(made.tobytes(), 1))
+        return made

@@ -1,0 +1,230 @@
+"""Being asked to stop, and one job in several processes of this machine, started as torchrun starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import IO
+
+from seawall import errors
+from seawall.errors import RunError, SeawallError, StoppedError
+
+GRACE_S = 20.0
+"""How long the other processes may take to end after one has failed or all were asked to stop."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@contextmanager
+def listening(where: str) -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into an event; a second one acts as it did before.
+
+    Args:
+        where: What is being done, for the message.
+
+    Raises:
+        StoppedError: One came and the work inside ended without looking at it, however late it came.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, hear)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if event.is_set():
+        raise StoppedError(f"{where}: stopped as asked; what was done is saved and the same command goes on from there")
+
+
+@dataclass
+class _Child:
+    """One process and what it has sent: its error, and whether that began the failure (2), may have (1) or echoes it (0)."""
+
+    rank: int
+    process: subprocess.Popen[str]
+    log: IO[str]
+    error: SeawallError | None = None
+    weight: int = 0
+    lines: threading.Thread | None = field(default=None, repr=False)
+
+
+def run_processes(module: str, job: Mapping[str, object], count: int, where: str, progress: Progress) -> None:
+    """Run `python -m module` in several processes that find each other, and wait for all of them.
+
+    Each gets the job as one line of JSON on its standard input; see `worker`. When one fails the
+    others are stopped, and its error is raised here. SIGINT and SIGTERM are passed on to all.
+
+    Args:
+        module: A module that calls `seawall.launch.worker`.
+        job: Plain values.
+        count: How many processes.
+        where: What is being done, for messages.
+        progress: Called with what the first process reports.
+
+    Raises:
+        SeawallError: What the process that failed raised.
+        RunError: A process was killed.
+        StoppedError: SIGINT or SIGTERM came.
+    """
+    told: queue.Queue[tuple[int, dict[str, object]]] = queue.Queue()
+    with listening(where) as stopped:
+        port = _free_port()
+        children: list[_Child] = []
+        try:
+            for rank in range(count):
+                children.append(_start(module, rank, count, told, port))
+                _send(children[-1], job)
+            _watch(children, told, stopped, progress)
+            failed = [child for child in children if child.process.poll()]  # by themselves, not by what follows
+        finally:
+            for child in children:
+                child.process.kill()
+                child.process.wait()
+        if failed and not stopped.is_set():
+            raise _reason(failed, where)
+
+
+def worker(run: Callable[[Mapping[str, object], Progress], None]) -> None:
+    """Run the job that `run_processes` sends on standard input, and send back progress and errors.
+
+    The process ends when the one that started it is gone.
+    """
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no message
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    first = os.environ.get("RANK") == "0"
+
+    def tell(done: int, total: int, note: str = "") -> None:
+        if first:
+            channel.write(json.dumps({"progress": [done, total, note]}) + "\n")
+
+    try:
+        run(job, tell)
+    except Exception as bad:
+        # A broken group of processes must not be asked to end in an orderly way, so the process leaves at once.
+        kind = next((k.__name__ for k in type(bad).__mro__ if getattr(errors, k.__name__, None) is k), "")
+        weight = (0 if type(bad).__name__ == "OtherProcessError" else 2) if kind else 1
+        text = str(bad) if kind else f"{type(bad).__name__}: {bad}"
+        channel.write(json.dumps({"error": kind or "RunError", "text": text, "weight": weight}) + "\n")
+        channel.flush()
+        os._exit(1)
+
+
+def _start(module: str, rank: int, count: int, told: queue.Queue[tuple[int, dict[str, object]]], port: int) -> _Child:
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "seawall",
+    }  # fmt: skip
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115  - lives as long as its process
+    process = subprocess.Popen(
+        [sys.executable, "-m", module], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+    )  # fmt: skip
+    child = _Child(rank, process, log)
+
+    def read() -> None:
+        for line in process.stdout or ():
+            told.put((rank, json.loads(line)))
+
+    child.lines = threading.Thread(target=read, daemon=True)
+    child.lines.start()
+    return child
+
+
+def _send(child: _Child, job: Mapping[str, object]) -> None:
+    try:
+        if child.process.stdin is not None:
+            child.process.stdin.write(json.dumps(job) + "\n")
+            child.process.stdin.flush()  # it stays open: its end tells the process that this one is gone
+    except BrokenPipeError:
+        pass  # it is gone already, and its exit code says so below
+
+
+def _watch(
+    children: list[_Child],
+    told: queue.Queue[tuple[int, dict[str, object]]],
+    stopped: threading.Event,
+    progress: Progress,
+) -> None:
+    """Pass progress on until all have ended; after a failure or a wish to stop, for a while longer at most."""
+    until: float | None = None
+    asked = False
+    while any(child.process.poll() is None for child in children) or not told.empty():
+        try:
+            rank, message = told.get(timeout=0.1)
+        except queue.Empty:
+            pass
+        else:
+            _take(children[rank], message, progress)
+        if stopped.is_set() and not asked:
+            asked = True
+            for child in children:
+                child.process.terminate()
+        if until is None and any(child.process.poll() for child in children):
+            until = time.monotonic() + GRACE_S
+        if until is not None and time.monotonic() > until:
+            return
+    for child in children:
+        if child.lines is not None:
+            child.lines.join(1.0)
+    while not told.empty():
+        rank, message = told.get()
+        _take(children[rank], message, progress)
+
+
+def _take(child: _Child, message: Mapping[str, object], progress: Progress) -> None:
+    if isinstance(said := message.get("progress"), list):
+        progress(int(said[0]), int(said[1]), str(said[2]))
+    else:
+        child.error = getattr(errors, str(message["error"]))(str(message["text"]))
+        child.weight = int(str(message["weight"]))
+
+
+def _reason(failed: list[_Child], where: str) -> SeawallError:
+    """Return the error that began it: before a silent death, and that before what a broken connection makes of it."""
+    told = sorted((child for child in failed if child.error is not None), key=lambda child: -child.weight)
+    silent = [child for child in failed if child.error is None]
+    if told and told[0].error is not None and (told[0].weight == 2 or not silent):
+        return told[0].error
+    child = silent[0]
+    child.log.seek(0)
+    last = (child.log.read().strip().splitlines() or ["no message"])[-1]
+    return RunError(
+        f"{where}: expected every process to finish, got exit code {child.process.returncode} of process {child.rank} "
+        f"({last}); run the same command again, it goes on from the last checkpoint"
+    )
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
