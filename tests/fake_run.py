@@ -322,21 +322,21 @@ def _scene(folder: Path, side: int = 480) -> None:
             np.where(seen, data, 255).astype(np.uint8)[None],
             1.0 if name == "class" else 0.004,
         )
-    _tif(folder / "input.truth.tif", np.where(seen, truth, 255).astype(np.uint8)[None], 1.0)
+    _tif(folder / "input-480.truth.tif", np.where(seen, truth, 255).astype(np.uint8)[None], 1.0)
     image = _image("scene", truth)
-    _tif(folder / "input.tif", np.where(seen, image, np.nan).astype(np.float32), 1.0, BANDS)
-    write_preview(folder / "input.tif", folder / "reach.preview.npz", digest="0" * 64)
+    _tif(folder / "input-480.tif", np.where(seen, image, np.nan).astype(np.float32), 1.0, BANDS)
+    write_preview(folder / "input-480.tif", folder / "reach.preview.npz", digest="0" * 64)
     mapped, true = layers["class"].astype(bool) & seen, truth & seen
     km2, both = float(mapped.sum()) * 1e-4, int((mapped & true).sum())
     result = SceneResult(
-        name="reach", source="input.tif", files={layer: f"reach.{layer}.tif" for layer in layers}, digests=dict.fromkeys(layers, "0" * 64),
+        name="reach", source="input-480.tif", files={layer: f"reach.{layer}.tif" for layer in layers}, digests=dict.fromkeys(layers, "0" * 64),
         key="0" * 64, model="0" * 64, scene="0" * 64, classes=CLASSES, klass="water", unit="reflectance", radiometry="reflectance", height=side,
         width=side, seen_share=float(seen.mean()), share=float(mapped.sum() / seen.sum()), area_km2=km2, expected_km2=1.01 * km2,
         low_km2=0.96 * km2, high_km2=1.07 * km2, unsure_km2=0.11 * km2, unsure_share=0.043,
         class_km2={"land": float(seen.sum()) * 1e-4 - km2, "water": km2}, unsure=(0.3, 0.7), flags=("the acquisition time is unknown",), seconds=9.5,
     )  # fmt: skip
     grid = Grid(side, side, from_origin(500000, 9600000, 10, 10), "EPSG:32720")
-    _json(folder / "reach.json", scene_item(result, grid, None, folder, "models/model.json", "input.tif"))
+    _json(folder / "reach.json", scene_item(result, grid, None, folder, "models/model.json", "input-480.tif"))
     _json(folder / "reach.truth.json", {
         "klass": "water", "iou": both / int((mapped | true).sum()), "precision": both / int(mapped.sum()), "recall": both / int(true.sum()),
         "true_km2": float(true.sum()) * 1e-4, "mapped_km2": km2, "expected_km2": 1.01 * km2, "pixels": int(seen.sum()), "clear_iou": None, "clear_pixels": 0, "note": "Drawn.",

@@ -155,10 +155,10 @@ def test_a_truth_of_another_size_is_named(made, tmp_path):
 
     broken = tmp_path / "run"
     shutil.copytree(made, broken)
-    save(broken / "scenes/input.truth.tif", np.zeros((1, 20, 30)), dtype="uint8")
+    save(broken / "scenes/input-480.truth.tif", np.zeros((1, 20, 30)), dtype="uint8")
     faults = []
     scene_maps(read_run(broken), faults)
-    assert "input.truth.tif: expected" in faults[0]
+    assert "input-480.truth.tif: expected" in faults[0]
 
 
 def test_a_picture_of_noise_says_its_scale(made):
