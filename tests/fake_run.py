@@ -24,7 +24,7 @@ from seawall.imagery.preview import write_preview
 from seawall.recipe import make_recipe
 from seawall.records import Record, RecordLog
 from seawall.scenes.catalog import scene_item
-from seawall.scenes.product import SceneResult, layer_names
+from seawall.scenes.product import SceneResult
 from seawall.threat import parse_threat
 from seawall.types import ModelSpec
 
@@ -329,7 +329,7 @@ def _scene(folder: Path, side: int = 480) -> None:
     mapped, true = layers["class"].astype(bool) & seen, truth & seen
     km2, both = float(mapped.sum()) * 1e-4, int((mapped & true).sum())
     result = SceneResult(
-        name="reach", source="input-480.tif", files={layer: f"reach.{name}.tif" for layer, name in layer_names("water").items()}, digests=dict.fromkeys(layer_names("water"), "0" * 64),
+        name="reach", source="input-480.tif", files={layer: f"reach.{layer}.tif" for layer in layers}, digests=dict.fromkeys(layers, "0" * 64),
         key="0" * 64, model="0" * 64, scene="0" * 64, classes=CLASSES, klass="water", unit="reflectance", radiometry="reflectance", height=side,
         width=side, seen_share=float(seen.mean()), share=float(mapped.sum() / seen.sum()), area_km2=km2, expected_km2=1.01 * km2,
         low_km2=0.96 * km2, high_km2=1.07 * km2, unsure_km2=0.11 * km2, unsure_share=0.043,
@@ -339,8 +339,7 @@ def _scene(folder: Path, side: int = 480) -> None:
     _json(folder / "reach.json", scene_item(result, grid, None, folder, "models/model.json", "input-480.tif"))
     _json(folder / "reach.truth.json", {
         "klass": "water", "iou": both / int((mapped | true).sum()), "precision": both / int(mapped.sum()), "recall": both / int(true.sum()),
-        "true_km2": float(true.sum()) * 1e-4, "mapped_km2": km2, "expected_km2": 1.01 * km2, "pixels": int(seen.sum()),
-        "clear_iou": both / int((mapped | true).sum()), "clear_pixels": int(seen.sum()), "note": "Drawn.",
+        "true_km2": float(true.sum()) * 1e-4, "mapped_km2": km2, "expected_km2": 1.01 * km2, "pixels": int(seen.sum()), "clear_iou": None, "clear_pixels": 0, "note": "Drawn.",
     })  # fmt: skip
 
 

@@ -303,13 +303,14 @@ def test_the_made_up_run_holds_nothing_that_a_real_one_does_not(run, real):
     assert set(np.load(preview[0]).files) == set(np.load(preview[1]).files)
     scenes = [json.loads(path.read_text()) for path in (run / "scenes/reach.json", real / "scenes/scene.json")]
     assert scenes[0].keys() == scenes[1].keys() and scenes[0]["result"].keys() == scenes[1]["result"].keys()
-    renamed = {name.replace("reach", "scene").replace("input-480", "input-128") for name in files(run) if name.startswith("scenes/")}
-    assert {name for name in renamed if "truth" not in name} <= files(real)
-    if (real / "scenes/scene.truth.json").exists():  # only where a run writes the truth of its own scene
-        truth = [
-            json.loads(path.read_text()) for path in (run / "scenes/reach.truth.json", real / "scenes/scene.truth.json")
-        ]
-        assert truth[0].keys() == truth[1].keys() and "scenes/input.truth.tif" in files(real)
+    renamed = {
+        name.replace("reach", "scene").replace("-480", "-128") for name in files(run) if name.startswith("scenes/")
+    }
+    assert renamed <= files(real)
+    truth = [
+        json.loads(path.read_text()) for path in (run / "scenes/reach.truth.json", real / "scenes/scene.truth.json")
+    ]
+    assert truth[0].keys() == truth[1].keys()
 
 
 @pytest.mark.slow
@@ -327,8 +328,7 @@ def test_every_key_that_the_page_reads_is_in_a_real_run(real):
     epoch = json.loads((real / "models/unet/history.jsonl").read_text().splitlines()[0])
     assert set(Epoch.model_fields) - {"model", "scores"} <= epoch.keys() and "val.iou.water" in epoch
     assert tomllib.loads((real / "recipe.toml").read_text()).keys() <= Recipe.model_fields.keys()
-    if (real / "scenes/scene.truth.json").exists():
-        assert set(SceneTruth.model_fields) == json.loads((real / "scenes/scene.truth.json").read_text()).keys()
+    assert set(SceneTruth.model_fields) == json.loads((real / "scenes/scene.truth.json").read_text()).keys()
 
 
 @pytest.mark.slow
@@ -343,6 +343,7 @@ def test_a_real_run_feeds_every_section(real):
     assert "satellite image" in words and "Which band the adversary needs: U-Net" in words
     assert re.search(r"[\d.]+ to [\d.]+\u202f% reflectance \(per band\)", words)
     assert "Not readable." not in words
+    assert "is the known truth" in words and "the map against the known truth" in words
 
 
 @pytest.mark.slow

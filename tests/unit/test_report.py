@@ -383,22 +383,6 @@ def test_the_report_loads_neither_torch_nor_rasterio():
     )
 
 
-def test_flags_of_the_chips_are_on_the_page_with_how_many_carry_them(tmp_path):
-    fake_run.make_run(tmp_path, side=16, chips_per_place=1)
-    facts = json.loads((tmp_path / "facts.json").read_text())
-    facts["data"]["flags"] = {"blank-pixels": 3, "extreme-values": 1}
-    (tmp_path / "facts.json").write_text(json.dumps(facts))
-    page = unescape(write_report(tmp_path).read_text(encoding="utf-8"))
-    for flag, chips in (("blank-pixels", "3 chips"), ("extreme-values", "1 chip")):
-        assert explain(flag).means in page and explain(flag).do in page
-        assert chips in page[page.index(explain(flag).means) :][:1500]
-
-
-def test_a_flag_with_its_facts_is_explained_by_its_id():
-    assert explain("extreme-values: 0.01% of the pixels outside -0.5 to 5: unseen").id == "extreme-values"
-    assert explain("odd thing: pixels").id == "odd-thing-pixels"
-
-
 def test_a_budget_is_said_from_its_fields():
     told = Budget("linf 0.0013,0.0018 reflectance", "linf", (0.0013, 0.0018), "reflectance")
     assert told.spoken == "0.13 to 0.18\u202f% reflectance (per band)" and told.name == "linf, reflectance per band"
@@ -503,3 +487,19 @@ def test_learning_curves_count_epochs_from_one_and_show_the_class_of_the_page():
     ]
     assert re.findall(r'<circle cx="([^"]+)"', svg)[0] == "40", "the first epoch stands at the start of the axis"
     assert min(ticks) >= 0.7 and max(ticks) <= 0.95 and "not 0 to 1" in chart.note
+
+
+def test_flags_of_the_chips_are_on_the_page_with_how_many_carry_them(tmp_path):
+    fake_run.make_run(tmp_path, side=16, chips_per_place=1)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    facts["data"]["flags"] = {"blank-pixels": 3, "extreme-values": 1}
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    page = unescape(write_report(tmp_path).read_text(encoding="utf-8"))
+    for flag, chips in (("blank-pixels", "3 chips"), ("extreme-values", "1 chip")):
+        assert explain(flag).means in page and explain(flag).do in page
+        assert chips in page[page.index(explain(flag).means) :][:1500]
+
+
+def test_a_flag_with_its_facts_is_explained_by_its_id():
+    assert explain("extreme-values: 0.01% of the pixels outside -0.5 to 5: unseen").id == "extreme-values"
+    assert explain("odd thing: pixels").id == "odd-thing-pixels"

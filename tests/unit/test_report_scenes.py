@@ -29,7 +29,7 @@ def words_of(sentences):
 
 def scene(share=0.1, truth=True, **result):
     """A scene of 100 km2, of which 20 are mapped as water and some share truly is."""
-    facts = {"source": "input.tif", "classes": ("land", "water"), "water_km2": 20.0, "water_share": 0.2,
+    facts = {"source": "input.tif", "classes": ("land", "water"), "area_km2": 20.0, "share": 0.2,
              "class_km2": {"land": 80.0, "water": 20.0}, "height": 10, "width": 10}  # fmt: skip
     known = SceneTruth(
         klass="water",
@@ -155,10 +155,10 @@ def test_a_truth_of_another_size_is_named(made, tmp_path):
 
     broken = tmp_path / "run"
     shutil.copytree(made, broken)
-    save(broken / "scenes/input.truth.tif", np.zeros((1, 20, 30)), dtype="uint8")
+    save(broken / "scenes/input-480.truth.tif", np.zeros((1, 20, 30)), dtype="uint8")
     faults = []
     scene_maps(read_run(broken), faults)
-    assert "input.truth.tif: expected" in faults[0]
+    assert "input-480.truth.tif: expected" in faults[0]
 
 
 def test_a_picture_of_noise_says_its_scale(made):

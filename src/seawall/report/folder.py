@@ -74,6 +74,7 @@ class SceneFacts(Known):
     """The result of a whole-scene map, as `seawall.scenes.SceneResult` names it."""
 
     source: str = ""
+    files: Mapping[str, str] = Field(default_factory=dict)
     classes: tuple[str, ...] = ()
     klass: str = "water"
     height: int = 0

@@ -181,7 +181,7 @@ def _of(amount: str, of: str) -> str:
 def _map(run: Run, name: str, index: int, scene: Scene) -> Swipes:
     folder = run.path / "scenes"
     side = round(SIDE / min(len(run.scenes), MOST) ** 0.5)
-    classes, meters = _read(folder / f"{name}.class.tif", side)
+    classes, meters = _read(folder / _file(scene, name, "class"), side)
     seen = classes != 255
     colors = (*pictures.CLASSES, pictures.CLEAR)
     height, width = classes.shape
@@ -189,7 +189,7 @@ def _map(run: Run, name: str, index: int, scene: Scene) -> Swipes:
     base = pictures.address(shown, colors)
     photo = _preview(folder / f"{name}.preview.npz", classes.shape)
     over, keys = _overlays(folder, scene, classes, side)
-    doubt = _doubt(folder / f"{name}.uncertainty.tif", seen)
+    doubt = _doubt(folder / _file(scene, name, "uncertainty"), seen)
     if photo is not None:
         left, right = (
             Layer("satellite image", pictures.address(photo), over),
@@ -205,6 +205,14 @@ def _map(run: Run, name: str, index: int, scene: Scene) -> Swipes:
         tuple(keys), _scale(meters, width), shown=0,
     )  # fmt: skip
     return Swipes(called, (pair,), large=True)
+
+
+def _file(scene: Scene, name: str, layer: str) -> str:
+    """Return the file of a layer; that of the probability is named by its class."""
+    files = scene.result.files
+    if layer == "probability":
+        layer = next((key for key in files if key not in ("class", "uncertainty")), layer)
+    return Path(files.get(layer, f"{name}.{layer}.tif")).name
 
 
 def _overlays(
@@ -292,7 +300,7 @@ def _doubt(path: Path, seen: SEEN) -> str:
 def _small(folder: Path, name: str, scene: Scene, seen: SEEN, doubt: str) -> tuple[Panel, ...]:
     """Return probability and uncertainty beside the map, each with its scale."""
     panels = []
-    held = _share(folder / f"{name}.water.tif", seen.shape)
+    held = _share(folder / _file(scene, name, "probability"), seen.shape)
     if held is not None:
         index = pictures.levels(held[0], held[1] & seen, LEVELS, 0.0, 1.0)
         picture = pictures.address(index, pictures.ramp(PALE, DEEP, LEVELS))

@@ -50,10 +50,10 @@ def survey(run: Run, chips: ChipFolder, model: nn.Module, weights: Path | None =
         model, source, home, name="scene", device=run.device, resume=run.resume, progress=run.say("scene"),
         weights=weights,
     )  # fmt: skip
+    write_preview(source, home / "scene.preview.npz", digest=result.scene)
     if truth is not None and result.klass == "water":  # the only class that the truth is of
         facts = compare_with_truth(result, home / result.files["class"], truth)
         write_atomic(home / "scene.truth.json", json.dumps(facts, indent=1))
-    write_preview(source, home / "scene.preview.npz", digest=result.scene)
     return {layer: str(home / file) for layer, file in result.files.items()}
 
 
