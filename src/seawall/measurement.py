@@ -14,10 +14,11 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import dump_header
 from seawall.datasets.loader import whole
 from seawall.evaluate import Case, evaluate, missing
-from seawall.facts import code_digest, source_digest
+from seawall.facts import source_digest
 from seawall.infer import model_digest
 from seawall.interrogate import Interrogation, interrogated
 from seawall.models.weights import digest_of, spec_of, split_of
+from seawall.provenance import code_version
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel
 
@@ -134,7 +135,7 @@ def recipe_ids(model: nn.Module, chips: ChipSource, seed: int, ask: Interrogatio
     the interrogation and the code.
     """
     split, weights = split_of(model), model_digest(model)
-    base = (weights, split.digest if split is not None else "", chips.digest, str(seed), code_digest())
+    base = (weights, split.digest if split is not None else "", chips.digest, str(seed), code_version())
 
     def of(case: Case) -> str:
         asked = "" if case.act is None else repr(ask)

@@ -410,24 +410,3 @@ def test_budgets_on_stretched_pictures_carry_a_flag(tmp_path: Path) -> None:
         rows = evaluate(net, [chips()], log=RecordLog(tmp_path / unit), recipe="r", name="m", attacks=[CLEAN, case])  # type: ignore[arg-type]
         assert {row.flags for row in rows if row.method == "fgsm"} == {flags}
         assert {row.flags for row in rows if row.method == "clean"} == {()}
-
-
-def test_without_bodies_a_chip_is_done_when_it_is_measured(tmp_path: Path) -> None:
-    net, log = Net(), RecordLog(tmp_path / "r.jsonl")
-    evaluate(net, [chips().select([0, 1, 2])], log=log, recipe="r", name="n", bodies=())
-    asked = {"recipe": "r", "name": "n", "classes": SPEC.classes}
-    assert missing(log, ["c0", "c1", "c2", "c3"], **asked, bodies=()) == ["c3"]
-    calls = net.calls
-    assert (
-        evaluate(net, [chips().select([0, 1, 2])], log=log, recipe="r", name="n", bodies=()) == []
-        and net.calls == calls
-    )
-    assert missing(log, ["c0"], **asked, bodies=("water",)) == ["c0"], "sizes were not measured"
-
-
-def test_every_class_of_bodies_is_measured(tmp_path: Path) -> None:
-    log = RecordLog(tmp_path / "r.jsonl")
-    evaluate(Net(), [chips().select([0, 1])], log=log, recipe="r", name="n", bodies=("water",))
-    asked = {"recipe": "r", "name": "n", "classes": SPEC.classes}
-    assert missing(log, ["c0", "c1"], **asked, bodies=("water",)) == []
-    assert missing(log, ["c0", "c1"], **asked, bodies=("water", "land")) == ["c0", "c1"]

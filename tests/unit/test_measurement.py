@@ -164,7 +164,7 @@ def test_rows_are_keyed_by_all_that_decides_them(chips: ChipFolder, monkeypatch:
         key(ask=Interrogation()),
         key(CLEAN),
     ]
-    monkeypatch.setattr(measurement, "code_digest", lambda: "another code")
+    monkeypatch.setattr(measurement, "code_version", lambda: "another code")
     assert len({base, *others, key()}) == len(others) + 2
     assert key(CLEAN) == key(CLEAN, ask=Interrogation()), "clean images are asked nothing"
 
