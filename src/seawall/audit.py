@@ -68,7 +68,7 @@ def evaluate_chips(
 
 def attack_chips(
     model: Path | SegmentationModel, data: Path | Batch, threat: str | ThreatModel, *, method: Sequence[str], suite: str, out: Path | None,
-    part: str, seed: int, device: str, progress: Progress,
+    part: str, seed: int, device: str, interrogation: bool, progress: Progress,
 ) -> tuple[Facts, list[Row], Failed]:  # fmt: skip
     """Attack a model on chips with the named attacks and the members of a suite; clean and worst case stand beside."""
     if not threat:
@@ -81,7 +81,7 @@ def attack_chips(
     told = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
     cases = [CLEAN, *(Case(name, act, told) for name, act in acts.items())]
     with _folder(out, data) as home:
-        rows = _measured(target, cases, home, seed, progress)
+        rows = _measured(target, cases, home, seed, progress, interrogation)
     klass = "water" if "water" in spec.classes else spec.classes[-1]
     table = card(rows, list(acts), str(told), klass)
     kept: Facts = {"rows": str(home / "records.jsonl")} if home.exists() else {}
@@ -172,8 +172,10 @@ def _net(model: Path | SegmentationModel, chips: ChipFolder | None, device: str)
     return load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit).to(home)
 
 
-def _measured(target: _Target, cases: Sequence[Case], out: Path, seed: int, progress: Progress) -> list[Record]:
-    ask = Interrogation()
+def _measured(
+    target: _Target, cases: Sequence[Case], out: Path, seed: int, progress: Progress, interrogation: bool = True
+) -> list[Record]:
+    ask = Interrogation() if interrogation else None
     recipe = recipe_ids(target.net, target.chips, seed, ask)
 
     def say(case: Case) -> Callable[[int, int, str], None]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import dump_header
 from seawall.datasets.loader import whole
-from seawall.evaluate import Case, evaluate, missing
+from seawall.evaluate import Case, evaluate, fitted, missing
 from seawall.facts import source_digest
 from seawall.infer import model_digest
-from seawall.interrogate import Interrogation, interrogated
+from seawall.interrogate import Interrogation, interrogated, not_interrogated
 from seawall.models.weights import digest_of, spec_of, split_of
 from seawall.provenance import code_version
 from seawall.records import Record, RecordLog
@@ -89,7 +89,8 @@ class ChipSource:
 
 def measure_model(
     model: nn.Module, chips: ChipSource, cases: Sequence[Case], *, log: RecordLog, recipe: Callable[[Case], str], name: str,
-    seed: int, ask: Interrogation | None, say: Callable[[Case], Say], show: Collection[str] = (), examples: Path | None = None,
+    seed: int, ask: Interrogation | None, say: Callable[[Case], Say], fit: Callable[[], Iterable[Batch]] | None = None,
+    show: Collection[str] = (), examples: Path | None = None,
 ) -> None:  # fmt: skip
     """Measure a model on chips under every case and append the rows to a log; what is there is not done again.
 
@@ -103,8 +104,9 @@ def measure_model(
         recipe: Case to the recipe id of its rows; it guards what counts as done.
         name: Model name in the rows.
         seed: Seed of attacks and of the interrogation.
-        ask: Questions to the model before its attacks are measured; None asks none.
-        say: Case to a callback with (batches done, batches in all, note).
+        ask: Questions to the model before its attacks are measured, kept beside the log; None asks none, and a flag says so.
+        say: Case to a callback with (batches done, batches in all, note); the interrogation has a case of that name.
+        fit: Gives the chips that an attack with one noise for a set is fitted to; the measured ones where None.
         show: Chips that the last case writes to `examples`.
         examples: Folder of the example files.
     """
@@ -113,15 +115,23 @@ def measure_model(
     def left(case: Case, ids: Sequence[str]) -> list[str]:
         return missing(log, ids, recipe=recipe(case), name=name, classes=classes, groups=chips.groups, attacks=[case])
 
-    if ask is not None and any(case.threat is not None and left(case, chips.ids) for case in cases):
-        cases = interrogated(net, chips.read(chips.mixed[: ask.chips]), cases, seed, ask)
+    if ask is None:
+        cases = not_interrogated(cases)
+    elif any(case.threat is not None and left(case, chips.ids) for case in cases):
+        cases = interrogated(
+            net, chips.read(chips.mixed[: ask.chips]), cases, seed, ask,
+            home=log.path.parent, progress=say(Case("interrogation")),
+        )  # fmt: skip
     for number, case in enumerate(cases, 1):
+        key = recipe(case)
         todo = [(flags, left(case, ids)) for flags, ids in _by_flags(chips).items()]
+        if any(ids for _, ids in todo):
+            [case] = fitted([case], net, fit or (lambda: chips.read(chips.ids)), seed)
         total, done = sum(-(-len(ids) // BATCH) for _, ids in todo), 0
         for flags, ids in todo:
             if ids:
                 evaluate(
-                    net, chips.read(ids), log=log, recipe=recipe(case), name=name, groups=chips.groups,
+                    net, chips.read(ids), log=log, recipe=key, name=name, groups=chips.groups,
                     attacks=[replace(case, flags=(*case.flags, *flags))], seed=seed, examples=examples,
                     show=show if number == len(cases) else (), progress=_of_total(say(case), done, total),
                 )  # fmt: skip
@@ -152,7 +162,7 @@ def rows_of(log: RecordLog, cases: Sequence[Case], recipe: Callable[[Case], str]
     return [
         replace(row, recipe=common)
         for row in log
-        if (row.recipe, row.method, row.threat) in wanted and row.chip in held
+        if (row.recipe, row.method, row.threat) in wanted and (row.chip in held or not row.chip)
     ]
 
 

@@ -159,9 +159,9 @@ def summary(run: Run) -> list[dict[str, str | float | None]]:
     """Return one row per model, method and threat: IoU and accuracy on the held-out chips with interval and flags."""
     spec = read_spec(run.folder / "models" / run.recipe.model.name / "model.safetensors")
     klass = "water" if "water" in spec.classes else spec.classes[-1]
-    rows = [r for r in figures(with_doubts(run.log)) if not r.chip and not r.group]
-    found = {(r.model, r.method, r.threat, r.metric, r.klass): r.value for r in rows}
-    flags = {(r.model, r.method, r.threat): ", ".join(r.flags) for r in rows}
+    made = [r for r in figures(with_doubts(run.log)) if not r.chip and not r.group]
+    found = {(r.model, r.method, r.threat, r.metric, r.klass): r.value for r in made}
+    flags = {(r.model, r.method, r.threat): ", ".join(r.flags) for r in made}
     columns = {
         "iou.pooled": klass,
         "iou.pooled.low": klass,

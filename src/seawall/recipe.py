@@ -214,6 +214,7 @@ class Recipe(Part):
     noises: tuple[Noise, ...] = ()
     scene: Scene | None = None
     examples: int = Field(4, ge=0, le=24)
+    interrogation: bool = True
 
     @model_validator(mode="after")
     def _names_attacks_apart(self) -> Recipe:

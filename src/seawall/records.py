@@ -9,10 +9,53 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from seawall.errors import RunError
 
 Key = tuple[str, ...]
+
+
+class ThreatFacts(NamedTuple):
+    """A threat as plain values, in the order of the fields of a record.
+
+    Args:
+        norm: "linf" or "l2"; "" for no adversary.
+        eps: One number for all bands, or one per band, in `unit`.
+        unit: As a threat's text says it: "reflectance", "dB" or "stretched".
+        bands: Bands that may be touched; empty for all.
+        region: The region as text; "" for every seen pixel.
+        limits: Sign, spectrum and unusual bounds as text; "" for none.
+    """
+
+    norm: str = ""
+    eps: tuple[float, ...] = ()
+    unit: str = ""
+    bands: tuple[str, ...] = ()
+    region: str = ""
+    limits: str = ""
+
+    def allows_less(self, other: ThreatFacts) -> bool:
+        """Tell whether this threat is a proper part of another: no band has more budget, and some has less.
+
+        Threats of another norm, unit, region or limits are not comparable, nor are budgets per band for other bands.
+
+        Example:
+            >>> ThreatFacts("linf", (0.01, 0.02)).allows_less(ThreatFacts("linf", (0.01, 0.03)))
+            True
+            >>> ThreatFacts("linf", (0.01, 0.02)).allows_less(ThreatFacts("linf", (0.02, 0.01)))
+            False
+        """
+        if not self.norm or self._replace(eps=(), bands=()) != other._replace(eps=(), bands=()):
+            return False
+        same_bands = set(self.bands) == set(other.bands)
+        if not same_bands and (len(self.eps) > 1 or len(other.eps) > 1 or not _covers(other.bands, self.bands)):
+            return False
+        count = max(len(self.eps), len(other.eps))
+        if {len(self.eps), len(other.eps)} - {1, count}:
+            return False
+        mine, theirs = (eps * count if len(eps) == 1 else eps for eps in (self.eps, other.eps))
+        return all(a <= b for a, b in zip(mine, theirs, strict=True)) and (mine != theirs or not same_bands)
 
 
 @dataclass(frozen=True)
@@ -71,30 +114,10 @@ class Record:
             seconds, self.norm, self.eps, self.unit, self.bands, self.region, self.limits,
         )  # fmt: skip
 
-    def allows_less(self, other: Record) -> bool:
-        """Tell whether this row's threat is a proper part of the other's: no band has more budget, and some has less.
-
-        Threats of another norm, unit, region or limits are not comparable, nor are budgets per band for other bands.
-
-        Example:
-            >>> row = lambda *eps: Record("r", "m", "pgd", "", "", "", "tp", "", 1, 1, norm="linf", eps=eps)
-            >>> row(0.01, 0.02).allows_less(row(0.01, 0.03)), row(0.01, 0.02).allows_less(row(0.02, 0.01))
-            (True, False)
-        """
-        kind, others = (
-            (self.norm, self.unit, self.region, self.limits),
-            (other.norm, other.unit, other.region, other.limits),
-        )
-        if not self.norm or kind != others:
-            return False
-        same_bands = set(self.bands) == set(other.bands)
-        if not same_bands and (len(self.eps) > 1 or len(other.eps) > 1 or not _covers(other.bands, self.bands)):
-            return False
-        count = max(len(self.eps), len(other.eps))
-        if {len(self.eps), len(other.eps)} - {1, count}:
-            return False
-        mine, theirs = (eps * count if len(eps) == 1 else eps for eps in (self.eps, other.eps))
-        return all(a <= b for a, b in zip(mine, theirs, strict=True)) and (mine != theirs or not same_bands)
+    @property
+    def adversary(self) -> ThreatFacts:
+        """What the adversary may do, as one value."""
+        return ThreatFacts(self.norm, self.eps, self.unit, self.bands, self.region, self.limits)
 
 
 def _covers(large: tuple[str, ...], small: tuple[str, ...]) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TypeVar
+from typing import TypeVar, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seawall.errors import SeawallError, UsageError, did_you_mean, expected
 from seawall.types import Setting
@@ -30,7 +31,10 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 }
 """Where methods of a kind live; the modules there are imported on the first look-up."""
 
-TRAITS = frozenset({"weak", "black-box", "min-norm", "stochastic", "targeted"})
+CONVERTED = ("attack", "suite")
+"""Kinds whose constructors convert and check their settings in Python too."""
+ANYTHING = ConfigDict(arbitrary_types_allowed=True)
+TRAITS = frozenset({"weak", "black-box", "min-norm", "stochastic", "targeted", "set"})
 Method = TypeVar("Method", bound=type)
 
 
@@ -84,6 +88,8 @@ def register(
         known = _entries.get((kind, name))
         if known and (known.make.__module__, known.make.__qualname__) != (method.__module__, method.__qualname__):
             raise UsageError(f"register: {kind} {name!r} is taken by {known.make.__module__}; choose another name")
+        if kind in CONVERTED:
+            _convert_settings(method, name)
         _entries[kind, name] = Entry(kind, name, method, paper, dict(smoke or {}), frozenset(traits))
         return method
 
@@ -125,11 +131,42 @@ def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -
     try:
         return TypeAdapter(make).validate_python(given)
     except ValidationError as bad:
-        first = bad.errors()[0]
-        where = ".".join(map(str, first["loc"])) or name
-        raise UsageError(
-            f"{name}.{where}: {expected(first['msg'], first.get('input'))}; see `seawall methods --name {name}`"
-        ) from bad
+        raise _refusal(name, bad) from bad
+
+
+def _refusal(name: str, bad: ValidationError, setting: str = "") -> UsageError:
+    first = bad.errors()[0]
+    where = setting or ".".join(map(str, first["loc"])) or name
+    return UsageError(
+        f"{name}.{where}: {expected(first['msg'], first.get('input'))}; see `seawall methods --name {name}`"
+    )
+
+
+def _convert_settings(method: type, name: str) -> None:
+    """Let the constructor of a method take what a recipe takes, such as `loss="js"`, and refuse what a recipe refuses."""
+    plain = method.__init__  # type: ignore[misc]
+    names = [f.name for f in fields(method) if f.init]
+
+    @functools.cache
+    def adapters() -> dict[str, TypeAdapter[object]]:
+        hints = get_type_hints(method, include_extras=True)
+        return {key: TypeAdapter(hints[key], config=ANYTHING) for key in names}
+
+    @functools.wraps(plain)
+    def init(self: object, *args: object, **settings: object) -> None:
+        given = dict(zip(names, args, strict=False)) | settings
+        if len(args) <= len(names) and set(settings) <= set(names[len(args) :]):
+            plain(self, **{key: convert(key, value) for key, value in given.items()})
+        else:
+            plain(self, *args, **settings)  # Python's own message for an argument that is no field
+
+    def convert(key: str, value: object) -> object:
+        try:
+            return adapters()[key].validate_python(value)
+        except ValidationError as bad:
+            raise _refusal(name, bad, key) from bad
+
+    method.__init__ = init  # type: ignore[misc]
 
 
 def broken_plugins() -> Mapping[str, str]:

@@ -1,6 +1,7 @@
 """Minimum-norm attacks against closed forms: the prox of each norm, and the smallest noise on a linear model."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +9,13 @@ from torch import Tensor
 
 from seawall.attacks.alma_prox import ALMAProx, _penalty, _slope
 from seawall.attacks.dag import DAG
+from seawall.attacks.fgsm import FGSM
 from seawall.attacks.free import Field, prox_l2, prox_linf
 from seawall.attacks.pdpgd import PDPGD
+from seawall.evaluate import Case, evaluate
+from seawall.figures import figures
 from seawall.keys import Keys
+from seawall.records import RecordLog
 from seawall.testing import ground_batch, linear_model
 from seawall.threat import ThreatModel
 
@@ -111,7 +116,7 @@ def test_smallest_noise_on_a_linear_model(attack: DAG | PDPGD | ALMAProx, linf: 
     model, batch = linear_model(), ground_batch(size=16)
     for norm, eps, within in (("linf", 0.03, linf), ("l2", 0.5, l2)):
         threat = ThreatModel(norm, eps)  # type: ignore[arg-type]
-        adv = attack.minimal(model, batch, threat, Keys(0, batch.chips))
+        adv = attack.solve(model, batch, threat, Keys(0, batch.chips)).free
         best, _ = smallest(norm, 0.99)
         far = threat.distance(adv, batch.image)
         assert (far >= best * (1 - 1e-4)).all(), "less than the least is impossible"
@@ -126,7 +131,7 @@ def test_smallest_noise_on_a_linear_model(attack: DAG | PDPGD | ALMAProx, linf: 
 def test_free_noise_leaves_the_budget_and_the_call_does_not(attack: DAG | PDPGD | ALMAProx) -> None:
     model, batch, tight = linear_model(), ground_batch(), ThreatModel("linf", 0.01)
     keys = Keys(0, batch.chips)
-    assert (tight.distance(attack.minimal(model, batch, tight, keys), batch.image) > tight.radius).all()
+    assert (tight.distance(attack.solve(model, batch, tight, keys).free, batch.image) > tight.radius).all()
     inside = attack(model, batch, tight, keys)
     assert (tight.distance(inside, batch.image) <= tight.radius * 1.0001).all()
     right = lambda image: ((model(image).argmax(1) == batch.label) & batch.valid).sum()  # noqa: E731
@@ -138,3 +143,29 @@ def test_two_classes_and_a_bounded_image_are_no_special_case() -> None:
     field = Field.of(ThreatModel("linf", 0.02, low=0.25, bands=(0,)), batch.image, batch.seen)
     assert not bool((field.image(field.low) < torch.minimum(batch.image, torch.tensor(0.25)) - 1e-5).any())
     assert torch.equal(field.image(field.low)[:, 1], batch.image[:, 1])
+
+
+def test_the_free_norm_reaches_the_rows_beside_the_result_inside(tmp_path: Path) -> None:
+    model, batch = linear_model(), ground_batch(size=12)
+    tight = ThreatModel("linf", 0.005)
+    rows = evaluate(
+        model, [batch], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m",
+        attacks=[Case("dag", DAG(steps=150, step=0.5), tight), Case("fgsm", FGSM(), tight)],
+    )  # fmt: skip
+    solved = DAG(steps=150, step=0.5).solve(model, batch, tight, Keys(0, batch.chips))
+    assert solved.reached.all()
+    free = {r.chip: r.value for r in rows if r.metric == "distance.free.linf"}
+    for i, chip in enumerate(batch.chips):
+        assert free[chip] == pytest.approx(float((solved.free[i] - batch.image[i]).abs().max()), abs=1e-7)
+        assert free[chip] > 0.005 >= max(r.value for r in rows if r.metric == "distance.linf" and r.chip == chip) - 1e-6
+    assert {r.method for r in rows if r.metric.startswith("distance.free")} == {"dag"}
+    whole = {r.metric: r.value for r in figures(rows) if r.method == "dag" and not r.group}
+    assert whole["distance.free.linf"] == pytest.approx(sum(free.values()) / 3) and whole["distance.free.reached"] == 1
+
+
+def test_a_noise_that_was_not_found_has_no_norm(tmp_path: Path) -> None:
+    model, batch = linear_model(), ground_batch(size=12)
+    short = Case("dag", DAG(steps=1, step=0.001), ThreatModel("linf", 0.005))
+    rows = evaluate(model, [batch], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=[short])
+    assert {r.value for r in rows if r.metric == "distance.free.linf"} == {None}
+    assert {r.value for r in rows if r.metric == "distance.free.reached"} == {0.0}

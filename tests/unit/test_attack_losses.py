@@ -17,6 +17,7 @@ from seawall.attacks.pixels import (
     Masked,
     PixelLoss,
     Seg,
+    Sigmoid,
     Spherical,
     Tsallis,
     standing,
@@ -152,3 +153,28 @@ def test_balanced_gives_each_class_the_same_say() -> None:
     assert float(half[0, 0, 0]) == pytest.approx(float(half[0, 0, 3]))
     given = Balanced((1.0, 5.0))(logits, aim(label, torch.ones_like(label, dtype=torch.bool)))
     assert float(given[0, 0, 3] / given[0, 0, 0]) == pytest.approx(5.0)
+
+
+def test_the_smooth_count_is_a_count_in_the_end_and_does_not_know_the_scale_of_logits() -> None:
+    logits, label, valid = ground()
+    fallen = (logits.argmax(1) != label) & valid
+    off = [
+        (Sigmoid(1.0, last)(logits, aim(label, valid, 1.0)).detach() - fallen.double())[valid].abs().max()
+        for last in (2.0, 1e4)
+    ]
+    assert off[0] > 0.2 and off[1] < 0.01
+    logits, label, valid = ground(2)
+    here = grad(Sigmoid(), logits, aim(label, valid, 0.3))
+    far = grad(Sigmoid(), (1000 * logits.detach()).requires_grad_(), aim(label, valid, 0.3))
+    assert torch.allclose(far.sign(), here.sign()) and torch.allclose(far * 1000, here, rtol=0.2, atol=1e-6)
+
+
+def test_the_smooth_count_gets_sharper_over_the_run() -> None:
+    gap = torch.tensor([[[0.2, 3.0]]], dtype=torch.float64)
+    label = torch.ones(1, 1, 2, dtype=torch.long)
+    pulls = []
+    for progress in (0.0, 1.0):
+        logits = torch.stack([torch.zeros_like(gap), gap], 1).requires_grad_()
+        near, far = grad(Sigmoid(), logits, aim(label, torch.ones_like(label, dtype=torch.bool), progress))[0, 0, 0]
+        pulls.append(float(near / far))
+    assert pulls[1] > 100 * pulls[0] > 100, "in the end only the pixel near the border pulls"

@@ -1,7 +1,8 @@
 """Attacks by hand: goals as text, what leaves the batch, what each pass is for, and bad input."""
 
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,19 @@ from seawall import attacks, registry
 from seawall.attacks import Hide, LeastLikely, Towards, Untargeted, parse_goal
 from seawall.attacks.apgd import APGD
 from seawall.attacks.bim import BIM
+from seawall.attacks.climb import Adam, Momentum
 from seawall.attacks.fgsm import FGSM
 from seawall.attacks.fischer import Fischer
 from seawall.attacks.ifgsm import IFGSM, grey_steps
 from seawall.attacks.masked_ce import MaskedCE
 from seawall.attacks.passes import count_passes
 from seawall.attacks.pgd import PGD
+from seawall.attacks.pixels import JensenShannon
 from seawall.attacks.random import Random
 from seawall.attacks.segpgd import SegPGD
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.keys import Keys
-from seawall.registry import build, entries
+from seawall.registry import Entry, build, entries
 from seawall.testing import checks, ground_batch, linear_model, uneven_model
 from seawall.threat import ThreatModel
 from seawall.types import Batch
@@ -313,3 +316,104 @@ def test_a_careless_attack_fails_its_contract(tmp_path: Path, monkeypatch: pytes
             failed.add(check.__name__)
     sys.modules.pop("seawall.attacks.dropped")
     assert {"check_stays_in_the_threat_set", "check_unseen_pixels_never_touched"} <= failed
+
+
+def test_every_restart_starts_elsewhere_and_on_both_sides() -> None:
+    class Sure(nn.Module):
+        """Nothing ever falls, so no restart is spared; the images that it sees are kept."""
+
+        spec = linear_model().spec
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Tensor] = []
+
+        def forward(self, image: Tensor) -> Tensor:
+            self.seen.append(image.detach().clone())
+            return torch.stack([image.sum(1) + 100, -image.sum(1)], 1)
+
+    batch = ground_batch(images=1, size=32)
+    batch = replace(batch, label=torch.zeros_like(batch.label))
+    model, threat = Sure(), ThreatModel("linf", 0.01)
+    PGD(steps=1, restarts=3)(model, batch, threat, Keys(0, batch.chips))
+    starts = [model.seen[i] for i in (0, 2, 4)]
+    assert len(model.seen) == 6
+    for i, one in enumerate(starts):
+        moved = (one - batch.image)[batch.seen[:, None].expand_as(one)]
+        assert abs(float((moved < 0).float().mean()) - 0.5) < 0.05, "the start is uniform in the box, not in one half"
+        assert float(moved.min()) < -0.009 and float(moved.max()) > 0.009
+        assert all(not torch.equal(one, other) for other in starts[:i])
+
+
+def test_momentum_is_normalized_image_by_image() -> None:
+    x = torch.zeros(2, 1, 1, 1)
+    ball = ThreatModel("linf", 1.0).around(x, torch.ones(2, 1, 1, dtype=torch.bool))
+    mover, alone = Momentum(0.1, 0.9), Momentum(0.1, 0.9)
+    own = ball.select(torch.tensor([0]))
+    adv, one = x, x[:1]
+    for grad in ((1.0, 1e-3), (-1.0, 1e3)):  # the other image's gradients grow a million times
+        both = torch.tensor(grad).view(2, 1, 1, 1)
+        adv, one = mover.move(ball, adv, both), alone.move(own, one, both[:1])
+    # 0.9 * (1 / 1) - 1 / 1 is negative: up by 0.1, then down by 0.1
+    assert float(one) == pytest.approx(0.0, abs=1e-7) and torch.equal(adv[:1], one)
+
+
+def test_projected_adam_is_torch_s_amsgrad() -> None:
+    x = torch.zeros(1, 1, 1, 3)
+    ball = ThreatModel("linf", 100.0).around(x, torch.ones(1, 1, 3, dtype=torch.bool))
+    mover = Adam(0.01, betas=(0.9, 0.5))
+    free = torch.nn.Parameter(x.clone())
+    oracle = torch.optim.Adam([free], lr=1.0, betas=(0.9, 0.5), eps=1e-8, amsgrad=True, maximize=True)
+    adv = x
+    for scale in (1.0, 10.0, 0.1, 0.1, -0.3):  # after a large gradient plain Adam would speed up again
+        grad = scale * torch.tensor([1.0, -2.0, 0.5]).view_as(x)
+        adv = mover.move(ball, adv, grad)
+        free.grad = grad.clone()
+        oracle.step()
+    assert torch.allclose(adv, free.detach(), atol=1e-5), (adv, free)
+
+
+@pytest.mark.parametrize(
+    ("make", "same"),
+    [
+        (lambda: PGD(loss="js"), PGD(loss=JensenShannon())),  # type: ignore[arg-type]
+        (lambda: PGD(goal="hide water"), PGD(goal=Hide("water"))),  # type: ignore[arg-type]
+        (lambda: APGD(loss="masked-ce", steps=20), build("attack", "apgd", {"loss": "masked-ce", "steps": 20})),  # type: ignore[arg-type]
+        (lambda: PGD(steps=3.0), PGD(steps=3)),  # type: ignore[arg-type]
+        (lambda: APGD(radii=[2, 1.0], shares=[0.5, 0.5]), APGD(radii=(2.0, 1.0), shares=(0.5, 0.5))),  # type: ignore[arg-type]
+        (lambda: replace(PGD(), loss="js"), PGD(loss=JensenShannon())),
+    ],
+)
+def test_python_takes_the_words_of_a_recipe(make: Callable[[], object], same: object) -> None:
+    made = make()
+    assert made == same and repr(made) == repr(same)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: PGD(steps=2.5), r"pgd\.steps: expected .*got 2\.5"),  # type: ignore[arg-type]
+        (lambda: PGD(loss="jss"), "loss: unknown name 'jss'; did you mean 'js'"),  # type: ignore[arg-type]
+        (lambda: PGD(goal="hide"), "goal: expected a goal, got 'hide'"),  # type: ignore[arg-type]
+        (lambda: PGD(goal=Hide), r"pgd\.goal: expected"),  # type: ignore[arg-type]
+        (lambda: BIM(loss=3), r"bim\.loss: expected"),  # type: ignore[arg-type]
+        (lambda: PGD(keep="first"), r"pgd\.keep: expected"),  # type: ignore[arg-type]
+        (lambda: PGD(random_start="perhaps"), r"pgd\.random_start: expected"),  # type: ignore[arg-type]
+        (lambda: PGD(steps=-1), "pgd: expected steps >= 1"),
+    ],
+)
+def test_python_refuses_what_a_recipe_refuses(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        make()
+
+
+@pytest.mark.parametrize("entry", list(entries("attack")), ids=lambda entry: entry.name)
+def test_no_attack_is_made_of_settings_that_its_fields_do_not_hold(entry: Entry) -> None:
+    settings = dict(entry.smoke)
+    names = ("steps", "level", "attack_settings", "goal")
+    name = next((f.name for f in fields(entry.make) if f.name in names), None)
+    if name is None:
+        assert not fields(entry.make), "an attack without settings"
+        return
+    with pytest.raises(UsageError, match=f"{entry.name}.*{name}: expected"):
+        entry.make(**(settings | {name: object()}))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import seawall
 from seawall.attacks.fischer import Fischer
 from seawall.attacks.goal import Hide, Towards
 from seawall.attacks.iou import IoUAttack
@@ -15,13 +16,16 @@ from seawall.attacks.pgd import PGD
 from seawall.attacks.random import Random
 from seawall.attacks.square import Square
 from seawall.attacks.transfer import Transfer
-from seawall.attacks.universal import Universal
+from seawall.attacks.universal import Universal, UniversalPerChip
 from seawall.errors import DataError, ModelError, UsageError
+from seawall.evaluate import Case
+from seawall.evaluate import fitted as fitted_cases
 from seawall.keys import Keys
 from seawall.registry import build
+from seawall.suites.own import Seawall
 from seawall.testing import ground_batch, linear_model, uneven_model
 from seawall.testing.ground import accuracy
-from seawall.threat import ThreatModel
+from seawall.threat import ThreatModel, parse_threat
 from seawall.types import Batch
 
 EPS = ThreatModel("linf", 0.03, low=0.0)
@@ -97,7 +101,9 @@ def test_one_image_without_a_tile_is_the_targeted_iterative_method() -> None:
     model, batch = linear_model(classes=3), ground_batch(classes=3, images=1)
     threat = ThreatModel("linf", 8 / 255)
     # no pixel is settled, all weigh alike, steps of one grey level: what is left is Fischer's attack
-    own = Universal(goal=Hide("water"), steps=10, step=1 / 8, weight=0.5, sure=1.0)(model, batch, threat, keys(batch))
+    own = UniversalPerChip(goal=Hide("water"), steps=10, step=1 / 8, weight=0.5, sure=1.0)(
+        model, batch, threat, keys(batch)
+    )
     assert torch.allclose(own, Fischer("water")(model, batch, threat, keys(batch)), atol=1e-6)
 
 
@@ -112,6 +118,35 @@ def test_a_tile_of_the_images_size_is_no_tile_and_a_small_one_repeats() -> None:
     assert torch.allclose(noise[:, :5, :5].nan_to_num(9), tile.where(batch.seen[0, None, :5, :5], 9.0), atol=1e-6)
     both = batch.seen[0, :5, :5] & batch.seen[0, 5:10, 5:10]
     assert torch.allclose(noise[:, :5, :5][:, both], noise[:, 5:10, 5:10][:, both], atol=1e-6)
+
+
+def test_the_gradient_of_a_tile_comes_from_all_of_its_copies() -> None:
+    """Only the last copy of the tile has pixels that count, so a gradient from the first one would be zero."""
+    model, batch = linear_model(), ground_batch(images=1, size=12)
+    corner = torch.zeros_like(batch.valid)
+    corner[:, 8:, 8:] = True
+    batch = replace(batch, seen=torch.ones_like(batch.seen), valid=corner)
+    noise = Universal(steps=1, step=1.0, tile=4).fit(model, [batch], EPS, keys(batch))
+    assert (noise.abs() > 0).all()
+
+
+def test_set_and_chip_noises_are_told_apart_in_the_verb_too(tmp_path: Path) -> None:
+    batch, model = ground_batch(size=16), linear_model()
+    table = seawall.attack(
+        model, batch, "linf 5% reflectance", method=["universal", "universal-per-chip"], out=tmp_path, interrogation=False
+    ).table  # fmt: skip
+    scores = {row["method"]: row["accuracy"] for row in table}
+    threat = parse_threat("linf 5% reflectance", model.spec)
+    fitted = Universal().fitted(model, [batch], threat, keys(batch))
+    right = (model(fitted(model, batch, threat, keys(batch))).argmax(1) == batch.label) & batch.valid
+    assert scores["universal"] == pytest.approx(float(right.sum() / batch.valid.sum()))
+    assert float(scores["universal-per-chip"] or 0) <= float(scores["universal"] or 0)
+    one = batch.select([0])
+    case = Case("universal", Universal(), threat)
+    with pytest.raises(UsageError, match="fitted to a set"):
+        case.image(model, one, 0)
+    [ready] = fitted_cases([case], model, lambda: [batch], 0)
+    assert torch.equal(ready.image(model, one, 0), ready.image(model, batch, 0)[:1]), "the noise is the set's"
 
 
 def test_one_noise_for_all_reaches_a_static_target_on_images_it_never_saw() -> None:
@@ -149,6 +184,30 @@ def test_iou_attack_spends_its_budget_where_the_iou_is() -> None:
         return float(((says == 1) & (label == 1)).sum() / ((says == 1) | (label == 1)).sum())
 
     assert left(IoUAttack(steps=20, worth=0.05)) == 0.0 <= left(IoUAttack(steps=20, worth=1.0))
+
+
+def test_with_worth_chip_the_image_of_the_lowest_iou_is_kept() -> None:
+    """Each chip trades water against land at its own rate: a fixed worth gives up the chip where land is the better buy."""
+    model, batch = linear_model(), ground_batch(size=16)
+    threat = ThreatModel("linf", 0.02)
+
+    def ious(attack: IoUAttack) -> list[float]:
+        says = model(attack(model, batch, threat, keys(batch))).argmax(1)
+        both = ((says == 1) & (batch.label == 1) & batch.valid).flatten(1).sum(1)
+        either = (((says == 1) | (batch.label == 1)) & batch.valid).flatten(1).sum(1)
+        return (both / either).tolist()
+
+    own, fixed = ious(IoUAttack(worth="chip", steps=20)), ious(IoUAttack(worth=0.02, steps=20))
+    assert all(a <= b + 1e-6 for a, b in zip(own, fixed, strict=True)) and sum(own) <= sum(fixed)
+
+
+@pytest.mark.parametrize("steps", [8, 30])
+def test_the_iou_attack_takes_the_steps_that_it_says(steps: int) -> None:
+    for member in Seawall(passes=steps).members():
+        model = linear_model()
+        with count_passes(model) as passes:
+            member.attack(model, ground_batch(size=16), ThreatModel("linf", 0.001), Keys(0, ground_batch().chips))
+        assert passes.backward == member.passes * 3, "three chips, one pass with gradients per step"
 
 
 @pytest.mark.parametrize("wrong", [{"worth": 0}, {"steps": -1}, {"first": 0.01, "last": 0.5}, {"momentum": 1.0}])

@@ -2,23 +2,28 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from seawall.attacks.fischer import Fischer
+from seawall.attacks.goal import Hide
+from seawall.attacks.pgd import PGD
 from seawall.errors import RecipeError
-from seawall.evaluate import CLEAN, Case, evaluate
+from seawall.evaluate import CLEAN, Case, evaluate, write_examples
 from seawall.evaluate.hiding import fooled_and_preserved
 from seawall.figures import figures
-from seawall.orders import vet
+from seawall.orders import cases_of, vet
 from seawall.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog
 from seawall.report.book import Book
 from seawall.report.hidden import hiding
+from seawall.stages.measure import example_cases
 from seawall.testing import ground_batch, linear_model
 from seawall.threat import ThreatModel
-from seawall.types import Batch
+from seawall.types import Batch, ModelSpec
 
+COVER = ("water", "wet soil", "bare soil", "grass", "forest", "built-up", "snow", "cloud")
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -87,3 +92,40 @@ def test_one_attack_twice_needs_two_names() -> None:
     with pytest.raises(RecipeError, match="called"):
         make_recipe({"name": "x", "attacks": [order, order]})
     assert make_recipe({"name": "x", "attacks": [order, {**order, "called": "pgd again"}]}).attacks[1].called
+
+
+def test_the_example_of_a_hidden_class_has_its_target_and_the_restricted_noise(tmp_path: Path) -> None:
+    batch, model = ground_batch(classes=3, size=16), linear_model(classes=3)
+    threat = ThreatModel("linf", 0.06)
+    whole, part = Case("whole", Fischer("water"), threat), Case("part", Fischer("water", noise="restricted"), threat)
+    assert example_cases([CLEAN, whole, part, Case("pgd", PGD(), threat)]) == (whole, part)
+    assert example_cases([CLEAN, whole])[1] is None
+    write_examples(model, [batch], whole, tmp_path, name="unet", chips=[batch.chips[1]], restricted=part)
+    [path] = tmp_path.glob("*.npz")
+    with np.load(path) as held:
+        arrays = {name: held[name] for name in held.files}
+    clean = model(batch.image)
+    water = model.spec.klass("water")
+    hidden = (clean.argmax(1) == water)[1]
+    assert np.array_equal(arrays["target"], Hide("water").pixels(model.spec, batch, clean)[1].numpy())
+    assert (arrays["target"] != water).all() and (arrays["pred_clean"][hidden] == water).all()
+    assert (arrays["noise_restricted"][~hidden] == 128).all() and (arrays["noise_restricted"] != 128).any()
+    assert (arrays["noise"][~hidden & batch.seen[1]] != 128).any(), "the whole image is touched by the other noise"
+    after = model(part.image(model, batch, 0)).argmax(1)[1]
+    assert np.array_equal(arrays["pred_restricted"], after.numpy())
+
+
+def test_an_attack_without_a_target_has_neither(tmp_path: Path) -> None:
+    batch = ground_batch(size=16)
+    write_examples(linear_model(), [batch], Case("pgd", PGD(), ThreatModel("linf", 0.02)), tmp_path, name="unet")
+    for path in tmp_path.glob("*.npz"):
+        with np.load(path) as held:
+            assert not {"target", "noise_restricted", "pred_restricted"} & set(held.files)
+
+
+def test_the_recipe_of_figure_2_shows_whole_and_restricted_noise() -> None:
+    recipe = read_recipe(RECIPES / "seed1-figure-2.toml")
+    spec = ModelSpec(("B02", "B03", "B04", "B08", "B11", "B12"), COVER, "reflectance", 10.0)
+    shown, restricted = example_cases([CLEAN, *cases_of(recipe, spec)])
+    assert (shown.method, restricted and restricted.method) == ("fischer, whole", "fischer, restricted")
+    assert shown.spoken == "linf 8% reflectance" == (restricted.spoken if restricted else "")

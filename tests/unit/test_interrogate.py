@@ -9,14 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import seawall
+from seawall.attacks.passes import count_passes
+from seawall.attacks.pgd import PGD
+from seawall.evaluate import CLEAN, Case
 from seawall.figures import doubts, with_doubts
-from seawall.interrogate import Interrogation, interrogate
+from seawall.interrogate import QUICK, Interrogation, interrogate, interrogated
 from seawall.keys import Keys
-from seawall.records import Record
+from seawall.models.extremes import extreme_images
+from seawall.models.threshold import Threshold, ThresholdNet
+from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
 from seawall.testing import ground_batch, linear_model
 from seawall.threat import ThreatFacts, ThreatModel, parse_threat
-from seawall.types import Batch
+from seawall.types import Batch, ModelSpec
 
 EPS = ThreatModel("linf", 0.03, low=0.0)
 
@@ -128,6 +133,176 @@ def test_zero_budget_and_nothing_valid_are_defined() -> None:
     assert flags(linear_model(), batch=empty) == ()
 
 
+def of_cases(model: nn.Module, *texts: str, ask: Interrogation = QUICK, **more: object) -> dict[str, tuple[str, ...]]:
+    batch = ground_batch(size=16)
+    cases = [CLEAN, *(Case("pgd", PGD(), parse_threat(text, model.spec)) for text in texts)]
+    made = interrogated(model, [batch], cases, 0, ask, **more)  # type: ignore[arg-type]
+    assert made[0] == CLEAN
+    return {text: case.flags for text, case in zip(texts, made[1:], strict=True)}
+
+
+@pytest.mark.parametrize("first", ["linf 0% reflectance", "linf 0.01% reflectance"])
+def test_a_small_budget_at_the_front_silences_nothing(first: str) -> None:
+    liar = Altered(before=_Liar.apply)
+    alone = set(of_cases(liar, "linf 3% reflectance")["linf 3% reflectance"])
+    assert {"black-box-wins", "transfer-wins"} <= alone
+    both = of_cases(liar, first, "linf 3% reflectance")
+    assert {"black-box-wins", "transfer-wins"} <= set(both["linf 3% reflectance"])
+    assert not {"black-box-wins", "transfer-wins"} & set(both[first])
+
+
+def test_a_flag_stays_at_the_budget_where_it_was_found() -> None:
+    clean = ground_batch(size=16).image[: QUICK.chips]
+    # beyond 2 % the model falls back to the clean image, so only the attack at 4 % is lost
+    undone = Altered(before=lambda x: torch.where((x - clean).abs() > 0.02, clean, x) if len(x) == len(clean) else x)
+    found = of_cases(undone, "linf 1% reflectance", "linf 4% reflectance")
+    assert "not-monotone" in found["linf 4% reflectance"] and "not-monotone" not in found["linf 1% reflectance"]
+
+
+def test_what_does_not_depend_on_the_budget_is_asked_once_and_stands_at_every_attack() -> None:
+    model = Altered(after=lambda z: z.softmax(1))
+    with count_passes(model) as one:
+        of_cases(model, "linf 1% reflectance")
+    with count_passes(model) as two:
+        found = of_cases(model, "linf 1% reflectance", "linf 2% reflectance")
+    assert all("probabilities" in flags for flags in found.values())
+    once = 3 * QUICK.unbounded * QUICK.chips
+    assert two.forward < 2 * one.forward - once
+
+
+def threshold(index: str, bands: tuple[str, ...], at: float = 0.0) -> ThresholdNet:
+    return Threshold(index=index, threshold=at)(ModelSpec(bands, ("land", "water"), "reflectance", 10.0))  # type: ignore[arg-type]
+
+
+def of_threshold(model: ThresholdNet, size: int = 12, seed: int = 0) -> Batch:
+    image = torch.rand(2, len(model.spec.bands), size, size, generator=torch.Generator().manual_seed(seed)) * 0.2
+    image[0, :, 0, :3] = 0.0  # undefined for a ratio
+    return Batch.of(image, model(image).argmax(1))
+
+
+RULED = [
+    ("ndwi", ("B03", "B08"), 0.1),
+    ("awei_sh", ("B02", "B03", "B08", "B11", "B12"), 0.0),
+    ("mndwi", ("B11", "B03"), -0.2),
+]
+
+
+@pytest.mark.parametrize(("index", "bands", "at"), RULED)
+@pytest.mark.parametrize(
+    "text", ["linf 3% reflectance", "haze 3% reflectance spectrum=first", "linf 3% reflectance sign=up low=none"]
+)
+def test_the_exact_worst_case_of_an_index_is_what_a_search_of_the_box_finds(
+    index: str, bands: tuple[str, ...], at: float, text: str
+) -> None:
+    model = threshold(index, bands, at)
+    first = ",".join(["1", *["0"] * (len(bands) - 1)])
+    batch, threat = of_threshold(model, 6), parse_threat(text.replace("first", first), model.spec)
+    ball = threat.around(batch.image, batch.seen)
+    images = extreme_images(model, ball)
+    assert all(torch.equal(ball.project(image), image) for image in images)
+    exact = torch.stack([model(image).argmax(1) != batch.label for image in images]).any(0)
+    steps = torch.cartesian_prod(
+        *[torch.linspace(0, 1, 3 if len(bands) > 2 else 9)] * (1 if ball.spectrum is not None else len(bands))
+    )
+    found = torch.zeros_like(exact)
+    for share in steps.view(len(steps), -1):
+        inside = ball.low + (ball.high - ball.low) * share.view(1, -1, 1, 1)
+        image = inside if ball.spectrum is None else ball.x + inside * ball.spectrum
+        found |= model(image).argmax(1) != batch.label
+    assert torch.equal(exact, found) and found.any() and not found.all()
+
+
+def test_an_l2_ball_and_a_steep_ratio_have_no_corners() -> None:
+    model = threshold("ndwi", ("B03", "B08"))
+    batch = of_threshold(model)
+    assert extreme_images(model, ThreatModel("l2", 0.1).around(batch.image, batch.seen)) == ()
+    steep = threshold("ndwi", ("B03", "B08"), 1.0)
+    assert extreme_images(steep, ThreatModel("linf", 0.1).around(batch.image, batch.seen)) == ()
+
+
+@pytest.mark.parametrize(("index", "bands", "at"), RULED)
+def test_a_threshold_that_is_attacked_to_its_exact_optimum_carries_no_flag(
+    index: str, bands: tuple[str, ...], at: float
+) -> None:
+    model = threshold(index, bands, at)
+    batch = of_threshold(model)
+    found = Interrogation()(model, batch, ThreatModel("linf", 0.02, low=0.0), Keys(0, batch.chips))
+    assert found.flags == ()
+    assert (
+        found.accuracy["attack"] == pytest.approx(found.accuracy["exact"], abs=1e-3) and found.accuracy["exact"] < 0.9
+    )
+
+
+def test_an_attack_that_stops_short_of_the_exact_optimum_is_flagged() -> None:
+    model = threshold("ndwi", ("B03", "B08"))
+    batch = of_threshold(model, 32)
+    found = Interrogation(steps=1)(model, batch, ThreatModel("linf", 0.02, low=0.0), Keys(0, batch.chips))
+    assert found.flags == ("weaker-than-exact",)
+
+
+def test_an_index_behind_a_wrapper_is_broken_without_a_budget() -> None:
+    index = threshold("ndwi", ("B03", "B08"))
+    batch = of_threshold(index, 32)
+    wrapped = Altered(before=None)
+    wrapped.linear, wrapped.spec = index, index.spec  # type: ignore[assignment]
+    found = Interrogation()(wrapped, batch, ThreatModel("linf", 0.02, low=0.0), Keys(0, batch.chips))
+    assert found.accuracy["unbounded"] < 0.05 and "unbounded-survives" not in found.flags
+
+
+def test_answers_are_kept_and_asked_again_when_anything_changes(tmp_path: Path) -> None:
+    model = Altered(after=lambda z: z.softmax(1))
+
+    def asked(*texts: str, ask: Interrogation = QUICK) -> int:
+        with count_passes(model) as passes:
+            found = of_cases(model, *texts, ask=ask, home=tmp_path)
+        assert all("probabilities" in flags for flags in found.values())
+        return passes.forward
+
+    first = asked("linf 1% reflectance")
+    assert first > 0 and asked("linf 1% reflectance") == 0
+    assert asked("linf 2% reflectance") > 0, "another threat"
+    assert asked("linf 1% reflectance", ask=Interrogation(chips=2, queries=26, unbounded=25)) > 0, "other settings"
+    with torch.no_grad():
+        next(model.parameters()).add_(0.01)
+    assert asked("linf 1% reflectance") == first, "another model"
+    (tmp_path / "interrogation.json").write_text("torn")
+    assert asked("linf 1% reflectance") == first
+
+
+def test_progress_names_the_interrogation_and_every_threat() -> None:
+    told: list[str] = []
+    of_cases(
+        linear_model(),
+        "linf 1% reflectance",
+        "linf 2% reflectance",
+        progress=lambda done, total, note: told.append(note),
+    )
+    assert all("interrogation" in note for note in told) and any("linf 2% reflectance" in note for note in told)
+
+
+def test_without_an_interrogation_every_number_says_so_and_no_pass_is_spent() -> None:
+    batch, model = ground_batch(size=16), Altered(after=lambda z: z.softmax(1))
+    with count_passes(model) as spent:
+        plain = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], interrogation=False)  # type: ignore[arg-type]
+    assert spent.forward < 10 * len(batch)
+    assert [row["method"] for row in plain.table] == ["clean", "fgsm"]
+    assert plain.table[1]["flags"] == "not-interrogated" and plain.table[0]["flags"] == ""
+    asked = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"])  # type: ignore[arg-type]
+    assert "probabilities" in str(asked.table[1]["flags"]) and "not-interrogated" not in str(asked.table[1]["flags"])
+
+
+def test_the_cost_of_the_interrogation_is_a_row_and_survives_a_resume(tmp_path: Path) -> None:
+    batch, model = ground_batch(size=16), linear_model()
+    first = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], out=tmp_path)
+    line = first.table[-1]
+    assert line["method"] == "interrogation" and float(line["passes"] or 0) > 200 and float(line["seconds"] or 0) > 0
+    with count_passes(model) as spent:
+        again = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], out=tmp_path)
+    assert again.table[-1] == line and spent.forward == 0
+    rows = [r for r in RecordLog(tmp_path / "records.jsonl") if r.metric == "interrogation.passes"]
+    assert [(r.method, r.chip, r.eps) for r in rows] == [("fgsm", "", (0.03,))]
+
+
 def rows(method: str, threat: str, right: int, chip: str = "c") -> list[Record]:
     said = parse_threat(threat, linear_model().spec).facts if threat else ThreatFacts()
     base = Record("r", "m", method, threat, chip, "g", "", "", None, 0, (), 0.0, *said)
@@ -186,7 +361,7 @@ def test_one_good_attack_with_gradients_clears_the_others_of_hiding_them() -> No
 @pytest.mark.parametrize(
     "flag",
     ["zero-gradient", "vanishing-gradient", "random-forward", "probabilities", "black-box-wins", "transfer-wins",
-     "more-steps-gain", "not-monotone", "unbounded-survives", "weaker-than-noise"],
+     "more-steps-gain", "not-monotone", "unbounded-survives", "weaker-than-noise", "weaker-than-exact", "not-interrogated"],
 )  # fmt: skip
 def test_every_flag_is_explained_with_what_to_do(flag: str) -> None:
     found = explain(flag)

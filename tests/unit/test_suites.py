@@ -49,7 +49,10 @@ def test_wrong_suites_are_errors(text: str, says: str) -> None:
 def test_one_line_gives_rows_and_the_worst_case() -> None:
     result = seawall.attack(linear_model(), ground_batch(size=16), "linf 2% reflectance", suite="sea steps=10")
     names = [row["method"] for row in result.table]
-    assert names == ["clean", "sea masked-ce 10", "sea balanced-ce 10", "sea js 10", "worst case"]
+    members = ["sea masked-ce 10", "sea balanced-ce 10", "sea js 10"]
+    assert names == ["clean", *members, "interrogation", "worst case"]
+    asked = result.table.pop(-2)
+    assert asked["passes"] > 100 and asked["seconds"] > 0 and asked["iou.pooled"] is None
     scores = [row["iou.pooled"] for row in result.table]
     assert scores[-1] == min(scores) and scores[-1] < scores[0]
     assert result.table[-1]["passes"] == sum(row["passes"] or 0 for row in result.table[:-1])
@@ -58,7 +61,13 @@ def test_one_line_gives_rows_and_the_worst_case() -> None:
 
 def test_a_threat_may_be_a_value_and_a_suite_may_stand_beside_methods() -> None:
     result = seawall.attack(linear_model(), ground_batch(), EPS, method=["fgsm"], suite="seawall passes=4")
-    assert [row["method"] for row in result.table] == ["clean", "fgsm", "seawall js 4", "worst case"]
+    assert [row["method"] for row in result.table] == [
+        "clean",
+        "fgsm",
+        "seawall pooled 4",
+        "interrogation",
+        "worst case",
+    ]
 
 
 def test_a_killed_suite_goes_on_at_the_next_missing_pair(tmp_path: Path) -> None:

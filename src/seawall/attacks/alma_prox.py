@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.climb import check_steps
-from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin, search
+from seawall.attacks.free import ENOUGH, Field, Smallest, Solved, check_enough, margin, search
 from seawall.attacks.goal import AWAY, Goal
 from seawall.keys import Keys
 from seawall.registry import register
@@ -43,13 +43,11 @@ class ALMAProx:
         check_enough("alma-prox", self.enough)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return search("alma-prox", model, batch, threat, self._descend, goal=self.goal, enough=self.enough, inside=True)
+        return self.solve(model, batch, threat, keys).inside
 
-    def minimal(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        """Return the images with the smallest noise found; eps is only the unit of `rate`."""
-        return search(
-            "alma-prox", model, batch, threat, self._descend, goal=self.goal, enough=self.enough, inside=False
-        )
+    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Solved:
+        """Return the images within the budget and those of the smallest noise found; for these eps is the unit of `rate`."""
+        return search("alma-prox", model, batch, threat, self._descend, goal=self.goal, enough=self.enough)
 
     def _descend(self, field: Field, found: Smallest) -> None:
         valid, count = found.aim.valid, found.count

@@ -29,7 +29,8 @@ class APGD:
 
     Each stage starts from the most adversarial image of the one before, projected to its ball; only the last stage's
     images count. A step is halved, and the climb resumes at the best loss, when too few steps gained. Progress is
-    measured by plain cross-entropy whatever the loss.
+    measured by plain cross-entropy whatever the loss. A loss with a schedule runs through it in every stage anew, as in the
+    released code.
 
     Args:
         goal: What the adversary wants.
@@ -76,7 +77,7 @@ class APGD:
         with as_found(model):
             batch = usable(batch)
             aim = take_aim(model, batch, self.goal)
-            best, done = batch.image, 0
+            best = batch.image
             for stage, (radius, steps) in enumerate(zip(self.radii, self.plan, strict=True)):
                 chase = Chase(model, aim, threat.scaled(radius).around(batch.image, batch.seen))
                 if chase.over:
@@ -85,8 +86,7 @@ class APGD:
                     start = chase.ball.start(keys.select(chase.standing.tolist()).fold("start"))
                 else:
                     start = chase.ball.project(best[chase.standing])
-                best = _stage(chase, start, self.loss, range(done, done + steps), self.steps)
-                done += steps
+                best = _stage(chase, start, self.loss, steps)
         return best.detach().clone() if best is batch.image else best
 
 
@@ -111,26 +111,26 @@ class _Memory:
             setattr(self, field.name, getattr(self, field.name)[left])
 
 
-def _stage(chase: Chase, start: Tensor, loss: PixelLoss, span: range, total: int) -> Tensor:
-    grad, tracked = chase.look(start, loss, span.start / total, track=True)
+def _stage(chase: Chase, start: Tensor, loss: PixelLoss, steps: int) -> Tensor:
+    grad, tracked = chase.look(start, loss, 0.0, track=True)
     # the released code finds a gain in the first step of a stage, whatever the loss was at its start
     no_loss = torch.full_like(tracked, -torch.inf)
     own = _Memory(
         start, start, grad, start, grad, no_loss, tracked, tracked,
         torch.full_like(tracked, 2.0), torch.zeros_like(tracked), torch.ones_like(tracked, dtype=torch.bool),
     )  # fmt: skip
-    window, least, shrink = (max(int(share * len(span)), 1) for share in (0.22, 0.06, 0.03))
+    window, least, shrink = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     age = 0
-    for i in span:
+    for i in range(steps):
         if (left := chase.shed()) is not None:
             own.select(left)
         if chase.over:
             break
-        _move(chase, own, momentum=0.25 if i > span.start else 0.0)
-        if i == span[-1]:
+        _move(chase, own, momentum=0.25 if i else 0.0)
+        if i == steps - 1:
             chase.glance(own.adv)
             break
-        own.grad, tracked = chase.look(own.adv, loss, (i + 1) / total, track=True)
+        own.grad, tracked = chase.look(own.adv, loss, (i + 1) / steps, track=True)
         _remember(own, tracked)
         age += 1
         if age == window:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim, usable
 from seawall.attacks.goal import Goal
 from seawall.errors import ModelError, UsageError
+from seawall.keys import Keys
 from seawall.threat import Ball, ThreatModel
 from seawall.types import Batch, SegmentationModel
 
@@ -214,19 +216,41 @@ def _column(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
+class Solved(NamedTuple):
+    """What a minimum-norm attack returns.
+
+    Args:
+        inside: (B, C, H, W) the most adversarial image within the threat's budget.
+        free: (B, C, H, W) the image of the smallest noise that is a success, however far it lies; where none was found, the
+            image that moves most pixels.
+        reached: (B,) bool: whether `free` is a success.
+    """
+
+    inside: Tensor
+    free: Tensor
+    reached: Tensor
+
+
+@runtime_checkable
+class MinimumNorm(Protocol):
+    """An attack that looks for the smallest noise; `solve` gives that noise beside the best within the budget."""
+
+    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Solved: ...
+
+
 def search(
     name: str, model: SegmentationModel, batch: Batch, threat: ThreatModel, descend: Callable[[Field, Smallest], None],
-    *, goal: Goal, enough: float, inside: bool,
-) -> Tensor:  # fmt: skip
-    """Let a minimum-norm attack descend, and return its smallest noise: as found, or the best within the threat."""
+    *, goal: Goal, enough: float,
+) -> Solved:  # fmt: skip
+    """Let a minimum-norm attack descend, and return its smallest noise as found and the best within the threat."""
     check(name, model, batch, threat)
     if threat.radius == 0:
-        return batch.image.detach().clone()
+        clean = batch.image.detach().clone()
+        return Solved(clean, clean.clone(), torch.zeros(len(batch), dtype=torch.bool, device=clean.device))
     with as_found(model):
         batch = usable(batch)
         field = Field.of(threat, batch.image, batch.seen)
         found = Smallest(model, take_aim(model, batch, goal), field, enough)
         descend(field, found)
-        if not inside:
-            return field.image(found.free)
-        return found.within(threat.around(batch.image, batch.seen))
+        inside = found.within(threat.around(batch.image, batch.seen))
+        return Solved(inside, field.image(found.free), found.reached & (found.count > 0))

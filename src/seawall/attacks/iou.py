@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,14 +12,16 @@ from torch import Tensor
 from seawall.attacks.aim import Aim, as_found, check, usable
 from seawall.attacks.climb import check_steps, climb
 from seawall.attacks.goal import AWAY
-from seawall.attacks.pixels import AnyLoss, JensenShannon, PixelLoss
+from seawall.attacks.pixels import AnyLoss, PixelLoss, Sigmoid
 from seawall.errors import UsageError
 from seawall.keys import Keys
 from seawall.registry import register
 from seawall.threat import Ball, ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
-JS = JensenShannon()
+COUNT = Sigmoid()
+LEAST = 0.02
+"""Worth below which pixels outside the class would have no say at all."""
 
 
 @register("attack", "iou", smoke={"steps": 16})
@@ -27,12 +30,14 @@ class IoUAttack:
     """Momentum steps that shrink along a cosine, on a loss weighted by what a pixel is worth to a class's IoU.
 
     With overlap TP and union U, a pixel of the class that falls takes 1 / U off the IoU, and any other pixel that is
-    turned into the class takes IoU / U. So pixels outside count for `worth`, which should be near the IoU that the
-    attack ends at. More than two classes are read as two: the class, and the best of the others.
+    turned into the class takes IoU / U. So pixels outside count for `worth`, which should be near the IoU that is at stake:
+    with a number for the IoU over many chips together, with "chip" for every chip's own IoU at each step. More than two
+    classes are read as two: the class, and the best of the others.
 
     Args:
         klass: Class whose IoU is attacked; "" for water, or the last class where there is none.
-        worth: Weight of a pixel outside the class; 1 counts all pixels alike, as accuracy does.
+        worth: Weight of a pixel outside the class; 1 counts all pixels alike, as accuracy does; "chip" follows the chip's IoU,
+            and the image of the chip's lowest IoU is kept.
         loss: What to climb.
         steps: Gradient steps; one forward and one backward pass each.
         first: Length of the first step, as a share of eps.
@@ -42,8 +47,8 @@ class IoUAttack:
     """
 
     klass: str = ""
-    worth: float = 0.5
-    loss: AnyLoss = JS
+    worth: float | Literal["chip"] = 0.4
+    loss: AnyLoss = COUNT
     steps: int = 150
     first: float = 1.0
     last: float = 0.02
@@ -54,10 +59,10 @@ class IoUAttack:
         check_steps("iou", self.steps)
         if not 0 < self.last <= self.first:
             raise UsageError(f"iou: expected 0 < last <= first, got {self.last} and {self.first}; steps only shrink")
-        if not 0 < self.worth <= 1 or not 0 <= self.momentum < 1:
+        if (self.worth != "chip" and not 0 < self.worth <= 1) or not 0 <= self.momentum < 1:
             raise UsageError(
                 f"iou: expected 0 < worth <= 1 and 0 <= momentum < 1, got {self.worth} and {self.momentum}; "
-                "worth 1 is accuracy, momentum 0 is none"
+                'worth 1 is accuracy, "chip" the chip\'s own IoU, momentum 0 is none'
             )
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
@@ -68,10 +73,12 @@ class IoUAttack:
 
     def _climb(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys, klass: int) -> Tensor:
         label = torch.where(batch.valid, (batch.label == klass).long(), 0)
+        own = self.worth == "chip"
+        worth = torch.full((len(batch), 1, 1), 1.0 if self.worth == "chip" else self.worth).to(batch.image)
         return climb(
             "iou", model, batch, threat, keys,
             goal=AWAY, loss=_Worthy(self.loss), mover=lambda: _Glide(self), steps=self.steps,
-            random_start=self.random_start, aim=_Aim(label, batch.valid, klass=klass, worth=self.worth),
+            random_start=self.random_start, aim=_Aim(label, batch.valid, klass=klass, worth=worth, own=own),
         )  # fmt: skip
 
 
@@ -82,22 +89,41 @@ def chosen(spec: ModelSpec, klass: str) -> int:
 
 @dataclass(frozen=True)
 class _Aim(Aim):
-    """Label 1 is the class, 0 everything else; a hit counts for its worth."""
+    """Label 1 is the class, 0 everything else; a hit counts for its worth, (B, 1, 1), or for the chip's own IoU."""
 
     klass: int = 1
-    worth: float = 0.5
+    worth: Tensor = field(default_factory=lambda: torch.ones(1, 1, 1))
+    own: bool = False
+
+    def select(self, indices: Tensor) -> _Aim:
+        return replace(self, label=self.label[indices], valid=self.valid[indices], worth=self.worth[indices])
+
+    def seen_with(self, logits: Tensor, progress: float) -> _Aim:
+        worth = self._iou(logits.detach()).clamp_min(LEAST)[:, None, None] if self.own else self.worth
+        return replace(self, progress=progress, worth=worth)
 
     def weight(self) -> Tensor:
         return torch.where(self.label == 1, 1.0, self.worth)
 
     def hits(self, logits: Tensor) -> Tensor:
-        """Return the worth (B,) of the fallen pixels, scaled so that only a fully broken image has its pixel count."""
-        fell = (logits.argmax(1) == self.klass) != (self.label == 1)
-        weight = self.weight() * self.valid
+        """Return how far (B,) the image is towards the goal, scaled so that only a fully broken image has its pixel count."""
+        fell = ((logits.argmax(1) == self.klass) != (self.label == 1)) & self.valid
         count = self.valid.flatten(1).sum(1)
-        share = (fell * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-9)
-        whole = ((fell & self.valid).flatten(1).sum(1)) == count
+        if self.own:
+            share = 1 - self._iou(logits)
+        else:
+            weight = self.weight() * self.valid
+            share = (fell * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp_min(1e-9)
+        whole = fell.flatten(1).sum(1) == count
         return torch.where(whole, count.to(share), share * count * (1 - 1e-6))
+
+    def _iou(self, logits: Tensor) -> Tensor:
+        """Return the IoU (B,) of the class on every chip; 1 where it is neither there nor predicted."""
+        says, true = (logits.argmax(1) == self.klass) & self.valid, (self.label == 1) & self.valid
+        overlap, union = ((says & true), (says | true))
+        return (overlap.flatten(1).sum(1) + (~union).flatten(1).all(1)) / union.flatten(1).sum(1).clamp_min(1).to(
+            self.worth
+        )
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from seawall.attacks.climb import check_steps
-from seawall.attacks.free import ENOUGH, Field, Smallest, check_enough, margin, search
+from seawall.attacks.free import ENOUGH, Field, Smallest, Solved, check_enough, margin, search
 from seawall.attacks.goal import AWAY, Goal
 from seawall.errors import UsageError
 from seawall.keys import Keys
 from seawall.registry import register
 from seawall.threat import ThreatModel
 from seawall.types import Batch, SegmentationModel
+
+EMA = 0.9
+"""What is kept of the weights at each step, as in the released code."""
 
 
 @register("attack", "pdpgd", paper="arXiv:2106.01538", smoke={"steps": 80}, traits=("min-norm",))
@@ -28,17 +31,17 @@ class PDPGD:
     Args:
         goal: What the adversary wants.
         steps: Gradient steps; one forward and one backward pass each.
-        rate: Learning rate of the noise, as a share of eps; it falls to a hundredth of that.
+        rate: Learning rate of the noise in multiples of eps, the released 0.1 at eps = 8/255; it falls to a hundredth.
         dual_rate: First learning rate of the multipliers; it falls to a tenth.
         enough: Share of the valid pixels that is a success.
 
     Paper: Matyasko, Chau 2021, arXiv:2106.01538, algorithm 1. Differs: the proximal step is taken in Adam's own
-    metric, and the plain difference of logits serves two classes.
+    metric, and the plain difference of logits serves two classes. The weights are averaged as in the released code.
     """
 
     goal: Goal = AWAY
     steps: int = 500
-    rate: float = 0.3
+    rate: float = 3.0
     dual_rate: float = 0.1
     enough: float = ENOUGH
 
@@ -49,34 +52,35 @@ class PDPGD:
             raise UsageError(f"pdpgd: expected dual_rate > 0, got {self.dual_rate}; 0.1 is usual")
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return search("pdpgd", model, batch, threat, self._climb, goal=self.goal, enough=self.enough, inside=True)
+        return self.solve(model, batch, threat, keys).inside
 
-    def minimal(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        """Return the images with the smallest noise found; eps is only the unit of `rate`."""
-        return search("pdpgd", model, batch, threat, self._climb, goal=self.goal, enough=self.enough, inside=False)
+    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Solved:
+        """Return the images within the budget and those of the smallest noise found; for these eps is the unit of `rate`."""
+        return search("pdpgd", model, batch, threat, self._descend, goal=self.goal, enough=self.enough)
 
-    def _climb(self, field: Field, found: Smallest) -> None:
+    def _descend(self, field: Field, found: Smallest) -> None:
         u, valid = field.zero(), found.aim.valid
         mean, square = torch.zeros_like(u), torch.zeros_like(u)
         # half of the weight evenly on the pixels, half on the norm
         count = valid.flatten(1).sum(1).clamp_min(1).to(u)
         dual = torch.where(valid, -count.log()[:, None, None], -torch.inf)
-        ema = torch.zeros_like(dual)
+        pixels, norm = _weights(dual)
         for i in range(self.steps):
             adv, logits, _ = found.look(u)
             aim = found.aim.seen_with(logits, i / self.steps)
             stands = margin(logits, aim)
-            share, norm_share = _weights(dual)
-            loss = torch.where(valid, share * functional.softplus(stands), 0.0).sum()
+            loss = torch.where(valid, pixels * functional.softplus(stands), 0.0).sum()
             grad = field.pull(torch.autograd.grad(loss, adv)[0])
             mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad.square()
             root = (square / (1 - 0.999 ** (i + 1))).sqrt()
             metric = root + 1e-8 * root.flatten(1).amax(1).clamp_min(1e-30)[:, None, None, None]
             rate = self.rate * 0.01 ** (i / self.steps)
             moved = u - rate * mean / (1 - 0.9 ** (i + 1)) / metric
-            u = field.prox(moved, rate * norm_share, metric)
-            ema = 0.9 * ema + 0.1 * stands.detach().sign()
-            dual = dual + self.dual_rate * (1 - 0.9 * i / self.steps) * torch.where(valid, ema, 0.0)
+            u = field.prox(moved, rate * norm, metric)
+            rise = self.dual_rate * (1 - 0.9 * i / self.steps)
+            dual = dual + rise * torch.where(valid, stands.detach().sign(), 0.0)
+            new = _weights(dual)
+            pixels, norm = EMA * pixels + (1 - EMA) * new[0], EMA * norm + (1 - EMA) * new[1]
         found.look(u)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, cast
 
 import torch
-from pydantic import BeforeValidator
+from pydantic import PlainValidator
 from torch import Tensor
 from torch.nn import functional
 
@@ -159,6 +159,38 @@ class JensenShannon:
 
 
 @dataclass(frozen=True)
+class Sigmoid:
+    """A smooth count of the pixels that are where the adversary wants them: sigmoid(s * gap), s growing over the run.
+
+    The gap between the class and all others is divided by its mean size over the image's valid pixels, so that scaling the
+    logits changes nothing, and the count gets sharper from `first` to `last`: in the end only pixels near the border
+    between the classes pull, and no step is spent on pixels that have fallen or are out of reach.
+
+    Args:
+        first: Steepness at the first step, per mean size of the gap.
+        last: Steepness that the run moves to, geometrically.
+    """
+
+    first: float = 1.0
+    last: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first <= self.last:
+            raise UsageError(
+                f"sigmoid: expected 0 < first <= last, got {self.first} and {self.last}; the count gets sharper"
+            )
+
+    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
+        gap = behind(logits, aim)
+        count = aim.valid.flatten(1).sum(1).clamp_min(1)
+        size = torch.where(aim.valid, gap.detach().abs(), 0.0).flatten(1).sum(1) / count
+        steep = self.first * (self.last / self.first) ** aim.progress / size.clamp_min(1e-12)
+        gap = gap * steep[:, None, None]
+        fallen: Tensor = torch.sigmoid(gap) + LEAK * gap
+        return -fallen if aim.targeted else fallen
+
+
+@dataclass(frozen=True)
 class Spherical:
     """Cosine of the logits with the label, over the pixels that still stand.
 
@@ -223,6 +255,7 @@ NAMES: dict[str, PixelLoss] = {
     "cos": Cos(),
     "cos-sigmoid": Cos(sigmoid=True),
     "js": JensenShannon(),
+    "sigmoid": Sigmoid(),
     "spherical": Spherical(),
     "cosine": Cosine(),
     "tsallis": Tsallis(),
@@ -230,19 +263,21 @@ NAMES: dict[str, PixelLoss] = {
 """Losses by the names that recipes use: `loss = "masked-ce"`."""
 
 
-def parse_loss(text: object) -> object:
-    """Return the loss of a name such as "masked-ce"; anything but text passes through.
+def parse_loss(given: object) -> PixelLoss:
+    """Return the loss of a name such as "masked-ce"; a loss of one's own passes through.
 
     Raises:
         UsageError: No loss of that name.
+        ValueError: Neither a name nor something to call.
     """
-    if isinstance(text, str) and text not in NAMES:
-        raise UsageError(f"loss: unknown name {text!r}; {did_you_mean(text, NAMES)}")
-    return NAMES[text] if isinstance(text, str) else text
+    if isinstance(given, str):
+        if given not in NAMES:
+            raise UsageError(f"loss: unknown name {given!r}; {did_you_mean(given, NAMES)}")
+        return NAMES[given]
+    if not callable(given) or isinstance(given, type):
+        raise ValueError(f"a pixel loss or one of {', '.join(NAMES)}")
+    return cast(PixelLoss, given)
 
 
-AnyLoss = Annotated[
-    CrossEntropy | Masked | Balanced | Seg | Cos | JensenShannon | Spherical | Cosine | Tsallis,
-    BeforeValidator(parse_loss),
-]
-"""A pixel loss, in Python as a value and in recipes as its name."""
+AnyLoss = Annotated[PixelLoss, PlainValidator(parse_loss)]
+"""A pixel loss: in Python any value that maps logits and the aim to what is climbed, in recipes its name."""

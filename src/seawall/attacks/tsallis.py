@@ -18,15 +18,15 @@ from seawall.types import Batch, SegmentationModel
 @register("attack", "tsallis", paper="Matyasko et al. 2026", smoke={"steps": 10}, traits=("stochastic",))
 @dataclass(frozen=True)
 class TsallisPGD:
-    """APGD on the Tsallis cross-entropy, q moving linearly over the run.
+    """APGD on the Tsallis cross-entropy, q moving linearly over each stage.
 
     Args:
         goal: What the adversary wants.
         steps: Gradient steps; one forward and one backward pass each.
         radii: Ball of each stage in multiples of eps; the last is 1.
         shares: Share of the steps that each stage gets.
-        first: q at the first step; below 1, pixels that have fallen count for less.
-        last: q that the run moves to; 1 is cross-entropy.
+        first: q at the first step of each stage; below 1, pixels that have fallen count for less.
+        last: q that the stage moves to; 1 is cross-entropy.
 
     Paper: Matyasko et al., IJCNN 2026. Differs: counts valid pixels only.
     """

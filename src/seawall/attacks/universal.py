@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,14 +22,38 @@ from seawall.types import Batch, SegmentationModel
 AWAY = Untargeted("prediction")
 
 
-@register("attack", "universal", paper="arXiv:1704.05712", smoke={"steps": 12, "tile": 4}, traits=("weak",))
+@runtime_checkable
+class SetAttack(Protocol):
+    """An attack that makes one noise for a set of images; `fitted` gives the attack that puts it on any image."""
+
+    def fitted(self, model: SegmentationModel, batches: Sequence[Batch], threat: ThreatModel, keys: Keys) -> Fitted: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A universal noise, ready to be put on images.
+
+    Args:
+        attack: What made it.
+        noise: (C, H, W), or the tile (C, tile, tile).
+    """
+
+    attack: Universal
+    noise: Tensor = field(repr=False)
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        check("universal", model, batch, threat)
+        return self.attack.apply(self.noise, batch, threat)
+
+
+@register("attack", "universal", paper="arXiv:1704.05712", smoke={"steps": 12, "tile": 4}, traits=("weak", "set"))
 @dataclass(frozen=True)
 class Universal:
     """Noise that does not know the image: the mean gradient of many images, step by step, on one noise or tile.
 
-    A static target is `goal = "towards <class>"`, a dynamic one `goal = "hide <class>"`. `fit` makes the noise for a set
-    of batches and `apply` puts it on any image; called as an attack it makes a noise of its own for every chip, because
-    an image's result may not depend on its batch. Weak: one noise cannot suit every pixel. Periodic noise repeats a tile; its gradient is the mean over tiles.
+    A static target is `goal = "towards <class>"`, a dynamic one `goal = "hide <class>"`. A run fits the noise on the
+    training part and `seawall attack` on the chips that it is given; the same noise is then put on every chip. Weak: one
+    noise cannot suit every pixel. Periodic noise repeats a tile; its gradient is the mean over tiles.
 
     Args:
         goal: What the adversary wants.
@@ -59,13 +84,15 @@ class Universal:
             )
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        """Return the batch with the one noise that was made for all of it."""
         check("universal", model, batch, threat)
-        made = []
-        for i in range(len(batch)):
-            one = batch.select([i])
-            noise = self.fit(model, [one], threat, keys.select([i]))
-            made.append(self.apply(noise, one, threat))
-        return torch.cat(made) if made else batch.image.detach().clone()
+        if not len(batch):
+            return batch.image.detach().clone()
+        return self.fitted(model, [batch], threat, keys)(model, batch, threat, keys)
+
+    def fitted(self, model: SegmentationModel, batches: Sequence[Batch], threat: ThreatModel, keys: Keys) -> Fitted:
+        """Return the attack that puts the noise of these batches on any image; see `fit`."""
+        return Fitted(self, self.fit(model, batches, threat, keys))
 
     def fit(self, model: SegmentationModel, batches: Sequence[Batch], threat: ThreatModel, keys: Keys) -> Tensor:
         """Return the noise (C, H, W), or the tile (C, tile, tile), for all images of the batches.
@@ -136,6 +163,44 @@ class Universal:
         """Pixels that are as wanted already: sure of their target, or nearly sure not to be the class to leave."""
         p = probability(logits, aim)
         return p >= self.sure if aim.targeted else p <= 1 - self.sure
+
+
+@register("attack", "universal-per-chip", paper="arXiv:1704.05712", smoke={"steps": 12, "tile": 4}, traits=("weak",))
+@dataclass(frozen=True)
+class UniversalPerChip:
+    """The universal attack with a noise, or a tile, made for each chip alone: no other chip is needed.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Gradient steps; one forward and one backward pass each.
+        step: Step length, as a share of eps.
+        tile: Side of the tile in pixels; 0 for noise of the image's size.
+        weight: Weight of the pixels of the class to hide, and 1 - weight of the others.
+        sure: Pixels that are as wanted with at least this probability do not count.
+        loss: What to climb.
+
+    Paper: Metzen et al. 2017, arXiv:1704.05712, sections 3 and 4. Differs: the set is one chip.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 60
+    step: float = 0.1
+    tile: int = 0
+    weight: float = 0.9
+    sure: float = 0.75
+    loss: AnyLoss = CE
+
+    def __post_init__(self) -> None:
+        self._one()
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        check("universal-per-chip", model, batch, threat)
+        one = self._one()
+        made = [one(model, batch.select([i]), threat, keys.select([i])) for i in range(len(batch))]
+        return torch.cat(made) if made else batch.image.detach().clone()
+
+    def _one(self) -> Universal:
+        return Universal(self.goal, self.steps, self.step, self.tile, self.weight, self.sure, self.loss)
 
 
 def _shape(batches: Sequence[Batch], tile: int) -> tuple[int, int, int]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from seawall.attacks.free import MinimumNorm, Solved
+from seawall.attacks.goal import Hide, Towards
+from seawall.attacks.universal import SetAttack
 from seawall.errors import ModelError, UsageError, did_you_mean
 from seawall.keys import Keys
-from seawall.types import Batch, SegmentationModel, Threat
+from seawall.threat import ThreatModel
+from seawall.types import Batch, ModelSpec, SegmentationModel, Threat
 
 MEASURES: Mapping[str, str] = {
     "counts": "pixels",
@@ -26,6 +30,14 @@ Act = Callable[[SegmentationModel, Batch, Threat, Keys], Tensor]
 Worsen = Callable[[Tensor, Tensor, float, Keys], Tensor]
 
 
+class Asked(NamedTuple):
+    """What it cost to doubt a number: passes per chip and seconds of the questions, over so many chips."""
+
+    passes: float
+    seconds: float
+    chips: int
+
+
 @dataclass(frozen=True)
 class Case:
     """What is done to the images before the model looks at them.
@@ -38,6 +50,7 @@ class Case:
         measures: Which of `MEASURES` to take.
         label_free: The attack sees the model's own clean prediction on all seen pixels instead of the label.
         flags: What is known to speak against the numbers.
+        asked: Cost of the questions that the flags come from; None where nothing was asked.
 
     Raises:
         UsageError: `act` and `threat` do not go together, or a measure is unknown.
@@ -50,6 +63,7 @@ class Case:
     measures: tuple[str, ...] = tuple(MEASURES)
     label_free: bool = False
     flags: tuple[str, ...] = ()
+    asked: Asked | None = None
 
     def __post_init__(self) -> None:
         for name in self.measures:
@@ -76,27 +90,87 @@ class Case:
         return tuple(m for m in MEASURES if m in self.measures and fits.get(m, True))
 
     def image(self, model: SegmentationModel, batch: Batch, seed: int) -> Tensor:
-        """Return the images that the model gets.
+        """Return the images that the model gets; see `images`."""
+        return self.images(model, batch, seed).image
+
+    def images(self, model: SegmentationModel, batch: Batch, seed: int) -> Made:
+        """Return the images that the model gets, and the smallest noise where the attack looks for it.
 
         Raises:
             ModelError: The method changed the shape, or made pixels that are no finite numbers.
+            UsageError: The attack makes one noise for a set, and was not fitted to one.
         """
         if self.act is None or self.threat is None:
-            return batch.image
+            return Made(batch.image)
         # The threat is no part of the stream: budgets and severities share their draws, so curves are not jagged.
         keys = Keys(seed, batch.chips, ("evaluate", self.method))
         if isinstance(self.threat, int | float):
-            image = cast(Worsen, self.act)(batch.image, batch.seen, float(self.threat), keys)
+            made = Made(cast(Worsen, self.act)(batch.image, batch.seen, float(self.threat), keys))
         else:
-            target = _own_labels(model, batch) if self.label_free else batch
-            image = cast(Act, self.act)(model, target, self.threat, keys)
-        image = image.detach()
+            made = self._attacked(model, _own_labels(model, batch) if self.label_free else batch, self.threat, keys)
+        image = made.image.detach()
         if image.shape != batch.image.shape or not bool(torch.isfinite(image).all()):
             raise ModelError(
                 f"{self.method} {self.spoken}: expected finite images of shape {tuple(batch.image.shape)}, got "
                 f"{tuple(image.shape)}{'' if image.shape != batch.image.shape else ' with NaN or infinity'}; fix the method"
             )
-        return image
+        return made._replace(image=image)
+
+    def target(self, spec: ModelSpec, batch: Batch, logits: Tensor) -> Tensor | None:
+        """Return the class (B, H, W) that a targeted attack wants at every pixel; None for any other.
+
+        Args:
+            spec: The model's.
+            batch: The clean images.
+            logits: (B, K, H, W) of the clean images.
+        """
+        goal = getattr(self.act, "goal", None)
+        return goal.pixels(spec, batch, logits) if isinstance(goal, Hide | Towards) else None
+
+    def _attacked(self, model: SegmentationModel, batch: Batch, threat: Threat, keys: Keys) -> Made:
+        if isinstance(self.act, SetAttack):
+            raise UsageError(
+                f"{self.method}: expected a noise that was fitted to a set, got none; call seawall.evaluate.fitted first"
+            )
+        if isinstance(self.act, MinimumNorm):
+            solved = self.act.solve(model, batch, cast(ThreatModel, threat), keys)
+            return Made(solved.inside, solved)
+        return Made(cast(Act, self.act)(model, batch, threat, keys))
+
+
+class Made(NamedTuple):
+    """The images that a model gets under a case.
+
+    Args:
+        image: (B, C, H, W).
+        solved: What a minimum-norm attack found; None for any other.
+    """
+
+    image: Tensor
+    solved: Solved | None = None
+
+
+def fitted(
+    cases: Iterable[Case], model: SegmentationModel, read: Callable[[], Iterable[Batch]], seed: int
+) -> list[Case]:
+    """Return the cases with every attack that makes one noise for a set fitted to that set.
+
+    Args:
+        cases: What is to be measured.
+        model: Any model with a spec.
+        read: Gives the chips of the set; called only where an attack needs them.
+        seed: Seed of the fit.
+    """
+    made = []
+    for case in cases:
+        act = case.act
+        if isinstance(act, SetAttack) and isinstance(case.threat, ThreatModel):
+            batches = list(read())
+            keys = Keys(seed, tuple(chip for batch in batches for chip in batch.chips), ("fit", case.method))
+            made.append(replace(case, act=act.fitted(model, batches, case.threat, keys)))
+        else:
+            made.append(case)
+    return made
 
 
 def hidden_class(act: object) -> str:

@@ -33,13 +33,16 @@ def write_example(
     seen: Mask,
     valid: Mask,
     bands: Sequence[str],
+    target: NDArray[np.integer] | None = None,
+    restricted: Image | None = None,
+    pred_restricted: NDArray[np.integer] | None = None,
     extra: Mapping[str, str | float] | None = None,
     name: str | None = None,
 ) -> Path:
     """Write one chip as previews and class maps: `<name>.npz`, with `<name>.json` beside it.
 
     Clean and attacked are stretched alike, by the seen pixels of the clean image, so that what differs is the
-    attack. The noise is gray where nothing was changed; its largest change spans the gray scale.
+    attack. The noise is gray where nothing was changed; its largest change spans the gray scale, of the restricted noise too.
 
     Args:
         folder: Where the two files go.
@@ -55,6 +58,9 @@ def write_example(
         seen: (H, W) pixels with data.
         valid: (H, W) pixels with a label that counts.
         bands: Band ids in the order of the channels.
+        target: (H, W) class that the adversary wants, where it has a target.
+        restricted: (C, H, W) the image of the attack on the class's pixels alone, in data units.
+        pred_restricted: (H, W) predicted class of that image.
         extra: Further facts for the JSON file.
         name: Stem of the files; made from the chip id if None.
 
@@ -64,7 +70,8 @@ def write_example(
     Raises:
         DataError: The arrays do not have one height and width.
     """
-    arrays = (clean, attacked, label, pred_clean, pred_attacked, seen, valid)
+    more = [array for array in (target, restricted, pred_restricted) if array is not None]
+    arrays = (clean, attacked, label, pred_clean, pred_attacked, seen, valid, *more)
     shapes = {a.shape[-2:] for a in arrays}
     if len(shapes) != 1 or clean.shape != attacked.shape or clean.shape[0] != len(bands):
         raise DataError(
@@ -75,6 +82,12 @@ def write_example(
     at = channels(bands)
     stretch = Stretch.of(clean[at], seen)
     change = np.abs((attacked - clean)[:, seen]).max(initial=0.0)
+    panels: dict[str, NDArray[np.generic]] = {}
+    if target is not None:
+        panels["target"] = target.astype(np.int16)
+    if restricted is not None and pred_restricted is not None:
+        panels["noise_restricted"] = _noise((restricted - clean)[at], seen, float(change))
+        panels["pred_restricted"] = pred_restricted.astype(np.int16)
     with atomic(folder / f"{stem}.npz") as file:
         np.savez_compressed(
             file,
@@ -85,6 +98,7 @@ def write_example(
             pred_clean=pred_clean.astype(np.int16),
             pred_attacked=pred_attacked.astype(np.int16),
             valid=valid,
+            **panels,  # type: ignore[arg-type]
         )
     facts = {"chip": chip, "method": method, "threat": threat, "model": model, "largest_change": float(change)}
     facts |= {"preview_bands": [bands[i] for i in at], **(extra or {})}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from seawall.attacks.free import Solved
 from seawall.errors import DataError, ModelError
 from seawall.evaluate.case import CLEAN, Case, hidden_class
 from seawall.evaluate.cells import PARTS, Ground, Setting
@@ -78,7 +80,8 @@ def evaluate(
     for klass in chosen:
         model.spec.klass(klass)
     setting = Setting(recipe, name, groups or {}, seed, bins, chosen, pixel_area_m2, show, examples)
-    new: list[Record] = []
+    new = [row for case in attacks if (row := _cost_of_doubt(setting, case)) and row.key not in log]
+    log.append(new)
     total = len(batches) * len(attacks) if isinstance(batches, Sequence) else 0
     done = 0
     with at_rest(model):
@@ -94,6 +97,14 @@ def evaluate(
                 if progress:
                     progress(done, total, f"{case.method} {case.spoken}".rstrip())
     return new
+
+
+def _cost_of_doubt(setting: Setting, case: Case) -> Record | None:
+    """Return the row, of no chip, that says what the interrogation behind a case's flags cost."""
+    if case.asked is None:
+        return None
+    base = replace(setting.row(case, ""), group="", chip="")
+    return base.measured("interrogation.passes", case.asked.passes, case.asked.chips, seconds=case.asked.seconds)
 
 
 def missing(
@@ -116,6 +127,7 @@ def write_examples(
     chips: Collection[str] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    restricted: Case | None = None,
 ) -> None:
     """Write what a case does to chips, clean beside attacked, without measuring it.
 
@@ -128,6 +140,7 @@ def write_examples(
         chips: Which chips; all where None.
         seed: Seed of the attack.
         device: Where to compute; the model's own where None.
+        restricted: The same attack on the pixels of the class alone, shown beside it.
     """
     with at_rest(model):
         for batch in batches:
@@ -136,7 +149,8 @@ def write_examples(
                 part = batch.select(chosen).to(_home(model, batch) if device is None else device)
                 image = case.image(model, part, seed)
                 pred = _logits(model, image, part)[0].argmax(1)
-                _show(model, part, image, pred, case, Setting("", name, show=part.chips, examples=folder))
+                beside = None if restricted is None else restricted.image(model, part, seed)
+                _show(model, part, image, pred, case, Setting("", name, show=part.chips, examples=folder), beside)
 
 
 @contextmanager
@@ -159,7 +173,7 @@ def _measure(model: SegmentationModel, ground: Ground, todo: list[int], case: Ca
     batch = ground.batch.select(todo)
     start = time.monotonic()
     with _counted(model) as passes:
-        image = case.image(model, batch, setting.seed)
+        image, solved = case.images(model, batch, setting.seed)
     spent = passes[0] / len(batch)
     logits, finite = _logits(model, image, batch)
     pred = logits.argmax(1)
@@ -177,6 +191,8 @@ def _measure(model: SegmentationModel, ground: Ground, todo: list[int], case: Ca
             for norm, value in zip(("linf", "l2"), away[i], strict=True):
                 yield base.measured(f"distance.{norm}", value if seen else None, seen)
             yield base.measured("passes", spent, 1)
+            if solved is not None:
+                yield from _free_rows(base, solved, batch, i)
         for part in parts.values():
             yield from part(i, base)
         if hiding:
@@ -207,6 +223,15 @@ def _confusion(pred: Tensor, batch: Batch, classes: int) -> Tensor:
         return confusion(pred, batch.label, batch.valid, classes).cpu()
     except DataError as bad:
         raise DataError(f"{', '.join(batch.chips)}: {bad}") from bad
+
+
+def _free_rows(base: Record, solved: Solved, batch: Batch, i: int) -> Iterator[Record]:
+    """Yield the norms of the smallest noise that is a success, undefined where none was found."""
+    seen, reached = int(batch.seen[i].sum()), bool(solved.reached[i])
+    change = (solved.free[i] - batch.image[i]).flatten().double()
+    for norm, size in (("linf", change.abs().amax()), ("l2", change.norm())):
+        yield base.measured(f"distance.free.{norm}", float(size) if reached else None, seen)
+    yield base.measured("distance.free.reached", float(reached), 1)
 
 
 def _distance(image: Tensor, batch: Batch) -> list[tuple[float, float]]:
@@ -240,13 +265,18 @@ def _home(model: SegmentationModel, batch: Batch) -> torch.device:
     return batch.image.device
 
 
-def _show(model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, case: Case, setting: Setting) -> None:
+def _show(
+    model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, case: Case, setting: Setting, beside: Tensor | None = None
+) -> None:  # fmt: skip
     """Write the examples that were asked for: one per chip and case."""
     chosen = [i for i, chip in enumerate(batch.chips) if chip in setting.show]
     if setting.examples is None or case.act is None or not chosen:
         return
     part = batch.select(chosen)
-    before = _logits(model, part.image, part)[0].argmax(1)
+    logits = _logits(model, part.image, part)[0]
+    target = case.target(model.spec, part, logits)
+    other = None if beside is None else beside[chosen]
+    after = None if other is None else _logits(model, other, part)[0].argmax(1)
     for j, i in enumerate(chosen):
         chip = batch.chips[i]
         write_example(
@@ -258,10 +288,13 @@ def _show(model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, c
             clean=part.image[j].cpu().numpy(),
             attacked=image[i].cpu().numpy(),
             label=part.label[j].cpu().numpy(),
-            pred_clean=before[j].cpu().numpy(),
+            pred_clean=logits[j].argmax(0).cpu().numpy(),
             pred_attacked=pred[i].cpu().numpy(),
             seen=part.seen[j].cpu().numpy(),
             valid=part.valid[j].cpu().numpy(),
             bands=model.spec.bands,
+            target=None if target is None else target[j].cpu().numpy(),
+            restricted=None if other is None else other[j].cpu().numpy(),
+            pred_restricted=None if after is None else after[j].cpu().numpy(),
             name="@".join(word for word in (chip, setting.name, case.method, case.spoken) if word),
         )

@@ -189,12 +189,14 @@ def _of_hiding(sheet: Sheet, samples: int, seed: int) -> Iterator[Record]:
 
 
 def _of_costs(sheet: Sheet) -> Iterator[Record]:
-    """The largest distance that an adversary went, and the mean of network passes per chip."""
-    for name in ("distance.linf", "distance.l2", "passes"):
+    """The largest distance within the budget; the means of passes per chip, and of the smallest noise that was a success."""
+    largest = ("distance.linf", "distance.l2")
+    means = ("passes", "distance.free.linf", "distance.free.l2", "distance.free.reached")
+    for name in (*largest, *means):
         groups, values = sheet.values(name)
         there = values[np.isfinite(values)]
         if groups:
-            value = (there.mean() if name == "passes" else there.max()) if len(there) else np.nan
+            value = (there.mean() if name in means else there.max()) if len(there) else np.nan
             yield sheet.record(name, float(value), len(there))
 
 

@@ -16,6 +16,8 @@ SCORES = ("iou.pooled", "iou.pooled.low", "iou.pooled.high", "iou.per_chip")
 def card(rows: Iterable[Record], methods: Sequence[str], threat: str, klass: str) -> list[Row]:
     """Return a row per attack: IoU pooled and per chip, accuracy, passes per chip, seconds, chips won, flags.
 
+    What the interrogation cost stands in a row of its own and in no sum.
+
     Args:
         rows: Rows with a chip of one recipe and model, clean ones among them.
         methods: Attacks, in the order to show.
@@ -29,6 +31,7 @@ def card(rows: Iterable[Record], methods: Sequence[str], threat: str, klass: str
         if not row.chip and not row.group:
             found[row.method, row.metric, row.klass] = row
     table = [_line(found, name, "" if name == "clean" else threat, klass) for name in ("clean", *methods)]
+    cost = [r for r in mine if r.metric == "interrogation.passes" and r.value is not None]
     if worst:
         for line, name in zip(table, ("none", *methods), strict=True):
             line["won"] = sum(1 for r in worst if r.chip and r.metric == f"won.{name}")
@@ -36,8 +39,21 @@ def card(rows: Iterable[Record], methods: Sequence[str], threat: str, klass: str
         total["passes"] = _sum(line["passes"] for line in table)
         total["seconds"] = _sum(line["seconds"] for line in table)
         total["won"] = None
-        table.append(total)
-    return table
+    if cost:
+        table.append(_cost(max(cost, key=lambda r: r.seconds), table[0]))
+    return [*table, total] if worst else table
+
+
+def _cost(row: Record, like: Row) -> Row:
+    """Return the line that says what the interrogation took: passes per chip that was asked, and seconds."""
+    line: Row = dict.fromkeys(like)
+    return line | {
+        "method": "interrogation",
+        "threat": row.threat,
+        "passes": row.value,
+        "seconds": row.seconds,
+        "flags": "",
+    }
 
 
 def _line(found: dict[tuple[str, str, str], Record], name: str, threat: str, klass: str) -> Row:

@@ -36,7 +36,7 @@ def doubts(rows: Iterable[Record]) -> Mapping[Setup, tuple[str, ...]]:
         recipe, model, method, threat = setup
         rivals = {s[2]: right[s] for s in right if (s[0], s[1], s[3]) == (recipe, model, threat)}
         mine = _beaten(method, rivals)
-        smaller = [s for s in right if s[:3] == setup[:3] and told[s].allows_less(told[setup])]
+        smaller = [s for s in right if s[:3] == setup[:3] and told[s].adversary.allows_less(told[setup].adversary)]
         if method not in NOISE and any(_beats(right[s], chips) for s in smaller):
             mine = (*mine, "not-monotone")
         if mine:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from torch import nn
 
+from seawall.attacks.fischer import Fischer
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import whole
 from seawall.datasets.splits import Split
-from seawall.evaluate import CLEAN, Case, write_examples
+from seawall.evaluate import CLEAN, Case, fitted, write_examples
 from seawall.interrogate import QUICK
 from seawall.measurement import ChipSource, measure_model, mixed_chips
 from seawall.models.threshold import ThresholdNet
@@ -36,19 +38,41 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
 
         measure_model(
             model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN], log=log,
-            recipe=lambda case: recipe.id, name=name, seed=recipe.seed, ask=QUICK, say=say, examples=run.folder / "examples",
-            # the last attack at its last threat is the page's example
-            show=mixed_chips(chips, split.test, recipe.examples) if name == first else (),
+            recipe=lambda case: recipe.id, name=name, seed=recipe.seed,
+            ask=QUICK if recipe.interrogation else None, say=say, fit=lambda: whole(chips, split.train),
         )  # fmt: skip
         if name == first:
-            _complete_examples(run, chips, split, name, model, cases[-1])
+            _write_examples(run, chips, split, name, model, *example_cases(cases))
 
 
-def _complete_examples(run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case) -> None:
-    """Write the examples that the rows were measured without: the recipe may ask for more of them later."""
+def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:
+    """Return the attack that the page shows: the last under its last threat, or one on the whole image with its restricted twin.
+
+    Example:
+        >>> from seawall.attacks.fischer import Fischer
+        >>> from seawall.threat import ThreatModel
+        >>> eps = ThreatModel("linf", 0.08)
+        >>> made = [Case(n, Fischer("water", noise=n), eps) for n in ("whole", "restricted", "inside")]
+        >>> [case and case.method for case in example_cases(made)]
+        ['whole', 'restricted']
+    """
+    for case in reversed(cases):
+        act = case.act
+        if isinstance(act, Fischer) and act.noise == "whole":
+            part = replace(act, noise="restricted")
+            twin = next((c for c in cases if c.act == part and c.spoken == case.spoken), None)
+            if twin is not None:
+                return case, twin
+    return cases[-1], None
+
+
+def _write_examples(
+    run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case, restricted: Case | None
+) -> None:
+    """Write the examples of the page that are not there yet; the recipe may ask for more of them later."""
     if case.act is None:
         return
-    folder = run.folder / "examples"
+    folder, net = run.folder / "examples", cast(SegmentationModel, model)
     there = {
         str(said.get("chip"))
         for said in (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
@@ -56,8 +80,8 @@ def _complete_examples(run: Run, chips: ChipFolder, split: Split, name: str, mod
     }
     missed = [id_ for id_ in mixed_chips(chips, split.test, run.recipe.examples) if id_ not in there]
     if missed:
-        net = cast(SegmentationModel, model)
-        write_examples(net, whole(chips, missed), case, folder, name=name, seed=run.recipe.seed)
+        [case] = fitted([case], net, lambda: whole(chips, split.train), run.recipe.seed)
+        write_examples(net, whole(chips, missed), case, folder, name=name, seed=run.recipe.seed, restricted=restricted)
 
 
 def baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:

@@ -45,8 +45,7 @@ class Halmosi:
             ("padam-cos", PAdamCos(steps=short), short),
         ]
         found += [
-            (name, APGD(loss=loss, steps=middle, radii=(1.0,), shares=(1.0,)), middle)  # type: ignore[arg-type]
-            for name, loss in LOSSES.items()
+            (name, APGD(loss=loss, steps=middle, radii=(1.0,), shares=(1.0,)), middle) for name, loss in LOSSES.items()
         ]
         found += [(f"dag-{step:g}", DAG(steps=short, step=255 * step * GREY), short) for step in (0.001, 0.003)]
         found += [("pdpgd", PDPGD(steps=long), long), ("alma-prox", ALMAProx(steps=long, rate=255e-4 * GREY), long)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from seawall.attacks.iou import IoUAttack
-from seawall.attacks.pixels import Masked
 from seawall.errors import UsageError
 from seawall.registry import register
 from seawall.suites.member import Member
@@ -17,7 +16,7 @@ ALONE = 60
 @register("suite", "seawall", smoke={"passes": 30})
 @dataclass(frozen=True)
 class Seawall:
-    """The IoU attack on two losses: Jensen-Shannon, and the cross-entropy of the pixels that still stand.
+    """The IoU attack twice: with one worth for the IoU of many chips together, and with every chip's own IoU.
 
     What was tried and measured is in docs/adr/0003-the-seawall-suite.md.
 
@@ -34,13 +33,13 @@ class Seawall:
             raise UsageError(f"seawall: expected passes >= 1, got {self.passes}; 300 is usual, 30 is quick")
 
     def members(self) -> tuple[Member, ...]:
-        """Return the attacks, the one that mostly wins first."""
+        """Return the attacks: first the one for the IoU of many chips together, then the one for each chip's own."""
         if self.passes < ALONE:
             quick = IoUAttack(self.klass, steps=self.passes, first=2.0, momentum=0.5)
-            return (Member(f"seawall js {self.passes}", quick, self.passes),)
+            return (Member(f"seawall pooled {self.passes}", quick, self.passes),)
         second = self.passes // 2
         first = self.passes - second
         return (
-            Member(f"seawall js {first}", IoUAttack(self.klass, steps=first), first),
-            Member(f"seawall masked-ce {second}", IoUAttack(self.klass, 0.4, Masked(), second), second),
+            Member(f"seawall pooled {first}", IoUAttack(self.klass, steps=first), first),
+            Member(f"seawall chip {second}", IoUAttack(self.klass, "chip", steps=second), second),
         )

@@ -106,7 +106,9 @@ def check_only_its_keys(entry: Entry) -> None:
 
 
 def check_images_do_not_see_each_other(entry: Entry) -> None:
-    """A batch equals its images one by one, in any order."""
+    """A batch equals its images one by one, in any order; a noise for a set is one noise whatever the order."""
+    if "set" in entry.traits:
+        return  # the trait is asserted below
     model, batch = _uneven(), ground_batch()
     whole = _run(entry, model, batch)
     for i in range(len(batch)):
@@ -209,6 +211,11 @@ def check_traits(entry: Entry) -> None:
         least, _ = worst_accuracy(linear, batch, LINF)
         got = accuracy(linear, batch, _run(entry, linear, batch))
         assert bool((got > least + 1e-6).any()), "weak: it reaches the optimum of a linear model"
+    if "set" in entry.traits:
+        alone, whole = _run(entry, model, batch.select([0])), _run(entry, model, batch)
+        assert not same_bits(alone, whole[:1]), "set: an image's noise does not depend on the other images"
+        turned = _run(entry, model, batch.select([2, 0, 1]))
+        assert torch.allclose(whole[[2, 0, 1]], turned, rtol=0, atol=1e-6), "set: the noise depends on the order"
     if "min-norm" in entry.traits:
         wide = ThreatModel("linf", 0.5)
         far = wide.distance(_run(entry, model, batch, wide), batch.image)

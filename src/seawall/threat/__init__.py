@@ -8,8 +8,9 @@ Example:
     (0.01, (1,), 'linf 1% reflectance bands=B08')
 """
 
+from seawall.records import ThreatFacts
 from seawall.threat.ball import Ball
-from seawall.threat.model import ThreatFacts, ThreatModel
+from seawall.threat.model import ThreatModel
 from seawall.threat.region import Clouds, Everywhere, Patch, Region
 from seawall.threat.text import parse_threat
 

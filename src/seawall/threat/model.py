@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from seawall.errors import UsageError
 from seawall.keys import Keys
+from seawall.records import ThreatFacts
 from seawall.threat.ball import Ball
 from seawall.threat.region import Region
 from seawall.types import Unit
@@ -23,26 +24,6 @@ CEILING: dict[str, float | None] = {"reflectance": None, "sigma0_db": None, "gam
 
 WORDS: dict[str, str] = {"reflectance": "reflectance", "sigma0_db": "dB", "gamma0_db": "dB", "stretched": "stretched"}
 """How a threat's text says its unit."""
-
-
-class ThreatFacts(NamedTuple):
-    """A threat as plain values, in the order of the fields of a record.
-
-    Args:
-        norm: "linf" or "l2"; "" for no adversary.
-        eps: One number for all bands, or one per band, in `unit`.
-        unit: As a threat's text says it: "reflectance", "dB" or "stretched".
-        bands: Bands that may be touched; empty for all.
-        region: The region as text; "" for every seen pixel.
-        limits: Sign, spectrum and unusual bounds as text; "" for none.
-    """
-
-    norm: str = ""
-    eps: tuple[float, ...] = ()
-    unit: str = ""
-    bands: tuple[str, ...] = ()
-    region: str = ""
-    limits: str = ""
 
 
 @dataclass(frozen=True)
