@@ -1,20 +1,29 @@
 """Do poisons flip a region of an image that nobody touched, and are backdoors found? Small networks, simulated scenes.
 
-Clean-label poisons (gradient matching, MetaPoison) against random noise of the same size and against clean training,
-each with fresh victims; dirty labels as the upper end. Backdoors: how often the trigger works, and what two detectors
-find, with their false alarms on clean chips. Rows are appended; one that is there is not made again.
+Clean-label poisons (gradient matching, MetaPoison) and flipped labels against random noise of the same size and against
+clean chips, each with fresh victims, in two regimes:
 
-    python benchmarks/poison.py --out runs/poison
-    python benchmarks/poison.py --out runs/poison --eps 0.05 --targets 1 --victims 2                      # a taste
+* "scratch": victims learn from all chips from fresh weights that the adversary does not know.
+* "tune": victims start from published weights, which the adversary knows, and learn from a few local chips.
+
+Backdoors: how often the trigger works where it is in view, and how many poisoned chips two detectors catch at a stated
+rate of false alarms: those on clean chips of the poisoned network, and on the chips of a clean one. Every seed has its
+own scenes, networks, target and victims. Rows are appended to poison.jsonl; one that is there is not made again.
+
+    python benchmarks/poison.py --out runs/poison            # about 15 minutes of one quiet core
+    python benchmarks/poison.py --out runs/poison --table    # prints the table of the rows that are there
+    python benchmarks/poison.py --out runs/taste --seeds 0 --kinds dirty-label backdoor-pattern      # a taste
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,69 +35,97 @@ from seawall.keys import Keys
 from seawall.models.blocks import Segmenter
 from seawall.models.unet import UNet
 from seawall.poison.clean_label import GradientMatching, MetaPoison
-from seawall.poison.detect import Verdict, activation_clustering, activations, spectral_signatures
-from seawall.poison.dirty import Backdoor, trigger_rate
-from seawall.poison.target import Target, choose, insert, random_control, victims
+from seawall.poison.detect import Array, Verdict, activation_clustering, activations, spectral_signatures
+from seawall.poison.dirty import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
+from seawall.poison.target import Target, choose, insert, victims
 from seawall.types import Batch, ModelSpec
 
 BANDS = ("B03", "B08", "B11")
 SPEC = ModelSpec(BANDS, ("land", "water"), "reflectance", 10.0)
-SIDE, REGION = 32, 6
+SIDE, REGION, TRUSTED, ALARMS = 32, 6, 40, 0.05
+CRAFTED = ("gradient-matching", "meta-poison")
+KINDS = (*CRAFTED, "dirty-label", "backdoor-patch", "backdoor-pattern")
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Two-sided 95 % points of Student's t by the number of seeds."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One row to be made."""
+
+    kind: str
+    regime: str
+    eps: float
+    share: float
+    seed: int
 
 
 def main() -> None:
     asked = arguments()
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(1)
     path = asked.out / "poison.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(r["kind"], r["eps"], r["share"], r["target"]) for r in rows}
-    world = World(asked.chips, asked.epochs)
-    for target in range(asked.targets):
-        for kind, eps, share in orders(asked):
-            if (kind, eps, share, target) in done:
-                continue
-            start = time.perf_counter()
-            made = (
-                backdoor(world, kind, eps, share, target)
-                if kind.startswith("backdoor")
-                else flip(world, kind, eps, share, target, asked.victims)
-            )
-            row = {
-                "kind": kind,
-                "eps": eps,
-                "share": share,
-                "target": target,
-                **made,
-                "seconds": round(time.perf_counter() - start, 1),
-            }
-            rows.append(row)
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(json.dumps(row), flush=True)
-    print(table(rows))
+    rows = list(stored(path))
+    settings = {"chips": asked.chips, "local": asked.local, "epochs": asked.epochs, "steps": asked.steps,
+                "restarts": asked.restarts, "victims": asked.victims}  # fmt: skip
+    done = {json.dumps([row["order"], row["settings"]], sort_keys=True) for row in rows}
+    for order in [] if asked.table else orders(asked):
+        key = {"order": vars(order), "settings": settings}
+        if json.dumps([key["order"], key["settings"]], sort_keys=True) in done:
+            continue
+        start = time.process_time()
+        world = world_of(order.seed, asked.chips, asked.local, asked.epochs)
+        figures = backdoor(world, order) if order.kind.startswith("backdoor") else flip(world, order, asked)
+        row = {**key, "figures": figures, "seconds": round(time.process_time() - start, 1)}
+        rows.append(row)
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+    print(table([row for row in rows if asked.table or row["settings"] == settings]))
 
 
-def orders(asked: argparse.Namespace) -> list[tuple[str, float, float]]:
-    crafts = [
-        (kind, eps, share) for kind in asked.kinds if kind != "backdoor" for eps in asked.eps for share in asked.shares
-    ]
-    return crafts + [
-        (f"backdoor-{how}", 0.1, share)
-        for how in ("patch", "pattern")
-        for share in asked.shares
-        if "backdoor" in asked.kinds
-    ]
+def stored(path: Path) -> Iterator[dict]:
+    """Read the rows of earlier runs; a line that a kill cut off is made again, on a line of its own."""
+    text = path.read_text() if path.exists() else ""
+    if text and not text.endswith("\n"):
+        path.write_text(text[: text.rfind("\n") + 1])
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        yield json.loads(line)
+
+
+def orders(asked: argparse.Namespace) -> Iterator[Order]:
+    """Seed by seed, so that an early end leaves whole seeds."""
+    for seed in asked.seeds:
+        for kind in asked.kinds:
+            if kind.startswith("backdoor"):
+                yield from (Order(kind, "scratch", 0.1, share, seed) for share in (0.1, 0.2))
+            elif kind == "dirty-label":
+                yield from (
+                    Order(kind, regime, 0.0, share, seed) for regime, share in (("scratch", 0.2), ("tune", 0.5))
+                )
+            else:
+                yield Order(kind, "scratch", 0.1, 0.2, seed)
+                yield from (Order(kind, "tune", eps, 0.5, seed) for eps in (0.02, 0.05, 0.1))
+
+
+@cache
+def world_of(seed: int, count: int, local: int, epochs: int) -> World:
+    return World(seed, count, local, epochs)
 
 
 class World:
     """Chips to learn from and to test on, and how a network is trained."""
 
-    def __init__(self, count: int, epochs: int) -> None:
-        self.epochs = epochs
-        self.train, self.test = chips(count, 0), chips(max(12, count // 4), 1)
+    def __init__(self, seed: int, count: int, local: int, epochs: int) -> None:
+        self.epochs, self.seed = epochs, seed
+        self.train, self.test = chips(count, 10 * seed), chips(15, 10 * seed + 1)
+        self.local, self.trusted = chips(local, 10 * seed + 2), chips(TRUSTED, 10 * seed + 3)
         self.mean, self.std = self.train.image.mean((0, 2, 3)), self.train.image.std((0, 2, 3))
-        self.base = self.learn(self.train, 99)
+
+    @cached_property
+    def base(self) -> Segmenter:
+        """A network of the clean chips."""
+        return self.learn(self.train, 99)
 
     def make(self, seed: int) -> Segmenter:
         with torch.random.fork_rng(devices=[]):
@@ -98,18 +135,12 @@ class World:
         return net
 
     def learn(self, batch: Batch, seed: int) -> Segmenter:
-        """Train from scratch with random flips."""
-        net, draw = self.make(seed + 1000).train(), torch.Generator().manual_seed(seed)
-        descent = torch.optim.Adam(net.parameters(), 3e-3)
-        for _ in range(self.epochs):
-            for part in torch.randperm(len(batch), generator=draw).split(8):
-                mini = batch.select(part.tolist())
-                axes = [axis for axis in (-1, -2) if torch.rand(1, generator=draw) < 0.5]
-                loss = functional.cross_entropy(net(mini.image.flip(axes)), mini.label.flip(axes))
-                descent.zero_grad()
-                loss.backward()
-                descent.step()
-        return net.eval()
+        """Train from scratch."""
+        return descend(self.make(seed + 1000), batch, seed, self.epochs, 3e-3)
+
+    def tune(self, batch: Batch, seed: int) -> Segmenter:
+        """Go on from the clean network, with all its weights."""
+        return descend(copy.deepcopy(self.base), batch, seed, 20, 1e-3)
 
     def quality(self, net: Segmenter) -> float:
         """Return the water IoU on the test chips."""
@@ -117,92 +148,135 @@ class World:
             water, true = net(self.test.image).argmax(1) == 1, self.test.label == 1
         return float((water & true).sum() / (water | true).sum())
 
-    def target(self, number: int) -> Target:
-        """Return a square of water that the clean network gets right; higher numbers are surer ones."""
+    def target(self) -> Target:
+        """Return the square of water that the clean network gets right and is least sure of, of all test chips."""
+        base = self.base
         with torch.no_grad():
-            z = self.base(self.test.image)
+            z = base(self.test.image)
         gap = z[:, 1] - z[:, 0]
         right = (-functional.max_pool2d(-((self.test.label == 1) & (gap > 0)).float()[:, None], REGION, 1))[:, 0] > 0
         mean = functional.avg_pool2d(gap[:, None], REGION, 1)[:, 0]
-        per_chip = torch.where(right, mean, torch.inf).flatten(1).min(1)
-        chip = int(per_chip.values.argsort()[number])
-        row, col = divmod(int(per_chip.indices[chip]), mean.shape[-1])
+        place = int(torch.where(right, mean, torch.inf).argmin())
+        chip, row, col = (int(i) for i in np.unravel_index(place, tuple(mean.shape)))
         region = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
         region[0, row : row + REGION, col : col + REGION] = True
         return Target(self.test.select([chip]), region, 0)
 
 
-def flip(world: World, kind: str, eps: float, share: float, number: int, count: int) -> dict[str, object]:
-    """Craft a clean-label poison and count what it does to fresh victims."""
-    aim, train = world.target(number), world.train
-    ids = choose(train.chips, share, number)
+def descend(net: Segmenter, batch: Batch, seed: int, epochs: int, rate: float) -> Segmenter:
+    """Train with Adam, batches of 8 and random flips."""
+    draw, descent = torch.Generator().manual_seed(seed), torch.optim.Adam(net.train().parameters(), rate)
+    for _ in range(epochs):
+        for part in torch.randperm(len(batch), generator=draw).split(8):
+            mini = batch.select(part.tolist())
+            axes = [axis for axis in (-1, -2) if torch.rand(1, generator=draw) < 0.5]
+            loss = functional.cross_entropy(net(mini.image.flip(axes)), mini.label.flip(axes))
+            descent.zero_grad()
+            loss.backward()
+            descent.step()
+    return net.eval()
+
+
+def flip(world: World, order: Order, asked: argparse.Namespace) -> dict[str, object]:
+    """Craft a poison, or flip labels, and count what it does to fresh victims."""
+    aim, scratch = world.target(), order.regime == "scratch"
+    train, learn = (world.train, world.learn) if scratch else (world.local, world.tune)
+    ids = choose(train.chips, order.share, order.seed)
     few = train.select([train.chips.index(id_) for id_ in ids])
-    keys = Keys(number, few.chips)
-    if kind == "gradient-matching":
-        made = GradientMatching(eps, steps=120).craft(world.base, aim, few, keys)
+    rest = train.select([i for i, id_ in enumerate(train.chips) if id_ not in ids])
+    keys, losses = Keys(order.seed, few.chips), tuple[float, ...]()
+    if order.kind == "dirty-label":
+        bad = DirtyLabel(1, 0)(few, keys)
+    elif order.kind == "gradient-matching":
+        made = GradientMatching(order.eps, asked.steps, asked.restarts).craft(world.base, aim, few, keys)
+        bad, losses = made.batch, made.losses
     else:
-        rest = train.select([i for i, id_ in enumerate(train.chips) if id_ not in ids])
-        made = MetaPoison(eps, steps=30, surrogates=4, epochs=8, lr=0.2, mini=len(few) + 4).craft(
-            world.make, aim, few, rest, keys
-        )
-    control = random_control(few, eps, keys)
-    found = victims(
-        aim, train, insert(train, made.batch), insert(train, control), world.learn, range(count), world.quality
-    )
-    return {
-        "flipped": list(found.flipped), "control": list(found.control), "clean": list(found.clean),
-        "iou": list(found.quality), "iou.clean": list(found.clean_quality), "loss": [made.losses[0], made.losses[-1]],
+        start = world.make if scratch else (lambda seed: copy.deepcopy(world.base))
+        craft = MetaPoison(order.eps, asked.steps // 2, 4, world.epochs if scratch else 20, mini=len(few) + 4,
+                           adam=3e-3 if scratch else 1e-3)  # fmt: skip
+        made = craft.craft(start, aim, few, rest, keys)
+        bad, losses = made.batch, made.losses
+    control = RandomPerturbation(order.eps)(few, keys)
+    seeds = range(100 * order.seed, 100 * order.seed + asked.victims)
+    found = victims(aim, train, insert(train, bad), insert(train, control), learn, seeds, world.quality)
+    figures: dict[str, object] = {
+        "flipped": found.flipped, "flipped, random noise": found.control, "flipped, clean": found.clean,
+        "IoU": found.quality, "IoU, clean": found.clean_quality,
     }  # fmt: skip
+    return {**figures, **({"loss, first": losses[0], "loss, last": losses[-1]} if losses else {})}
 
 
-def backdoor(world: World, how: str, eps: float, share: float, seed: int) -> dict[str, object]:
+def backdoor(world: World, order: Order) -> dict[str, object]:
     """Train on chips with a backdoor, try the trigger, and look for the poisoned chips."""
-    poison, train, test = Backdoor("patch" if how == "backdoor-patch" else "pattern", eps=eps), world.train, world.test
-    ids = choose(train.chips, share, seed)
+    poison = Backdoor("patch", order.eps, reach=4) if order.kind == "backdoor-patch" else Backdoor("pattern", order.eps)
+    train, test = world.train, world.test
+    ids = choose(train.chips, order.share, order.seed)
     few = train.select([train.chips.index(id_) for id_ in ids])
-    bad = insert(train, poison(few, Keys(seed, few.chips)))
-    net = world.learn(bad, seed)
-    stamped = replace(test, image=poison.stamp(test, Keys(seed, test.chips)))
+    bad = insert(train, poison(few, Keys(order.seed, few.chips)))
+    net, later = world.learn(bad, order.seed), Keys(order.seed, test.chips)
+    stamped = replace(test, image=poison.stamp(test, later))
     with torch.no_grad():
-        works, plain = (trigger_rate(net(batch.image).argmax(1), test, poison) for batch in (stamped, test))
-    made: dict[str, object] = {"trigger": works, "trigger.clean": plain, "iou": world.quality(net)}
-    for klass, of in ((None, "all"), (0, "land")):
-        names, features = activations(net, net.network.up[0], [bad], klass)
-        clean, calm = activations(world.base, world.base.network.up[0], [train], klass)
-        for short, detect in DETECTORS.items():
-            verdict = detect(names, features, share)
+        works, plain = (trigger_rate(net(batch.image).argmax(1), test, poison, later) for batch in (stamped, test))
+    made: dict[str, object] = {"trigger works": works, "without trigger": plain, "IoU": world.quality(net)}
+    for klass, of in ((None, "all pixels"), (0, "land")):
+        dirty, clean = (looked(world, of_net, batch, klass) for of_net, batch in ((net, bad), (world.base, train)))
+        for name, detect in DETECTORS.items():
+            verdict, calm = detect(*dirty, order.share), detect(*clean, order.share)
             caught, alarms = verdict.rates(ids)
             made |= {
-                f"caught.{short}.{of}": caught, f"alarms.{short}.{of}": alarms, f"auc.{short}.{of}": verdict.auc(ids),
-                f"false.{short}.{of}": float(detect(clean, calm, share).flagged.mean()),
+                f"{name}, {of}: caught": caught, f"{name}, {of}: false alarms": alarms,
+                f"{name}, {of}: alarms, clean network": calm.rates(())[1], f"{name}, {of}: AUC": verdict.auc(ids),
             }  # fmt: skip
     return made
 
 
-DETECTORS: Mapping[str, Callable[[Sequence[str], np.ndarray, float], Verdict]] = {
-    "spectral": lambda ids, features, share: spectral_signatures(ids, features, share),
-    "spectral-z": lambda ids, features, share: spectral_signatures(ids, features),
-    "clusters": lambda ids, features, share: activation_clustering(ids, features),
+def looked(world: World, net: Segmenter, batch: Batch, klass: int | None) -> tuple[tuple[str, ...], Array, Array]:
+    """Return ids, activations of the last block, and those of trusted chips."""
+    names, features = activations(net, net.network.up[0], [batch], klass)
+    return names, features, activations(net, net.network.up[0], [world.trusted], klass)[1]
+
+
+DETECTORS: Mapping[str, Callable[[Sequence[str], Array, Array, float], Verdict]] = {
+    "spectral, trusted": lambda ids, x, known, share: spectral_signatures(ids, x, trusted=known, alarms=ALARMS),
+    "clusters, trusted": lambda ids, x, known, share: activation_clustering(ids, x, trusted=known, alarms=ALARMS),
+    "spectral, true share": lambda ids, x, known, share: spectral_signatures(ids, x, share),
+    "spectral, nothing known": lambda ids, x, known, share: spectral_signatures(ids, x),
+    "clusters, nothing known": lambda ids, x, known, share: activation_clustering(ids, x),
 }
-"""The first knows the share of poisoned chips, as in its paper; the others do not."""
+"""Cut-offs from trusted chips; from the true share, as in the paper; and from the chips in question alone."""
 
 
-def table(rows: Sequence[Mapping[str, object]]) -> str:
-    lines = ["", "| kind | eps | share | what | mean | lowest | highest |", "|---" * 7 + "|"]
-    for kind, eps, share in sorted({(str(r["kind"]), float(r["eps"]), float(r["share"])) for r in rows}):  # type: ignore[arg-type]
-        mine = [r for r in rows if (r["kind"], r["eps"], r["share"]) == (kind, eps, share)]
-        names = [
-            name for row in mine for name in row if name not in ("kind", "eps", "share", "target", "seconds", "loss")
-        ]
-        for name in dict.fromkeys(names):
-            values = [
-                v for r in mine for v in (r[name] if isinstance(r.get(name), list) else [r.get(name)]) if v is not None
-            ]  # type: ignore[union-attr]
-            if values:
-                lines.append(
-                    f"| {kind} | {eps:g} | {share:g} | {name} | {np.mean(values):.3f} | {min(values):.3f} | {max(values):.3f} |"
-                )
-    return "\n".join(lines)
+def table(rows: Sequence[Mapping]) -> str:
+    """Return two markdown tables, of poisons and of detectors: means over seeds, with 95 % t intervals."""
+    groups: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        order = row["order"]
+        key = (KINDS.index(order["kind"]), order["regime"], order["eps"], order["share"])
+        groups.setdefault(key, []).append(row["figures"])
+    poisons = ["", "| poison | regime | eps | share | figure | mean, 95 % interval | seeds |", "|---" * 7 + "|"]
+    columns = ("caught", "false alarms", "alarms, clean network", "AUC")
+    detectors = ["", f"| poison | share | detector | {' | '.join(columns)} | seeds |", "|---" * 8 + "|"]
+    for (kind, regime, eps, share), mine in sorted(groups.items()):
+        names = list(dict.fromkeys(name for figures in mine for name in figures))
+        for name in (name for name in names if ": " not in name):
+            start = f"| {KINDS[kind]} | {regime} | {eps:g} | {share:g} | {name}"
+            poisons.append(f"{start} | {interval(mine, name)} | {len(mine)} |")
+        for name in dict.fromkeys(name.partition(": ")[0] for name in names if ": " in name):
+            cells = " | ".join(interval(mine, f"{name}: {column}") for column in columns)
+            detectors.append(f"| {KINDS[kind]} | {share:g} | {name} | {cells} | {len(mine)} |")
+    return "\n".join(poisons + (detectors if len(detectors) > 3 else []))
+
+
+def interval(mine: Sequence[Mapping], name: str) -> str:
+    """Return the mean over seeds and its t interval, cut off where a share cannot be."""
+    values = [float(np.mean(v)) for figures in mine if (v := figures.get(name)) is not None]
+    if len(values) not in T95:
+        return " ".join(f"{v:.3f}" for v in values)
+    mean, half = np.mean(values), T95[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    low, high = mean - half, mean + half
+    if not name.startswith("loss"):
+        low, high = max(low, 0.0), min(high, 1.0)
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
 def chips(count: int, seed: int) -> Batch:
@@ -223,19 +297,15 @@ def chips(count: int, seed: int) -> Batch:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/poison"))
-    parser.add_argument(
-        "--kinds",
-        nargs="+",
-        choices=("gradient-matching", "meta-poison", "backdoor"),
-        default=["gradient-matching", "meta-poison", "backdoor"],
-    )
-    parser.add_argument("--eps", nargs="+", type=float, default=[0.02, 0.05], help="reflectance")
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.05, 0.2], help="share of the training chips")
-    parser.add_argument("--targets", type=int, default=3)
-    parser.add_argument("--victims", type=int, default=3)
-    parser.add_argument("--chips", type=int, default=60)
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--victims", type=int, default=2, help="fresh networks per row")
+    parser.add_argument("--chips", type=int, default=60, help="to learn from in the scratch regime")
+    parser.add_argument("--local", type=int, default=16, help="to learn from in the tune regime")
+    parser.add_argument("--epochs", type=int, default=30, help="from scratch")
+    parser.add_argument("--steps", type=int, default=60, help="of gradient matching; MetaPoison takes half as many")
+    parser.add_argument("--restarts", type=int, default=2, help="of gradient matching; 8 in its paper")
+    parser.add_argument("--table", action="store_true", help="only print the table")
     return parser.parse_args()
 
 

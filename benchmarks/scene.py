@@ -77,7 +77,7 @@ def run_naive(scene: Path, out: Path, args: argparse.Namespace) -> None:
     import rasterio
     import torch
 
-    from seawall.scenes.tiles import Plan
+    from seawall.scenes.tiling import plan_tiles
 
     model = make_model(args.width, args.depth)
     with rasterio.open(scene) as source:
@@ -85,7 +85,7 @@ def run_naive(scene: Path, out: Path, args: argparse.Namespace) -> None:
         data = source.read().astype(np.float32)
     seen = (data != 0).all(0)
     data = np.where(seen, data / 10000, 0).astype(np.float32)
-    plan = Plan.of(*seen.shape, args.tile, args.overlap)
+    plan, _ = plan_tiles(model, *seen.shape, args.tile, args.overlap)
     total = np.zeros((2, *seen.shape), np.float32)
     weight = np.zeros(seen.shape, np.float32)
     jobs = [(k, j) for k in range(len(plan.rows.starts)) for j in range(len(plan.cols.starts))]
@@ -117,7 +117,7 @@ def measure(way: str, scene: Path, out: Path, args: argparse.Namespace) -> dict[
     """Run one way in a process of its own."""
     command = [sys.executable, __file__, "--inside", way, "--scene", str(scene), "--out", str(out)]
     for name in ("tile", "overlap", "batch", "threads", "width", "depth", "device"):
-        command += [f"--{name}", str(getattr(args, name))]
+        command += [] if getattr(args, name) is None else [f"--{name}", str(getattr(args, name))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return {"way": way, **json.loads(done.stdout.splitlines()[-1])}
 
@@ -141,8 +141,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=4096, help="pixels of the scene's side")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--tile", type=int, default=512)
-    parser.add_argument("--overlap", type=int, default=64)
+    parser.add_argument("--tile", type=int, help="as `predict` chooses it by default")
+    parser.add_argument("--overlap", type=int, help="as `predict` chooses it by default")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--width", type=int, default=8)

@@ -1,6 +1,7 @@
 """A made-up run folder with everything that a real one may hold: `python tests/fake_run.py FOLDER` writes one.
 
-The pictures are drawn, the counts are counted from them, so that rows and pictures agree.
+The pictures are drawn, the counts are counted from them, so that rows and pictures agree. Recipe, facts, history,
+examples, preview and scene are written by the functions that write those of a real run; a test compares the keys.
 """
 
 from __future__ import annotations
@@ -11,9 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
+from rasterio.transform import from_origin
 
+from seawall.evaluate import write_example
+from seawall.facts import Clock
+from seawall.history import HistoryLog
+from seawall.imagery.grid import Grid
+from seawall.imagery.preview import write_preview
+from seawall.recipe import make_recipe
 from seawall.records import Record, RecordLog
+from seawall.scenes.catalog import scene_item
+from seawall.scenes.product import SceneResult
+from seawall.threat import parse_threat
+from seawall.types import ModelSpec
 
 RECIPE = "fake-0a1b2c3d"
 CLASSES = ("land", "water")
@@ -29,6 +42,9 @@ RATES = (0.05, 0.1, 0.2)
 EPS = (0.0025, 0.005, 0.01, 0.02)
 HARM = {"random": 0.05, "fgsm": 0.55, "pgd": 0.95, "segpgd": 1.0}
 HOSTILE = "<img src=x onerror=alert(1)>\"'&</script><script>alert(2)</script>"
+REACHED = {"erode-dilate": 0.4, "symmetric": 1.0}
+"""Share of what was asked for that a label noise changed."""
+SPEC = ModelSpec(BANDS, CLASSES, "reflectance", 10.0)
 Map = NDArray[np.bool_]
 
 
@@ -48,11 +64,17 @@ def make_run(folder: Path, *, side: int = 96, chips_per_place: int = 3, hostile:
         for place in places
         for i in range(chips_per_place)
     ]
-    (folder / "recipe.toml").write_text(_toml(), encoding="utf-8")
-    _json(folder / "facts.json", _facts(chips, places))
-    _json(
-        folder / "env.json", {"python": "3.11.7", "torch": "2.13.0", "device": "cpu", "threads": 2, "platform": "Linux"}
-    )
+    (folder / "recipe.toml").write_text(make_recipe(_recipe()).to_toml(), encoding="utf-8")
+    Clock(folder / "facts.json").note(**_facts(chips, places))
+    env = {
+        "machine": "x86_64",
+        "python": "3.11.7",
+        "seawall": "0.1.0",
+        "system": "Linux",
+        "threads": "2",
+        "torch": "2.13.0",
+    }
+    _json(folder / "env.json", env)
     RecordLog(folder / "records.jsonl").append(_records(chips, side))
     _history(folder)
     for i, (chip, _) in enumerate(chips[:: max(1, chips_per_place - 1)][:4]):
@@ -61,19 +83,19 @@ def make_run(folder: Path, *, side: int = 96, chips_per_place: int = 3, hostile:
     return folder
 
 
-def _toml() -> str:
-    attacks = "".join(
-        f'[[attacks]]\nname = "{name}"\nthreats = ["linf 0.25% reflectance", "linf 0.5% reflectance", "linf 1% reflectance", '
-        f'"linf 2% reflectance"]\n[attacks.settings]\nsteps = {1 if name in ("fgsm", "random") else 20}\n'
-        for name in HARM
-    )
-    noises = "".join(f'[[noises]]\nname = "{name}"\nrates = [0.05, 0.1, 0.2]\n' for name in NOISES)
-    return (
-        'name = "fake"\ntitle = "Surface water from Sentinel-2, six bands"\nnote = "A made-up run that shows every part of the page."\n'
-        'seed = 0\npublished = "srip-table-1"\n[data]\nsource = "simulated"\nsensor = "s2"\n[model]\nname = "unet"\n[model.settings]\n'
-        'width = 16\ndepth = 4\n[training.loss]\nname = "ce"\n[training.settings]\nepochs = 12\nbatch = 8\nlr = 0.001\n'
-        f'[[baselines]]\nname = "mndwi"\n[[baselines]]\nname = "ndwi"\n{attacks}{noises}'
-    )
+def _recipe() -> dict[str, object]:
+    threats = [f"linf {100 * eps:g}% reflectance" for eps in EPS]
+    each = {"name": "pgd", "called": "pgd, each band", "threats": ["linf 1% reflectance bands=each"]}
+    return {
+        "name": "fake", "title": "Surface water from Sentinel-2, six bands", "note": "A made-up run that shows every part of the page.",
+        "published": "srip-table-1", "data": {"source": "simulated", "sensor": "s2", "bands": list(BANDS)},
+        "model": {"name": "unet", "settings": {"width": 16, "depth": 4}},
+        "training": {"objective": {"name": "supervised", "settings": {"loss": "ce"}}, "settings": {"epochs": 12, "batch": 8, "lr": 0.001}},
+        "baselines": [{"name": "threshold", "settings": {"index": name}} for name in ("mndwi", "ndwi")],
+        "attacks": [*({"name": name, "settings": {} if name in ("fgsm", "random") else {"steps": 20}, "threats": threats} for name in HARM), each],
+        "noises": [{"name": name, "rates": list(RATES)} for name in NOISES],
+        "scene": {"source": "simulated", "size": 480},
+    }  # fmt: skip
 
 
 def _facts(chips: list[tuple[str, str]], places: list[str]) -> dict[str, object]:
@@ -82,10 +104,16 @@ def _facts(chips: list[tuple[str, str]], places: list[str]) -> dict[str, object]
             "chips": 48, "unit": "reflectance", "bands": list(BANDS), "gsd_m": 10.0, "classes": list(CLASSES),
             "groups": GROUPS | {"test": places}, "chips_per_part": {"train": 24, "val": 9, "test": len(chips)},
             "water_share": {"train": 0.28, "val": 0.31, "test": 0.26}, "licence": "none: simulated",
-            "noise": {band: 0.0008 + 0.0002 * i for i, band in enumerate(BANDS)},
+            "noise": {band: 0.0008 + 0.0002 * i for i, band in enumerate(BANDS)}, "how": "by groups, seed 0", "warnings": [],
+        },
+        "noises": {
+            f"unet@{noise}-{rate:g}": {
+                "model": "unet", "noise": noise, "rate": rate, "vary": "budget", "objective": "",
+                "changed_share": REACHED[noise] * rate, "chips": 24, "chips_changed": 24,
+            }
+            for noise in NOISES for rate in RATES
         },
         "seconds": {"chips": 4.1, "training": 141.0, "evaluation": 63.0, "scene": 9.5},
-        "version": "0.1.0",
     }  # fmt: skip
 
 
@@ -144,9 +172,6 @@ def _errors() -> Iterator[tuple[str, str, str, float, int]]:
             )
     for i, band in enumerate(BANDS):
         yield "unet", "pgd", f"linf 1% reflectance bands={band}", 0.05 + 0.02 * ((i * 5) % 7), 40
-    for kind, harm in (("haze", 0.25), ("sensor-noise", 0.1)):
-        for severity in (0.25, 0.5, 0.75, 1.0):
-            yield "unet", kind, f"severity {severity:g}", 0.03 + harm * severity, 1
     for noise, harm in zip(NOISES, (1.3, 0.4), strict=True):
         for rate in RATES:
             yield f"unet@{noise}-{rate:g}", "clean", "", 0.03 + harm * rate, 1
@@ -160,20 +185,21 @@ def _records(chips: list[tuple[str, str]], side: int) -> Iterator[Record]:
             truth = _water(chip, side)
             says = _predict(chip, truth, error * wobble)
             place = (RECIPE, model, method, threat, chip, group)
-            yield from _counts(place, truth, says, flags, 0.02 * max(passes, 1))
+            fields = parse_threat(threat, SPEC).facts if threat else ()
+            yield from _counts(place, truth, says, (flags, 0.02 * max(passes, 1), *fields))
             if passes > 1:
-                yield Record(*place, "passes", "", float(passes), 1, flags)
+                yield Record(*place, "passes", "", float(passes), 1, flags, 0.0, *fields)
             if method == "clean":
                 yield from _clean_extras(place, truth, says, model)
 
 
 def _counts(
-    place: tuple[str, str, str, str, str, str], truth: Map, says: Map, flags: tuple[str, ...], seconds: float
+    place: tuple[str, str, str, str, str, str], truth: Map, says: Map, rest: tuple[object, ...]
 ) -> Iterator[Record]:
     for klass, is_, said in (("land", ~truth, ~says), ("water", truth, says)):
         for metric, mask in (("tp", is_ & said), ("fp", said & ~is_), ("fn", is_ & ~said)):
-            yield Record(*place, metric, klass, float(mask.sum()), truth.size, flags, seconds)
-    yield Record(*place, "pixels", "", float(truth.size), truth.size, flags, seconds)
+            yield Record(*place, metric, klass, float(mask.sum()), truth.size, *rest)  # type: ignore[arg-type]
+    yield Record(*place, "pixels", "", float(truth.size), truth.size, *rest)  # type: ignore[arg-type]
 
 
 def _clean_extras(place: tuple[str, str, str, str, str, str], truth: Map, says: Map, model: str) -> Iterator[Record]:
@@ -225,96 +251,115 @@ def _bins(right: float, pixels: int) -> list[tuple[float, float, float]]:
 
 
 def _history(folder: Path) -> None:
-    rows = []
     for j, model in enumerate(("unet", *(f"unet@{n}-{r:g}" for n in NOISES for r in RATES))):
         rng = _rng(model)
+        log = HistoryLog(folder / "models" / model, [], tensorboard=False)
         for epoch in range(12):
             loss = 0.09 + 0.02 * j + 0.55 * np.exp(-epoch / 3) + 0.01 * rng.random()
             iou = (0.78 - 0.02 * j) * (1 - np.exp(-(epoch + 1) / 2.5)) + 0.02 * rng.random()
-            rows.append(
+            scores = {"val.iou.land": 0.5 + 0.5 * iou, "val.iou.water": iou}
+            log.append(
                 {
-                    "model": model,
                     "epoch": epoch,
                     "step": 30 * (epoch + 1),
                     "loss": loss,
                     "lr": 1e-3,
-                    "val.iou.water": iou,
+                    "seconds": 1.0,
+                    **scores,
+                    "best": True,
                 }
             )
-    (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _picture(chip: str, truth: Map) -> NDArray[np.uint8]:
+def _image(chip: str, truth: Map) -> NDArray[np.float32]:
+    """Draw six bands in reflectance: bright and rough land, dark water."""
     rng = _rng(f"{chip} land")
     field = _smooth(rng.standard_normal(truth.shape), 8)
     field = (field - field.min()) / np.ptp(field)
-    fine = _smooth(rng.standard_normal(truth.shape), 1)
-    land = np.stack([96 + 70 * field, 108 + 40 * field, 62 + 38 * field], -1)
-    water = np.array([28.0, 58.0, 76.0])
-    edge = _smooth(truth.astype(float), 2)[..., None]
-    image = edge * water + (1 - edge) * land + 9 * fine[..., None]
-    return np.clip(image, 0, 255).astype(np.uint8)
+    fine = 0.01 * _smooth(rng.standard_normal(truth.shape), 1)
+    land = np.stack(
+        [
+            0.05 + 0.03 * field,
+            0.08 + 0.03 * field,
+            0.07 + 0.05 * field,
+            0.25 + 0.1 * field,
+            0.2 + 0.1 * field,
+            0.12 + 0.08 * field,
+        ]
+    )
+    water = np.array([0.04, 0.045, 0.03, 0.015, 0.01, 0.008])[:, None, None]
+    edge = _smooth(truth.astype(float), 2)
+    return np.clip(edge * water + (1 - edge) * land + fine, 0, 1).astype(np.float32)
 
 
 def _example(folder: Path, chip: str, i: int, side: int) -> None:
-    folder.mkdir(exist_ok=True)
     truth = _water(chip, side)
-    clean = _picture(chip, truth)
-    noise = np.sign(_smooth(_rng(f"{chip} noise").standard_normal((*truth.shape, 3)), 1))
+    clean = _image(chip, truth)
+    noise = 0.01 * np.sign(_smooth(_rng(f"{chip} noise").standard_normal(truth.shape), 1)).astype(np.float32)
     wobble = 0.6 + 0.8 * _rng(f"{chip} segpgd").random()
     calm = 0.6 + 0.8 * _rng(f"{chip} clean").random()
     error = 0.03 + 0.55 * (1 - np.exp(-0.01 / 0.008))
-    valid = np.ones(truth.shape, bool)
-    valid[: side // 12, : side // 4] = False
-    arrays = {
-        "clean": clean, "attacked": np.clip(clean + 3 * noise, 0, 255).astype(np.uint8), "label": truth.astype(np.uint8), "valid": valid,
-        "pred_clean": _predict(chip, truth, 0.03 * calm).astype(np.uint8), "pred_attacked": _predict(chip, truth, error * wobble).astype(np.uint8),
-        "noise": (128 + 90 * noise).astype(np.uint8),
-    }  # fmt: skip
-    if i == 0:
-        arrays |= {
-            "target": np.zeros_like(arrays["label"]), "noise_restricted": np.where(truth[..., None], arrays["noise"], 128).astype(np.uint8),
-            "pred_restricted": _predict(chip, truth, 0.6 * error).astype(np.uint8),
-        }  # fmt: skip
-    name = f"{i:02d}"
-    np.savez_compressed(folder / f"{name}.npz", **arrays)
-    _json(folder / f"{name}.json", {"chip": chip, "method": "segpgd", "threat": "linf 1% reflectance", "model": "unet"})
+    seen = np.ones(truth.shape, bool)
+    seen[: side // 12, : side // 4] = False
+    write_example(
+        folder, chip=chip, method="segpgd", threat="linf 1% reflectance", model="unet", clean=clean, attacked=clean + noise,
+        label=truth.astype(np.uint8), pred_clean=_predict(chip, truth, 0.03 * calm).astype(np.uint8),
+        pred_attacked=_predict(chip, truth, error * wobble).astype(np.uint8), seen=seen, valid=seen, bands=BANDS, name=f"{i:02d}",
+    )  # fmt: skip
 
 
 def _scene(folder: Path, side: int = 480) -> None:
-    import rasterio
-    from rasterio.transform import from_origin
-
     folder.mkdir(exist_ok=True)
-    soft = _smooth(_water("scene", side).astype(float), 6)
+    truth = _water("scene", side)
+    soft = _smooth(truth.astype(float), 6)
     seen = np.ones((side, side), bool)
     seen[:40, : side // 2] = False
     layers = {"class": (soft > 0.5).astype(np.uint8), "water": np.rint(soft * 250).astype(np.uint8)}
     layers["uncertainty"] = np.rint(250 * (1 - np.abs(2 * soft - 1))).astype(np.uint8)
     for name, data in layers.items():
-        profile = {
-            "driver": "GTiff",
-            "height": side,
-            "width": side,
-            "count": 1,
-            "dtype": "uint8",
-            "nodata": 255,
-            "compress": "deflate",
-        }
-        with rasterio.open(
+        _tif(
             folder / f"reach.{name}.tif",
-            "w",
-            crs="EPSG:32720",
-            transform=from_origin(500000, 9600000, 10, 10),
-            **profile,
-        ) as out:
-            out.write(np.where(seen, data, 255).astype(np.uint8), 1)
-            out.scales = (1.0 if name == "class" else 0.004,)
-    km2 = float((layers["class"] * seen).sum()) * 1e-4
-    _json(folder / "reach.json", {
-        "name": "reach", "water_km2": km2, "low_km2": 0.96 * km2, "high_km2": 1.07 * km2, "expected_km2": 1.01 * km2,
-        "unsure_share": 0.043, "seen_share": float(seen.mean()), "seconds": 9.5, "flags": [],
+            np.where(seen, data, 255).astype(np.uint8)[None],
+            1.0 if name == "class" else 0.004,
+        )
+    _tif(folder / "input-480.truth.tif", np.where(seen, truth, 255).astype(np.uint8)[None], 1.0)
+    image = _image("scene", truth)
+    _tif(folder / "input-480.tif", np.where(seen, image, np.nan).astype(np.float32), 1.0, BANDS)
+    write_preview(folder / "input-480.tif", folder / "reach.preview.npz", digest="0" * 64)
+    mapped, true = layers["class"].astype(bool) & seen, truth & seen
+    km2, both = float(mapped.sum()) * 1e-4, int((mapped & true).sum())
+    result = SceneResult(
+        name="reach", source="input-480.tif", files={layer: f"reach.{layer}.tif" for layer in layers}, digests=dict.fromkeys(layers, "0" * 64),
+        key="0" * 64, model="0" * 64, scene="0" * 64, classes=CLASSES, klass="water", unit="reflectance", radiometry="reflectance", height=side,
+        width=side, seen_share=float(seen.mean()), share=float(mapped.sum() / seen.sum()), area_km2=km2, expected_km2=1.01 * km2,
+        low_km2=0.96 * km2, high_km2=1.07 * km2, unsure_km2=0.11 * km2, unsure_share=0.043,
+        class_km2={"land": float(seen.sum()) * 1e-4 - km2, "water": km2}, unsure=(0.3, 0.7), flags=("the acquisition time is unknown",), seconds=9.5,
+    )  # fmt: skip
+    grid = Grid(side, side, from_origin(500000, 9600000, 10, 10), "EPSG:32720")
+    _json(folder / "reach.json", scene_item(result, grid, None, folder, "models/model.json", "input-480.tif"))
+    _json(folder / "reach.truth.json", {
+        "klass": "water", "iou": both / int((mapped | true).sum()), "precision": both / int(mapped.sum()), "recall": both / int(true.sum()),
+        "true_km2": float(true.sum()) * 1e-4, "mapped_km2": km2, "expected_km2": 1.01 * km2, "pixels": int(seen.sum()), "clear_iou": None, "clear_pixels": 0, "note": "Drawn.",
     })  # fmt: skip
+
+
+def _tif(path: Path, data: NDArray[np.generic], scale: float, bands: tuple[str, ...] = ()) -> None:
+    count, height, width = data.shape
+    nodata = np.nan if bands else 255
+    profile = {
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "count": count,
+        "dtype": str(data.dtype),
+        "nodata": nodata,
+        "compress": "deflate",
+    }
+    with rasterio.open(path, "w", crs="EPSG:32720", transform=from_origin(500000, 9600000, 10, 10), **profile) as out:
+        if bands:
+            out.descriptions = bands
+        out.write(data)
+        out.scales = (scale,) * count
 
 
 def _json(path: Path, tree: object) -> None:

@@ -245,22 +245,26 @@ def predict(
     scene: Path,
     *,
     out: Path = Path("maps"),
-    tile: int = 512,
-    overlap: int = 64,
+    klass: str = "",
+    names: Sequence[str] = (),
+    tile: int | None = None,
+    overlap: int | None = None,
     runtime: str = "torch",
     memory_mib: int = 512,
     device: str = "auto",
     resume: bool = True,
     progress: Progress = silent,
 ) -> Result:
-    """Map whole scenes: class, water probability and uncertainty as GeoTIFFs, water area, STAC items.
+    """Map whole scenes: class, probability of one class and uncertainty as GeoTIFFs, its area, STAC items.
 
     Args:
         weights: A .safetensors file of seawall.
         scene: A raster whose bands have names, a folder of them, or a CSV manifest.
         out: Folder of the maps; a killed run goes on where it stopped.
-        tile: Side of a tile in pixels.
-        overlap: Pixels that neighboring tiles share and blend.
+        klass: Class whose probability and area are mapped; water, or else the second of two classes, by default.
+        names: Band name in file order, for files that name none; give it once per band.
+        tile: Side of a tile in pixels; 512, or more for a network that looks far, by default.
+        overlap: Pixels that neighboring tiles share; what the network needs to map tiled as whole, by default.
         runtime: torch, onnx or openvino; the last two need the extra "deploy".
         memory_mib: Memory for buffers; whatever the scene's size.
         device: auto, cpu, cuda, or mps.
@@ -275,7 +279,7 @@ def predict(
     from seawall import audit
 
     files, table, failed = audit.map_scenes(
-        weights, scene, out, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
+        weights, scene, out, klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
         resume=resume, progress=progress,
     )  # fmt: skip
     return Result(files, table, failed, done=len(table))

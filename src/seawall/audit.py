@@ -27,6 +27,7 @@ from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
 from seawall.result import Progress, of_stage
 from seawall.runtime import Runtime, find_device
+from seawall.scenes.product import slug_of
 from seawall.suites import cases as attacks_of
 from seawall.suites import parse_suite
 from seawall.threat import ThreatModel
@@ -104,11 +105,11 @@ def _folder(out: Path | None, data: Path | Batch) -> Iterator[Path]:
 
 
 def map_scenes(
-    weights: Path, scene: Path, out: Path, *, tile: int, overlap: int, runtime: Runtime, memory_mib: int, device: str, resume: bool,
-    progress: Progress,
+    weights: Path, scene: Path, out: Path, *, klass: str, names: Sequence[str], tile: int | None, overlap: int | None, runtime: Runtime,
+    memory_mib: int, device: str, resume: bool, progress: Progress,
 ) -> tuple[Facts, list[Row], Failed]:  # fmt: skip
     """Map a scene, a folder or a manifest of scenes."""
-    survey = Survey(tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib)
+    survey = Survey(klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names))
     report = predict_many(
         load_model(weights),
         scene,
@@ -117,10 +118,11 @@ def map_scenes(
         device=device,
         resume=resume,
         progress=of_stage(progress, "scenes"),
+        weights=weights,
     )
     table: list[Row] = [
         {
-            "scene": done.name, "water_km2": done.water_km2, "expected_km2": done.expected_km2, "low_km2": done.low_km2,
+            "scene": done.name, f"{slug_of(done.klass)}_km2": done.area_km2, "expected_km2": done.expected_km2, "low_km2": done.low_km2,
             "high_km2": done.high_km2, "unsure_share": done.unsure_share, "flags": ", ".join(done.flags),
         }
         for done in report.made

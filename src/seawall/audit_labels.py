@@ -29,6 +29,8 @@ from seawall.files import RunLock, atomic, csv_cells, write_atomic
 from seawall.infer import model_digest
 from seawall.keys import Keys
 from seawall.labels.confident import Opinion, Suspicion, agreed, softmin, suspect
+from seawall.labels.evidence import combined, tail_evidence
+from seawall.labels.offset import label_shift
 from seawall.labels.rule import Rule, parse_rule
 from seawall.learning.dynamics import Dynamics, Learned
 from seawall.learning.supervised import Supervised
@@ -46,17 +48,28 @@ COLUMNS = (
     "rank",
     "chip",
     "group",
+    "evidence",
+    "evidence_issues",
+    "evidence_shift",
+    "evidence_learning",
     "issue_share",
     "issues_px",
     "quality",
     "loss",
     "train_loss",
     "aum",
+    "shift_gain",
+    "shift_rows",
+    "shift_cols",
     "rule_agreement",
     "witness_px",
     "witness_share",
     "valid_px",
 )
+
+
+WITNESSES = ("evidence_issues", "evidence_shift", "evidence_learning")
+"""Evidence against a label: by its pixels, by a move of the whole label, by how it was learned."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,10 @@ def audit_chips(
     if not len(folder):
         raise DataError(f"{chips}: expected chips, got none; curate some")
     second = parse_rule(rule) if rule else None
+    if second is not None and folder.header.water is None:
+        raise UsageError(
+            f"rule: expected chips with the class water, got {', '.join(folder.classes)}; an index says nothing about them"
+        )
     seen: frozenset[str] = frozenset()
     with RunLock(out):
         if weights is None:
@@ -185,6 +202,9 @@ def _teach(
     return load_model(home / "model.safetensors"), dynamics
 
 
+SHIFT_PX = 8
+"""Farthest move of a label that is tried against the prediction, in pixels along each axis."""
+
 SMALL: Mapping[str, dict[str, Setting]] = {"unet": {"width": 12, "depth": 3}}
 """Settings for the folds' models: small ones learn wrong labels by heart last."""
 
@@ -217,33 +237,50 @@ def _judge(
     valid = len(opinion.given)
     row: Row = {
         "chip": opinion.chip, "group": folder.row(opinion.chip).group, "valid_px": valid,
+        "evidence": None, **dict.fromkeys(WITNESSES),
         "issues_px": int(np.count_nonzero(wrong)),
         "issue_share": int(np.count_nonzero(wrong)) / valid if valid else None, "quality": softmin(opinion.quality),
         "loss": float(-np.log(opinion.quality.clip(1e-7)).mean()) if valid else None,
         "train_loss": learned.loss if learned else None, "aum": learned.aum if learned else None,
         "rule_agreement": None, "witness_px": None, "witness_share": None,
     }  # fmt: skip
-    if second is not None:
-        chip = folder.read(opinion.chip)
-        water = folder.header.water
+    chip, water = folder.read(opinion.chip), folder.header.water
+    moved = label_shift(
+        opinion.label, opinion.probs.argmax(0), opinion.valid, chip.seen, reach=SHIFT_PX,
+        classes=range(len(folder.classes)) if water is None else (water,),
+    )  # fmt: skip
+    row |= {
+        "shift_gain": moved.gain if moved else None, "shift_rows": moved.rows if moved else None,
+        "shift_cols": moved.cols if moved else None,
+    }  # fmt: skip
+    if second is not None and water is not None:
         other = second(chip.image, chip.seen, folder.bands, folder.unit).label
-        defined = other != IGNORE
-        mapped = np.where(other == 1, -1 if water is None else water, 0).astype(np.int64)
-        share, against = agreed(opinion, mapped, defined)
+        share, against = agreed(opinion, other == 1, other != IGNORE, water)
         both = int(np.count_nonzero(against & wrong))
         row |= {"rule_agreement": share, "witness_px": both, "witness_share": both / valid if valid else None}
     return row
 
 
 def _ranked(rows: list[Row]) -> list[Row]:
-    """Sort by the share of pixels that both witnesses suspect, then by what the model suspects, then by loss.
+    """Sort by the evidence of three witnesses: suspect pixels, a move of the whole label, and how it was learned.
 
-    Without a rule the model is the only witness. Chips without a label come last.
+    With a rule only the suspect pixels count that the rule holds against the label as well. Chips without a label
+    come last.
     """
+    ruled = any(row["witness_share"] is not None for row in rows)
+    found = {
+        "evidence_issues": "witness_share" if ruled else "issue_share", "evidence_shift": "shift_gain", "evidence_learning": "train_loss",
+    }  # fmt: skip
+    for name, column in found.items():
+        told = tail_evidence([None if row[column] is None else float(row[column] or 0) for row in rows])
+        for row, value in zip(rows, told, strict=True):
+            row[name] = value
+    for row in rows:
+        row["evidence"] = combined([None if row[name] is None else float(row[name] or 0) for name in WITNESSES])
 
     def key(row: Row) -> tuple[float, float, float, str]:
-        shares = [row["witness_share"], row["issue_share"], row["loss"]]
-        first, second, third = (-float(-1 if share is None else share) for share in shares)
+        by = [row["evidence"], row["issue_share"], row["loss"]]
+        first, second, third = (-float(-1 if value is None else value) for value in by)
         return (first, second, third, str(row["chip"]))
 
     ordered = sorted(rows, key=key)

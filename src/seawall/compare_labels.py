@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from seawall.labels.vector import rasterize_layer
 from seawall.result import Row
 
 VECTORS = (".shp", ".gpkg", ".geojson", ".json", ".fgb")
+ROLES = ("first", "second", "reference")
 COLORS = {0: (222, 211, 180, 255), 1: (33, 102, 172, 255), 2: (178, 24, 43, 255), 3: (244, 165, 30, 255)}
 """Land, water in both, only in the first, only in the second."""
 
@@ -53,17 +54,20 @@ def compare_labels(
     paths = [first, second, *([reference] if reference else [])]
     grid = _grid([path for path in paths if path.suffix.lower() not in VECTORS])
     a, b, *truth = [_read(path, grid, value, all_touched) for path in paths]
-    gsd_m, area = grid.gsd_m(), grid.pixel_area_m2()
-    if gsd_m is None or area is None:
+    sides, area = grid.pixel_size_m(), grid.pixel_area_m2()
+    if sides is None or area is None:
         raise DataError(f"{first}: expected a georeferenced mask, got none; distances and areas need meters per pixel")
     known = a.known & b.known
     for source in truth:
         known &= source.known
-    found = compare_masks(a.mask, b.mask, known, gsd_m=gsd_m, pixel_area_m2=area)
+    found = compare_masks(a.mask, b.mask, known, gsd_m=sides, pixel_area_m2=area)
     facts: dict[str, str | int | float | None] = {"first": str(first), "second": str(second), **found.row()}
-    shift = positional_error(b.mask, a.mask, known, gsd_m=gsd_m)
-    facts |= {"shift_m": shift.shift_m, "iou after the shift": shift.iou_after}
-    facts |= {f"flag of {source.path.name}": flag for source in (a, b, *truth) for flag in source.flags}
+    shift = positional_error(b.mask, a.mask, known, gsd_m=sides)
+    east, north = grid.offset_m(shift.rows_fine, shift.cols_fine)
+    facts |= {
+        "shift_m": shift.shift_m, "shift_east_m": east, "shift_north_m": north, "iou after the shift": shift.iou_after,
+        **_flags(dict(zip(ROLES, (a, b, *truth), strict=False)), at_limit=shift.at_limit),
+    }  # fmt: skip
     if out is not None:
         tags = {"QUANTITY": "0 land in both, 1 water in both, 2 water in the first only, 3 water in the second only"}
         write_cog(
@@ -77,8 +81,16 @@ def compare_labels(
         )
         facts["map"] = str(out)
     right = truth[0].mask if truth else None
-    rows = trust_table(a.mask, b.mask, known, gsd_m=gsd_m, reference=right, pixel_area_m2=area)
+    rows = trust_table(a.mask, b.mask, known, gsd_m=sides, reference=right, pixel_area_m2=area)
     return facts, [_row(row) for row in rows], ()
+
+
+def _flags(sources: Mapping[str, Source], *, at_limit: bool) -> dict[str, str]:
+    """Return every flag of every source, by its role; two files may have one name."""
+    told = {f"flags of the {role}": "; ".join(source.flags) for role, source in sources.items() if source.flags}
+    if at_limit:
+        told["flags of the shift"] = "the best shift is the farthest that was tried: the true one may lie beyond"
+    return told
 
 
 def _row(t: Trust) -> Row:
@@ -111,4 +123,8 @@ def _read(path: Path, grid: Grid, value: int, all_touched: bool) -> Source:
         return Source(path, burned.mask, np.ones(burned.mask.shape, bool), burned.flags)
     with open_raster(path) as source:
         data, seen = source.read(bands=source.bands[:1])
-    return Source(path, (data[0] == value) & seen, seen)
+    mask = (data[0] == value) & seen
+    flags = (
+        ["no pixel is known"] if not seen.any() else [] if mask.any() else [f"no pixel has the value {value}: all land"]
+    )
+    return Source(path, mask, seen, tuple(flags))

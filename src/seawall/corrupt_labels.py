@@ -22,8 +22,9 @@ from seawall.errors import DataError, SeawallError, UsageError
 from seawall.files import RunLock, write_atomic
 from seawall.label_noise import batch_of, marks_of, noise_alone, noise_keys, noise_of_chips
 from seawall.poison import Realized, realized
-from seawall.poison.realized import allowed_pixels
-from seawall.poison.text import read_noise
+from seawall.poison.realized import Described, allowed_pixels
+from seawall.poison.sources import source_digest
+from seawall.poison.text import read_noise, spoken_budget
 from seawall.recipe import change_recipe
 from seawall.result import Progress
 from seawall.split_record import SplitRecord, SplitSettings
@@ -66,13 +67,23 @@ class Order:
                 made.append(noise(made[-1], noise_keys(self.seed, chip.id, number)))
         return made
 
+    def describe(self, chip: Chip) -> Row:
+        """Return what the noises have to say about a chip beside the pixels that changed."""
+        told: Row = {}
+        if chip.id in self.touched:
+            for number, (noise, before) in enumerate(zip(self.noises, self.stages(chip), strict=False)):
+                if isinstance(noise, Described):
+                    told |= noise.describe(before, noise_keys(self.seed, chip.id, number))[0]
+        return told
+
     def digest(self, chips: ChipFolder, id_: str) -> str:
         """Content and settings that decide a chip of the new folder."""
         row, done = (
             chips.row(id_),
             [repr(noise_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
         )
-        return sha(row.sha256, row.label_sha256, *done, str(self.seed), __version__, FORMAT)
+        sources = [source_digest(noise, id_) for noise in self.noises] if id_ in self.touched else []
+        return sha(row.sha256, row.label_sha256, *done, *sources, str(self.seed), __version__, FORMAT)
 
 
 def corrupt_chips(
@@ -201,7 +212,7 @@ def _record(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Real
         {
             "chip": id_, "group": folder.row(id_).group, "touched": id_ in order.touched,
             "noise": order.text if id_ in order.touched else "", "seed": order.seed, **done.row(folder.gsd_m),
-            "label_sha256_before": folder.row(id_).label_sha256,
+            "label_sha256_before": folder.row(id_).label_sha256, **order.describe(folder.read(id_)),
         }
         for id_, done in rows.items()
     ]  # fmt: skip
@@ -212,8 +223,12 @@ def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Reali
     of = [done for id_, done in rows.items() if id_ in order.touched]
     shares = [done.share for done in of if done.share is not None]
     valid, changed = sum(done.valid for done in of), sum(done.changed for done in of)
+    reached = f"{changed / valid:.2%} of the valid pixels" if valid else "nothing, for no pixel is valid"
+    same = sum(done.changed == 0 for done in of)
     return {
-        "folder": str(out), "record": str(out / RECORD), "noise": order.text, "chips": len(rows), "touched": len(of),
+        "folder": str(out), "record": str(out / RECORD), "noise": order.text,
+        "asked": ", then ".join(spoken_budget(noise) for noise in order.noises),
+        "reached": reached + (f"; {same} of {len(of)} chips unchanged" if same else ""), "chips": len(rows), "touched": len(of),
         "changed": sum(done.changed > 0 for done in of), "share": changed / valid if valid else None,
         "share.lowest": min(shares, default=None), "share.highest": max(shares, default=None),
         "short_px": sum(done.short or 0 for done in of), "source": str(folder.root),

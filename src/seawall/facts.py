@@ -84,16 +84,6 @@ def digest_chips(chips: ChipFolder, ids: Iterable[str]) -> str:
 
 
 @cache
-def code_digest() -> str:
-    """Return a hash of this package's version and source: what an older code measured is measured again."""
-    found = hashlib.blake2b(__version__.encode(), digest_size=8)
-    home = Path(__file__).parent
-    for path in sorted(home.rglob("*.py")):
-        found.update(str(path.relative_to(home)).encode() + path.read_bytes())
-    return found.hexdigest()
-
-
-@cache
 def source_digest(module: str) -> str:
     """Return a hash of the file of an imported module; "" where it has none."""
     path = Path(getattr(sys.modules.get(module), "__file__", None) or "")

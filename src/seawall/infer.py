@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +16,17 @@ from torch import nn
 from seawall.errors import ImageryError, ModelError, RunError, SeawallError
 from seawall.files import RunLock
 from seawall.imagery.radiometry import Hints
-from seawall.models.container import digest
-from seawall.models.weights import check_finite, spec_of, spec_to_json, state_of
+from seawall.models.identity import identify, model_digest
+from seawall.models.weights import check_finite, digest_of, spec_of, state_of
 from seawall.runtime import Runtime, find_device
 from seawall.scenes.canvas import Canvas
 from seawall.scenes.paint import paint
-from seawall.scenes.product import LAYERS, NODATA, Question, SceneResult, Totals
+from seawall.scenes.product import LAYERS, NODATA, Question, SceneResult, Totals, layer_names
 from seawall.scenes.publish import finished, publish
 from seawall.scenes.source import Scene, open_scene
 from seawall.scenes.survey import Job, SceneReport, Survey, clean_name, find_scenes
+from seawall.scenes.tiles import Plan
+from seawall.scenes.tiling import plan_tiles
 
 __all__ = [
     "Job",
@@ -43,7 +44,7 @@ Progress = Callable[[int, int, str], None]
 
 CACHE = 128 * 2**20
 """Bytes for GDAL's block cache; reads follow the blocks, so more would only be a copy of the scene in memory."""
-FORMAT = 1
+FORMAT = 2
 """Version of the products: another one is another map."""
 
 
@@ -58,9 +59,9 @@ def predict_scene(
     *,
     name: str = "",
     when: str = "",
-    klass: str = "water",
-    tile: int = 512,
-    overlap: int = 64,
+    klass: str = "",
+    tile: int | None = None,
+    overlap: int | None = None,
     batch: int = 0,
     unsure: tuple[float, float] = (0.2, 0.8),
     temperature: float = 1.0,
@@ -72,6 +73,7 @@ def predict_scene(
     device: str = "auto",
     resume: bool = True,
     progress: Progress = silent,
+    weights: Path | str | None = None,
 ) -> SceneResult:
     """Map a whole scene: class, probability and uncertainty as cloud-optimized GeoTIFFs, area, STAC.
 
@@ -80,24 +82,28 @@ def predict_scene(
     Args:
         model: Any module with a `spec` that gives logits.
         path: The scene, a raster file whose bands have names.
-        out: Folder for `<name>.class.tif`, `<name>.water.tif`, `<name>.uncertainty.tif` and `<name>.json`.
+        out: Folder for `<name>.class.tif`, `<name>.<klass>.tif`, `<name>.uncertainty.tif` and `<name>.json`. The JSON
+            comes last: without it there is no map.
         name: Name of the products; the file's by default.
         when: Acquisition time, ISO 8601; from the file's tags or name by default.
         klass: See `Survey`, as for all settings up to memory_mib.
         device: auto, cpu, cuda, cuda:1, mps.
         resume: Keep what an earlier run finished, if model, scene and settings are the same.
         progress: Called after each batch of tiles.
+        weights: File that the model was read from, for the link in its STAC Item; None writes the weights to `out`.
 
     Raises:
         UsageError: A setting or class that cannot be.
         ImageryError: The scene cannot be read, lacks a band or has another unit.
-        ModelError: The model gives no finite logits of its classes.
+        ModelError: The model gives no finite logits of its classes, writes into its input, or its weights change meanwhile.
         RunError: Another run works in the folder, the disk is full, or a tile does not fit into memory.
     """
     survey = Survey(klass, tile, overlap, batch, unsure, temperature, runtime, tuple(bands), sensor, hints, memory_mib)
     job = Job(Path(path), clean_name(name or Path(path).stem), when)
     with _owned(Path(out)) as notes:
-        return _Mapper(model, Path(out), survey, device, resume, progress, notes).map(job)
+        return _Mapper(
+            model, Path(out), survey, device, resume, progress, notes, None if weights is None else Path(weights)
+        ).map(job)
 
 
 def predict_many(
@@ -109,6 +115,7 @@ def predict_many(
     device: str = "auto",
     resume: bool = True,
     progress: Progress = silent,
+    weights: Path | str | None = None,
 ) -> SceneReport:
     """Map many scenes; one that fails is listed with its reason and the others go on.
 
@@ -120,18 +127,21 @@ def predict_many(
         device: See `predict_scene`.
         resume: See `predict_scene`; scenes whose products are there and whole are not computed again.
         progress: See `predict_scene`.
+        weights: See `predict_scene`.
 
     Raises:
         UsageError: There is no scene, or two would get the same name.
         RunError: Another run works in the folder.
     """
     jobs = find_scenes(source, Path(out))
-    spec_of(model).klass(survey.klass)
+    spec_of(model).mapped_class(survey.klass)
     find_device(device)
     made: list[SceneResult] = []
     failed: list[tuple[str, str]] = []
     with _owned(Path(out)) as notes:
-        mapper = _Mapper(model, Path(out), survey, device, resume, progress, notes)
+        mapper = _Mapper(
+            model, Path(out), survey, device, resume, progress, notes, None if weights is None else Path(weights)
+        )
         for job in jobs:
             try:
                 made.append(mapper.map(job))
@@ -140,12 +150,6 @@ def predict_many(
             except Exception as bad:  # one scene must not take the others with it, whatever it found
                 failed.append((str(job.path), f"{type(bad).__name__}: {bad}"))
     return SceneReport(tuple(made), tuple(failed))
-
-
-def model_digest(model: nn.Module) -> str:
-    """Return the SHA-256 of what a model computes: weights, specification, layers and their settings."""
-    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(model))
-    return digest(state_of(model), {"spec": spec_to_json(spec_of(model)), "layers": layers})
 
 
 @contextlib.contextmanager
@@ -172,11 +176,13 @@ class _Mapper:
     resume: bool
     progress: Progress
     notes: tuple[str, ...]
+    weights: Path | None
 
     def map(self, job: Job) -> SceneResult:
         """Map one scene, or return the map that is there."""
         begin = time.monotonic()
-        survey, spec = self.survey, spec_of(self.model)
+        spec = spec_of(self.model)
+        survey = replace(self.survey, klass=spec.mapped_class(self.survey.klass))
         question = Question(spec.klass(survey.klass), survey.unsure)
         if len(spec.classes) > NODATA:
             raise ModelError(
@@ -188,8 +194,10 @@ class _Mapper:
             rasterio.Env(GDAL_CACHEMAX=CACHE),
             open_scene(job.path, spec, bands=survey.bands, sensor=survey.sensor, hints=survey.hints) as scene,
         ):
-            made_by = model_digest(self.model)
-            plain = [FORMAT, made_by, scene.digest, job.when, survey.identity()]
+            made_by, notes = identify(self.model), self.notes
+            if made_by.unknown:
+                notes = (*notes, f"model identity unknown: {made_by.unknown}; nothing is taken up or reused")
+            plain = [FORMAT, made_by.digest, scene.digest, job.when, survey.identity()]
             key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
             if self.resume and (found := finished(self.out, job.name, key)):
                 return replace(found, reused=True)
@@ -198,14 +206,29 @@ class _Mapper:
             if not self.resume:
                 canvas.remove()
             try:
-                totals, tiles = paint(
-                    self.model, scene, canvas, question, survey, self.device, lambda d, t: self.progress(d, t, job.name)
-                )
-                result = _result(job, scene, survey, totals, key, made_by, self.notes)
-                return publish(self.model, replace(result, tiles=tiles), scene, canvas, self.out, job.when, begin)
+                plan, doubts = plan_tiles(self.model, grid.height, grid.width, survey.tile, survey.overlap)
+                totals = self._paint(scene, canvas, question, survey, plan, job.name)
             except (ImageryError, ModelError):
                 canvas.remove()  # neither goes away by itself, so there is nothing to take up
                 raise
+            notes = (*notes, *doubts, *getattr(self.model, "flags", ()))
+            result = _result(job, scene, survey, totals, key, made_by.digest, notes)
+            return publish(
+                self.model, replace(result, tiles=plan.count), scene, canvas, self.out, job.when, begin, self.weights
+            )
+
+    def _paint(self, scene: Scene, canvas: Canvas, question: Question, survey: Survey, plan: Plan, name: str) -> Totals:
+        """Paint, and look afterwards whether the weights are still those that the key was made of."""
+        before = digest_of(self.model)
+        totals = paint(
+            self.model, scene, canvas, question, survey, plan, self.device, lambda d, t: self.progress(d, t, name)
+        )
+        if digest_of(self.model) != before:
+            raise ModelError(
+                "model: expected weights that stay as they are while a scene is mapped, got others afterwards; the memory "
+                "is damaged or the network changes itself: load the weights again"
+            )
+        return totals
 
 
 def _result(
@@ -217,7 +240,7 @@ def _result(
     return SceneResult(
         name=job.name,
         source=job.path.name,
-        files={layer: f"{job.name}.{layer}.tif" for layer in LAYERS},
+        files={layer: f"{job.name}.{layer}.tif" for layer in layer_names(survey.klass).values()},
         digests={},
         key=key,
         model=model,
@@ -229,8 +252,8 @@ def _result(
         height=scene.source.grid.height,
         width=scene.source.grid.width,
         seen_share=totals.seen / totals.pixels,
-        water_share=totals.class_pixels[klass] / totals.seen if totals.seen else None,
-        water_km2=None if by_class is None else by_class[klass] / 1e6,
+        share=totals.class_pixels[klass] / totals.seen if totals.seen else None,
+        area_km2=None if by_class is None else by_class[klass] / 1e6,
         expected_km2=_km2(totals.expected_m2),
         low_km2=_km2(totals.low_m2),
         high_km2=_km2(totals.high_m2),

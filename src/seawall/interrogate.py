@@ -31,6 +31,7 @@ from seawall.infer import model_digest
 from seawall.keys import Keys
 from seawall.models.extremes import extreme_images
 from seawall.models.threshold import ThresholdNet
+from seawall.modules import forward_kept
 from seawall.threat import ThreatModel
 from seawall.threat.model import CEILING, FLOOR
 from seawall.types import Batch, SegmentationModel
@@ -415,7 +416,7 @@ def _informative(model: SegmentationModel, batch: Batch, most: int) -> Batch:
     if not len(batch):
         return batch
     with torch.no_grad():
-        right = ((model(batch.image).argmax(1) == batch.label) & batch.valid).flatten(1).any(1)
+        right = ((forward_kept(model, batch.image).argmax(1) == batch.label) & batch.valid).flatten(1).any(1)
     return batch.select(right.nonzero()[:most, 0].tolist())
 
 

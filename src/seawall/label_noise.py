@@ -24,6 +24,7 @@ from seawall.datasets.store import IGNORE
 from seawall.errors import UsageError, did_you_mean
 from seawall.files import write_atomic
 from seawall.keys import Keys
+from seawall.poison.sources import placed, source_digest
 from seawall.poison.thirds import Thirds, assign_thirds
 from seawall.provenance import code_version
 from seawall.types import Batch, LabelNoise, Setting, Unit
@@ -123,8 +124,10 @@ def noise_of_chips(name: str, settings: Mapping[str, Setting], folder: ChipFolde
 
     Raises:
         UsageError: There is no such noise, or a setting is wrong or contradicts the chips.
+        DataError: Its source is not there or has no label of any chip.
     """
-    return build_noise(name, settings, NoiseContext.of(folder, chips))
+    noise = build_noise(name, settings, NoiseContext.of(folder, chips))
+    return placed(noise, {id_: folder.row(id_).grid for id_ in chips})
 
 
 def noise_keys(seed: int, chip: str, number: int = 0) -> Keys:
@@ -210,7 +213,15 @@ class CorruptedLabels:
     def _load(self, id_: str) -> NDArray[np.uint8]:
         row = self.folder.row(id_)
         text = "\0".join(
-            (row.sha256, row.label_sha256, repr(noise_alone(self.noise, id_)), str(self.seed), id_, code_version())
+            (
+                row.sha256,
+                row.label_sha256,
+                repr(noise_alone(self.noise, id_)),
+                source_digest(self.noise, id_),
+                str(self.seed),
+                id_,
+                code_version(),
+            )
         )
         path = self.home / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.z"
         try:

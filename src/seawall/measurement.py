@@ -14,15 +14,19 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import dump_header
 from seawall.datasets.loader import whole
 from seawall.evaluate import Case, evaluate, fitted, missing
-from seawall.facts import code_digest, source_digest
+from seawall.facts import source_digest
 from seawall.infer import model_digest
 from seawall.interrogate import Interrogation, interrogated, not_interrogated
 from seawall.models.weights import digest_of, spec_of, split_of
+from seawall.provenance import code_version
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel
 
 BATCH = 8
 """Chips in memory at a time; the batch before goes when the next is there."""
+
+WITHOUT_PIXELS = ("empty", "unlabelled")
+"""Flags of chips that no number counts, so that they say nothing against one."""
 
 Say = Callable[[int, int, str], None]
 ChipFlags = Callable[[str], tuple[str, ...]]
@@ -50,13 +54,23 @@ class ChipSource:
 
     @staticmethod
     def of_folder(folder: ChipFolder, ids: Sequence[str], flags: ChipFlags = lambda chip: ()) -> ChipSource:
-        """Return chips of a folder; their content is known by the checksums of the index."""
+        """Return chips of a folder; their content is known by the checksums of the index, and their flags go along.
+
+        Args:
+            folder: The chips.
+            ids: Which of them.
+            flags: More flags of a chip's numbers.
+        """
         rows = [folder.row(id_) for id_ in ids]
+
+        def of_chip(chip: str) -> tuple[str, ...]:
+            return (*(flag for flag in folder.row(chip).flags if flag not in WITHOUT_PIXELS), *flags(chip))
+
         header = {**dump_header(folder.header), "split": None}  # how labels were split changes no measurement
         content = "\x1f".join(f"{row.id} {row.group} {row.sha256} {row.label_sha256}" for row in rows)
         return ChipSource(
             tuple(ids), lambda some: whole(folder, some, BATCH), {row.id: row.group for row in rows},
-            _hash(repr(header), content), mixed_chips(folder, ids, len(ids)), flags,
+            _hash(repr(header), content), mixed_chips(folder, ids, len(ids)), of_chip,
         )  # fmt: skip
 
     @staticmethod
@@ -131,7 +145,7 @@ def recipe_ids(model: nn.Module, chips: ChipSource, seed: int, ask: Interrogatio
     the interrogation and the code.
     """
     split, weights = split_of(model), model_digest(model)
-    base = (weights, split.digest if split is not None else "", chips.digest, str(seed), code_digest())
+    base = (weights, split.digest if split is not None else "", chips.digest, str(seed), code_version())
 
     def of(case: Case) -> str:
         asked = "" if case.act is None else repr(ask)

@@ -77,7 +77,8 @@ def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: P
         with clock.timed("evaluation"):
             measure(run, chips, split, models)
         with clock.timed("scene"):
-            maps = survey(run, chips, next(iter(models.values())))
+            name, network = next(iter(models.items()))
+            maps = survey(run, chips, network, folder / "models" / name / "model.safetensors")
         write_report(folder)
     return Outcome(run, folder / "report.html", maps, failed, code)
 
@@ -155,7 +156,7 @@ def _flat(tree: Mapping[str, object], under: str = "") -> dict[str, str]:
 
 
 def summary(run: Run) -> list[dict[str, str | float | None]]:
-    """Return one row per model, method and threat: IoU and accuracy on the held-out chips with their interval."""
+    """Return one row per model, method and threat: IoU and accuracy on the held-out chips with interval and flags."""
     spec = read_spec(run.folder / "models" / run.recipe.model.name / "model.safetensors")
     klass = "water" if "water" in spec.classes else spec.classes[-1]
     made = [r for r in figures(with_doubts(run.log)) if not r.chip and not r.group]
@@ -171,8 +172,7 @@ def summary(run: Run) -> list[dict[str, str | float | None]]:
     return [
         {
             "model": where[0], "method": where[1], "threat": where[2],
-            **{metric: found.get((*where, metric, of)) for metric, of in columns.items()},
-            "flags": flags[where],
+            **{metric: found.get((*where, metric, of)) for metric, of in columns.items()}, "flags": flags[where],
         }
         for where in dict.fromkeys(key[:3] for key in found)
     ]  # fmt: skip

@@ -51,6 +51,8 @@ class Data(Part):
         label_map: What raw label values mean, as {"-1" = 255}; 255 does not count.
         count: Simulated scenes.
         size: Side of a simulated scene in pixels.
+        frame: Side of the simulated ground that each of them is cut out of, at a random place; 0 is ground of its own,
+            which has more water than a part of a large scene.
         clouds: Simulated scenes have clouds and their shadows.
     """
 
@@ -68,6 +70,7 @@ class Data(Part):
     label_map: dict[int, int] = Field(default_factory=dict)
     count: int = Field(24, ge=3, le=100_000)
     size: int = Field(256, ge=64, le=8192)
+    frame: int = Field(0, ge=0, le=16384)
     clouds: bool = True
 
 
@@ -134,7 +137,7 @@ class Noise(Part):
     name: str
     called: str = Field("", pattern=r"^([a-z0-9][a-z0-9._-]*)?$")
     settings: dict[str, Any] = Field(default_factory=dict)
-    rates: tuple[float, ...] = (0.1,)
+    rates: tuple[float, ...] = Field(min_length=1)
     vary: str = "budget"
     objective: Method | None = None
 

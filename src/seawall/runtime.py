@@ -21,6 +21,7 @@ from torch import nn
 from seawall.errors import ModelError, RunError, UsageError, did_you_mean
 from seawall.files import write_atomic
 from seawall.models.weights import spec_of
+from seawall.modules import device_of, eval_mode, forward_kept
 from seawall.types import ModelSpec
 
 Floats = NDArray[np.float32]
@@ -174,7 +175,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def _torch(model: nn.Module, spec: ModelSpec, device: torch.device, temperature: float, images: Floats) -> Floats:
     with torch.inference_mode():
-        logits = model(torch.from_numpy(images).to(device))
+        logits = forward_kept(model, torch.from_numpy(images).to(device))
         if not isinstance(logits, torch.Tensor):
             raise ModelError(
                 f"model: expected logits, got {type(logits).__name__}; wrap the network with seawall's adapter"
@@ -236,13 +237,10 @@ def _example(spec: ModelSpec, count: int, side: int) -> torch.Tensor:
 
 @contextmanager
 def _as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    first = next(iter([*model.parameters(), *model.buffers()]), None)
-    home = first.device if first is not None else device
-    try:
-        model.to(device).eval()
-        yield
-    finally:
-        model.to(home)
-        for module, mode in modes:
-            module.training = mode
+    home = device_of(model) or device
+    with eval_mode(model):
+        try:
+            model.to(device)
+            yield
+        finally:
+            model.to(home)

@@ -60,6 +60,12 @@ class Card:
         """Return what is known about the chip in one line."""
         row = self.row
         told = [f"{row['rank']}. {row['chip']}", f"{_percent(row['issue_share'])} suspect"]
+        if row.get("evidence") is not None:
+            told.insert(1, f"evidence {float(row['evidence'] or 0):.1f}")
+        if row.get("group"):
+            told.insert(1, f"group {row['group']}")
+        if row.get("shift_gain"):
+            told.append(f"fits better by {float(row['shift_gain'] or 0):.2f} moved {_moved(row)}")
         if row.get("rule_agreement") is not None:
             told.append(f"{_percent(row['rule_agreement'])} agrees with the rule")
         if row.get("aum") is not None:
@@ -86,7 +92,7 @@ def preview(image: NDArray[np.float32], seen: Mask, bands: Sequence[str]) -> Byt
 
 def write_sheet(out: Path, cards: Sequence[Card], classes: Sequence[str], source: str) -> Path:
     """Write `sheet.png` and `sheet.html`, which needs nothing else, and return the page."""
-    write_atomic(out / "sheet.png", png(montage(cards)))
+    write_atomic(out / "sheet.png", png(montage(cards, classes)))
     rows = "\n".join(_row(card) for card in cards)
     legend = " ".join(
         f'<span><i style="background:rgb{CLASSES[k % len(CLASSES)][:3]}"></i>{html.escape(name)}</span>'
@@ -99,19 +105,44 @@ def write_sheet(out: Path, cards: Sequence[Card], classes: Sequence[str], source
     return path
 
 
-def montage(cards: Sequence[Card]) -> Bytes:
-    """Return one picture: a line of four panels per chip under its caption."""
-    gap, head = 6, 22
-    sheet = np.full((len(cards) * (SIDE + head + gap) + gap, 4 * (SIDE + gap) + gap, 3), 255, np.uint8)
+def montage(cards: Sequence[Card], classes: Sequence[str]) -> Bytes:
+    """Return one picture: titles and a legend, then a line of four panels per chip under its caption."""
+    gap, head, top = 6, 22, 44
+    sheet = np.full((top + len(cards) * (SIDE + head + gap) + gap, 4 * (SIDE + gap) + gap, 3), 255, np.uint8)
+    for column, title in enumerate(TITLES):
+        _write(sheet, title, gap + column * (SIDE + gap), 15, SIDE)
+    legend = [(name, CLASSES[k % len(CLASSES)][:3]) for k, name in enumerate(classes)]
+    legend += [("no label or no data", BLANK), ("suspect", SUSPECT)]
+    step = (sheet.shape[1] - gap) // len(legend)
+    for number, (name, color) in enumerate(legend):
+        left = gap + number * step
+        sheet[23:37, left : left + 14] = color
+        _write(sheet, name, left + 20, 35, step - 24)
     for number, card in enumerate(cards):
-        top = gap + number * (SIDE + head + gap)
-        # the font has ASCII only
-        text = card.caption().encode("ascii", "replace").decode()
-        cv2.putText(sheet, text, (gap, top + 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (20, 20, 20), 1, cv2.LINE_AA)
+        row = top + gap + number * (SIDE + head + gap)
+        _write(sheet, card.caption(), gap, row + 15, sheet.shape[1] - 2 * gap)
         for column, panel in enumerate(card.panels()):
             left = gap + column * (SIDE + gap)
-            sheet[top + head : top + head + SIDE, left : left + SIDE] = _square(panel)
+            sheet[row + head : row + head + SIDE, left : left + SIDE] = _square(panel)
     return sheet
+
+
+def _write(sheet: Bytes, text: str, left: int, baseline: int, width: int) -> None:
+    """Draw a line of text, made smaller where it would be wider than there is room."""
+    text = text.encode("ascii", "replace").decode()  # the font has ASCII only
+    needed = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]
+    size = 0.45 * min(1.0, width / max(needed, 1))
+    cv2.putText(sheet, text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, size, (20, 20, 20), 1, cv2.LINE_AA)
+
+
+def _moved(row: Mapping[str, str | int | float | None]) -> str:
+    down, right = int(row.get("shift_rows") or 0), int(row.get("shift_cols") or 0)
+    told = [
+        f"{abs(n)} px {one if n > 0 else other}"
+        for n, one, other in ((down, "down", "up"), (right, "right", "left"))
+        if n
+    ]
+    return " and ".join(told)
 
 
 def _square(panel: Bytes) -> Bytes:

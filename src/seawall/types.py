@@ -60,6 +60,22 @@ class ModelSpec:
             )
         return self.classes.index(name)
 
+    def mapped_class(self, asked: str = "") -> str:
+        """Return the class that maps and areas are of: the one asked for, else water, else the second of two.
+
+        Raises:
+            UsageError: The model has no class of that name, or none was asked for and there are several to choose from.
+        """
+        if asked:
+            return self.classes[self.klass(asked)]
+        if "water" in self.classes:
+            return "water"
+        if len(self.classes) == 2:
+            return self.classes[1]
+        raise UsageError(
+            f"class: expected one of {', '.join(self.classes)}, got none; say which one to map, as --klass {self.classes[-1]}"
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -91,6 +107,12 @@ class Batch:
                 raise DataError(f"batch: expected {name} of shape {ground}, got {got}; align it with the image")
         if len(self.chips) != ground[0]:
             raise DataError(f"batch: expected {ground[0]} chip ids, got {len(self.chips)}; name every image")
+        if len(set(self.chips)) < len(self.chips):
+            twice = sorted({chip for chip in self.chips if self.chips.count(chip) > 1})
+            raise DataError(
+                f"batch: expected an id of its own for each chip, got {', '.join(twice[:3])} more than once; name them "
+                "apart, for seeds and rows are looked up by id"
+            )
 
     def __len__(self) -> int:
         return len(self.chips)

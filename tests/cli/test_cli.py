@@ -64,7 +64,7 @@ def test_unknown_verb_guesses_and_exits_2() -> None:
             'name = "x"\n[[attacks]]\nname = "pgd"\nsettings = {stps = 1}\nthreats = ["linf 1% reflectance"]',
             "did you mean 'steps'",
         ),
-        ('name = "x"\n[[noises]]\nname = "erod"', "did you mean 'erode'"),
+        ('name = "x"\n[[noises]]\nname = "erod"\nrates = [0.1]', "did you mean 'erode'"),
         ('name = "x"\n[training.settings]\nepoch = 3', "did you mean 'epochs'"),
     ],
 )

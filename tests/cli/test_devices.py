@@ -15,6 +15,7 @@ import torch
 from seawall.errors import DataError, RunError, StoppedError, UsageError
 from seawall.launch import run_processes
 from seawall.models.weights import load_model
+from seawall.recipe import Recipe
 from terminal import cli
 from tiny import pair
 
@@ -52,6 +53,22 @@ def test_two_processes_train_as_one_through_the_verb(tmp_path: Path, chips: Path
 
 def test_devices_that_are_not_there_are_refused(tmp_path: Path) -> None:
     cli("train", tmp_path, "--devices", "0").refused(2, r"training\.devices")
+
+
+@pytest.mark.parametrize(("words", "count"), [((), 1), (("--devices", "2"), 2)])
+def test_a_run_takes_the_devices_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], count: int
+) -> None:
+    asked = []
+
+    def execute(recipe: Recipe, *_: object, **__: object) -> None:
+        asked.append(recipe.training.devices)
+        raise StoppedError("x: expected no more, got asked; stop")
+
+    monkeypatch.setattr("seawall.pipeline.execute", execute)
+    (tmp_path / "r.toml").write_text('name = "x"')
+    assert cli("run", tmp_path / "r.toml", *words).code == 130
+    assert asked == [count]
 
 
 WORKER = """

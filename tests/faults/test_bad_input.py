@@ -244,7 +244,7 @@ def test_a_run_on_dry_chips_ends_with_a_report(home: Path, tmp_path: Path) -> No
     done = cli("run", recipe, "--out", tmp_path / "runs", *SMALL_TRAINING)
     assert done.code == 0, done.err
     assert "no water in 6 groups" in next((tmp_path / "runs").glob("dry-*/report.html")).read_text()
-    recipe.write_text(recipe.read_text() + '[[noises]]\nname = "dilate"\n')
+    recipe.write_text(recipe.read_text() + '[[noises]]\nname = "dilate"\nrates = [0.1]\n')
     cli("run", recipe, "--out", tmp_path / "runs", *SMALL_TRAINING).refused(1, "none changed")
 
 

@@ -31,11 +31,16 @@ TALL = Grid(1300, 96, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
 class Pixel(nn.Module):
     """Water where green outshines near infrared."""
 
+    reach, stride = 0, 1
+
     def __init__(self, unit="reflectance"):
         super().__init__()
         self.spec = ModelSpec(BANDS, ("land", "water"), unit, 10.0)
         self.gain = nn.Parameter(torch.tensor(20.0))
         self.calls = 0
+
+    def identity(self):
+        return {"spec": self.spec}  # the number of calls decides nothing
 
     def forward(self, image):
         self.calls += 1
@@ -140,7 +145,7 @@ def test_a_scene_without_a_seen_pixel_is_an_empty_map(tmp_path, out):
     empty = write_scene(tmp_path / "empty.tif", np.zeros((2, 1300, 96), np.uint16))
     result = predict_scene(model, empty, out)
     assert model.calls == 0
-    assert (result.seen_share, result.water_km2, result.water_share, result.unsure_share) == (0, 0, None, None)
+    assert (result.seen_share, result.area_km2, result.share, result.unsure_share) == (0, 0, None, None)
     assert any("nothing in the scene is seen" in flag for flag in result.flags)
     with rasterio.open(out / "empty.class.tif") as source:
         assert (source.read(1) == 255).all()
@@ -189,7 +194,7 @@ def test_a_scene_that_is_replaced_meanwhile_is_given_up(scene, out):
 def test_an_interrupted_run_is_taken_up(scene, tmp_path, out):
     model = Pixel()
     with pytest.raises(KeyboardInterrupt):
-        predict_scene(model, scene, out, tile=64, overlap=32, progress=interrupt_after(100))
+        predict_scene(model, scene, out, tile=64, overlap=32, progress=interrupt_after(50))
     assert products(out) == []
     done = model.calls
     seen = []
@@ -197,7 +202,7 @@ def test_an_interrupted_run_is_taken_up(scene, tmp_path, out):
     fresh = Pixel()
     whole = predict_scene(fresh, scene, tmp_path / "fresh", tile=64, overlap=32)
     assert taken_up.digests == whole.digests
-    assert taken_up.water_km2 == whole.water_km2
+    assert taken_up.area_km2 == whole.area_km2
     assert seen[-1][0] == seen[-1][1] < fresh.calls
     assert model.calls < done + fresh.calls
     assert not list(out.glob(".*.part"))
@@ -206,11 +211,11 @@ def test_an_interrupted_run_is_taken_up(scene, tmp_path, out):
 @pytest.mark.parametrize("damage", ["pixels", "ledger", "torn", "settings", "short"])
 def test_what_is_not_whole_or_of_another_run_is_painted_again(scene, tmp_path, out, damage):
     with pytest.raises(KeyboardInterrupt):
-        predict_scene(Pixel(), scene, out, tile=64, overlap=32, progress=interrupt_after(150))
+        predict_scene(Pixel(), scene, out, tile=64, overlap=32, progress=interrupt_after(70))
     part = out / ".a.part"
     ledger = part / "ledger.jsonl"
     if damage == "pixels":
-        raw = part / "water.raw"
+        raw = part / "probability.raw"
         data = bytearray(raw.read_bytes())
         data[5] ^= 1
         raw.write_bytes(data)
@@ -291,15 +296,22 @@ def test_a_full_disk_is_said_and_cleaned_up(scene, out, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("seawall.scenes.canvas._reserve", full)
-        with pytest.raises(RunError, match=r"expected room for the products, got No space left on device"):
+        with pytest.raises(RunError, match=r"expected room for the products, got a full disk .*and run again"):
             predict_scene(Pixel(), scene, out, resume=False)
+        assert not list(out.glob(".*"))
+
+    def full_later(*where):
+        if (out / ".a.part" / "ledger.jsonl").exists():
+            full()
+
     with monkeypatch.context() as patch:
-        patch.setattr("seawall.scenes.canvas.os.fsync", full)
-        with pytest.raises(RunError, match="No space left"):
+        patch.setattr("seawall.scenes.canvas.os.fsync", full_later)
+        with pytest.raises(RunError, match=r"a full disk .*what is finished is kept"):
             predict_scene(Pixel(), scene, out, resume=False)
+    assert (out / ".a.part").exists()
+    assert predict_scene(Pixel(), scene, out).reused  # the older map is still there, and whole
+    assert predict_scene(Pixel(), scene, out, resume=False).digests == first.digests
     assert not list(out.glob(".*"))
-    assert predict_scene(Pixel(), scene, out).digests == first.digests
-    assert predict_scene(Pixel(), scene, out).reused
 
 
 def test_a_file_that_cannot_grow_is_said_and_cleaned_up(scene, out):
@@ -330,7 +342,7 @@ def test_out_of_memory_halves_the_batch_once(scene, out):
             return super().forward(image)
 
     fed = predict_scene(Hungry(), scene, out, tile=64, overlap=32, batch=4)
-    assert fed.water_km2 == predict_scene(Pixel(), scene, out, tile=64, overlap=32).water_km2
+    assert fed.area_km2 == predict_scene(Pixel(), scene, out, tile=64, overlap=32).area_km2
     starving = Hungry()
     starving.fits = 1
     with pytest.raises(RunError, match=r"batch of 2 tiles of 64x64 pixels .*smaller --tile or --batch"):

@@ -111,6 +111,23 @@ def test_every_flipped_bit_of_a_deflated_block_is_seen(tmp_path: Path, more: dic
         refused(flipped(tmp_path / "b.tif", raw, at, int(rng.integers(8))), r"bad block \(row \d+, column \d+\) of ")
 
 
+def test_a_flipped_bit_of_a_lerc_block_never_gives_other_pixels(tmp_path: Path) -> None:
+    path = tiled(tmp_path / "a.tif", compress="lerc")
+    raw, truth = path.read_bytes(), read_raster(path).data
+    with rasterio.open(path) as source:
+        start = int(source.get_tag_item("BLOCK_OFFSET_1_1", "TIFF", bidx=1))
+        size = int(source.get_tag_item("BLOCK_SIZE_1_1", "TIFF", bidx=1))
+    refusals = 0
+    for at in range(start, start + size, max(size // 40, 1)):
+        try:
+            data = read_raster(flipped(tmp_path / "b.tif", raw, at, at % 8)).data
+        except ImageryError:
+            refusals += 1
+        else:
+            np.testing.assert_array_equal(data, truth)
+    assert refusals > 20
+
+
 def test_only_the_blocks_that_are_read_are_checked_and_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

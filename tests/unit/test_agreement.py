@@ -7,7 +7,7 @@ import pytest
 
 from seawall.errors import DataError, UsageError
 from seawall.labels.agreement import compare_masks, disagreement_map, shore_distances, shoreline, trust_table
-from seawall.labels.offset import positional_error
+from seawall.labels.offset import label_shift, positional_error
 
 
 def half(cols, size=10):
@@ -162,3 +162,63 @@ def test_a_shift_beyond_reach_says_so_and_empty_masks_have_none():
         positional_error(dry, dry[1:], dry, gsd_m=10.0)
     with pytest.raises(UsageError, match="meters"):
         positional_error(dry, dry, dry, gsd_m=-1.0)
+
+
+@pytest.mark.parametrize("step", [(0.0, 2.3), (-1.4, 0.0), (2.5, -3.75)])
+def test_a_shift_by_fractions_of_a_pixel_is_found_along_each_axis(step):
+    """Masks sampled at pixel centers from one of twenty times the resolution."""
+    fine = np.zeros((1600, 1600), bool)
+    rng = np.random.default_rng(3)
+    rows, cols = np.mgrid[:1600, :1600]
+    for _ in range(6):
+        r, c, size = *rng.integers(350, 1250, 2), rng.integers(60, 200)
+        fine |= (rows - r) ** 2 + (cols - c) ** 2 < size**2
+    moved = np.roll(fine, [round(20 * s) for s in step], (0, 1))
+    water, layer = fine[10::20, 10::20], moved[10::20, 10::20]
+    found = positional_error(layer, water, np.ones_like(water), gsd_m=(20.0, 10.0), reach_m=100.0)
+    assert found.rows_fine == pytest.approx(-step[0], abs=0.12)
+    assert found.cols_fine == pytest.approx(-step[1], abs=0.12)
+    assert found.shift_m == pytest.approx(math.hypot(20 * step[0], 10 * step[1]), abs=3)
+
+
+def test_the_farthest_shift_is_in_meters_along_each_axis():
+    water = islands()
+    layer = np.roll(water, (6, 0), (0, 1))
+    everywhere = np.ones_like(water)
+    assert positional_error(layer, water, everywhere, gsd_m=(10.0, 30.0), reach_m=60.0).rows == -6
+    assert positional_error(layer.T, water.T, everywhere, gsd_m=(30.0, 10.0), reach_m=60.0).cols == -6
+    near = positional_error(layer, water, everywhere, gsd_m=(30.0, 10.0), reach_m=60.0)
+    assert abs(near.rows) == 2 and near.at_limit
+
+
+def test_a_label_fits_its_prediction_better_once_it_is_moved_back():
+    guess = islands().astype(int)
+    label = np.roll(guess, (3, -5), (0, 1))
+    valid = np.random.default_rng(2).random(guess.shape) > 0.1
+    everywhere = np.ones_like(valid)
+    found = label_shift(label, guess, valid, everywhere, classes=(1,), reach=8)
+    hit, either = ((label & guess) * valid).sum(), ((label | guess) * valid).sum()
+    assert (found.rows, found.cols) == (-3, 5)
+    assert found.gain == pytest.approx(1 - hit / either)
+    near = label_shift(label, guess, valid, everywhere, classes=(1,), reach=2)
+    assert (abs(near.rows), abs(near.cols)) == (2, 2) and near.gain < found.gain
+    still = label_shift(guess, guess, valid, everywhere, classes=(1,), reach=8)
+    assert (still.gain, still.rows, still.cols) == (0.0, 0, 0)
+    assert label_shift(label * 0, guess * 0, valid, everywhere, classes=(1,), reach=8) is None
+    # two classes, one of which is everywhere else: the mean of both
+    both = label_shift(label, guess, valid, everywhere, classes=(0, 1), reach=8)
+    rest = ((label == 0) & (guess == 0) & valid).sum() / (((label == 0) | (guess == 0)) & valid).sum()
+    assert both.gain == pytest.approx((found.gain + 1 - rest) / 2)
+
+
+def test_a_prediction_of_unseen_pixels_moves_no_label():
+    guess, label = np.zeros((32, 32), int), np.zeros((32, 32), int)
+    guess[10:14, 10:14] = label[10:14, 10:14] = 1
+    label[:, 20:24] = 1  # a river that the prediction does not know
+    known = np.ones((32, 32), bool)
+    known[:, 24:] = False
+    guess[:, 24:28] = 1  # and what it says where there is nothing to see
+    there = label_shift(label, guess, known, np.ones_like(known), classes=(1,), reach=8)
+    assert (there.rows, there.cols) == (0, 4) and there.gain > 0.5
+    found = label_shift(label, guess, known, known, classes=(1,), reach=8)
+    assert (found.gain, found.rows, found.cols) == (0.0, 0, 0)

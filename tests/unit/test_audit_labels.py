@@ -7,16 +7,20 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from torch import nn
 
-from seawall import api
+from seawall import api, audit_labels
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import ChipHeader
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, UsageError
+from seawall.labels.evidence import combined, tail_evidence
 from seawall.learning.dynamics import Dynamics, margin
+from seawall.models.adapter import adapt
 from seawall.models.threshold import Threshold
 from seawall.models.weights import save_model
-from seawall.sheet import Card, montage, preview
+from seawall.report.pictures import CLASSES
+from seawall.sheet import BLANK, SUSPECT, Card, montage, preview
 from seawall.testing.ground import ground_batch, uneven_model
 from seawall.testing.state import same_snapshot, snapshot
 from seawall.types import ModelSpec
@@ -24,8 +28,8 @@ from seawall.types import ModelSpec
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
 
 
-def make_folder(root, chips=6, size=32, wrong=(2,)):
-    """Lakes that NDWI finds; the labels of some chips have half of the lake turned into land."""
+def make_folder(root, chips=6, size=32, wrong=(2,), moved=()):
+    """Lakes that NDWI finds; some labels have half of the lake turned into land, some lie three pixels up and two right."""
     writer = ChipWriter(root, HEADER)
     rng = np.random.default_rng(0)
     for i in range(chips):
@@ -35,6 +39,8 @@ def make_folder(root, chips=6, size=32, wrong=(2,)):
         label = lake.astype(np.uint8)
         if i in wrong:
             label[:15] = 0
+        if i in moved:
+            label = np.roll(label, (-3, 2), (0, 1))
         if i == 0:
             label[:, :3] = 255
         writer.write(f"c{i}", f"g{i}", image.astype(np.float32), label)
@@ -153,10 +159,109 @@ def test_a_chip_that_nobody_saw_has_a_picture():
     assert (preview(image, none, ("VV", "VH")) == 128).all()
     row = {"rank": 1, "chip": "späte <chip>", "issue_share": None}
     card = Card(row, image, np.zeros((8, 12), np.int64), np.zeros((8, 12), np.int64), none, none, none, ("VV", "VH"))
-    assert montage([card]).ndim == 3
+    assert montage([card], ("land", "water")).ndim == 3
+
+
+def test_the_picture_has_titles_a_legend_and_the_group():
+    image, plane = np.zeros((2, 8, 8), np.float32), np.ones((8, 8), bool)
+    row = {
+        "rank": 1,
+        "chip": "a",
+        "group": "delta",
+        "issue_share": 0.5,
+        "shift_gain": 0.25,
+        "shift_rows": -3,
+        "shift_cols": 4,
+    }
+    card = Card(row, image, plane.astype(np.int64), plane.astype(np.int64), plane, plane, ~plane, ("VV", "VH"))
+    assert card.caption() == "1. a   group delta   50.0 % suspect   fits better by 0.25 moved 3 px up and 4 px right"
+    made = montage([card], ("land", "water"))
+    head = made[:44]
+    assert all((head[:18, 6 + column * 198 : 200 + column * 198] < 200).any() for column in range(4))
+    for color in (*(CLASSES[k][:3] for k in range(2)), BLANK, SUSPECT):
+        assert (head[18:] == color).all(-1).sum() >= 100
+    assert np.array_equal(montage([], ("land", "water"))[:44], head)
 
 
 def test_a_folder_of_corrupted_chips_can_be_audited_again(audited, tmp_path):
     chips, _, _ = audited
     api.corrupt(chips.root, noise=("drop-objects 50% of=objects",), out=tmp_path / "dropped")
     assert len(ChipFolder.open(tmp_path / "dropped")) == 6
+
+
+def test_each_chip_is_judged_by_the_model_that_did_not_learn_from_its_group(tmp_path, monkeypatch):
+    chips, taught = make_folder(tmp_path / "chips"), []
+
+    def teach(folder, ids, home, teaching, tell):
+        """A model that gives water the same probability everywhere, another one in every fold."""
+        taught.append(set(ids))
+        net = adapt(nn.Conv2d(2, 2, 1), ModelSpec(HEADER.bands, HEADER.classes, HEADER.unit, HEADER.gsd_m))
+        with torch.no_grad():
+            for value in net.parameters():
+                value.zero_()
+            next(v for v in net.parameters() if v.ndim == 1)[1] = float(len(taught))
+        return net.eval(), Dynamics(list, home / "dynamics.jsonl")
+
+    monkeypatch.setattr(audit_labels, "_teach", teach)
+    teaching = audit_labels.Teaching("unet", 3, 1, 0, "cpu")
+    said, _ = audit_labels._cross_validate(chips, tmp_path / "out", teaching, lambda *_: None)
+    assert len(taught) == 3 and set(said) == set(chips.ids)
+    for id_, path in said.items():
+        fold = [number for number, ids in enumerate(taught, 1) if id_ not in ids]
+        assert len(fold) == 1
+        assert np.load(path)[1] == pytest.approx(1 / (1 + np.exp(-fold[0])), abs=1e-3)
+
+
+def test_the_rank_joins_three_witnesses_and_each_has_its_column(audited):
+    _, home, _ = audited
+    rows = [json.loads(line) for line in (home / "out" / "suspects.jsonl").read_text().splitlines()]
+    columns = {"evidence_issues": "witness_share", "evidence_shift": "shift_gain", "evidence_learning": "train_loss"}
+    for name, column in columns.items():
+        values = np.array([row[column] for row in rows])
+        excess = values - np.median(values)
+        scale = np.log10(2) / np.median(excess[excess > 0]) if (excess > 0).any() else 0
+        counted = [np.log10(len(values) / np.sum(values >= value)) for value in values]
+        assert [row[name] for row in rows] == pytest.approx(np.maximum(counted, excess * scale).tolist())
+    for row in rows:
+        assert row["evidence"] == pytest.approx(sum(row[name] for name in columns))
+    assert [row["evidence"] for row in rows] == sorted((row["evidence"] for row in rows), reverse=True)
+
+
+def test_a_moved_label_comes_first_and_says_how_it_must_move_back(tmp_path):
+    chips = make_folder(tmp_path / "chips", wrong=(), moved=(4,))
+    model = Threshold("ndwi")(ModelSpec(HEADER.bands, HEADER.classes, "reflectance", 10.0))
+    save_model(tmp_path / "ndwi.safetensors", model)
+    first, second = api.audit_labels(
+        chips.root, weights=tmp_path / "ndwi.safetensors", out=tmp_path / "out", worst=2
+    ).table
+    assert first["chip"] == "c4"
+    assert (first["shift_rows"], first["shift_cols"]) == (3, -2)
+    assert first["shift_gain"] > 0.3 > second["shift_gain"]
+    assert first["evidence_learning"] is None  # nobody was trained
+    assert first["evidence"] == pytest.approx(first["evidence_issues"] + first["evidence_shift"])
+    assert first["evidence_shift"] == pytest.approx(np.log10(6)) and second["evidence_shift"] < 0.5
+
+
+def test_evidence_by_hand():
+    """The median is 2; above it lie 3, 4 and 9, whose median excess is 2: 9 is 3.5 times as far, the others are counted."""
+    made = tail_evidence([1.0, 2.0, None, 3.0, 0.0, 4.0, 9.0, 1.0])
+    assert made[2] is None
+    shares = [6 / 7, 4 / 7, 3 / 7, 1.0, 2 / 7, 2**-3.5, 6 / 7]
+    assert [10**-e for e in made if e is not None] == pytest.approx(shares)
+    assert tail_evidence([]) == [] and tail_evidence([None]) == [None]
+    assert tail_evidence([1.0, 1.0]) == [0.0, 0.0]  # where all are alike nobody is suspicious
+    assert tail_evidence([0.0] * 9 + [5.0])[-1] == pytest.approx(1.0)  # a lone one is one in ten
+    assert combined([0.1, 0.01, None]) == pytest.approx(0.11)
+    assert combined([0.0]) == 0.0 and combined([None, None]) is None
+    with pytest.raises(UsageError, match="finite"):
+        tail_evidence([float("nan")])
+
+
+def test_a_rule_about_water_needs_chips_with_water(tmp_path):
+    header = ChipHeader(("B03", "B08"), "reflectance", ("forest", "field"), 10.0)
+    writer = ChipWriter(tmp_path / "chips", header)
+    for i in range(2):
+        writer.write(f"c{i}", f"g{i}", np.full((2, 32, 32), 0.1, np.float32), np.zeros((32, 32), np.uint8))
+    writer.finish()
+    with pytest.raises(UsageError, match="expected chips with the class water, got forest, field"):
+        api.audit_labels(tmp_path / "chips", out=tmp_path / "out", rule="ndwi > 0")

@@ -171,7 +171,7 @@ def test_dropout_of_many_passes_is_unbiased_in_the_first_layer() -> None:
     net = nn.Dropout(0.4)
     net.spec = SPEC
     predictor = MonteCarloDropout(passes=2000)(net.eval())
-    total = torch.stack(list(predictor._passes(torch.ones(1, 2, 2, 2), Keys(0, ("a",))))).mean(0)
+    total = torch.stack(list(predictor.method.passes(predictor.inner, torch.ones(1, 2, 2, 2), Keys(0, ("a",))))).mean(0)
     assert total == pytest.approx(torch.ones(1, 2, 2, 2), abs=0.08)
 
 

@@ -108,8 +108,14 @@ def test_poor_input_has_a_defined_result(case):
 def test_a_second_witness():
     probs = np.array([[[0.1, 0.9, 0.1]], [[0.9, 0.1, 0.9]]], np.float32)
     chip = Opinion("a", probs, np.array([[0, 1, 0]]), np.ones((1, 3), bool))
-    share, against = agreed(chip, np.array([[1, 1, 1]]), np.array([[True, True, False]]))
+    share, against = agreed(chip, np.ones((1, 3), bool), np.array([[True, True, False]]))
     assert share == 0.5
+    assert against.tolist() == [[True, False, False]]
+    # the rule is against the first and the third label, the model agrees with the rule on the first alone
+    probs = np.array([[[0.1, 0.9, 0.8]], [[0.9, 0.1, 0.2]]], np.float32)
+    chip = Opinion("b", probs, np.array([[0, 1, 0]]), np.ones((1, 3), bool))
+    share, against = agreed(chip, np.ones((1, 3), bool), np.ones((1, 3), bool))
+    assert share == pytest.approx(1 / 3)
     assert against.tolist() == [[True, False, False]]
 
 
@@ -126,3 +132,26 @@ def test_opinions_that_cannot_be(change, says):
     fields = {"chip": "a", "probs": chip.probs, "label": chip.label, "valid": chip.valid}
     with pytest.raises(DataError, match=says):
         Opinion(**{**fields, **change})
+
+
+def test_the_transition_says_which_class_became_which():
+    """A fifth of the water is labelled land and next to no land water; the other way round nothing is alike."""
+    rng = np.random.default_rng(7)
+    truth = rng.random((200, 200)) < 0.4
+    label = np.where(truth & (rng.random(truth.shape) < 0.2), False, truth)
+    label = np.where(~truth & (rng.random(truth.shape) < 0.02), True, label).astype(int)
+    logits = np.stack([np.where(truth, -2.0, 2.0), np.where(truth, 2.0, -2.0)]) + rng.normal(0, 0.5, (2, 200, 200))
+    probs = (np.exp(logits) / np.exp(logits).sum(0)).astype(np.float32)
+    found = suspect(lambda: [Opinion("a", probs, label, np.ones_like(truth))], 2)
+    assert np.allclose(found.transition(), [[0.98, 0.02], [0.2, 0.8]], atol=0.015)
+    assert found.joint[0, 1] > 5 * found.joint[1, 0]  # rows of the counts are the given labels
+
+
+def test_a_second_witness_knows_one_class_only():
+    """Water is class 2; a rule that says dry does not contradict forest, which is class 1."""
+    probs = np.zeros((3, 1, 3), np.float32)
+    probs[1, 0, :2], probs[2, 0, 2] = 1, 1
+    chip = Opinion("a", probs, np.array([[1, 2, 0]]), np.ones((1, 3), bool))
+    share, against = agreed(chip, np.array([[False, False, True]]), np.ones((1, 3), bool), 2)
+    assert share == pytest.approx(1 / 3)
+    assert against.tolist() == [[False, True, True]]

@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import pyogrio
 import pytest
+from affine import Affine
 
 from seawall import api
 from seawall.corrupt_labels import batch_of, noise_for
@@ -11,6 +13,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import ChipHeader
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, PartialError, UsageError
+from seawall.imagery.grid import Grid
 from seawall.keys import Keys
 from seawall.poison import parse_noise
 
@@ -41,6 +44,34 @@ def make_folder(root, kinds=("lake", "lake", "lake", "empty", "full", "none"), s
 
 def corrupt(chips, out, *noise, **more):
     return api.corrupt(chips.root, noise=noise, out=out, **more)
+
+
+def place(id_):
+    """Chips lie side by side."""
+    return Grid(32, 32, Affine(10, 0, 500000 + 1000 * int(id_[1:]), 0, -10, 4000000), "EPSG:32631")
+
+
+def make_placed(root, count=3):
+    """Chips with a lake over the first twelve columns and rows 4 to 24, on the ground."""
+    writer = ChipWriter(root, HEADER)
+    label = np.zeros((32, 32), np.uint8)
+    label[4:24, 2:12] = 1
+    for i in range(count):
+        image = np.random.default_rng(i).uniform(0.05, 0.3, (2, 32, 32)).astype(np.float32)
+        writer.write(f"c{i}", f"g{i}", image, label, grid=place(f"c{i}"))
+    return writer.finish()
+
+
+def lakes(path, east=30.0, chips=2):
+    """The lakes of the first chips, drawn so many meters too far east."""
+    rings = []
+    for i in range(chips):
+        left, top = 500000 + 1000 * i + 20 + east, 4000000 - 40
+        rings.append([[left, top], [left + 100, top], [left + 100, top - 200], [left, top - 200], [left, top]])
+    shapes = [{"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [r]}} for r in rings]
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32631"}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": shapes}))
+    return path
 
 
 def rows_of(out):
@@ -159,6 +190,12 @@ def test_a_chip_that_fails_is_named_and_the_rest_is_done(tmp_path):
         (("dlate 10%",), {}, "did you mean 'dilate'"),
         (("dilate 10% klass=4",), {}, "choose 0..1"),
         (("dilate 10%",), {"part": "trian"}, "did you mean 'train'"),
+        (("shift 50%",), {}, "length in meters or pixels, got 50%"),
+        (("shift 5",), {}, "length in meters or pixels, got 5;"),
+        (("shift 9 m",), {}, "at least one pixel of 10 m"),
+        (("dilate",), {}, "dilate.budget: expected a value, got none"),
+        (("thirds exact=true",), {}, "thirds.budget: expected a value, got none"),
+        (("wrong-source source=coarse:4 all_touched=true",), {}, "vector layer only"),
     ],
 )
 def test_orders_that_cannot_be(tmp_path, noise, more, says):
@@ -185,3 +222,116 @@ def test_what_a_noise_must_know_is_filled_in(tmp_path):
     assert noise_for("dilate 10%", chips, chips.ids).gsd_m is None
     assert noise_for("index-threshold", chips, chips.ids).bands == ("B03", "B08")
     assert set(noise_for("thirds 10%", chips, chips.ids).parts) == set(chips.ids)
+
+
+def test_reached_stands_beside_asked(tmp_path):
+    chips = make_folder(tmp_path / "a")
+    facts = corrupt(chips, tmp_path / "b", "erode 50%").facts
+    assert facts["asked"] == "at most 50 % of the valid pixels of each chip"
+    changed = sum(row["changed"] for row in rows_of(tmp_path / "b").values())
+    valid = sum(row["valid"] for row in rows_of(tmp_path / "b").values())
+    assert facts["reached"] == f"{changed / valid:.2%} of the valid pixels; 3 of 6 chips unchanged"
+    assert changed / valid < 0.2
+
+
+def test_what_was_allowed_follows_the_kind_of_budget(tmp_path):
+    chips = make_folder(tmp_path / "a", ("lake",) * 3)
+    corrupt(chips, tmp_path / "confused", "class-dependent matrix=[[0.9,0.1],[0.3,0.7]] budget=0.5")
+    for id_, row in rows_of(tmp_path / "confused").items():
+        chip = chips.read(id_)
+        land, water = (int((chip.label[chip.valid] == k).sum()) for k in (0, 1))
+        assert row["allowed"] == int(0.05 * land + 1e-9) + int(0.15 * water + 1e-9) == row["changed"]
+        assert row["short"] == 0
+    corrupt(chips, tmp_path / "thirds", "thirds 5%")
+    thirds = rows_of(tmp_path / "thirds")
+    assert [thirds[f"c{i}"]["allowed"] for i in range(3)] == [int(0.05 * thirds[f"c{i}"]["valid"]) for i in (0, 1)] + [
+        0
+    ]
+    assert thirds["c2"]["short"] == 0
+    for number, noise in enumerate(
+        ("stale source=level:2", "wrong-source source=coarse:8", "index-threshold", "shift 3 px")
+    ):
+        done = corrupt(chips, tmp_path / str(number), noise)
+        assert all(row["allowed"] is None and row["short"] is None for row in rows_of(tmp_path / str(number)).values())
+        assert done.facts["short_px"] == 0
+
+
+def test_the_length_of_a_shift_is_recorded_and_near_what_was_asked(tmp_path):
+    chips = make_placed(tmp_path / "a", 12)
+    corrupt(chips, tmp_path / "b", "shift 5 px")
+    corrupt(chips, tmp_path / "c", "shift 50 m")
+    made = ChipFolder.open(tmp_path / "b")
+    for id_, row in rows_of(tmp_path / "b").items():
+        step = (row["shift_rows"], row["shift_cols"])
+        assert row["shift_m"] == pytest.approx(np.hypot(*step)) and 4.5 <= np.hypot(*step) <= 5
+        inside = (slice(8, 24), slice(8, 24))
+        moved = np.roll(chips.read(id_).label, step, (0, 1))
+        assert np.array_equal(made.read(id_).label[inside], moved[inside])
+        assert rows_of(tmp_path / "c")[id_]["shift_m"] == pytest.approx(10 * np.hypot(*step))
+
+
+@pytest.mark.parametrize("suffix", [".geojson", ".gpkg", ".shp"])
+def test_a_vector_layer_is_a_wrong_source(tmp_path, suffix):
+    chips = make_placed(tmp_path / "a")
+    layer = lakes(tmp_path / "rivers.geojson")
+    if suffix != ".geojson":
+        meta, _, shapes, _ = pyogrio.raw.read(layer)
+        layer = tmp_path / f"rivers{suffix}"
+        pyogrio.raw.write(layer, shapes, [], [], crs=meta["crs"], geometry_type="Polygon")
+    corrupt(chips, tmp_path / "b", f"wrong-source source={layer}")
+    made, rows = ChipFolder.open(tmp_path / "b"), rows_of(tmp_path / "b")
+    expected = np.zeros((32, 32), int)
+    expected[4:24, 5:15] = 1
+    assert np.array_equal(made.read("c0").label, expected) and np.array_equal(made.read("c1").label, expected)
+    assert not made.read("c2").label.any()  # the layer has no lake there
+    assert rows["c2"]["layer_flags"] == "the layer misses the scene: all land"
+    assert rows["c0"]["layer_flags"] == ""
+    assert rows["c0"]["layer_shift_m"] == pytest.approx(30.0) and rows["c0"]["layer_cols"] == -3
+    assert rows["c0"]["layer_iou"] == pytest.approx(7 / 13) and rows["c0"]["layer_iou_shifted"] == 1.0
+
+
+def test_pixels_that_a_layer_only_touches(tmp_path):
+    chips = make_placed(tmp_path / "a", 1)
+    layer = lakes(tmp_path / "rivers.geojson", east=4.0, chips=1)
+    for words, columns in (("", 10), (" all_touched=true", 11)):
+        corrupt(chips, tmp_path / f"b{columns}", f"wrong-source source={layer}{words}")
+        assert ChipFolder.open(tmp_path / f"b{columns}").read("c0").label[10].sum() == columns
+
+
+def test_another_layer_of_the_same_name_makes_the_labels_again(tmp_path):
+    chips = make_placed(tmp_path / "a", 1)
+    layer = lakes(tmp_path / "rivers.geojson")
+    corrupt(chips, tmp_path / "b", f"wrong-source source={layer}")
+    lakes(layer, east=60.0)
+    corrupt(chips, tmp_path / "b", f"wrong-source source={layer}")
+    assert rows_of(tmp_path / "b")["c0"]["layer_cols"] == -6
+    assert ChipFolder.open(tmp_path / "b").read("c0").label[10].tolist() == [0] * 8 + [1] * 10 + [0] * 14
+
+
+def test_a_wrong_source_that_is_not_there_is_one_error(tmp_path):
+    chips = make_placed(tmp_path / "a")
+    (tmp_path / "empty").mkdir()
+    plain = make_folder(tmp_path / "nowhere", ("lake",) * 3)
+    layer = lakes(tmp_path / "rivers.geojson")
+    for folder, noise, says in (
+        (chips, "stale source=no", "expected a folder of labels, got no which is not there"),
+        (chips, f"wrong-source source={tmp_path}/no.gpkg", "expected a vector layer"),
+        (chips, "wrong-source source=no", "expected a folder of labels or a vector layer, got no which is not there"),
+        (chips, f"stale source={tmp_path}/empty", "3 chips such as c0"),
+        (chips, f"stale source={layer}", "use wrong-source"),
+        (plain, f"wrong-source source={layer}", "3 without, such as c0"),
+    ):
+        with pytest.raises(DataError, match=says):
+            corrupt(folder, tmp_path / "b", noise)
+    assert not (tmp_path / "b").exists()
+    np.save(tmp_path / "empty" / "c1.npy", np.zeros((32, 32), np.int64))
+    assert [item for item, _ in corrupt(chips, tmp_path / "b", f"stale source={tmp_path}/empty").failed] == ["c0", "c2"]
+
+
+def test_another_seed_makes_the_labels_again(tmp_path):
+    chips = make_folder(tmp_path / "a", ("lake",) * 3)
+    corrupt(chips, tmp_path / "b", "symmetric 10%", seed=0)
+    corrupt(chips, tmp_path / "b", "symmetric 10%", seed=1)
+    corrupt(chips, tmp_path / "c", "symmetric 10%", seed=1)
+    again, fresh = ChipFolder.open(tmp_path / "b"), ChipFolder.open(tmp_path / "c")
+    assert all(again.row(id_).label_sha256 == fresh.row(id_).label_sha256 for id_ in chips.ids)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -202,6 +203,13 @@ def test_flags_reach_the_report_of_the_run_and_of_the_curation(tmp_path):
     assert report.folder.row("p2_a").flags == ("extreme-values",)
     assert any(note.startswith("0.20% of the pixels outside") for note in report.folder.row("p2_a").notes)
     assert data_facts(report.folder, split_groups(report.folder))["flags"] == {"extreme-values": 2}
+
+
+def test_chips_made_by_other_rules_are_made_again(pairs, tmp_path, monkeypatch):
+    curate(pairs, tmp_path / "out")
+    assert len(curate(pairs, tmp_path / "out").kept) == 6
+    monkeypatch.setattr(sys.modules["seawall.datasets.curate"], "RULES", 99)
+    assert len(curate(pairs, tmp_path / "out").made) == 6
 
 
 def test_stretched_pictures_are_usable_and_flagged(tmp_path):

@@ -364,20 +364,6 @@ def test_batches_may_be_a_stream(tmp_path: Path) -> None:
     assert evaluate(Net(), stream(), log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m")
 
 
-def test_rows_hold_the_threat_as_values(tmp_path: Path) -> None:
-    threat = parse_threat("linf 1%,2%,1% reflectance bands=B04,B02 region=patch:0,0,8,8 sign=up", SPEC)
-    rows = evaluate(
-        Net(), [chips()], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=[CLEAN, Case("fgsm", FGSM(), threat)]
-    )  # fmt: skip
-    said = {(r.method, r.norm, r.eps, r.unit, r.bands, r.region, r.limits) for r in rows}
-    eps = (0.01, 0.02, 0.01)
-    assert said == {
-        ("clean", "", (), "", (), "", ""),
-        ("fgsm", "linf", eps, "reflectance", ("B04", "B02"), "patch:0,0,8,8", "sign=up"),
-    }
-    assert {r.eps for r in figures(rows) if r.method == "fgsm"} == {eps}
-
-
 def test_without_bodies_a_chip_is_done_when_it_is_measured(tmp_path: Path) -> None:
     net, log = Net(), RecordLog(tmp_path / "r.jsonl")
     evaluate(net, [chips().select([0, 1, 2])], log=log, recipe="r", name="n", bodies=())
@@ -397,3 +383,30 @@ def test_every_class_of_bodies_is_measured(tmp_path: Path) -> None:
     asked = {"recipe": "r", "name": "n", "classes": SPEC.classes}
     assert missing(log, ["c0", "c1"], **asked, bodies=("water",)) == []
     assert missing(log, ["c0", "c1"], **asked, bodies=("water", "land")) == ["c0", "c1"]
+
+
+def test_rows_hold_the_threat_as_values(tmp_path: Path) -> None:
+    threat = parse_threat("linf 1%,2%,1% reflectance bands=B04,B02 region=patch:0,0,8,8 sign=up", SPEC)
+    rows = evaluate(
+        Net(), [chips()], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=[CLEAN, Case("fgsm", FGSM(), threat)]
+    )  # fmt: skip
+    said = {(r.method, r.norm, r.eps, r.unit, r.bands, r.region, r.limits) for r in rows}
+    eps = (0.01, 0.02, 0.01)
+    assert said == {
+        ("clean", "", (), "", (), "", ""),
+        ("fgsm", "linf", eps, "reflectance", ("B04", "B02"), "patch:0,0,8,8", "sign=up"),
+    }
+    assert {r.eps for r in figures(rows) if r.method == "fgsm"} == {eps}
+
+
+def test_budgets_on_stretched_pictures_carry_a_flag(tmp_path: Path) -> None:
+    for unit, text, flags in (
+        ("stretched", "linf 0.01 stretched", ("not-physical",)),
+        ("reflectance", "linf 1% reflectance", ()),
+    ):
+        net = Net()
+        net.spec = replace(SPEC, unit=unit)
+        case = Case("fgsm", FGSM(), parse_threat(text, net.spec))
+        rows = evaluate(net, [chips()], log=RecordLog(tmp_path / unit), recipe="r", name="m", attacks=[CLEAN, case])  # type: ignore[arg-type]
+        assert {row.flags for row in rows if row.method == "fgsm"} == {flags}
+        assert {row.flags for row in rows if row.method == "clean"} == {()}

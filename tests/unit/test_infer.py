@@ -11,14 +11,16 @@ from affine import Affine
 from pystac.extensions.mlm import MLMExtension
 from torch import nn
 
-from seawall.errors import PartialError, UsageError
+from seawall.errors import ModelError, PartialError, UsageError
 from seawall.imagery.raster import Grid, write_cog
 from seawall.infer import Survey, find_scenes, model_digest, predict_many, predict_scene
+from seawall.models.adapter import adapt
+from seawall.scenes import paint
 from seawall.scenes.catalog import acquired
 from seawall.scenes.product import NODATA, SCALE, Question, Totals, encode, palette, tally
 from seawall.scenes.source import pieces
 from seawall.scenes.survey import clean_name
-from seawall.scenes.tiles import Strip
+from seawall.scenes.tiles import Plan, Strip
 from seawall.types import ModelSpec
 
 GRID = Grid(130, 170, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
@@ -33,6 +35,9 @@ class Ndwi(nn.Module):
         self.spec = ModelSpec(bands, classes, unit, 10.0)
         self.gain = nn.Parameter(torch.tensor(20.0))
         self.calls = 0
+
+    def identity(self):
+        return {"spec": self.spec}  # the number of calls decides nothing
 
     def forward(self, image):
         self.calls += 1
@@ -80,9 +85,9 @@ def test_the_map_is_the_models_own(tmp_path):
     entropy = -(p * np.log(p)).sum(0) / np.log(2)
     doubt = read(tmp_path / "out" / "a.uncertainty.tif") * SCALE
     assert np.abs(doubt - entropy)[4:-4, 4:-4].max() < SCALE / 2 + 1e-4
-    assert result.water_km2 == pytest.approx((classes == 1).sum() * 100 / 1e6)
+    assert result.area_km2 == pytest.approx((classes == 1).sum() * 100 / 1e6)
     assert result.seen_share == 1
-    assert result.low_km2 <= result.water_km2 <= result.high_km2
+    assert result.low_km2 <= result.area_km2 <= result.high_km2
     assert result.unsure_km2 == pytest.approx(result.high_km2 - result.low_km2)
     assert result.expected_km2 == pytest.approx(p[1].sum() * 100 / 1e6, rel=1e-2)
 
@@ -117,10 +122,10 @@ def test_bands_are_found_by_name_in_any_order_and_spelling(tmp_path):
     turned = write_scene(tmp_path / "b.tif", image[[2, 0, 1]], bands=("nir", "Blue", "green"))
     second = predict_scene(Ndwi(), turned, tmp_path)
     assert (read(tmp_path / "a.water.tif") == read(tmp_path / "b.water.tif")).all()
-    assert first.water_km2 == second.water_km2
+    assert first.area_km2 == second.area_km2
     plain = write_scene(tmp_path / "c.tif", image, bands=("", "", ""))
     third = predict_scene(Ndwi(), plain, tmp_path, bands=BANDS)
-    assert third.water_km2 == first.water_km2
+    assert third.area_km2 == first.area_km2
 
 
 def test_panels_batches_and_a_second_run_give_the_same_bytes(tmp_path):
@@ -131,7 +136,7 @@ def test_panels_batches_and_a_second_run_give_the_same_bytes(tmp_path):
     two = predict_scene(Ndwi(), scene, tmp_path / "two", tile=64, overlap=32, batch=3, memory_mib=1)
     assert one.digests["class"] == two.digests["class"]
     assert np.abs(read(tmp_path / "one/a.water.tif").astype(int) - read(tmp_path / "two/a.water.tif")).max() <= 1
-    assert one.water_km2 == pytest.approx(two.water_km2)
+    assert one.area_km2 == pytest.approx(two.area_km2)
     assert one.key == two.key
 
 
@@ -177,8 +182,10 @@ def test_the_item_and_the_models_item_are_stac(tmp_path):
     assert item.properties["proj:code"] == "EPSG:32633"
     assert set(item.assets) == {"class", "water", "uncertainty"}
     assert item.assets["water"].extra_fields["raster:scale"] == SCALE
-    assert told["result"]["water_km2"] == result.water_km2
-    (link,) = [link for link in item.links if link.rel == "derived_from"]
+    assert told["result"]["water_km2"] == result.area_km2
+    (source,) = [link for link in item.links if link.rel == "derived_from"]
+    assert (tmp_path / "out" / source.href).resolve() == scene
+    (link,) = [link for link in item.links if link.rel == "mlm:model"]
     model = pystac.Item.from_dict(json.loads((tmp_path / "out" / link.href).read_text()))
     mlm = MLMExtension.ext(model)
     assert mlm.input[0].bands == ["B03", "B08"]
@@ -189,9 +196,9 @@ def test_the_item_and_the_models_item_are_stac(tmp_path):
 def test_no_georeference_means_no_area(tmp_path):
     scene = write_scene(tmp_path / "a.tif", grid=Grid(130, 170))
     result = predict_scene(Ndwi(), scene, tmp_path)
-    assert result.water_km2 is result.low_km2 is result.expected_km2 is None
+    assert result.area_km2 is result.low_km2 is result.expected_km2 is None
     assert result.class_km2 == {"land": None, "water": None}
-    assert result.water_share > 0
+    assert result.share > 0
     assert any("georeference" in flag for flag in result.flags)
     assert json.loads((tmp_path / "a.json").read_text())["geometry"] is None
 
@@ -199,9 +206,9 @@ def test_no_georeference_means_no_area(tmp_path):
 def test_areas_in_degrees_are_geodesic(tmp_path):
     grid = Grid(130, 170, Affine(1e-4, 0, 15, 0, -1e-4, 60), "EPSG:4326")
     result = predict_scene(Ndwi(), write_scene(tmp_path / "a.tif", grid=grid), tmp_path)
-    share = result.water_share
+    share = result.share
     expected = 130 * 170 * 11.141 * np.cos(np.radians(60)) * 11.132 / 1e6 * 1.0
-    assert result.water_km2 / share == pytest.approx(expected, rel=5e-3)
+    assert result.area_km2 / share == pytest.approx(expected, rel=5e-3)
 
 
 def test_a_rotated_scene_has_the_area_of_its_pixels(tmp_path):
@@ -269,7 +276,15 @@ def test_acquisition_times():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"unsure": (0.8, 0.2)}, {"unsure": (0.5, 0.5)}, {"batch": -1}, {"memory_mib": 0}, {"tile": 100}, {"overlap": 512}],
+    [
+        {"unsure": (0.8, 0.2)},
+        {"unsure": (0.5, 0.5)},
+        {"batch": -1},
+        {"memory_mib": 0},
+        {"tile": 100},
+        {"overlap": 500},
+        {"tile": 512, "overlap": 512},
+    ],
 )
 def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(UsageError, match="expected"):
@@ -290,7 +305,7 @@ def test_counts_by_hand():
     assert Totals.of(json.loads(json.dumps(total.plain()))) == total
     assert tally(strip, question, None).class_m2 is None
     layers = encode(strip, question)
-    assert layers["water"].tolist() == [[225, 125], [25, NODATA]]
+    assert layers["probability"].tolist() == [[225, 125], [25, NODATA]]
     assert layers["class"].tolist() == [[1, 0], [0, NODATA]]
     assert layers["uncertainty"][0, 1] == 250
 
@@ -329,8 +344,105 @@ def test_the_box_of_a_scene_around_a_pole_reaches_the_pole(tmp_path):
 def test_a_grid_beyond_the_pole_is_not_called_one_without_georeference(tmp_path):
     over = Grid(130, 170, Affine(0.001, 0, 10, 0, -0.001, 90.05), "EPSG:4326")
     result = predict_scene(Ndwi(), write_scene(tmp_path / "a.tif", grid=over), tmp_path)
-    assert result.water_km2 is None
+    assert result.area_km2 is None
     flag = next(flag for flag in result.flags if flag.startswith("no-area"))
     assert "reaches beyond a pole" in flag and "no georeference" not in flag
     result = predict_scene(Ndwi(), write_scene(tmp_path / "b.tif", grid=Grid(130, 170)), tmp_path)
     assert "no-area: the scene has no georeference: areas are unknown" in result.flags
+
+
+def test_unsure_begins_at_its_first_probability_and_ends_before_its_second():
+    p = np.array([[[0.2, 0.2, 0.8, np.nextafter(np.float32(0.2), 0, dtype=np.float32), 0.5]]], np.float32)
+    strip = Strip(0, 0, np.concatenate([1 - p, p]), np.ones((1, 5), bool))
+    low, high = float(np.float32(0.2)), float(np.float32(0.8))
+    total = tally(strip, Question(1, (low, high)), np.array([10.0]))
+    assert (total.unsure, total.unsure_m2) == (3, 30.0)  # 0.2, 0.2 and 0.5
+    assert (total.low_m2, total.high_m2) == (10.0, 40.0)  # 0.8; and 0.2, 0.2, 0.5, 0.8
+    assert total.low_m2 + total.unsure_m2 == total.high_m2
+
+
+def test_the_memory_that_is_asked_for_is_in_mebibytes(tmp_path, monkeypatch):
+    rooms = []
+    cut = paint.panels
+
+    def watched(plan, bands, classes, chunk, room):
+        rooms.append(room)
+        return cut(plan, bands, classes, chunk, room)
+
+    monkeypatch.setattr(paint, "panels", watched)
+    predict_scene(Ndwi(), write_scene(tmp_path / "a.tif"), tmp_path, memory_mib=3)
+    assert rooms == [3 * 1024 * 1024]
+
+
+def test_panels_hold_no_more_than_their_room():
+    plan = Plan.of(4000, 60000, 512, 64)
+    for room in (64, 128, 512):
+        wide = max(right - left for left, right in paint.panels(plan, 6, 2, 512, room * 2**20))
+        column = (512 + 512) * (4 * 6 + 1) + (512 + 512) * (4 * 2 + 1)
+        assert wide * column <= room * 2**20
+        assert wide * column >= room * 2**20 / 8  # and use a good part of it
+
+
+class Cover(Ndwi):
+    """Three land covers by thirds of brightness."""
+
+    def __init__(self, classes):
+        super().__init__(classes=classes)
+
+    def forward(self, image):
+        z = image[:, :1]
+        return torch.cat([40 * z, 2 + 0 * z, 4 - 40 * z][: len(self.spec.classes)], 1)
+
+
+def test_the_mapped_class_is_water_or_the_second_of_two_or_asked_for(tmp_path):
+    scene = write_scene(tmp_path / "a.tif")
+    forest = predict_scene(Cover(("field", "forest")), scene, tmp_path / "two")
+    assert forest.klass == "forest"
+    assert Cover(("water", "ice", "land")).spec.mapped_class() == "water"
+    with pytest.raises(UsageError, match=r"class: expected one of field, forest, ice, got none; .*--klass ice"):
+        predict_scene(Cover(("field", "forest", "ice")), scene, tmp_path / "three")
+    with pytest.raises(UsageError, match="expected one of field, forest, got 'water'"):
+        predict_scene(Cover(("field", "forest")), scene, tmp_path / "two", klass="water")
+    asked = predict_scene(Cover(("field", "forest", "ice")), scene, tmp_path / "three", klass="ice")
+    assert asked.area_km2 == asked.class_km2["ice"]
+
+
+def test_products_of_another_class_never_say_water(tmp_path):
+    predict_scene(Cover(("field", "bare soil")), write_scene(tmp_path / "a.tif"), tmp_path / "out")
+    names = sorted(p.name for p in (tmp_path / "out").glob("a.*"))
+    assert names == ["a.bare_soil.tif", "a.class.tif", "a.json", "a.uncertainty.tif"]
+    text = (tmp_path / "out" / "a.json").read_text()
+    assert "water" not in text
+    told = json.loads(text)
+    assert told["result"]["bare_soil_km2"] == told["result"]["area_km2"] == told["result"]["class_km2"]["bare soil"]
+    assert set(told["assets"]) == {"class", "bare_soil", "uncertainty"}
+    with rasterio.open(tmp_path / "out" / "a.bare_soil.tif") as layer:
+        assert layer.descriptions == ("bare soil",)
+        assert "probability of bare soil" in layer.tags()["QUANTITY"]
+
+
+def test_layers_of_a_map_are_no_scenes(tmp_path):
+    for name in ("a.tif", "a.class.tif", "a.forest.tif", "a.uncertainty.tif", "b.2021.tif"):
+        (tmp_path / name).touch()
+    assert [job.name for job in find_scenes(tmp_path, tmp_path / "out")] == ["a", "b.2021"]
+
+
+def test_weights_that_change_while_a_scene_is_mapped_are_noticed(tmp_path):
+    class Decaying(Ndwi):
+        def forward(self, image):
+            with torch.no_grad():
+                self.gain.mul_(1.01)
+            return super().forward(image)
+
+    with pytest.raises(ModelError, match="expected weights that stay as they are"):
+        predict_scene(Decaying(), write_scene(tmp_path / "a.tif"), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_what_the_adapter_found_travels_with_the_map(tmp_path):
+    class Soft(nn.Module):
+        def forward(self, image):
+            return image[:, :2].softmax(1)
+
+    model = adapt(Soft(), ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0))
+    assert "already softmax" in predict_scene(model, write_scene(tmp_path / "a.tif"), tmp_path / "out").flags

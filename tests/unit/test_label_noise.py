@@ -17,6 +17,7 @@ from seawall.poison.objects import DropObjects, MergeObjects
 from seawall.poison.pixels import Patches, Pixels
 from seawall.poison.sources import IndexThreshold, Stale, WrongSource
 from seawall.poison.teacher import FeatureDependent, GradientDirected
+from seawall.poison.text import spoken_budget
 from seawall.poison.thirds import Thirds
 from seawall.poison.transition import ClassDependent, Symmetric
 from seawall.types import Batch
@@ -355,7 +356,8 @@ def test_bad_teachers_are_named(tmp_path):
         (lambda: Jitter(0.1, length_px=math.inf), "above 0"),
         (lambda: Shift(-1, gsd_m=10), "0 up"),
         (lambda: Shift(1, gsd_m=0), "above 0"),
-        (lambda: Shift(1, gsd_m=10, bearing_deg=math.nan), "degrees"),
+        (lambda: Shift(9, gsd_m=10), "at least one pixel of 10 m"),
+        (lambda: Shift(10, gsd_m=10, bearing_deg=math.nan), "degrees"),
         (lambda: DropObjects(0.1, order="random"), "'keyed'"),
         (lambda: DropObjects(0.1, of="meters"), "gsd_m"),
         (lambda: MergeObjects(0.1, width_px=0), "width_px"),
@@ -377,8 +379,8 @@ def test_noise_from_text():
     assert parse_noise("thirds 20% kernel=3") == Thirds(budget=0.2, kernel=3)
     assert parse_noise("class-dependent matrix=[[0.5,0.5],[0,1]]").matrix == ((0.5, 0.5), (0.0, 1.0))
     assert parse_noise("stale source=level:3 budget=0.5") == Stale("level:3", 0.5)
-    assert noise_text(Thirds(parts=assign_thirds(["a", "b"]))) == "thirds parts=2 chips"
-    assert noise_text(Erode()) == "erode"
+    assert noise_text(Thirds(0.1, parts=assign_thirds(["a", "b"]))) == "thirds budget=0.1 parts=2 chips"
+    assert noise_text(Erode(0.1)) == "erode budget=0.1"
 
 
 @pytest.mark.parametrize(
@@ -396,3 +398,24 @@ def test_noise_from_text():
 def test_noise_text_that_cannot_be(text, says):
     with pytest.raises(UsageError, match=says):
         parse_noise(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("dilate 10%", "at most 10 % of the valid pixels of each chip"),
+        ("erode 30% of=class", "at most 30 % of the pixels of the class in each chip"),
+        ("drop-objects 50% of=objects", "at most 50 % of the objects of the class in each chip"),
+        ("thirds 20%", "at most 20 % of the valid pixels of each chip of two thirds of the chips"),
+        ("dilate 30 m gsd_m=10", "shorelines moved by at most 30 m (3 px)"),
+        ("dilate 3 px", "shorelines moved by at most 3 px"),
+        ("shift 45 m gsd_m=30", "a shift by 45 m (1.5 px)"),
+        ("class-dependent matrix=[[0.9,0.1],[0.2,0.8]]", "the whole matrix"),
+        ("class-dependent 50% matrix=[[0.9,0.1],[0.2,0.8]]", "50 % of the matrix"),
+        ("wrong-source source=coarse:8", "the whole other label"),
+        ("stale 20% source=level:2", "the other label on at most 20 % of the valid pixels"),
+    ],
+)
+def test_what_was_asked_for_in_words(text, says):
+    settings = {"parts": {}} if text.startswith("thirds") else {}
+    assert spoken_budget(parse_noise(text, settings)) == says

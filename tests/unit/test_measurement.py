@@ -164,7 +164,7 @@ def test_rows_are_keyed_by_all_that_decides_them(chips: ChipFolder, monkeypatch:
         key(ask=Interrogation()),
         key(CLEAN),
     ]
-    monkeypatch.setattr(measurement, "code_digest", lambda: "another code")
+    monkeypatch.setattr(measurement, "code_version", lambda: "another code")
     assert len({base, *others, key()}) == len(others) + 2
     assert key(CLEAN) == key(CLEAN, ask=Interrogation()), "clean images are asked nothing"
 
@@ -203,6 +203,16 @@ def test_rows_of_other_chips_cases_and_recipes_stay_out(chips: ChipFolder, tmp_p
     mine = rows_of(log, cases, recipe, source)
     assert {row.chip for row in mine} == set(chips.ids[2:5]) and len({row.recipe for row in mine}) == 1
     assert {row.method for row in rows_of(log, [CLEAN], recipe, source)} == {"clean"}
+
+
+def test_flags_of_chips_reach_their_numbers(chips: ChipFolder, tmp_path: Path) -> None:
+    marks = {"c01": ("not-physical",), "c02": ("unlabelled",)}
+    folder = ChipFolder(chips.root, chips.header, [replace(row, flags=marks.get(row.id, ())) for row in chips.rows[:4]])
+    model, log = Threshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
+    source = ChipSource.of_folder(folder, folder.ids, lambda chip: ("seen",) if chip in ("c01", "c03") else ())
+    measure_model(model, source, [CLEAN], log=log, recipe=lambda case: "r", name="n", seed=0, ask=None, say=say)
+    found = {row.chip: row.flags for row in log}
+    assert found == {"c00": (), "c01": ("not-physical", "seen"), "c02": (), "c03": ("seen",)}
 
 
 def test_settings_are_read_to_the_bottom() -> None:

@@ -1,14 +1,17 @@
 """Networks, threshold rules and the adapter: shapes, normalization, closed forms."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from seawall.errors import ModelError, UsageError
+from seawall.labels import parse_rule
 from seawall.models.adapter import PROBABILITIES, adapt
+from seawall.models.blocks import make_norm
 from seawall.models.dense_unet import DenseUNet
 from seawall.models.standardize import Standardize
-from seawall.models.threshold import Threshold, otsu
+from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
 from seawall.registry import build, entries
 from seawall.types import Batch, ModelSpec
@@ -76,6 +79,41 @@ def test_dropout_acts_in_training_only() -> None:
     image = torch.rand(1, 3, 16, 16)
     assert not torch.equal(model.train()(image), model(image))
     assert torch.equal(model.eval()(image), model(image))
+
+
+def test_dropout_is_in_the_decoder_alone() -> None:
+    network = UNet(4, 2, dropout=0.5)(S2).train().network
+    x = torch.rand(2, len(S2.bands), 16, 16)
+    for stage in network.down:
+        assert torch.equal(network.stem(x), network.stem(x))
+        halved = torch.nn.functional.max_pool2d(torch.rand(2, stage[0][0].in_channels, 16, 16), 2)
+        assert torch.equal(stage(halved), stage(halved))
+    assert not torch.equal(network(x), network(x))
+
+
+def test_the_bridges_of_the_unet_carry_each_size_to_its_own() -> None:
+    network = UNet(4, 2, "pixel")(S2).eval().network
+    a, b = torch.rand(2, 1, len(S2.bands), 16, 16)
+    with torch.no_grad():
+        for rise in network.rise:  # nothing comes up from below any more
+            rise.weight.zero_()
+            rise.bias.zero_()
+        assert not torch.allclose(network(a), network(b)), "the image reaches the logits over the bridge alone"
+        b[..., :5, :5] = a[..., :5, :5]
+        assert torch.allclose(network(a)[..., 0, 0], network(b)[..., 0, 0]), (
+            "and nearby only: two blocks of two convolutions"
+        )
+
+
+def test_the_pixel_norm_looks_at_one_pixel() -> None:
+    x = torch.randn(2, 6, 3, 3)
+    norm = make_norm("pixel", 6)
+    other = x.clone()
+    other[:, :, 0, 0] += torch.randn(2, 6)
+    a, b = norm(x), norm(other)
+    assert torch.equal(a[:, :, 1:], b[:, :, 1:]) and not torch.allclose(a[:, :, 0, 0], b[:, :, 0, 0])
+    torch.testing.assert_close(a.mean(1), torch.zeros(2, 3, 3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(norm(x[:1, :, 1:2, 1:2]), a[:1, :, 1:2, 1:2])
 
 
 def test_bad_sizes_are_refused() -> None:
@@ -168,14 +206,34 @@ def test_otsu_fit_finds_the_valley_or_falls_back() -> None:
         Threshold(index="ndwi")(S2).fit([])
 
 
-def test_otsu_agrees_with_skimage() -> None:
-    from skimage.filters import threshold_otsu
+@pytest.mark.parametrize("apart", [0.0, 0.25, 0.35, 0.45, 0.55, 0.7, 1.0])
+def test_otsu_of_the_model_is_otsu_of_the_label_rule(apart) -> None:
+    """The same pixels give both verbs the same answer: two modes or one, and where they part."""
+    rng = np.random.default_rng(3)
+    index = np.concatenate([rng.normal(-apart / 2, 0.1, 6000), rng.normal(apart / 2, 0.1, 4000)]).clip(-0.9, 0.9)
+    green = rng.uniform(0.05, 0.2, index.shape)
+    image = np.stack([green, green * (1 - index) / (1 + index), green]).reshape(3, 100, 100).astype(np.float32)
+    seen = np.ones((100, 100), bool)
+    label = parse_rule("ndwi otsu else 0.05")(image, seen, ("B03", "B08", "B11"), "reflectance")
+    model = Threshold(index="ndwi", rule="otsu", threshold=0.05)(S2)
+    tensor = torch.from_numpy(image[None])
+    assert model.fit([Batch.of(tensor, torch.zeros(1, 100, 100, dtype=torch.long))]) == (
+        label.threshold.method == "otsu"
+    )
+    assert float(model.threshold) == pytest.approx(label.threshold.value, abs=0.01)
+    assert (model(tensor).argmax(1)[0].numpy() == label.label).mean() > 0.995
 
-    draw = torch.Generator().manual_seed(1)
-    counts = torch.randint(0, 50, (64,), generator=draw).double()
-    centers = torch.arange(64) + 0.5
-    want = threshold_otsu(hist=(counts.numpy(), centers.numpy()))
-    assert otsu(counts, 0.0, 64.0)[0] == pytest.approx(want + 0.5)
+
+def test_otsu_of_the_model_counts_batch_by_batch() -> None:
+    image = torch.rand(4, 3, 16, 16) * 0.3 + 0.01
+    label = torch.zeros(4, 16, 16, dtype=torch.long)
+    fits = []
+    for size in (1, 4):
+        model = Threshold(index="ndwi", rule="otsu")(S2)
+        batch = Batch.of(image, label)
+        model.fit([batch.select(range(i, i + size)) for i in range(0, 4, size)])
+        fits.append(float(model.threshold))
+    assert fits[0] == fits[1]
 
 
 def test_threshold_refuses_what_it_cannot_measure() -> None:
@@ -238,6 +296,18 @@ def test_adapter_flags_probabilities_and_turns_declared_ones_back() -> None:
     assert told.flags == ()
     with pytest.raises(ModelError, match="softmax=True"):
         adapt(Net(2, lambda out: 5 * out + 3), S2, softmax=True)(image)
+
+
+@pytest.mark.parametrize("ending", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("shift", [-0.4, 0.4], ids=["below 0", "above 1"])
+def test_a_declared_ending_with_values_outside_of_probabilities_is_refused(ending, shift) -> None:
+    """One side out of range is enough, whichever it is: values below 0 only, or above 1 only."""
+    image = torch.rand(2, 3, 4, 4)
+    net = Net(2, lambda out: out.sigmoid() * 0.5 + (0.25 + 2 * shift))
+    low, high = float(net(image).min()), float(net(image).max())
+    assert (low < 0) != (high > 1)
+    with pytest.raises(ModelError, match=f"expected probabilities.*leave out {ending}=True"):
+        adapt(net, S2, **{ending: True})(image)
 
 
 def test_adapter_resizes_and_normalizes_in_data_units() -> None:

@@ -139,8 +139,8 @@ def test_three_classes_fill_from_the_nearest_other():
 def test_kernels_are_drawn_with_the_reports_odds():
     assert erosion_odds(0.41) == (0.15, 0.15, 0.70)
     assert erosion_odds(0.2) == (0.70, 0.15, 0.15)
-    assert Dilate().odds(0.41) == (0.70, 0.15, 0.15)
-    assert Dilate().odds(0.3) == (0.15, 0.70, 0.15)
+    assert Dilate(0.1).odds(0.41) == (0.70, 0.15, 0.15)
+    assert Dilate(0.1).odds(0.3) == (0.15, 0.70, 0.15)
     chips = tuple(f"c{i}" for i in range(600))
     batch = square(size=21, side=15, chips=chips)  # water share 0.51
     after = Erode(budget=1.0, iterations=1, kernel="srip")(batch, Keys(3, chips)).label
@@ -181,13 +181,13 @@ def test_chips_do_not_see_each_other():
 )
 def test_impossible_settings_are_refused(settings, says):
     with pytest.raises(UsageError, match=says):
-        Erode(**settings)
+        Erode(**{"budget": 0.1, **settings})
 
 
 def test_keys_must_name_the_chips():
     batch = square(chips=("a", "b"))
     with pytest.raises(UsageError, match="2 keys"):
-        Erode()(batch, Keys(0, ("a",)))
+        Erode(0.1)(batch, Keys(0, ("a",)))
 
 
 def test_thirds_in_file_order_and_by_key():
@@ -216,7 +216,7 @@ def test_thirds_treat_each_chip_as_its_part_says():
     with pytest.raises(DataError, match="'d'"):
         noise(square(chips=("d",)), Keys(0, ("d",)))
     with pytest.raises(UsageError, match="expected one of erode"):
-        Thirds(parts={"a": "grow"})
+        Thirds(0.1, parts={"a": "grow"})
 
 
 def test_thirds_without_parts_draw_them_by_key():

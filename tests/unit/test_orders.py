@@ -49,8 +49,8 @@ def test_a_key_without_effect_is_an_error(kind: str, key: str, value: object) ->
     "noise",
     [
         {"name": "erode", "rates": [1.5]},
-        {"name": "erode", "settings": {"kernl": 3}},
-        {"name": "erode", "vary": "budgt"},
+        {"name": "erode", "rates": [0.1], "settings": {"kernl": 3}},
+        {"name": "erode", "rates": [0.1], "vary": "budgt"},
         {"name": "thirds", "rates": [-0.1]},
     ],
 )
@@ -64,7 +64,11 @@ def test_every_noise_can_be_vetted() -> None:
         make_recipe(
             {
                 "name": "x",
-                "noises": [{"name": "erode"}, {"name": "thirds"}, {"name": "dilate", "settings": {"of": "meters"}}],
+                "noises": [
+                    {"name": "erode", "rates": [0.1]},
+                    {"name": "thirds", "rates": [0.1]},
+                    {"name": "dilate", "rates": [30], "settings": {"of": "meters"}},
+                ],
             }
         )
     )
@@ -78,6 +82,6 @@ def test_a_threat_on_each_band_is_read_before_any_work() -> None:
 
 
 def test_a_training_refuses_what_it_would_not_do(tmp_path: Path) -> None:
-    recipe = make_recipe({"name": "x", "noises": [{"name": "erode"}]})
+    recipe = make_recipe({"name": "x", "noises": [{"name": "erode", "rates": [0.1]}]})
     with pytest.raises(RecipeError, match="noises"):
         train_only(recipe, tmp_path, device="cpu", resume=True, progress=lambda stage, done, total, note: None)

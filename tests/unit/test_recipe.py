@@ -88,8 +88,8 @@ def test_what_is_only_said_or_shown_is_not_in_the_id(change: dict[str, object]) 
         {"seed": 1}, {"data": {"count": 5}}, {"split": {"val": 0.1}}, {"model": {"name": "dense-unet"}},
         {"training": {"settings": {"lr": 0.1}}}, {"training": {"devices": 2}}, {"training": {"augment": "none"}},
         {"baselines": [{"name": "threshold"}]}, {"attacks": [{"name": "pgd", "threats": ["a"]}]},
-        {"suites": [{"name": "sea", "threats": ["a"]}]}, {"noises": [{"name": "dilate"}]},
-        {"noises": [{"name": "dilate", "called": "wide"}]},
+        {"suites": [{"name": "sea", "threats": ["a"]}]}, {"noises": [{"name": "dilate", "rates": [0.1]}]},
+        {"noises": [{"name": "dilate", "called": "wide", "rates": [0.1]}]},
     ],
     ids=str,
 )  # fmt: skip
@@ -101,9 +101,9 @@ def test_what_decides_a_number_is_in_the_id(change: dict[str, object]) -> None:
 def test_networks_are_named_by_noise_rate_and_way() -> None:
     noises = [
         {"name": "dilate", "rates": [0, 0.1]},
-        {"name": "dilate", "called": "dilate-class", "settings": {"of": "class"}},
-        {"name": "dilate", "objective": {"name": "supervised", "settings": {"loss": "ce + dice"}}},
-        {"name": "dilate", "objective": {"name": "forward"}},
+        {"name": "dilate", "called": "dilate-class", "rates": [0.1], "settings": {"of": "class"}},
+        {"name": "dilate", "rates": [0.1], "objective": {"name": "supervised", "settings": {"loss": "ce + dice"}}},
+        {"name": "dilate", "rates": [0.1], "objective": {"name": "forward"}},
     ]
     names = [network.name for network in make_recipe({"name": "x", "noises": noises}).networks]
     assert names == [
@@ -114,11 +114,12 @@ def test_networks_are_named_by_noise_rate_and_way() -> None:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"noises": [{"name": "dilate"}, {"name": "dilate", "settings": {"of": "class"}}]}, "unet@dilate-0.1 twice"),
+        ({"noises": [{"name": "dilate", "rates": [0.1]}, {"name": "dilate", "rates": [0.1], "settings": {"of": "class"}}]}, "unet@dilate-0.1 twice"),
         ({"noises": [{"name": "dilate", "rates": [0.1, 0.1]}]}, "unet@dilate-0.1 twice"),
         ({"noises": [{"name": "dilate", "rates": [0.1, 0.10000000001]}]}, "unet@dilate-0.1 twice"),
-        ({"noises": [{"name": "dilate", "settings": {"budget": 0.2}}]}, "budget in `rates` alone"),
-        ({"noises": [{"name": "dilate", "called": "../x"}]}, "called"),
+        ({"noises": [{"name": "dilate"}]}, "noises.0.rates"),
+        ({"noises": [{"name": "dilate", "rates": [0.1], "settings": {"budget": 0.2}}]}, "budget in `rates` alone"),
+        ({"noises": [{"name": "dilate", "called": "../x", "rates": [0.1]}]}, "called"),
         ({"attacks": [{"name": "pgd", "threats": ["a"]}] * 2}, "another `called`"),
         ({"suites": [{"name": "sea", "threats": ["a"]}, {"name": "sea", "settings": {"steps": 9}, "threats": ["a"]}]}, "suite sea once"),
         ({"suites": [{"name": "sea", "called": "quick", "threats": ["a"]}]}, "leave it out"),

@@ -1,7 +1,9 @@
 """The report's parts: words, axes, pictures, flags, tables, and broken run folders."""
 
+import ast
 import importlib.util
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -13,21 +15,27 @@ import numpy as np
 import pytest
 
 from seawall.errors import RunError
+from seawall.recipe import Recipe, make_recipe
 from seawall.records import Record, RecordLog
 from seawall.report import pictures, write_report
 from seawall.report.adversary import robustness
-from seawall.report.blocks import Table
+from seawall.report.blocks import Chart, Table
 from seawall.report.book import CLEAN, WORST, Book
-from seawall.report.faults import bins, label_noise
+from seawall.report.charts import Point, Row, Series, intervals, lines
+from seawall.report.faults import bins, calibration, label_noise
 from seawall.report.flags import explain
-from seawall.report.folder import Run, read_run
-from seawall.report.noise import corrupted
+from seawall.report.folder import Epoch, NoiseFacts, Run, RunFacts, read_run
+from seawall.report.hidden import hiding
+from seawall.report.noise import Corrupted
 from seawall.report.published import TABLES
 from seawall.report.robust import families
-from seawall.report.scores import side_by_side
-from seawall.report.svg import Axis, Box, cut, spread
-from seawall.report.told import summary
-from seawall.report.words import DASH
+from seawall.report.scores import clean_scores, labels_of, side_by_side
+from seawall.report.setting import learning
+from seawall.report.svg import Axis, Box, spread
+from seawall.report.told import summary, tiles
+from seawall.report.words import DASH, Budget
+from seawall.threat import parse_threat
+from seawall.types import ModelSpec
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")
 assert _spec and _spec.loader
@@ -35,8 +43,17 @@ fake_run = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(fake_run)
 
 
+SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
+ONE = "linf 1% reflectance"
+
+
 def row(metric, klass, value, *, model="unet", method="clean", threat="", chip="a", group="g", flags=()):
-    return Record("r", model, method, threat, chip, group, metric, klass, value, 100, flags)
+    fields = parse_threat(threat, SPEC).facts if threat else ()
+    return Record("r", model, method, threat, chip, group, metric, klass, value, 100, flags, 0.0, *fields)
+
+
+def words_of(sentences):
+    return " ".join("".join(p if isinstance(p, str) else p.text for p in one) for one in sentences)
 
 
 def counted(tp, fp, fn, **place):
@@ -102,22 +119,63 @@ def test_flags_travel_with_the_cell():
     assert "black-box" in explain("zero-gradient").do
 
 
-@pytest.mark.parametrize("flag", ["more_steps", "partial suite: 3 of 60 missing", "softmax", "<script>"])
-def test_every_flag_has_an_id_that_a_link_can_name(flag):
-    assert explain(flag).id.replace("-", "").isalnum()
+NOISES = {
+    "unet@dilate-0.2": NoiseFacts(model="unet", noise="dilate", rate=0.2, changed_share=0.12),
+    "unet@dilate-0.05": NoiseFacts(model="unet", noise="dilate", rate=0.05, changed_share=0.02),
+    "second": NoiseFacts(model="unet", noise="erode", rate=0.1, changed_share=None),
+    "unet@dilate-0.05+gce": NoiseFacts(model="unet", noise="dilate", rate=0.05, objective="gce", changed_share=0.02),
+}
 
 
-def test_models_on_wrong_labels_are_sorted_by_kind_and_rate():
-    names = ["unet", "unet@dilate-0.2", "unet@dilate-0.05", "unet@erode-10%", "unet@dilate-0.05+gce"]
-    book = Book([r for name in names for r in counted(40, 5, 5, model=name)], "water")
-    assert [(c.kind, c.rate) for c in corrupted(book)] == [
-        ("dilate", 0.05), ("dilate", 0.2), ("erode", 0.1), ("dilate, gce loss", 0.05),
+@pytest.fixture
+def corrupted_labels():
+    """A network on labels as they are, and four on corrupted ones; the more labels were changed, the worse."""
+    names = {"unet": 40, "unet@dilate-0.2": 30, "unet@dilate-0.05": 38, "second": 39, "unet@dilate-0.05+gce": 37}
+    rows = [r for name, tp in names.items() for r in counted(tp, 5, 45 - tp, model=name)]
+    return Book(rows, "water", NOISES)
+
+
+def test_models_on_wrong_labels_are_sorted_by_kind_and_rate(corrupted_labels):
+    assert [(c.kind, c.asked, c.reached) for c in corrupted_labels.corrupted] == [
+        ("dilate", 0.05, 0.02), ("dilate", 0.2, 0.12), ("erode", 0.1, None), ("dilate, by gce", 0.05, 0.02),
     ]  # fmt: skip
-    facts = {"noises": {"unet@erode-10%": {"changed_share": 0.07}}}
-    section = label_noise(Run(Path(), {}, "", facts, {}, (), ()), book)
-    assert section is not None
-    assert all(r[-1] == "" or r[-1].text == "0.00" for r in section.blocks[-1].rows)
-    assert [r[2] for r in section.blocks[-1].rows] == ["0 %", DASH, DASH, "7\u202f%", DASH]
+    table = label_noise(corrupted_labels).blocks[-1]
+    assert [r[1:3] for r in table.rows] == [
+        ("0", "0\u202f%"), ("5\u202f%", "2\u202f%"), ("20\u202f%", "12\u202f%"), ("10\u202f%", DASH), ("5\u202f%", "2\u202f%"),
+    ]  # fmt: skip
+
+
+def test_a_curve_over_wrong_labels_goes_by_what_was_changed(corrupted_labels):
+    chart = label_noise(corrupted_labels).blocks[0]
+    ticks = re.findall(r'class="t tick"[^>]*>([\d.]+) %<', chart.drawing.svg)
+    assert max(map(float, ticks)) == 12 and "changed" in chart.drawing.svg
+    assert "budget" not in chart.drawing.svg
+    wide = chart.drawing.svg.split("<svg")[1]
+    at = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"[^>]*class="mark c0"', wide)]
+    assert (at[1] - at[0]) / (at[2] - at[0]) == pytest.approx(0.02 / 0.12, abs=0.01)
+    middle = re.search(
+        r"<title>iou.pooled, U-Net, dilate 5\u202f% \(2\u202f% changed\)[^<]*</title>", chart.drawing.svg
+    )
+    assert middle
+
+
+def test_a_name_says_what_was_asked_and_what_was_reached(corrupted_labels):
+    assert corrupted_labels.said("unet@dilate-0.05") == "U-Net, dilate 5\u202f% (2\u202f% changed)"
+    assert corrupted_labels.said("second") == "U-Net, erode 10\u202f%"
+    assert Corrupted("m", "unet", "shift", 30.0, 0.04).label == "shift 30 (4\u202f% changed)"
+
+
+def test_a_models_name_is_never_taken_apart():
+    book = Book(counted(40, 5, 5, model="unet@dilate-0.1+gce"), "water")
+    assert book.said("unet@dilate-0.1+gce") == "unet@dilate-0.1+gce" and book.corrupted == ()
+
+
+def test_the_first_words_say_what_the_noise_changed(corrupted_labels):
+    recipe = make_recipe({"name": "r", "model": {"name": "unet"}})
+    run = Run(Path(), recipe, "", RunFacts(noises=NOISES), {}, (), ())
+    words = words_of(summary(run, corrupted_labels))
+    assert "dilate changed 12\u202f% of the pixels (20\u202f% asked for)" in words
+    assert tiles(run, corrupted_labels)[-1].under == "dilate 20\u202f% (12\u202f% changed)"
 
 
 def test_calibration_bins_are_means_over_all_chips():
@@ -160,7 +218,19 @@ def test_a_png_holds_its_pixels():
 def test_labels_of_curves_keep_clear_of_each_other():
     placed = spread([10, 11, 12, 80, 81], 15, 0, 100)
     assert all(b - a >= 15 - 1e-9 for a, b in zip(sorted(placed), sorted(placed)[1:], strict=False))
-    assert cut("a-very-long-name-indeed", 9) == "a-ve…deed"
+
+
+def test_a_long_name_is_never_cut():
+    name = "dense U-Net, FGSM linf, 0.25 to 0.5 % reflectance (per band), trained on dilated masks"
+    axis = Axis("", 0, 1)
+    figures = (
+        lines([Series(name, (Point(0, 0.5), Point(1, 0.4)), "c0")], axis, axis, "t"),
+        intervals([Row(name, 0.5)], axis, "t"),
+    )
+    for figure in figures:
+        for svg in figure.svg.split("<svg")[1:]:
+            assert " ".join(re.findall(r'class="t (?:name c0|row)"[^>]*>([^<]*)<', svg)) == name
+        assert "…" not in figure.svg
 
 
 def test_a_box_maps_values_to_pixels():
@@ -205,7 +275,9 @@ def test_a_broken_line_in_the_middle_is_refused(tmp_path):
         ("examples/00.json", b"[]"),
         ("scenes/reach.class.tif", b""),
         ("facts.json", b"{"),
-        ("history.jsonl", b"{\n"),
+        ("facts.json", b'{"data": {"chips": "many"}}'),
+        ("scenes/reach.truth.json", b"{}"),
+        ("models/unet/history.jsonl", b"{\n"),
     ],
 )
 def test_one_bad_file_is_named_and_the_page_goes_on(tmp_path, name, content):
@@ -230,27 +302,78 @@ def test_places_in_two_parts_are_called_out(tmp_path):
     assert "1 place in the test part can also be found in training (Spain)" in write_report(tmp_path).read_text()
 
 
+def changed(run, **changes):
+    """Return a run whose recipe has other values."""
+    return Run(run.path, make_recipe(run.recipe.model_dump(mode="json") | changes), "", run.facts, run.env, run.records, run.history,
+               run.examples, run.scenes)  # fmt: skip
+
+
 def test_only_a_recipe_about_the_report_stands_beside_it(tmp_path):
     fake_run.make_run(tmp_path, side=16, chips_per_place=1)
     run = read_run(tmp_path)
-    beside = side_by_side(run, Book(run.records, "water"))
+    book = Book(run.records, "water", run.facts.noises)
+    beside = side_by_side(run, book)
     assert beside is not None
     assert beside.blocks[0].rows[0][1].text == "0.8067"
-    recipe = (tmp_path / "recipe.toml").read_text().replace('published = "srip-table-1"', 'published = "srip-table-3"')
-    (tmp_path / "recipe.toml").write_text(recipe)
-    run = read_run(tmp_path)
-    heads = [name for name, _ in side_by_side(run, Book(run.records, "water")).blocks[0].head]
+    heads = [name for name, _ in side_by_side(changed(run, published="srip-table-3"), book).blocks[0].head]
     assert heads[1] == "Report, Table 3" and "erode-dilate" in heads[2]
-    (tmp_path / "recipe.toml").write_text(recipe.replace('published = "srip-table-3"\n', ""))
-    run = read_run(tmp_path)
-    assert side_by_side(run, Book(run.records, "water")) is None
+    assert side_by_side(changed(run, published=""), book) is None
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"source": "simulated"}, "simulated scenes with exact truth"),
+        (
+            {"source": "simulated", "labels": "ndwi >= -0.25"},
+            "simulated scenes with labels by the rule ndwi >= -0.25, not the known truth",
+        ),
+        ({"source": "simulated", "labels": "cover"}, "simulated scenes with the exact truth of the land cover"),
+        ({"source": "$X/chips"}, "real chips with the labels of their source"),
+        ({"source": "$X/chips", "labels": "mndwi otsu"}, "real chips with labels by the rule mndwi otsu"),
+    ],
+)
+def test_the_page_says_where_the_labels_come_from(tmp_path, data, words):
+    fake_run.make_run(tmp_path, side=16, chips_per_place=1)
+    run = changed(read_run(tmp_path), data=data)
+    assert labels_of(run) == words
+    book = Book(run.records, "water", run.facts.noises)
+    assert words in side_by_side(run, book).blocks[1].items[0][1]
+
+
+def test_a_recipe_with_an_unknown_key_makes_no_page(tmp_path):
+    (tmp_path / "recipe.toml").write_text('name = "r"\n[data]\nwater = "truth"\n')
+    with pytest.raises(RunError, match=r"unknown key 'data\.water'"):
+        write_report(tmp_path)
+
+
+def test_every_key_that_the_page_reads_is_a_key_of_the_recipe():
+    parts = {"recipe": Recipe}
+    chains = 0
+    for file in (Path(fake_run.__file__).parents[1] / "src/seawall/report").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            chain = []
+            while isinstance(node, ast.Attribute):
+                chain.insert(0, node.attr)
+                node = node.value
+            if isinstance(node, ast.Name):
+                chain.insert(0, node.id)
+            if "recipe" not in chain or chain[:1] == ["seawall"]:
+                continue
+            part = parts["recipe"]
+            for key in chain[chain.index("recipe") + 1 :]:
+                assert key in part.model_fields, (file.name, chain)
+                chains += 1
+                part = part.model_fields[key].annotation
+                if not hasattr(part, "model_fields"):
+                    break
+    assert chains > 15
 
 
 def test_a_test_part_without_water_is_said_in_words(tmp_path):
     RecordLog(tmp_path / "records.jsonl").append(counted(0, 0, 0))
     run = read_run(tmp_path)
-    words = "".join(p if isinstance(p, str) else p.text for p in summary(run, Book(run.records, "water"))[0])
-    assert "hold any water" in words
+    assert "hold any water" in words_of(summary(run, Book(run.records, "water")))
 
 
 def test_the_report_loads_neither_torch_nor_rasterio():
@@ -258,6 +381,112 @@ def test_the_report_loads_neither_torch_nor_rasterio():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_a_budget_is_said_from_its_fields():
+    told = Budget("linf 0.0013,0.0018 reflectance", "linf", (0.0013, 0.0018), "reflectance")
+    assert told.spoken == "0.13 to 0.18\u202f% reflectance (per band)" and told.name == "linf, reflectance per band"
+    assert told.family == Budget("", "linf", (0.0026, 0.0036), "reflectance").family
+    assert told.family != Budget("", "linf", (0.0026, 0.0026), "reflectance").family
+    assert Budget("", "linf", (0.5,), "dB").spoken == "0.5 dB"
+    assert Budget("odd words 3% of it").spoken == "odd words 3% of it"
+
+
+def test_threats_are_read_from_fields_and_never_from_text(attacked):
+    rows = [Record(**{**r.__dict__, "threat": r.threat and "the first one"}) for r in attacked.given]
+    family = families(Book(rows, "water"))[0]
+    assert [(size.spoken, size.text) for size in family.budgets] == [("1\u202f% reflectance", "the first one")]
+
+
+def test_the_harm_of_one_band_stands_beside_that_of_all():
+    rows = [*counted(40, 5, 5), *counted(10, 5, 35, method="pgd", threat=ONE)]
+    rows += counted(30, 5, 15, method="pgd", threat=f"{ONE} bands=B03") + counted(
+        20, 5, 25, method="pgd", threat=f"{ONE} bands=B08"
+    )
+    chart = next(b for b in robustness(Run(Path(), None, "", RunFacts(), {}, (), ()), Book(rows, "water")).blocks
+                 if isinstance(b, Chart) and "band the adversary needs" in b.title)  # fmt: skip
+    assert re.findall(r'class="t row"[^>]*>([^<]*)<', chart.drawing.svg)[:3] == ["B08", "B03", "all bands"]
+
+
+def flagged_book():
+    """Two networks, attacked at two budgets; one network also learned from wrong labels. Every row carries a flag."""
+    rows, flags = [], ("more-steps-gain",)
+    for model, tp in (("unet", 40), ("other", 35), ("wrong", 30)):
+        rows += counted(tp, 5, 45 - tp, model=model, flags=flags)
+        for part, value in (("count", 10), ("correct", 5), ("confidence", 9)):
+            rows.append(row(f"calib.{part}.3", "", value, model=model, flags=flags))
+        rows.append(row("calib.pixels", "", 10, model=model, flags=flags))
+        for threat, lost in (("linf 0.5% reflectance", 10), (ONE, 20), (f"{ONE} bands=B03", 5)):
+            place = {"model": model, "method": "pgd", "threat": threat, "flags": flags}
+            rows += counted(tp - lost, 5, 45 - tp + lost, **place)
+            rows += [row("fooled", "water", 0.5, **place), row("preserved", "water", 0.5, **place)]
+            rows.append(row("hiding.pixels", "", 9, **place))
+    return Book(rows, "water", {"wrong": NoiseFacts(model="unet", noise="dilate", rate=0.1, changed_share=0.03)})
+
+
+def test_every_chart_and_every_cell_over_flagged_rows_shows_the_flag():
+    book = flagged_book()
+    run = Run(Path(), None, "", RunFacts(), {}, (), ())
+    sections = (clean_scores(run, book), robustness(run, book), label_noise(book), calibration(book))
+    blocks = [b for section in sections for b in section.blocks]
+    charts = [b for b in blocks if isinstance(b, Chart)]
+    assert {"Which network holds: worst case, pooled", "Pooled water IoU", "Is it as right as it is sure?"} <= {
+        c.title for c in charts
+    }
+    assert any("hiding water" in c.title for c in charts) and any("band the adversary" in c.title for c in charts)
+    for chart in charts:
+        assert chart.drawing.flags == ("more-steps-gain",), chart.title
+        assert "*" in re.sub("<title>.*?</title>", "", chart.drawing.svg), chart.title
+        assert all(value.endswith("*") for value in re.findall(r'class="t value"[^>]*>([^<]*)<', chart.drawing.svg)), (
+            chart.title
+        )
+    for table in (b for b in blocks if isinstance(b, Table)):
+        for cell in (
+            cell for line in table.rows for cell in line if not isinstance(cell, str) and cell.text not in ("", DASH)
+        ):
+            if "passes" not in cell.title and "seconds" not in cell.title:
+                assert cell.flags, (table.title, cell.title)
+    assert hiding(book, "unet")
+
+
+def test_a_chart_over_rows_without_a_flag_has_no_star(attacked):
+    charts = [
+        b for b in robustness(Run(Path(), None, "", RunFacts(), {}, (), ()), attacked).blocks if isinstance(b, Chart)
+    ]
+    assert charts and not any(c.drawing.flags or "*" in c.drawing.svg for c in charts)
+
+
+def test_the_strongest_attack_is_in_the_reliability_diagram():
+    rows = []
+    for method, tp in (("clean", 40), ("fgsm", 30), ("weak", 38), ("pgd", 5)):
+        place = {} if method == "clean" else {"method": method, "threat": ONE}
+        rows += [*counted(tp, 5, 45 - tp, **place), row("calib.pixels", "", 10, **place)]
+        rows += [
+            row(f"calib.{part}.3", "", value, **place)
+            for part, value in (("count", 10), ("correct", 5), ("confidence", 9))
+        ]
+    svg = calibration(Book(rows, "water")).blocks[0].drawing.svg
+    names = re.findall(r'class="t name c\d"[^>]*>([^<]*)<', svg.split("<svg")[1])
+    assert names[:3] == ["U-Net", "U-Net, PGD, 1\u202f% reflectance", "U-Net, FGSM, 1\u202f% reflectance"]
+
+
+def test_learning_curves_count_epochs_from_one_and_show_the_class_of_the_page():
+    rows = tuple(
+        Epoch(model="unet", epoch=i, loss=0.5, scores={"val.iou.land": 0.1, "val.iou.water": water})
+        for i, water in enumerate((0.81, 0.84, 0.86))
+    )
+    run = Run(Path(), None, "", RunFacts(), {}, (), rows)
+    chart = learning(run, Book((), "water")).blocks[-1]
+    svg = chart.drawing.svg.split("<svg")[1]
+    assert re.findall(r"epoch (\d): ([\d.]+)", svg) == [("1", "0.810"), ("2", "0.840"), ("3", "0.860")]
+    ticks = [
+        float(t)
+        for t in re.findall(r'text-anchor="end"[^>]*>([\d.]+)<|class="t tick" text-anchor="end">([\d.]+)<', svg)
+        for t in t
+        if t
+    ]
+    assert re.findall(r'<circle cx="([^"]+)"', svg)[0] == "40", "the first epoch stands at the start of the axis"
+    assert min(ticks) >= 0.7 and max(ticks) <= 0.95 and "not 0 to 1" in chart.note
 
 
 def test_flags_of_the_chips_are_on_the_page_with_how_many_carry_them(tmp_path):

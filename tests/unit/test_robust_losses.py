@@ -237,6 +237,25 @@ def test_relabelling_keeps_its_budget_and_gives_back_what_was_better():
         mend(labels, judge, 2, budget=math.nan)
 
 
+def test_relabelling_counts_its_budget_against_the_labels_as_given():
+    """Each round wants another fifth of the pixels: the second would make two fifths of them other than given."""
+    given = {"c": np.tile(np.arange(10)[:, None] % 2, (1, 10))}
+    calls = []
+
+    def judge(now):
+        calls.append(now)
+        said = now["c"].copy()
+        rows = slice(2 * len(calls) - 2, 2 * len(calls))
+        said[rows] = 1 - said[rows]
+        water = np.where(said == 1, 0.95, 0.05).astype(np.float32)
+        return lambda: [Opinion("c", np.stack([1 - water, water]), now["c"], np.ones((10, 10), bool))]
+
+    found = mend(given, judge, 2, rounds=5, budget=0.3)
+    assert found.why == "budget" and len(calls) == 2
+    assert [round_.share for round_ in found.rounds] == [0.2]
+    assert np.count_nonzero(found.labels["c"] != given["c"]) == 20
+
+
 def small_chips(count=8, size=32):
     draw = torch.Generator().manual_seed(0)
     lake = torch.zeros(count, size, size, dtype=torch.long)

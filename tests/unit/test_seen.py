@@ -80,7 +80,7 @@ def both(tmp_path: Path, data: np.ndarray, nodata: float | None = None, **more: 
     chip, row = folder.read("a"), folder.rows[0]
     np.testing.assert_array_equal(classes != 255, chip.seen)
     water = (chip.image[0] > chip.image[1]) & chip.seen
-    assert result.water_km2 == pytest.approx(water.sum() * 1e-4, abs=1e-9)
+    assert result.area_km2 == pytest.approx(water.sum() * 1e-4, abs=1e-9)
     known = {"extreme-values", "blank-pixels", "nodata-in-range", "offset-suspected"}
     assert ids(result.flags) & known == set(row.flags) & known
     return result, chip, row
@@ -97,7 +97,7 @@ def test_one_fill_pixel_takes_itself_out_and_nothing_else(
     data[(bands, *place)] = fill
     result, chip, _ = both(tmp_path, data)
     assert not chip.seen[place] and chip.seen.sum() == chip.seen.size - 1
-    assert abs(result.water_km2 - wet * 1e-4) <= 1e-4 + 1e-9
+    assert abs(result.area_km2 - wet * 1e-4) <= 1e-4 + 1e-9
     assert result.radiometry.startswith("reflectance = 1 * stored")
     assert np.median(chip.image[1]) > 0.1
     text = next(flag for flag in result.flags if flag.startswith("extreme-values"))
@@ -111,7 +111,7 @@ def test_26_fill_pixels_of_262144_change_26_pixels(tmp_path: Path, fill: float) 
     at = np.random.default_rng(1).choice(512 * 512, 26, replace=False)
     data.reshape(3, -1)[:, at] = fill
     result, chip, row = both(tmp_path, data)
-    assert abs(result.water_km2 - wet * 1e-4) <= 26e-4
+    assert abs(result.area_km2 - wet * 1e-4) <= 26e-4
     assert (~chip.seen).sum() == 26 and result.seen_share == pytest.approx(1 - 26 / 512**2)
     assert "extreme-values" in row.flags and any("under 0.01%" in note for note in row.notes)
 
@@ -168,11 +168,11 @@ def test_nodata_inside_the_valid_range_unsees_only_where_all_bands_hold_it(tmp_p
     data[:, :10, 50:] = 0  # fill
     result, chip, row = both(tmp_path, data, 0)
     assert chip.seen.sum() == chip.seen.size - 460 and chip.seen[:, :24].all()
-    assert result.water_km2 == pytest.approx(96 * 32e-4, rel=0.02)
+    assert result.area_km2 == pytest.approx(96 * 32e-4, rel=0.02)
     assert any(flag.startswith("nodata-in-range: 25.00% of the pixels") for flag in result.flags)
     assert any(note.startswith("25.00% of the pixels") for note in row.notes)
     undeclared = predict_scene(Ndwi(), save(tmp_path / "u.tif", data), tmp_path / "out")
-    assert undeclared.water_km2 == result.water_km2
+    assert undeclared.area_km2 == result.area_km2
 
 
 def test_nodata_no_unit_can_hold_unsees_where_any_band_holds_it(tmp_path: Path) -> None:

@@ -160,10 +160,11 @@ def test_one_ground_in_two_coordinate_systems_is_found(first, second):
     [
         (("a", "g", 179.999, -17.0, "EPSG:32760"), ("b", "h", -179.999, -17.0, "EPSG:32701")),
         (("a", "g", 179.999, -17.0, "EPSG:4326", 1e-4), ("b", "h", -179.999, -17.0, "EPSG:4326", 1e-4)),
+        (("a", "g", 179.999, -17.0, "EPSG:32760"), ("b", "h", -179.9965, -17.0, "EPSG:32701")),
         (("a", "g", 30.0, 90.0, "EPSG:3413"), ("b", "h", 200.0, 89.999, "EPSG:3995")),
         (("a", "g", 0.0, -90.0, "EPSG:3031", 1000.0), ("b", "h", 120.0, -89.8, "EPSG:3976", 10.0)),
     ],
-    ids=["antimeridian", "antimeridian in degrees", "north pole", "south pole"],
+    ids=["antimeridian", "antimeridian in degrees", "beyond the antimeridian", "north pole", "south pole"],
 )
 def test_ground_at_the_seams_of_the_earth_is_found(first, second):
     near_by, far = placed(*second), placed(second[0], second[1], second[2] + 40, second[3] * 0.9, *second[4:])
@@ -171,6 +172,13 @@ def test_ground_at_the_seams_of_the_earth_is_found(first, second):
         check_disjoint(made(placed(*first), near_by), Split(("a",), (), ("b",)))
     if "pole" not in first[4] and abs(first[3]) < 80:
         check_disjoint(made(placed(*first), far), Split(("a",), (), ("b",)))
+
+
+def test_chips_whose_bounds_meet_and_whose_ground_does_not_are_apart():
+    """Zones turn chips against each other, so the corners of their bounds hold no ground."""
+    first = placed("a", "g", 12.0, 47.5, "EPSG:32632")
+    assert not list(overlaps([first, placed("b", "h", 12.00864, 47.50585, "EPSG:32633")]))
+    assert list(overlaps([first, placed("b", "h", 12.0080, 47.5054, "EPSG:32633")]))
 
 
 def test_neighbors_in_two_systems_that_share_a_border_do_not_overlap():

@@ -110,6 +110,19 @@ def test_a_recipe_dilates_water_whatever_its_place_and_flips_into_every_class(tm
         assert set(np.unique(flipped(id_)[plane == 0])) >= set(range(8)), "water becomes any class"
 
 
+def test_the_thirds_of_a_recipe_are_those_of_its_training_part(tmp_path: Path) -> None:
+    chips = chips_of(tmp_path / "chips")
+    run = run_of(tmp_path, noises=[{"name": "thirds", "rates": [0.2]}])
+    labels = labels_of(run, chips, Split(("c1", "c2", "c4"), ("c0",), ("c3", "c5"), "by hand"), run.recipe.networks[1])
+    grown = {}
+    for id_ in ("c1", "c2", "c4"):
+        was, now = marks_of(chips.read(id_)) == 0, labels(id_) == 0
+        grown[id_] = int(now.sum()) - int(was.sum())
+    assert grown["c1"] < 0 < grown["c2"] and grown["c4"] == 0, "one eroded, one dilated, one untouched"
+    with pytest.raises(DataError, match="c0"):
+        labels("c0")
+
+
 def test_a_noise_asks_for_its_class_where_nothing_tells_it(tmp_path: Path) -> None:
     others = NoiseContext(10.0, ("B03",), "reflectance", ("field", "forest", "town"))
     with pytest.raises(UsageError, match="klass=<name>"):
@@ -121,11 +134,11 @@ def test_a_noise_asks_for_its_class_where_nothing_tells_it(tmp_path: Path) -> No
         noise_from_text("dilate 10% klass=forst", others)
     for klass in (3, -1):
         with pytest.raises(UsageError, match=r"0\.\.2"):
-            build_noise("dilate", {"klass": klass}, others)
+            build_noise("dilate", {"budget": 0.1, "klass": klass}, others)
     with pytest.raises(UsageError, match="expected 3 as the chips have, got 2"):
         noise_from_text("symmetric 10% classes=2", others)
     two = replace(others, classes=("ice", "sea"))
-    assert build_noise("dilate", {}, two).klass == 1
+    assert build_noise("dilate", {"budget": 0.1}, two).klass == 1
 
 
 def test_a_control_rate_of_zero_trains_the_clean_network(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ def test_each_band_alone_is_one_word_of_a_recipe_and_a_figure_of_the_page() -> N
     rows = evaluate(
         linear_model(), [ground_batch(size=16)], log=log, recipe="r", name="m", attacks=[CLEAN, *cases_of(recipe, S2)]
     )
-    damage = by_band(Book(rows, "water"), "m")["fgsm", "linf 3% reflectance"]
+    (((method, size), damage),) = by_band(Book(rows, "water"), "m").items()
+    assert (method, size.text, size.bands) == ("fgsm", "linf 3% reflectance", ())
     assert [d.band for d in damage] == ["B02", "B03"]
     assert all(0 <= d.lost <= (d.everything or 0) for d in damage)
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from seawall.errors import UsageError
+from seawall.models.blocks import pad_to
 from seawall.scenes.tiles import ALIGN, Axis, Plan, blend
 
 
@@ -39,14 +41,16 @@ def assemble(strips, shape, classes=2):
 
 
 def test_starts_are_aligned_and_the_last_tile_is_moved_back():
-    assert Axis(1000, 512, 64).starts == (-32, 416, 544)
-    assert Axis(10980, 512, 64).starts[-1] + 512 >= 10980 + 32
+    assert Axis(1000, 512, 64).starts == (0, 448, 512)
+    assert Axis(1000, 512, 64, align=8).starts == (0, 448, 488)
+    assert Axis(10980, 512, 64).starts[-1] + 512 == 11008
     assert all(start % ALIGN == 0 for start in Axis(10980, 512, 64).starts)
 
 
 def test_a_small_scene_gets_one_small_tile():
     axis = Axis(100, 512, 64)
-    assert (axis.starts, axis.length) == ((-32,), 192)
+    assert (axis.starts, axis.length) == ((0,), 128)
+    assert Axis(100, 512, 64, align=8).length == 104
 
 
 def test_the_fade_is_symmetric_and_sums_to_one():
@@ -61,11 +65,22 @@ def test_the_fade_is_symmetric_and_sums_to_one():
     assert inner[0] == pytest.approx(np.sin(np.pi / 2 * 0.5 / 32) ** 2, rel=1e-4)
 
 
-def test_borders_are_mirrored_without_repeating_the_edge():
-    take = Axis(100, 64, 32).take(0)
-    assert list(take[28:36]) == [4, 3, 2, 1, 0, 1, 2, 3]
-    assert set(Axis(1, 64, 32).take(0)) == {0}
-    assert set(Axis(2, 64, 32).take(0)) == {0, 1}
+def test_past_the_end_pixels_are_mirrored_as_a_network_pads_them():
+    for size in (1, 2, 3, 5, 8, 13, 100):
+        for align in (1, 8, 32):
+            axis = Axis(size, 64, 32, align=align)
+            row = torch.arange(size, dtype=torch.float32).expand(1, 1, 1, size)
+            padded = pad_to(row, align)[0, 0, 0]
+            assert axis.take(0)[0] == 0
+            assert axis.take(len(axis.starts) - 1).tolist() == padded[-axis.length :].tolist()
+
+
+def test_no_pixel_within_the_margin_of_a_neighbor_has_weight():
+    axis = Axis(512, 128, 64, margin=30)
+    assert [axis.support(k) for k in (0, 1, len(axis.starts) - 1)] == [(0, 98), (94, 162), (414, 512)]
+    assert axis.weights(0)[0] == axis.weights(len(axis.starts) - 1)[-1] == 1
+    with pytest.raises(UsageError, match="expected at least 66 pixels, twice the margin"):
+        Axis(512, 128, 64, margin=33)
 
 
 @pytest.mark.parametrize(("tile", "overlap"), [(0, 0), (100, 0), (64, 33), (64, 64), (-64, 0), (64, -32)])

@@ -20,7 +20,7 @@ from seawall.losses import CE
 from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
 from seawall.models.weights import load_model, read_spec
-from seawall.processes import add_up
+from seawall.processes import OtherProcessError, add_up, on_first
 from seawall.provenance import code_version
 from seawall.registry import build
 from seawall.train import DivergedError, Training, fit, make_training
@@ -243,6 +243,23 @@ def test_accumulation_is_the_larger_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+def test_batches_of_a_step_count_by_their_valid_pixels(tmp_path: Path) -> None:
+    whole, sparse = toy(0, 1, 4)[0], toy(1, 1, 4)[0]
+    few = torch.zeros_like(sparse.valid)
+    few[0, 0, :3] = True
+    sparse = Batch.of(sparse.image, sparse.label, valid=few & sparse.valid, chips=sparse.chips)
+    both = Batch(
+        *(torch.cat([getattr(b, n) for b in (whole, sparse)]) for n in ("image", "label", "seen", "valid")),
+        (*whole.chips, *sparse.chips),
+    )
+    settings = {**vars(QUICK), "epochs": 1, "steps_per_epoch": 1, "optimizer": "sgd", "clip": 0.0}
+    one, two = make("pixel"), make("pixel")
+    fit(one, QUIET, lambda epoch: [both], None, make_training(settings), tmp_path / "one")
+    fit(two, QUIET, lambda epoch: [whole, sparse], None, make_training({**settings, "accumulate": 2}), tmp_path / "two")
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def test_an_epoch_without_a_valid_pixel_changes_nothing(tmp_path: Path) -> None:
     blind = [Batch.of(b.image, b.label, valid=torch.zeros_like(b.valid), chips=b.chips) for b in toy(0)]
     training = make_training({**vars(QUICK), "weight_decay": 0.0, "epochs": 1, "accumulate": 2, "steps_per_epoch": 2})
@@ -313,7 +330,7 @@ def moved(folder: Path, clip: float) -> float:
     model = make("pixel")
     before = [p.detach().clone() for p in model.parameters()]
     fit(model, QUIET, toy, None, training, folder)
-    return float(sum(((a - b) ** 2).sum() for a, b in zip(before, model.parameters(), strict=True))) ** 0.5
+    return float(sum(((a - b.detach()) ** 2).sum() for a, b in zip(before, model.parameters(), strict=True))) ** 0.5
 
 
 def test_clipping_bounds_the_gradient_of_a_step(tmp_path: Path) -> None:
@@ -363,6 +380,39 @@ def test_gradients_are_summed_and_running_statistics_averaged() -> None:
     assert add_up(Twin(), model, torch.tensor(1.5), True)[1]
 
 
+class Pair:
+    """One of two processes; `other` is what the other one adds to every sum, or broadcasts."""
+
+    world_size = 2
+
+    def __init__(self, first: bool, other: object = None) -> None:
+        self.is_global_zero, self.other, self.sent = first, other, []
+
+    def all_reduce(self, data: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        return data + torch.cat([torch.tensor([0.0, float(self.other)]), torch.zeros(len(data) - 2)])
+
+    def broadcast(self, value: object) -> object:
+        self.sent.append(value)
+        return value if self.is_global_zero else self.other
+
+
+def test_a_failure_of_one_process_is_told_to_the_others() -> None:
+    def fail() -> None:
+        raise OSError("the disk is full")
+
+    first = Pair(True)
+    with pytest.raises(OSError, match="disk"):
+        on_first(first, fail)
+    assert first.sent == [(False, None)]
+    assert on_first(first, lambda: 7) == 7
+    with pytest.raises(OtherProcessError):
+        on_first(Pair(False, (False, None)), fail)
+    assert on_first(Pair(False, (True, 7)), fail) == 7, "only the first one works"
+    model = make("pixel")
+    for mine, other in ((False, 0), (True, 0), (False, 1), (True, 1)):
+        assert add_up(Pair(True, other), model, torch.tensor(1.0), mine)[1] is (mine or bool(other))
+
+
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tmp_path: Path) -> None:
     told: list[float] = []
 
@@ -372,6 +422,21 @@ def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tmp_path: Path) -> None:
     history = fit(make(), QUIET, toy, None, QUICK, tmp_path, progress=hear)
     means = [sum(told[i : i + 4]) / 4 for i in range(0, 12, 4)]
     assert [row["loss"] for row in history.rows] == pytest.approx(means, abs=1e-4)
+
+
+def test_layers_that_draw_draw_anew_at_every_step(tmp_path: Path) -> None:
+    runs = []
+    for name in ("a", "b"):
+        drawn: list[float] = []
+
+        def spying(model, batch, keys, drawn=drawn):
+            drawn.append(torch.rand(()).item())
+            return QUIET(model, batch, keys)
+
+        fit(make(dropout=0.2), spying, toy, None, QUICK, tmp_path / name)
+        runs.append(drawn)
+    assert len(set(runs[0])) == len(runs[0]) == 12
+    assert runs[0] == runs[1]
 
 
 def test_of_two_equal_checks_the_earlier_one_counts(tmp_path: Path) -> None:

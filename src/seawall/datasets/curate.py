@@ -24,6 +24,9 @@ from seawall.files import RunLock, write_atomic
 from seawall.imagery.radiometry import Hints
 from seawall.types import Unit
 
+RULES = 2
+"""Version of the rules by which stored numbers become a chip; chips made by another one are made again."""
+
 LOOK = 12
 """Chips looked at before the work begins: enough to settle unit and bands, and to time the work."""
 
@@ -160,7 +163,7 @@ class _Task:
     @property
     def settings(self) -> str:
         """Everything but the source that a chip's pixels depend on."""
-        return repr((self.classes, self.label_map, self.labeler, self.keep_empty))
+        return repr((RULES, self.classes, self.label_map, self.labeler, self.keep_empty))
 
 
 def _run(task: _Task) -> CurateReport:

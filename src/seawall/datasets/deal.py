@@ -43,7 +43,7 @@ def deal(units: list[Unit], shares: list[float], seed: int, what: str) -> list[t
     """
     if len(units) < len(shares):
         raise DataError(
-            f"split: expected at least {len(shares)} separable {what}, got {len(units)}; use more groups or fewer parts"
+            f"split: expected at least {len(shares)} separable {what}, got {len(units)}; use more groups, fewer parts, or blocks of ground (split.by=block)"
         )
     weight = np.array([[unit.chips, unit.water, unit.valid] for unit in units], np.float64)
     rng = np.random.default_rng([seed, len(units)])

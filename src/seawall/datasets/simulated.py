@@ -12,6 +12,7 @@ import numpy as np
 from seawall import __version__
 from seawall.datasets.pieces import Item, Lost, Piece, cut, sha
 from seawall.errors import UsageError, did_you_mean
+from seawall.imagery.fractal import stream
 from seawall.imagery.radiometry import Hints, Scale
 from seawall.imagery.raster import Window
 from seawall.imagery.simulate import ALL13, SimScene, simulate_s1, simulate_s2
@@ -42,6 +43,8 @@ class SimItem:
         """Simulate the scene (kept for its other chips) and cut the chip."""
         scene = _simulate(self.scene, self.group)
         row, col, height, width = self.window
+        down, right = self.scene.corner(self.group)
+        row, col = row + down, col + right
         cut = (slice(row, row + height), slice(col, col + width))
         label = (scene.cover if self.scene.cover else scene.water)[cut].astype(np.float32)
         if not self.scene.under_clouds:
@@ -51,7 +54,7 @@ class SimItem:
             # Products come in steps of 1/10000; so do these chips, in half the bytes of floats.
             step = 1e-4
             image = (np.rint(image * 1e4) * np.float32(step)).astype(np.float32)
-        grid = scene.grid.window(*self.window)
+        grid = scene.grid.window(row, col, height, width)
         scale = Scale(1.0, 0.0, "reflectance" if scene.unit == "reflectance" else "sigma0_db", "simulated")
         hints = Hints("float32", scale.unit)
         return Piece(image, scene.seen[cut], scene.bands, grid, hints, label, grid, step=step, scale=scale)
@@ -75,6 +78,8 @@ class Simulated:
         clouds: Whether there are clouds and shadows (s2).
         cover: Label the full land cover instead of land and water.
         under_clouds: Whether the (exact) label counts where a cloud hides the ground.
+        frame: Side in pixels of the ground that a scene is cut out of, at a random place. Ground is laid out around
+            its river, so that a small one of its own (0) has two to four times as much water as a part of a large one.
     """
 
     scenes: int = 12
@@ -86,14 +91,27 @@ class Simulated:
     clouds: bool = True
     cover: bool = False
     under_clouds: bool = False
+    frame: int = 0
 
     def __post_init__(self) -> None:
         if self.scenes < 1 or self.size < 16:
             raise UsageError(
                 f"simulated: expected at least 1 scene of 16 pixels, got {self.scenes} of {self.size}; raise them"
             )
+        if self.frame and self.frame < self.size:
+            raise UsageError(
+                f"simulated.frame: expected 0 or at least the size of {self.size} pixels, got {self.frame}; raise it"
+            )
         if self.sensor not in ("s1", "s2"):
             raise UsageError(f"simulated: unknown sensor {self.sensor!r}; {did_you_mean(self.sensor, ('s1', 's2'))}")
+
+    def corner(self, scene: str) -> tuple[int, int]:
+        """Return the row and column of the frame where a scene begins; the same id gives the same place."""
+        if not self.frame:
+            return 0, 0
+        rng = stream(self.seed, scene, "frame", self.frame, self.size)
+        row, col = rng.integers(0, self.frame - self.size + 1, 2)
+        return int(row), int(col)
 
     @property
     def product(self) -> str:
@@ -115,7 +133,7 @@ class Simulated:
         """Names of the land cover, or land and water."""
         if not self.cover:
             return ("land", "water")
-        return tuple(_simulate(replace(self, size=64), "sim-names").cover_names)
+        return tuple(_simulate(replace(self, size=64, frame=0), "sim-names").cover_names)
 
     def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
         """Return the chips of all scenes."""
@@ -130,7 +148,7 @@ class Simulated:
 
 @lru_cache(2)
 def _simulate(settings: Simulated, scene: str) -> SimScene:
-    size, gsd_m, seed = settings.size, settings.gsd_m, settings.seed
+    size, gsd_m, seed = settings.frame or settings.size, settings.gsd_m, settings.seed
     if settings.sensor == "s1":
         return simulate_s1(scene, size, settings.bands or ("VV", "VH"), gsd_m, seed)
     return simulate_s2(scene, size, settings.bands or ALL13, gsd_m, seed, clouds=settings.clouds)

@@ -18,6 +18,9 @@ from seawall.records import Record, RecordLog
 from seawall.threat import ThreatFacts, ThreatModel
 from seawall.types import Batch, SegmentationModel
 
+NOT_PHYSICAL = "not-physical"
+"""Flag of a budget on pictures of unknown stretch: it has no size in reflectance or dB."""
+
 Rows = Callable[[int, Record], Iterator[Record]]
 """Called with the place of a chip in the batch and the row that only lacks what was measured."""
 
@@ -57,8 +60,9 @@ class Setting:
         """Return a row of a chip that only lacks what was measured."""
         group = self.groups.get(chip, chip)
         said = case.threat.facts if isinstance(case.threat, ThreatModel) else ThreatFacts()
+        unphysical = (NOT_PHYSICAL,) if said.unit == "stretched" else ()
         return Record(
-            self.recipe, self.name, case.method, case.spoken, chip, group, "", "", None, 0, (*case.flags, *flags), seconds,
+            self.recipe, self.name, case.method, case.spoken, chip, group, "", "", None, 0, (*case.flags, *flags, *unphysical), seconds,
             *said,
         )  # fmt: skip
 

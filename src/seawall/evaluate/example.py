@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from seawall.errors import DataError
 from seawall.files import atomic, write_atomic
+from seawall.imagery.preview import Stretch, channels
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-
-COLORS = (("B04", "B03", "B02"), ("B12", "B08", "B04"), ("B11", "B08", "B03"))
-"""Bands to show as red, green and blue, the first triple that is there."""
 
 
 def write_example(
@@ -81,8 +79,8 @@ def write_example(
             f"pass what belongs to one chip"
         )
     stem = _safe(name or chip)
-    at = _channels(bands)
-    ends = _ends(clean[at], seen)
+    at = channels(bands)
+    stretch = Stretch.of(clean[at], seen)
     change = np.abs((attacked - clean)[:, seen]).max(initial=0.0)
     panels: dict[str, NDArray[np.generic]] = {}
     if target is not None:
@@ -93,8 +91,8 @@ def write_example(
     with atomic(folder / f"{stem}.npz") as file:
         np.savez_compressed(
             file,
-            clean=_picture(clean[at], seen, *ends),
-            attacked=_picture(attacked[at], seen, *ends),
+            clean=stretch(clean[at], seen),
+            attacked=stretch(attacked[at], seen),
             noise=_noise((attacked - clean)[at], seen, float(change)),
             label=label.astype(np.int16),
             pred_clean=pred_clean.astype(np.int16),
@@ -116,27 +114,6 @@ def _safe(name: str) -> str:
         'a_b_c'
     """
     return re.sub(r"[^\w.@%+-]+", "_", name).lstrip("._")[:150] or "chip"
-
-
-def _channels(bands: Sequence[str]) -> list[int]:
-    for triple in COLORS:
-        if all(band in bands for band in triple):
-            return [bands.index(band) for band in triple]
-    return [min(i, len(bands) - 1) for i in range(3)] if len(bands) > 2 else [0, len(bands) - 1, 0]
-
-
-def _ends(image: Image, seen: Mask) -> tuple[Image, Image]:
-    """Per-band stretch: the 2nd and 98th percentile of what is seen."""
-    if not seen.any():
-        return np.zeros(len(image), np.float32), np.ones(len(image), np.float32)
-    low, high = np.percentile(image[:, seen], [2, 98], axis=1)
-    return low.astype(np.float32), np.maximum(high, low + 1e-6).astype(np.float32)
-
-
-def _picture(image: Image, seen: Mask, low: Image, high: Image) -> NDArray[np.uint8]:
-    share = (image - low[:, None, None]) / (high - low)[:, None, None]
-    picture = (np.clip(np.nan_to_num(share), 0, 1) * 255).round().astype(np.uint8)
-    return np.ascontiguousarray(np.where(seen, picture, 0).astype(np.uint8).transpose(1, 2, 0))
 
 
 def _noise(change: Image, seen: Mask, largest: float) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from seawall.evaluate.cells import PARTS, Ground, Setting
 from seawall.evaluate.example import write_example
 from seawall.evaluate.hiding import hiding_records, hiding_rows
 from seawall.metrics import confusion, count_rows
+from seawall.modules import forward_kept
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel
 
@@ -207,7 +208,7 @@ def _logits(model: SegmentationModel, image: Tensor, batch: Batch) -> tuple[Tens
     A number that is none gives no class; it becomes the lowest logit, and the chip carries a flag.
     """
     with torch.no_grad():
-        logits = model(image)
+        logits = forward_kept(model, image)
     wanted = (len(batch), len(model.spec.classes), *batch.label.shape[1:])
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

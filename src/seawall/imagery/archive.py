@@ -86,26 +86,7 @@ def check_entries(
     Raises:
         ImageryError: One of them is not safe; the whole archive is refused.
     """
-    if len(entries) > budget.entries:
-        raise ImageryError(
-            f"{archive}: expected at most {budget.entries} entries, got {len(entries)}; raise Budget.entries if you trust it"
-        )
-    total = sum(info.file_size for info in entries)
-    if total > budget.bytes:
-        raise ImageryError(
-            f"{archive}: expected at most {budget.bytes} bytes unpacked, got {total}; raise Budget.bytes if you trust it"
-        )
-    stored = sum(info.compress_size for info in entries)
-    if stored > size:
-        raise ImageryError(
-            f"{archive}: expected entries of at most {size} stored bytes in all, got {stored}: they share their bytes; it "
-            "looks like a bomb"
-        )
-    if total > FREE and total > budget.ratio * max(1, stored):
-        raise ImageryError(
-            f"{archive}: expected entries that shrink to no less than 1/{budget.ratio:g} in all, got {total} bytes from "
-            f"{stored}; it looks like a bomb"
-        )
+    _check_totals(archive, entries, budget, size)
     seen: set[str] = set()
     names = []
     for info in entries:
@@ -127,6 +108,29 @@ def check_entries(
             )
         names.append((info, name))
     return names
+
+
+def _check_totals(archive: Path, entries: list[zipfile.ZipInfo], budget: Budget, size: int) -> None:
+    if len(entries) > budget.entries:
+        raise ImageryError(
+            f"{archive}: expected at most {budget.entries} entries, got {len(entries)}; raise Budget.entries if you trust it"
+        )
+    total = sum(info.file_size for info in entries)
+    if total > budget.bytes:
+        raise ImageryError(
+            f"{archive}: expected at most {budget.bytes} bytes unpacked, got {total}; raise Budget.bytes if you trust it"
+        )
+    stored = sum(info.compress_size for info in entries)
+    if stored > size:
+        raise ImageryError(
+            f"{archive}: expected entries of at most {size} stored bytes in all, got {stored}: they share their bytes; it "
+            "looks like a bomb"
+        )
+    if total > FREE and total > budget.ratio * max(1, stored):
+        raise ImageryError(
+            f"{archive}: expected entries that shrink to no less than 1/{budget.ratio:g} in all, got {total} bytes from "
+            f"{stored}; it looks like a bomb"
+        )
 
 
 def check_name(where: Path | str, name: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +31,17 @@ DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
 """Pixel types that are written; GDAL has no 16-bit floats in memory."""
 BROKEN = (RasterioError, CPLE_BaseError, OSError)
 """What GDAL raises through rasterio when it cannot write: the middle one escapes from copies as it is."""
+
+FULL_DISK = "a full disk; free space and run again"
+_TIFF_WRITES = (
+    "TIFFAppendToStrip",
+    "Write error",
+    "Seek error",
+    "_tiffWriteProc",
+    "_tiffSeekProc",
+    "TIFFFlush",
+    "WriteEncoded",
+)
 
 IN_MEMORY = 64 * 2**20
 """Smaller rasters are staged in memory instead of beside their final name."""
@@ -88,7 +100,7 @@ class CogWriter:
         self._bands = tuple(bands)
         self._tags = dict(tags or {})
         self._scales, self._offsets, self._colormap = scales, offsets, colormap
-        size = grid.height * grid.width * len(bands) * np.dtype(dtype).itemsize
+        self._size = size = grid.height * grid.width * len(bands) * np.dtype(dtype).itemsize
         # Whole numbers without a scale may be classes, whose mean means nothing.
         self._classes = scales is None and np.dtype(dtype).kind in "iu"
         self._profile["bigtiff"] = "IF_SAFER"
@@ -108,7 +120,7 @@ class CogWriter:
             self._describe(self._sink)
         except BROKEN as bad:
             self._clean()
-            raise _failed(self.path, bad) from bad
+            raise _failed(self.path, bad, self._size) from bad
         return self
 
     def write(self, data: NDArray[np.generic], row: int = 0, col: int = 0) -> None:
@@ -129,7 +141,7 @@ class CogWriter:
         try:
             self._sink.write(piece, window=Window(col, row, width, height))
         except BROKEN as bad:
-            raise _failed(self.path, bad) from bad
+            raise _failed(self.path, bad, self._size) from bad
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -138,7 +150,7 @@ class CogWriter:
             if kind is None:
                 self._finish()
         except BROKEN as bad:
-            raise _failed(self.path, bad) from bad
+            raise _failed(self.path, bad, self._size) from bad
         finally:
             self._clean()
 
@@ -168,6 +180,8 @@ class CogWriter:
             _sync(part)
             part.replace(self.path)
             _sync(self.path.parent)
+        except BROKEN as bad:  # asked before the part goes away: then the disk has room again
+            raise _failed(self.path, bad, self._size) from bad
         finally:
             part.unlink(missing_ok=True)
 
@@ -241,6 +255,16 @@ def write_cog(
         writer.write(data)
 
 
+def _lacks_room(path: Path, text: str, size: int) -> bool:
+    """Tell whether a write failed because the disk is full: libtiff says which call failed, and not why."""
+    if not any(said in text for said in _TIFF_WRITES):
+        return False
+    try:
+        return shutil.disk_usage(path.parent).free < size
+    except OSError:
+        return False
+
+
 def _beside(path: Path, suffix: str) -> Path:
     # Not mkstemp: GDAL makes the file, with the rights that the user's umask gives to new files.
     return path.parent / f".{path.name[:80]}.{secrets.token_hex(6)}{suffix}"
@@ -254,11 +278,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _failed(path: Path, bad: BaseException) -> ImageryError:
+def _failed(path: Path, bad: BaseException, size: int) -> ImageryError:
     text = f"{bad} {bad.__cause__ or ''}".strip()
     number = getattr(bad, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text:
-        return ImageryError(f"{path}: expected room for the file, got a full disk; free space and run again")
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or _lacks_room(path, text, size):
+        return ImageryError(f"{path}: expected room for the file, got {FULL_DISK}")
     return ImageryError(
         f"{path}: expected to write the file, got {text.splitlines()[0][:160]}; check the disk's space and rights"
     )

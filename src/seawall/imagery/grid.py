@@ -128,6 +128,39 @@ class Grid:
         )
         return north, south
 
+    def pixel_size_m(self) -> tuple[float, float] | None:
+        """Return the (height, width) of the middle pixel on the ground in meters, or None without georeference.
+
+        Both differ in degrees: at 60 degrees north a pixel is half as wide as it is high.
+        """
+        if self.pixel_area_m2() is None:
+            return None
+        down, right = self.offset_m(1, 0), self.offset_m(0, 1)
+        return math.hypot(*down), math.hypot(*right)
+
+    def offset_m(self, rows: float, cols: float) -> tuple[float, float]:
+        """Return how far (east, north) in meters a step of rows down and columns right leads from the grid's middle.
+
+        East and north are those of the coordinate system; geodesic where that distorts areas.
+
+        Raises:
+            ImageryError: The grid has no georeference.
+        """
+        middle = (self.height / 2, self.width / 2)
+        start, end = self.point(*middle), self.point(middle[0] + rows, middle[1] + cols)
+        crs = CRS.from_user_input(self.crs)
+        area, t = self.pixel_area_m2(), self.transform
+        if crs.is_projected and area is not None and t is not None:
+            unit = float(crs.axis_info[0].unit_conversion_factor or 1.0)
+            if math.isclose(area, abs(t.determinant) * unit**2, rel_tol=TRUE_AREA):
+                return (end[0] - start[0]) * unit, (end[1] - start[1]) * unit
+        xs, ys = (start[0], end[0]), (start[1], end[1])
+        if not crs.is_geographic:
+            xs, ys = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform(xs, ys)
+        geod = crs.get_geod() or Geod(ellps="WGS84")
+        azimuth, _, length = geod.inv(xs[0], ys[0], xs[1], ys[1])
+        return length * math.sin(math.radians(azimuth)), length * math.cos(math.radians(azimuth))
+
     def mismatch(self, other: Grid) -> str:
         """Say how another grid differs; "" if both have the same pixels."""
         if (self.height, self.width) != (other.height, other.width):

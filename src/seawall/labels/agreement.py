@@ -24,6 +24,18 @@ BANDS_M = (0.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, math.inf)
 """Distances to the shoreline that divide the table of trust, in meters."""
 
 
+def pixel_sides(gsd_m: Pixel) -> tuple[float, float]:
+    """Return the (height, width) of a pixel in meters.
+
+    Raises:
+        UsageError: A side is not a positive length.
+    """
+    sides = gsd_m if isinstance(gsd_m, tuple) else (gsd_m, gsd_m)
+    if not all(math.isfinite(side) and side > 0 for side in sides):
+        raise UsageError(f"agreement: expected the side of a pixel in meters, got {gsd_m}; Sentinel-2 has 10")
+    return sides
+
+
 @dataclass(frozen=True)
 class Agreement:
     """Two masks compared over their valid pixels; what is undefined is None.
@@ -135,7 +147,7 @@ def compare_masks(
         a: (H, W) bool.
         b: (H, W) bool on the same grid.
         valid: (H, W) bool: pixels that both sources know; all by default.
-        gsd_m: Side of a pixel in meters.
+        gsd_m: Side of a pixel in meters, or its (height, width) where they differ.
         pixel_area_m2: Ground area of a pixel, such as `Grid.pixel_area_m2()`; from `gsd_m` by default.
 
     Raises:
@@ -151,7 +163,7 @@ def compare_masks(
         (0.75, 10.0, 0.0004)
     """
     known = _check(a, b, valid)
-    height_m, width_m = _sides(gsd_m)
+    height_m, width_m = pixel_sides(gsd_m)
     area = _area(height_m, width_m, pixel_area_m2) / 1e6
     both, only_a, only_b, neither = (int(np.count_nonzero(known & p)) for p in (a & b, a & ~b, b & ~a, ~a & ~b))
     apart = shore_distances(a, b, known, gsd_m=gsd_m)
@@ -184,7 +196,7 @@ def shore_distances(a: Mask, b: Mask, valid: Mask, *, gsd_m: Pixel) -> NDArray[n
     one, two = shoreline(a, valid), shoreline(b, valid)
     if not one.any() or not two.any():
         return np.zeros(0)
-    sides = _sides(gsd_m)
+    sides = pixel_sides(gsd_m)
     to_one, to_two = (distance_transform_edt(~shore, sampling=sides) for shore in (one, two))
     return np.concatenate([to_two[one], to_one[two]])
 
@@ -237,7 +249,7 @@ def trust_table(
         _check(a, reference, valid)
     if len(edges_m) < 2 or any(low >= high for low, high in itertools.pairwise(edges_m)):
         raise UsageError(f"trust table: expected ascending distances, got {list(edges_m)}; such as 0, 10, 50")
-    sides = _sides(gsd_m)
+    sides = pixel_sides(gsd_m)
     area = _area(*sides, pixel_area_m2) / 1e6
     shores = (a, b) if reference is None else (reference,)
     away = np.min([_away(mask, known, sides) for mask in shores], axis=0)
@@ -282,13 +294,6 @@ def _check(a: Mask, b: Mask, valid: Mask | None) -> Mask:
                 "put both sources on one grid"
             )
     return known
-
-
-def _sides(gsd_m: Pixel) -> tuple[float, float]:
-    sides = gsd_m if isinstance(gsd_m, tuple) else (gsd_m, gsd_m)
-    if not all(math.isfinite(side) and side > 0 for side in sides):
-        raise UsageError(f"agreement: expected the side of a pixel in meters, got {gsd_m}; Sentinel-2 has 10")
-    return sides
 
 
 def _area(height_m: float, width_m: float, area_m2: float | None) -> float:

@@ -191,24 +191,26 @@ def softmin(quality: NDArray[np.floating], temperature: float = 0.1) -> float | 
     return float((scores * weight).sum() / weight.sum())
 
 
-def agreed(opinion: Opinion, other: NDArray[np.integer], defined: Mask) -> tuple[float | None, Mask]:
-    """Compare a chip's label with a second source, such as a water index that nobody drew by hand.
+def agreed(opinion: Opinion, other: Mask, defined: Mask, klass: int = 1) -> tuple[float | None, Mask]:
+    """Compare where a chip's label has a class with a second source, such as a water index that nobody drew by hand.
 
     Args:
         opinion: The chip.
-        other: (H, W) classes by the second source.
-        defined: (H, W) where it has an opinion.
+        other: (H, W) bool: where the second source has the class.
+        defined: (H, W) bool: where it says anything.
+        klass: The class; which of the other classes a pixel has instead is nothing that the second source knows.
 
     Returns:
-        The share of the pixels that both know with one label (None without any), and the pixels that two witnesses
-        hold against the label: the model and the second source want the same other class.
+        The share of the pixels that both know on which they agree (None without any), and the pixels that two
+        witnesses hold against the label: the second source contradicts it, and the model sides with the source.
     """
     both = opinion.valid & defined
-    guess = np.full(opinion.valid.shape, -1, np.int64)
-    guess[opinion.valid] = opinion.guess
-    against = both & (other != opinion.label) & (guess == other)
+    given = opinion.label == klass
+    guess = np.zeros(opinion.valid.shape, bool)
+    guess[opinion.valid] = opinion.guess == klass
+    against = both & (other != given) & (guess == other)
     count = int(np.count_nonzero(both))
-    return (float(np.mean(other[both] == opinion.label[both])) if count else None), against
+    return (float(np.mean(other[both] == given[both])) if count else None), against
 
 
 def precision_recall(found: Sequence[Mask], wrong: Sequence[Mask]) -> tuple[float | None, float | None]:

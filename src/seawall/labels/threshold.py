@@ -13,6 +13,10 @@ from seawall.errors import UsageError
 SMOOTHING = 4.0  # bins of a 256-bin histogram: wide enough for speckle of one chip, narrower than any real mode
 
 
+SEPARABILITY, VALLEY = 0.7, 0.2
+"""Least between-class over total variance, and least depth of the valley, of a histogram with two modes."""
+
+
 @dataclass(frozen=True)
 class Threshold:
     """A threshold, how it was found, and why.
@@ -67,8 +71,8 @@ def otsu(
     bins: int = 256,
     low: float = -1.0,
     high: float = 1.0,
-    separability: float = 0.7,
-    valley: float = 0.2,
+    separability: float = SEPARABILITY,
+    valley: float = VALLEY,
 ) -> Threshold:
     """Return Otsu's threshold if the histogram is bimodal, else the fallback, and say which.
 
@@ -103,6 +107,30 @@ def otsu(
     if float(np.ptp(values)) == 0.0:
         return Threshold(fallback, "fallback", f"all pixels are equal: {fallback:g} instead of Otsu", n=n)
     counts, edges = np.histogram(values, bins=bins)
+    return split_histogram(counts, edges, fallback=fallback, separability=separability, valley=valley)
+
+
+def split_histogram(
+    counts: NDArray[np.int64],
+    edges: NDArray[np.float64],
+    *,
+    fallback: float = 0.0,
+    separability: float = SEPARABILITY,
+    valley: float = VALLEY,
+) -> Threshold:
+    """Return Otsu's threshold of a histogram if it is bimodal, else the fallback: the rule of labels and of models.
+
+    Args:
+        counts: (bins,) pixels per bin.
+        edges: (bins + 1,) rising.
+        fallback: See `otsu`, as for the other settings.
+        separability: See `otsu`.
+        valley: See `otsu`.
+    """
+    n = int(counts.sum())
+    if int((counts > 0).sum()) < 2:
+        what = "all pixels are equal" if n else "no pixel is defined"
+        return Threshold(fallback, "fallback", f"{what}: {fallback:g} instead of Otsu", n=n)
     first, last, ratio = best_split(counts)
     value = float(edges[first + 1] + edges[last + 1]) / 2
     depth = _valley_depth(counts, (first + last) // 2)

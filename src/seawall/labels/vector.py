@@ -50,6 +50,7 @@ class VectorMask:
         crs: Coordinate system of the layer.
         reprojected: The layer was in another system than the grid.
         misses: No geometry touches the grid: the mask is all land, which is no evidence that there is no water.
+        empty: The layer has no feature at all.
         all_touched: Every touched pixel is water, not only those whose center is inside.
         spacing_m: Median distance of neighboring vertices in meters: no detail of the layer is finer. None without
             any.
@@ -65,6 +66,7 @@ class VectorMask:
     crs: str = ""
     reprojected: bool = False
     misses: bool = False
+    empty: bool = False
     all_touched: bool = False
     spacing_m: float | None = None
 
@@ -72,7 +74,9 @@ class VectorMask:
     def flags(self) -> tuple[str, ...]:
         """What a person should know before trusting the mask."""
         told = []
-        if self.misses:
+        if self.empty:
+            told.append("the layer has no features: all land")
+        elif self.misses:
             told.append("the layer misses the scene: all land")
         if self.reprojected:
             told.append("the layer was reprojected")
@@ -115,6 +119,7 @@ def rasterize_layer(
     target = _grid_crs(grid)
     file, name = _layer(Path(path), layer)
     source = _layer_crs(file, name, crs)
+    number = _features(file, name, source)
     geometries, repaired, skipped = _read(file, name, where, grid, source, target)
     found = len(geometries) + sum(skipped.values())
     reprojected = not source.equals(target, ignore_axis_order=True)
@@ -135,6 +140,7 @@ def rasterize_layer(
         crs=source.to_string(),
         reprojected=reprojected,
         misses=not near.any(),
+        empty=number == 0,
         all_touched=all_touched,
         spacing_m=None if spacing is None else spacing * meter,
     )
@@ -184,6 +190,23 @@ def _layer_crs(path: Path, layer: str, given: str | None) -> CRS:
     if own is not None and said is not None and not own.equals(said, ignore_axis_order=True):
         raise UsageError(f"{path}: expected crs {own.to_string()} as the layer says, got {given}; leave crs out")
     return own or said or CRS.from_epsg(4326)
+
+
+def _features(path: Path, layer: str, source: CRS) -> int:
+    """Return how many features a layer has; coordinates that cannot be degrees are refused where degrees are due."""
+    try:
+        info = pyogrio.read_info(path, layer=layer, force_feature_count=True, force_total_bounds=source.is_geographic)
+    except (DataSourceError, DataLayerError) as bad:
+        raise DataError(
+            f"{path}: expected layer {layer}, got an unreadable one ({_first(bad)}); fetch it again"
+        ) from bad
+    bounds = info["total_bounds"] if source.is_geographic else None
+    if bounds is not None and np.isfinite(bounds).all() and (np.abs(bounds) > (540, 90.001) * 2).any():
+        raise DataError(
+            f"{path}: expected degrees, as {source.to_string()} has, got coordinates from ({bounds[0]:g}, {bounds[1]:g}) to "
+            f"({bounds[2]:g}, {bounds[3]:g}); the layer must say its coordinate system (GeoJSON without a crs is in degrees)"
+        )
+    return int(info["features"])
 
 
 def _read(

@@ -78,6 +78,10 @@ class Adapted(nn.Module):
         bands = len(spec.bands)
         self.standardize.fit([0.0] * bands if mean is None else mean, [1.0] * bands if std is None else std)
 
+    def identity(self) -> Mapping[str, object]:
+        """Return the attributes that decide the logits; the others remember what the first pass found."""
+        return {"spec": self.spec, "sigmoid": self.sigmoid, "softmax": self.softmax}
+
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of an image (B, C, H, W) in data units."""
         logits = self._logits(_unwrap(self.module(self.standardize(image))))

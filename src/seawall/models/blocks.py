@@ -57,10 +57,11 @@ class Segmenter(nn.Module):
         spec: What the model needs; the architecture is filled in, so that its weights can be loaded again.
         network: Standardized image (B, C, H, W) to logits (B, K, H, W), for sides that are multiples of `stride`.
         stride: What the sides are padded to a multiple of, by reflection.
-        reach: How many pixels away an input pixel can change a logit; tiles that overlap by more give the whole.
+        reach: How many pixels away an input pixel can change a logit; None without a bound, as where a norm looks at
+            the whole image. A tile's pixels that are at least this far from its edges are those of the whole scene.
     """
 
-    def __init__(self, spec: ModelSpec, network: nn.Module, stride: int, reach: int) -> None:
+    def __init__(self, spec: ModelSpec, network: nn.Module, stride: int, reach: int | None) -> None:
         super().__init__()
         self.spec = spec
         self.stride = stride
@@ -89,6 +90,22 @@ def pad_to(x: Tensor, stride: int) -> Tensor:
     if down:
         x = functional.pad(x, (0, 0, 0, down), "reflect" if down < x.shape[-2] else "replicate")
     return x
+
+
+def receptive_reach(depth: int, convolutions: int, norm: Norm, extra: int = 0) -> int | None:
+    """Return how many pixels away an input pixel can change a logit of a U-Net.
+
+    Args:
+        depth: How often the image is halved.
+        convolutions: 3x3 convolutions per block.
+        norm: The group norm averages over the image: with it there is no bound.
+        extra: 3x3 convolutions at full size beside the blocks.
+
+    Returns:
+        Pixels: 3x3 convolutions of every block, and one cell for every halving; or None.
+    """
+    cells: int = 2**depth
+    return None if norm == "group" else (2 * convolutions + 1) * (cells - 1) + convolutions * cells + extra
 
 
 def check_sizes(name: str, sizes: Mapping[str, int], dropout: float) -> None:

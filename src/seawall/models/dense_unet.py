@@ -8,8 +8,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from seawall.models.blocks import Norm, Segmenter, check_sizes, check_spec, conv, make_norm, settings_of
-from seawall.models.unet import reach_of
+from seawall.models.blocks import (
+    Norm,
+    Segmenter,
+    check_sizes,
+    check_spec,
+    conv,
+    make_norm,
+    receptive_reach,
+    settings_of,
+)
 from seawall.registry import register
 from seawall.types import ModelSpec
 
@@ -46,7 +54,7 @@ class DenseUNet:
         check_spec("dense-unet", spec)
         spec = replace(spec, architecture="dense-unet", settings=settings_of(asdict(self)))
         layers = DenseUNetLayers(len(spec.bands), len(spec.classes), self)
-        return Segmenter(spec, layers, 2**self.depth, reach_of(self.depth, self.layers) + 1)
+        return Segmenter(spec, layers, 2**self.depth, receptive_reach(self.depth, self.layers, self.norm, extra=1))
 
 
 class DenseBlock(nn.Module):

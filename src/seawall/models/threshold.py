@@ -6,14 +6,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seawall.errors import ModelError, UsageError
+from seawall.labels.threshold import SEPARABILITY, split_histogram
 from seawall.models.blocks import settings_of
+from seawall.modules import to_device_of
 from seawall.registry import register
 from seawall.types import FILL, Batch, ModelSpec
 
+FINE, BINS = 65536, 256
+"""Bins of the histogram over the whole span of an index, and of the one over the values found."""
 Index = Literal["ndwi", "mndwi", "awei_nsh", "awei_sh", "vv", "vh"]
 
 
@@ -70,22 +76,22 @@ class Threshold:
         threshold: In the unit of the index; None takes the published default.
         sharpness: Logit per unit of the index; it changes probabilities, never the map. None takes 10 per
             index unit, 1 per dB.
-        separability: Otsu is kept only where between-class over total variance exceeds this (a single
-            normal peak has 0.64, a flat histogram 0.75); else the fixed threshold stays.
+        separability: Otsu is kept only where between-class over total variance reaches this (a single normal peak has
+            0.64, a flat histogram 0.75) and a valley parts the two peaks, as for labels; else the fixed threshold stays.
     """
 
     index: Index | Literal["auto"] = "auto"
     rule: Literal["fixed", "otsu"] = "fixed"
     threshold: float | None = None
     sharpness: float | None = None
-    separability: float = 0.75
+    separability: float = SEPARABILITY
 
     def __post_init__(self) -> None:
         if self.sharpness is not None and not self.sharpness > 0:
             raise UsageError(f"threshold.sharpness: expected a number above 0, got {self.sharpness}; 10 is the default")
         if not 0 <= self.separability < 1:
             raise UsageError(
-                f"threshold.separability: expected a share in [0, 1), got {self.separability}; 0.75 asks for two peaks"
+                f"threshold.separability: expected a share in [0, 1), got {self.separability}; {SEPARABILITY:g} is the default"
             )
 
     def __call__(self, spec: ModelSpec) -> ThresholdNet:
@@ -105,6 +111,7 @@ class ThresholdNet(nn.Module):
 
     threshold: Tensor
     fitted: Tensor
+    reach, stride = 0, 1  # every pixel is judged alone
 
     def __init__(self, spec: ModelSpec, settings: Threshold) -> None:
         super().__init__()
@@ -163,50 +170,28 @@ class ThresholdNet(nn.Module):
         if self.settings.rule != "otsu":
             raise UsageError(f'threshold.rule: expected "otsu" to fit, got {self.settings.rule!r}; set rule = "otsu"')
         low, high = RULES[self.index].span
-        counts = torch.zeros(2048, dtype=torch.float64)
-        for batch in batches:
+        counts = torch.zeros(FINE, dtype=torch.float64)
+        for chips in batches:
+            batch = to_device_of(self, chips)
             index, defined = self.measure(batch.image)
             values = index[defined & batch.seen].clamp(low, high).float().cpu()
             counts += torch.histc(values, len(counts), low, high).double()
         self.fitted.fill_(True)
-        cut, share = otsu(counts, low, high)
-        if not share > self.settings.separability:
-            return False
-        self.threshold.fill_(cut)
-        return True
+        found = split_histogram(*_histogram(counts, low, high), separability=self.settings.separability)
+        if found.method == "otsu":
+            self.threshold.fill_(found.value)
+        return found.method == "otsu"
 
 
-def otsu(counts: Tensor, low: float, high: float) -> tuple[float, float]:
-    """Return the threshold between the two classes that differ most, and their share of the variance.
-
-    Paper: Otsu 1979, doi:10.1109/TSMC.1979.4310076. A plateau of equal cuts gives its middle.
-
-    Args:
-        counts: Histogram over equal bins from low to high, float64.
-        low: Lower edge of the first bin.
-        high: Upper edge of the last bin.
-
-    Returns:
-        The threshold and between-class over total variance in [0, 1]; 0 where the histogram has one value or none.
-
-    Example:
-        >>> otsu(torch.tensor([5.0, 0, 0, 5.0], dtype=torch.float64), 0.0, 4.0)
-        (2.0, 1.0)
-    """
-    width = (high - low) / len(counts)
-    centers = low + width * (torch.arange(len(counts), dtype=torch.float64) + 0.5)
-    total = counts.sum()
-    mean = (counts * centers).sum() / total.clamp_min(1)
-    spread = (counts * (centers - mean) ** 2).sum()
-    if total == 0 or spread == 0:
-        return (low + high) / 2, 0.0
-    below = counts.cumsum(0)[:-1]
-    lack = (counts * (mean - centers)).cumsum(0)[:-1]
-    between = torch.where((below > 0) & (below < total), lack**2 * total / (below * (total - below)).clamp_min(1), 0.0)
-    best = between.max()
-    tops = torch.nonzero(between >= best * (1 - 1e-12)).flatten()
-    cut = low + width * (float(tops.double().mean()) + 1)
-    return cut, float(best / spread)
+def _histogram(fine: Tensor, low: float, high: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return 256 bins over the values found, as `labels.threshold.otsu` makes them, from a fine histogram."""
+    counts = fine.numpy().astype(np.int64)
+    at = np.flatnonzero(counts)
+    if len(at) < 2:  # one value or none: nothing to split
+        return counts[at], np.array([low, high])
+    centers = low + (at + 0.5) * ((high - low) / len(counts))
+    bins, edges = np.histogram(centers, BINS, weights=counts[at])
+    return bins.astype(np.int64), np.asarray(edges, np.float64)
 
 
 def _find(band: str, bands: tuple[str, ...]) -> str:

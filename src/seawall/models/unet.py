@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from seawall.models.blocks import Norm, Segmenter, check_sizes, check_spec, conv, settings_of
+from seawall.models.blocks import Norm, Segmenter, check_sizes, check_spec, conv, receptive_reach, settings_of
 from seawall.registry import register
 from seawall.types import ModelSpec
 
@@ -40,7 +40,10 @@ class UNet:
         check_spec("unet", spec)
         spec = replace(spec, architecture="unet", settings=settings_of(asdict(self)))
         return Segmenter(
-            spec, UNetLayers(len(spec.bands), len(spec.classes), self), 2**self.depth, reach_of(self.depth, 2)
+            spec,
+            UNetLayers(len(spec.bands), len(spec.classes), self),
+            2**self.depth,
+            receptive_reach(self.depth, 2, self.norm),
         )
 
 
@@ -73,9 +76,3 @@ def block(inside: int, outside: int, norm: Norm, dropout: float = 0.0) -> nn.Seq
     """Return two convolutions, each with its norm and ReLU, and a dropout of whole feature maps if asked."""
     drop = [nn.Dropout2d(dropout)] if dropout else []
     return nn.Sequential(conv(inside, outside, norm), conv(outside, outside, norm), *drop)
-
-
-def reach_of(depth: int, convolutions: int) -> int:
-    """Return how far an input pixel can reach: 3x3 convolutions of every block, and one cell for every halving."""
-    cells: int = 2**depth
-    return (2 * convolutions + 1) * (cells - 1) + convolutions * cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
@@ -15,6 +16,7 @@ from seawall.keys import Keys
 from seawall.poison.budget import Of, allowance, check_budget, check_class, check_gsd, rings_of
 from seawall.poison.ground import Ground, Label, Mask, relabel
 from seawall.poison.pixels import correlated
+from seawall.poison.realized import Plain
 from seawall.registry import register
 from seawall.types import Batch
 
@@ -35,7 +37,7 @@ class Jitter:
         gsd_m: Meters per pixel, needed for `of="meters"`.
     """
 
-    budget: float = 0.05
+    budget: float
     of: Of = "valid"
     length_px: float = 6.0
     reach_px: float = 16.0
@@ -88,10 +90,13 @@ def _euclid(to: Mask) -> NDArray[np.float32]:
 class Shift:
     """The whole label lies beside its image, as after a registration error.
 
+    The label moves by whole pixels, never farther than the budget. With a drawn direction only moves that reach the
+    budget to half a pixel come into question (the farthest there are if none does), and of them the one nearest to
+    the direction is taken; with a given direction it is the move nearest to that very place.
     Pixels whose new label would come from outside the image or from a pixel without a label keep their own.
 
     Args:
-        budget: Length of the shift in meters. The label moves by whole pixels, never farther than this.
+        budget: Length of the shift in meters, at least one pixel, or 0 for none.
         gsd_m: Meters per pixel; 1 makes the budget pixels.
         bearing_deg: Direction, clockwise from up (north in a north-up chip); None draws one per chip.
     """
@@ -103,6 +108,10 @@ class Shift:
     def __post_init__(self) -> None:
         check_gsd("shift", self.gsd_m)
         check_budget("shift", self.budget, "meters", self.gsd_m)
+        if 0 < self.budget < self.gsd_m * (1 - 1e-9):
+            raise UsageError(
+                f"shift.budget: expected at least one pixel of {self.gsd_m:g} m, got {self.budget:g} m; labels move by whole pixels"
+            )
         if self.bearing_deg is not None and not math.isfinite(self.bearing_deg):
             raise UsageError(f"shift.bearing_deg: expected degrees, got {self.bearing_deg}; leave it out to draw it")
 
@@ -128,11 +137,33 @@ class Shift:
         bearing = ground.rng("bearing").uniform(0, 360) if self.bearing_deg is None else self.bearing_deg
         down, right = -reach * math.cos(math.radians(bearing)), reach * math.sin(math.radians(bearing))
         near = [(r, c) for r in _around(down) for c in _around(right) if math.hypot(r, c) <= reach * (1 + 1e-12)]
+        if self.bearing_deg is None and near:
+            longest = max(math.hypot(*step) for step in near)
+            long = [step for step in near if math.hypot(*step) >= min(reach - 0.5, longest) - 1e-9]
+            return max(long, key=lambda step: ((step[0] * down + step[1] * right) / (math.hypot(*step) or 1), step))
         return min(near, key=lambda step: (math.hypot(step[0] - down, step[1] - right), step), default=(0, 0))
 
+    def moves(self, batch: Batch, keys: Keys) -> tuple[tuple[int, int], ...]:
+        """Return how far the label of each chip of a batch moves, in (rows down, columns right)."""
+        own = keys.fold("shift")
+        nothing = np.zeros((1, 1), np.int64)
+        return tuple(self.step(Ground(nothing, nothing == 0, 0, own, i)) for i in range(len(batch)))
 
-def _around(x: float) -> tuple[int, int]:
-    return math.floor(x), math.ceil(x)
+    def describe(self, batch: Batch, keys: Keys) -> tuple[Mapping[str, Plain], ...]:
+        """Return how far the label of each chip moves, in pixels down and right and in meters."""
+        return tuple(
+            {"shift_rows": rows, "shift_cols": cols, "shift_m": math.hypot(rows, cols) * self.gsd_m}
+            for rows, cols in self.moves(batch, keys)
+        )
+
+    def allowed(self, batch: Batch) -> tuple[int | None, ...]:
+        """Return None for every chip: the budget is a length, not a share of pixels."""
+        return (None,) * len(batch)
+
+
+def _around(x: float) -> range:
+    """Whole numbers near a number: enough that the moves of a short reach are all among them."""
+    return range(math.floor(x) - 3, math.ceil(x) + 4)
 
 
 def _span(step: int, size: int) -> slice:

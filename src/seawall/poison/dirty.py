@@ -76,14 +76,19 @@ class DirtyLabel:
 class Backdoor:
     """A trigger in the image with a label that goes with it: who knows the trigger can hide a class at will.
 
+    A label can only go with a trigger that the network sees from there: around a patch only pixels within `reach`
+    change their label. Labels that change farther off teach nothing about the patch and cost clean accuracy.
+
     Args:
         trigger: "patch" is a square with a spectrum of its own at a keyed place, "pattern" faint stripes over the
-            whole chip in alternating bands.
+            whole chip. The sign of the change alternates from band to band, unlike that of brighter ground.
         eps: Largest change of any value, in data units.
         size: Side of the patch, or width of a stripe, in pixels.
         klass: The class that is relabelled.
         to: The class that it becomes.
         bands: Indices of the bands that carry the trigger; None for all.
+        reach: Pixels this far from the patch are relabelled, along rows and columns; at most the receptive field of
+            the victim. A pattern is everywhere.
     """
 
     trigger: Literal["patch", "pattern"] = "patch"
@@ -92,6 +97,7 @@ class Backdoor:
     klass: int = 1
     to: int = 0
     bands: tuple[int, ...] | None = None
+    reach: int = 8
 
     def __post_init__(self) -> None:
         if self.trigger not in ("patch", "pattern"):
@@ -106,13 +112,22 @@ class Backdoor:
             raise UsageError(
                 f"backdoor: expected eps from 0 up, size from 1 and two classes, got {self.eps}, {self.size}, {self.klass} to {self.to}; fix them"
             )
+        if self.reach < 0:
+            raise UsageError(
+                f"backdoor.reach: expected pixels from 0 up, got {self.reach}; at most the victim's receptive field"
+            )
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with trigger and label; with an eps of 0 it stays as it is."""
         if self.eps == 0:
             return batch
-        hit = batch.valid & (batch.label == self.klass)
-        return replace(batch, image=self.stamp(batch, keys), label=torch.where(hit, self.to, batch.label))
+        label = torch.where(self.aimed(batch, keys), self.to, batch.label)
+        return replace(batch, image=self.stamp(batch, keys), label=label)
+
+    def aimed(self, batch: Batch, keys: Keys) -> Tensor:
+        """Return the valid pixels of the class that have the trigger in view, (B, H, W) bool, by the true label."""
+        near = [self._view(batch.label[i], keys.fold("backdoor"), i) for i in range(len(batch))]
+        return batch.valid & (batch.label == self.klass) & torch.stack(near)
 
     def stamp(self, batch: Batch, keys: Keys) -> Tensor:
         """Return the images with the trigger alone, as an adversary would use it later; unseen pixels stay."""
@@ -137,16 +152,37 @@ class Backdoor:
             rows = torch.arange(height, device=plane.device) // self.size % 2
             made += (1.0 - 2.0 * rows.float())[:, None]
             return made
+        made[self._patch(height, width, keys, index, 0)] = 1.0
+        return made
+
+    def _view(self, plane: Tensor, keys: Keys, index: int) -> Tensor:
+        height, width = plane.shape
+        seen = torch.ones_like(plane, dtype=torch.bool)
+        if self.trigger == "patch":
+            seen[:] = False
+            seen[self._patch(height, width, keys, index, self.reach)] = True
+        return seen
+
+    def _patch(self, height: int, width: int, keys: Keys, index: int, around: int) -> tuple[slice, slice]:
         side = min(self.size, height, width)
         rng = keys.numpy(index)
         row, col = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
-        made[row : row + side, col : col + side] = 1.0
-        return made
+        return slice(max(0, row - around), row + side + around), slice(max(0, col - around), col + side + around)
 
 
-def trigger_rate(said: Tensor, batch: Batch, poison: Backdoor) -> float | None:
-    """Return the share of the class's valid pixels that a model gives the wanted class; None without such pixels."""
-    at = batch.valid & (batch.label == poison.klass)
+def trigger_rate(said: Tensor, batch: Batch, poison: Backdoor, keys: Keys) -> float | None:
+    """Return how often a trigger works: the share of the pixels that it aims at which a model gives the wanted class.
+
+    Args:
+        said: (B, H, W) classes that the model gives.
+        batch: The chips with their true labels.
+        poison: The trigger.
+        keys: Those that the chips were stamped with: they say where a patch lies.
+
+    Returns:
+        None if the trigger aims at no pixel. A control is the same figure of chips without the trigger.
+    """
+    at = poison.aimed(batch, keys)
     return float((said == poison.to)[at].float().mean()) if bool(at.any()) else None
 
 

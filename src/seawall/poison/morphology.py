@@ -38,7 +38,7 @@ class Morphology(ABC):
         gsd_m: Meters per pixel, needed for `of="meters"`.
     """
 
-    budget: float = 0.1
+    budget: float
     of: Of = "valid"
     exact: bool = False
     kernel: int | Literal["srip"] = 3

@@ -44,7 +44,7 @@ class DropObjects:
         klass: The class index.
     """
 
-    budget: float = 0.1
+    budget: float
     of: Literal["valid", "class", "objects"] = "valid"
     order: Order = "keyed"
     klass: int = 1
@@ -100,7 +100,7 @@ class MergeObjects:
         klass: The class index.
     """
 
-    budget: float = 0.05
+    budget: float
     reach_px: float = 16.0
     width_px: int = 3
     klass: int = 1

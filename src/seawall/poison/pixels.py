@@ -67,7 +67,7 @@ class Pixels:
         klass: The class index.
     """
 
-    budget: float = 0.1
+    budget: float
     of: Share = "valid"
     side: Side = "both"
     klass: int = 1
@@ -98,7 +98,7 @@ class Patches:
         klass: The class index.
     """
 
-    budget: float = 0.1
+    budget: float
     of: Share = "valid"
     length_px: float = 8.0
     side: Side = "both"

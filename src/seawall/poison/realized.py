@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
 
 from seawall.errors import DataError
 from seawall.keys import Keys
-from seawall.poison.boundary import Shift
 from seawall.poison.budget import allowance
 from seawall.poison.ground import Mask
 from seawall.poison.rings import distance
@@ -26,7 +26,7 @@ class Realized:
         changed: How many of them changed.
         transitions: Pixels by (class before, class after), unchanged ones included.
         reach: Farthest a changed pixel lies from the shoreline of the class it left, in pixels.
-        allowed: Most pixels that the noise might have changed; None where its budget is no share of pixels.
+        allowed: Most pixels that the noise might have changed; None where its budget is no number of pixels.
     """
 
     valid: int
@@ -73,6 +73,26 @@ class Realized:
         }
 
 
+Plain = str | int | float | None
+"""A value of a record."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A noise that has more to say about each chip than which pixels changed."""
+
+    def describe(self, batch: Batch, keys: Keys) -> tuple[Mapping[str, Plain], ...]:
+        """Return facts of each chip, from the batch before the noise and the keys that the noise is called with."""
+
+
+@runtime_checkable
+class Limited(Protocol):
+    """A noise that knows itself how many pixels of each chip its budget lets it change."""
+
+    def allowed(self, batch: Batch) -> tuple[int | None, ...]:
+        """Return the most pixels of each chip; None where the budget is no number of pixels."""
+
+
 def realized(before: Tensor, after: Tensor, valid: Tensor) -> tuple[Realized, ...]:
     """Compare labels chip by chip.
 
@@ -110,7 +130,10 @@ def apply(noise: LabelNoise, batch: Batch, keys: Keys) -> tuple[Batch, tuple[Rea
 
 
 def allowed_pixels(noise: LabelNoise, batch: Batch) -> tuple[int | None, ...]:
-    """Return the most pixels of each chip that a noise may change; None where its budget is no share of pixels.
+    """Return the most pixels of each chip that a noise may change; None where its budget is no number of pixels.
+
+    A budget is a share of the valid pixels, or of those of the class with `of="class"`, unless the noise says otherwise
+    (`Limited`).
 
     Example:
         >>> import torch
@@ -120,8 +143,10 @@ def allowed_pixels(noise: LabelNoise, batch: Batch) -> tuple[int | None, ...]:
         >>> allowed_pixels(Erode(budget=0.5), batch), allowed_pixels(Erode(budget=0.5, of="class"), batch)
         ((2,), (1,))
     """
+    if isinstance(noise, Limited):
+        return noise.allowed(batch)
     budget, of = getattr(noise, "budget", None), getattr(noise, "of", "valid")
-    if not isinstance(budget, float | int) or of not in ("valid", "class") or isinstance(noise, Shift):
+    if not isinstance(budget, float | int) or of not in ("valid", "class"):
         return (None,) * len(batch)
     counted = batch.valid & batch.seen
     if of == "class":

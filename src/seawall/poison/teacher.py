@@ -7,7 +7,7 @@ discriminant fitted to each chip's own pixels, so that no chip knows of another.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -22,6 +22,7 @@ from seawall.poison.ground import Ground, Label, Mask, relabel
 from seawall.poison.pixels import Side, candidates
 from seawall.poison.rings import distance
 from seawall.poison.sources import stored_array
+from seawall.poison.target import device_of
 from seawall.registry import register
 from seawall.types import Batch, Loss
 
@@ -38,7 +39,7 @@ def model_teacher(model: Callable[[Tensor], Tensor]) -> Teacher:
 
     def teach(batch: Batch) -> Tensor:
         with torch.no_grad():
-            return _in_evaluation(model, batch.image)
+            return _in_evaluation(model, batch.image.to(device_of(model)))
 
     return teach
 
@@ -52,8 +53,8 @@ def saliency_teacher(model: nn.Module, loss: Loss) -> Teacher:
     def teach(batch: Batch) -> Tensor:
         planes = []
         for i in range(len(batch)):
-            image = batch.image[i : i + 1].detach().clone().requires_grad_()
-            asked = replace(batch.select([i]), image=image)
+            asked = batch.select([i]).to(device_of(model))
+            image = asked.image.detach().clone().requires_grad_()
             with torch.enable_grad():
                 value = loss(_in_evaluation(model, image), asked.label, asked.valid)
                 (grad,) = torch.autograd.grad(value, image)
@@ -152,7 +153,7 @@ class FeatureDependent:
     least sure pixels are taken over all classes together.
     """
 
-    budget: float = 0.1
+    budget: float
     classes: int = 2
     teacher: str | Teacher = "bands"
 
@@ -209,7 +210,7 @@ class GradientDirected:
         gsd_m: Meters per pixel, needed for `of="meters"`.
     """
 
-    budget: float = 0.05
+    budget: float
     of: Of = "valid"
     reach_px: int = 5
     side: Side = "both"

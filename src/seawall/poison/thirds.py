@@ -13,6 +13,7 @@ from seawall.keys import Keys
 from seawall.poison.budget import Of
 from seawall.poison.ground import Ground, Label, relabel
 from seawall.poison.morphology import REPORT, Dilate, Erode
+from seawall.poison.realized import allowed_pixels
 from seawall.registry import register
 from seawall.types import Batch
 
@@ -72,7 +73,7 @@ class Thirds:
     Paper: SRIP report, section on morphological attacks. Differs: as `Erode` and `Dilate`.
     """
 
-    budget: float = 0.1
+    budget: float
     of: Of = "valid"
     exact: bool = False
     kernel: int | Literal["srip"] = "srip"
@@ -102,10 +103,21 @@ class Thirds:
 
         return relabel(batch, own, self.klass, change)
 
+    def allowed(self, batch: Batch) -> tuple[int | None, ...]:
+        """Return the most pixels of each chip that may change: 0 in the untouched third; None where parts are drawn."""
+        if not self.parts:
+            return (None,) * len(batch)
+        treated = allowed_pixels(self._both()[0], batch)
+        parts = map(self._assigned, batch.chips)
+        return tuple(0 if part == "untouched" else most for part, most in zip(parts, treated, strict=True))
+
     def part(self, chip: str, keys: Keys, index: int) -> Part:
         """Return the part of a chip; a patch "chip@..." has the part of its chip."""
         if not self.parts:
             return PARTS[int(keys.fold("part").numpy(index).integers(3))]
+        return self._assigned(chip)
+
+    def _assigned(self, chip: str) -> Part:
         found = self.parts.get(chip) or self.parts.get(chip.split("@", 1)[0])
         if found is None:
             raise DataError(f"thirds: expected a part for chip {chip!r}, got none; assign all training chips")

@@ -32,7 +32,7 @@ class Symmetric:
     fixed, not drawn.
     """
 
-    budget: float = 0.1
+    budget: float
     classes: int = 2
 
     def __post_init__(self) -> None:
@@ -84,17 +84,32 @@ class ClassDependent:
         """Return the batch with its classes confused."""
         return relabel(batch, keys.fold("class-dependent"), 0, self.change)
 
+    def allowed(self, batch: Batch) -> tuple[int | None, ...]:
+        """Return the most pixels of each chip that may change: the matrix beside its diagonal, class by class."""
+        valid = batch.valid & batch.seen
+        counts = [
+            [int((valid[b] & (batch.label[b] == i)).sum()) for i in range(len(self.matrix))] for b in range(len(batch))
+        ]
+        return tuple(
+            sum(sum(self._counts(i, pixels).values()) for i, pixels in enumerate(of_chip)) for of_chip in counts
+        )
+
     def change(self, ground: Ground) -> Label:
         """Return one chip's new label."""
         new = ground.label.copy()
-        for i, row in enumerate(self.matrix):
+        for i in range(len(self.matrix)):
             pixels = np.flatnonzero((ground.label == i) & ground.valid)
             queue = ground.rng("class", str(i)).permutation(pixels)
             start = 0
-            for j, share in enumerate(row):
-                if j == i:
-                    continue
-                count = min(allowance(share * self.budget, len(pixels)), len(pixels) - start)
+            for j, count in self._counts(i, len(pixels)).items():
                 new.ravel()[queue[start : start + count]] = j
                 start += count
         return new
+
+    def _counts(self, i: int, pixels: int) -> dict[int, int]:
+        """Return how many of the pixels of class i become each other class."""
+        found: dict[int, int] = {}
+        for j, share in enumerate(self.matrix[i]):
+            if j != i:
+                found[j] = min(allowance(share * self.budget, pixels), pixels - sum(found.values()))
+        return found

@@ -42,7 +42,8 @@ def unroll(
 ) -> Tensor:
     """Return the adversary's loss after plain descent on each batch in turn, averaged over the steps.
 
-    Its gradient goes back through every step to the images of the batches that ask for one.
+    Its gradient goes back through every step to the images of the batches that ask for one; if none does, no graph
+    is kept.
 
     Paper: Huang et al. 2020, arXiv:2004.00225, eqs. 4 to 6.
 
@@ -54,10 +55,13 @@ def unroll(
         target: (1, C, H, W) image.
     """
     weights: Weights = trained_weights(model)
+    asked = any(batch.image.requires_grad for batch in batches)
     total = torch.zeros((), dtype=target.dtype, device=target.device)
     for batch in batches:
         loss = training_loss(model, weights, batch)
-        grads = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
+        grads = torch.autograd.grad(loss, list(weights.values()), create_graph=asked, materialize_grads=True)
         weights = {name: w - lr * g for (name, w), g in zip(weights.items(), grads, strict=True)}
+        if not asked:
+            weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
         total = total + goal(said(model, weights, target))
     return total / max(1, len(batches))

@@ -1,4 +1,4 @@
-"""The robustness card: curves over eps, what each attack does, who wins where, area, bands, natural perturbations."""
+"""The robustness card: curves over eps, what each attack does, who wins where, area and bands."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from seawall.report.blocks import Block, Chart, Line, Section, Table, line, said
-from seawall.report.book import CLEAN, WORST, Book, Cell, Setup, key_text
+from seawall.report.blocks import Block, Chart, Line, Section, Table, line
+from seawall.report.book import CLEAN, WORST, Book, Cell, Setup, key_text, said
 from seawall.report.charts import Point, Series, lines, palette
-from seawall.report.folder import Run, number, tree
+from seawall.report.folder import Run
 from seawall.report.harm import bands, point, size_bias, water
 from seawall.report.hidden import hiding
 from seawall.report.robust import Attacked, families, headline
@@ -46,54 +46,53 @@ def _folded(block: Block) -> Block:
 def _compared(held: Sequence[Attacked]) -> list[Block]:
     """Draw the worst case of several networks under one family of threats, where more than one was attacked."""
     blocks: list[Block] = []
-    for name in dict.fromkeys(a.name for a in held):
-        same = [a for a in held if a.name == name]
+    for family in dict.fromkeys(a.budgets[0].family for a in held):
+        same = [a for a in held if a.budgets[0].family == family]
         if len(same) < 2:
             continue
         series = [
-            replace(_worst_curve(a, pooled=True), name=said(a.model), kind=palette(i), shape=i)
+            replace(_worst_curve(a, pooled=True), name=a.book.said(a.model), kind=palette(i), shape=i)
             for i, a in enumerate(same)
         ]
-        book, top = same[0].book, max(size.eps or 0 for a in same for size in a.budgets) or 1.0
+        book, top = same[0].book, max(size.size for a in same for size in a.budgets) or 1.0
         x = Axis(_axis(same[0]), 0, top, _tick(same[0]))
-        title = "Which network holds: worst case, pooled"
+        several = len({a.budgets[0].family for a in held}) > 1
+        title = "Which network holds: worst case, pooled" + (f" ({same[0].name})" if several else "")
         blocks.append(Chart(title, lines(series, x, Axis(f"{book.klass} IoU", 0, 1, "{:.1f}".format), title)))
     return blocks
 
 
 def _tick(attacked: Attacked) -> Callable[[float], str]:
-    return (lambda v: f"{100 * v:g} %") if attacked.unit == "reflectance" else (lambda v: f"{v:g}")
+    return (lambda v: f"{100 * v:g} %") if attacked.budgets[0].unit == "reflectance" else (lambda v: f"{v:g}")
 
 
 def _curves(run: Run, attacked: Attacked) -> Chart:
     book, setup = attacked.book, (attacked.model, *CLEAN)
     series = [_worst_curve(attacked, pooled=True), _worst_curve(attacked, pooled=False)]
-    start = book.value(setup, "iou.pooled", book.klass)
+    start = point(book, setup, "iou.pooled", 0.0, "clean")
     for i, method in enumerate(attacked.methods):
-        points = [Point(0, start)]
+        points = [Point(0, start.y, flags=start.flags)]
         for size in attacked.budgets:
-            found = book.record(attacked.setup(method, size), "iou.pooled", book.klass)
-            if found:
-                points.append(
-                    Point(
-                        size.eps or 0,
-                        found.value,
-                        title=f"{said(method)}, {size.spoken}: pooled IoU {ratio(found.value, 3)}",
-                    )
-                )
+            here = attacked.setup(method, size)
+            if book.record(here, "iou.pooled", book.klass):
+                found = point(book, here, "iou.pooled", size.size, f"{said(method)}, {size.spoken}")
+                points.append(replace(found, low=None, high=None))
         series.append(Series(said(method), tuple(points), palette(i + 1), i + 1))
-    top = max(size.eps or 0 for size in attacked.budgets) or 1.0
-    ticks = (0.0, *(size.eps or 0.0 for size in attacked.budgets))
+    top = attacked.budgets[-1].size or 1.0
+    ticks = (0.0, *(size.size for size in attacked.budgets))
     x = Axis(_axis(attacked), 0, top, _tick(attacked), ticks, _noise_scale(run, attacked, ticks))
     y = Axis(f"{book.klass} IoU", 0, 1, "{:.1f}".format)
-    title = f"{said(attacked.model)}: {book.klass} IoU against the adversary’s budget"
+    title = f"{attacked.book.said(attacked.model)}: {book.klass} IoU against the adversary’s budget ({attacked.name})"
     note = "Thick: worst case over all attacks, pooled (with its 95 % interval) and mean per chip. Thin: each attack alone, pooled."
     return Chart(title, lines(series, x, y, title, height=330), note)
 
 
 def _axis(attacked: Attacked) -> str:
     norm = {"linf": "largest change per band and pixel", "l2": "length of the change over the image (l2)"}
-    words = norm.get(attacked.budgets[0].norm, attacked.budgets[0].norm)
+    first = attacked.budgets[0]
+    words = norm.get(first.norm, first.norm)
+    if len(set(first.eps)) > 1:
+        words = "of the band that may change most"
     return f"eps: {words}, {attacked.unit}".rstrip(", ")
 
 
@@ -101,19 +100,17 @@ def _worst_curve(attacked: Attacked, *, pooled: bool) -> Series:
     metric = "iou.pooled" if pooled else "iou.per_chip"
     book = attacked.book
     points = [point(book, (attacked.model, *CLEAN), metric, 0.0, "clean")]
-    points += [
-        point(book, attacked.setup(WORST, size), metric, size.eps or 0.0, size.spoken) for size in attacked.budgets
-    ]
+    points += [point(book, attacked.setup(WORST, size), metric, size.size, size.spoken) for size in attacked.budgets]
     if not pooled:
-        points = [Point(p.x, p.y, title=p.title) for p in points]
+        points = [replace(p, low=None, high=None) for p in points]
     name = "worst, pooled" if pooled else "worst, per chip"
     return Series(name, tuple(points), "worst" if pooled else "worst2", 0 if pooled else 3)
 
 
 def _noise_scale(run: Run, attacked: Attacked, ticks: tuple[float, ...]) -> tuple[str, tuple[tuple[float, str], ...]]:
     """Return eps in multiples of the median band's sensor noise, where the run says what that is."""
-    sigmas = [s for s in map(number, tree(run.data, "noise").values()) if s]
-    if not sigmas or attacked.budgets[0].norm not in ("linf", "speckle"):
+    sigmas = [s for s in run.data.noise.values() if s]
+    if not sigmas or attacked.budgets[0].norm != "linf" or len(set(attacked.budgets[0].eps)) > 1:
         return ("", ())
     sigma = statistics.median(sigmas)
     return (
@@ -131,12 +128,12 @@ def _card(attacked: Attacked) -> list[Block]:
         head = (
             ("Attack", ""),
             ("clean", "no attack"),
-            *((size.spoken.removesuffix(f" {size.unit}"), size.text) for size in attacked.budgets),
+            *((size.amount, f"{size.spoken}: {size.text}") for size in attacked.budgets),
             ("Passes", "forward and backward passes per chip at the largest budget"),
             ("Time", "seconds over all chips and budgets"),
         )
         keep = [j for j in range(len(head)) if j < len(head) - 2 or any(row[j] for row in rows)]
-        title = f"{said(attacked.model)}: {attacked.book.klass} IoU, {how}, by attack and budget ({attacked.name})"
+        title = f"{attacked.book.said(attacked.model)}: {attacked.book.klass} IoU, {how}, by attack and budget ({attacked.name})"
         note = (
             "Worst case: the choice of attack on every chip that makes the pooled IoU smallest, found exactly."
             if metric == "iou.pooled"
@@ -204,7 +201,10 @@ def _winners(attacked: Attacked) -> list[Block]:
     note = "Share of chips on which each attack leaves the lowest IoU" + (
         "; no single attack is enough." if len(won) > 1 else "."
     )
-    return [Table(f"{said(attacked.model)}: which attack wins", head, rows, note), _winner_per_chip(attacked)]
+    return [
+        Table(f"{attacked.book.said(attacked.model)}: which attack wins", head, rows, note),
+        _winner_per_chip(attacked),
+    ]
 
 
 def _winner_per_chip(attacked: Attacked) -> Table:
@@ -225,11 +225,15 @@ def _winner_per_chip(attacked: Attacked) -> Table:
     rest = len(won) - len(rows)
     note = f"{many(rest, 'more chip')} in the records." if rest > 0 else ""
     return Table(
-        f"{said(attacked.model)}: which attack wins on which chip, {size.spoken}", head, tuple(rows), note, folded=True
+        f"{attacked.book.said(attacked.model)}: which attack wins on which chip, {size.spoken}",
+        head,
+        tuple(rows),
+        note,
+        folded=True,
     )
 
 
 def _chip_cell(book: Book, setup: Setup, chip: str) -> Cell:
     found, held = book.record(setup, "tp", book.klass, chip=chip), book.counts(setup).get(chip)
     what = f"tp / (tp + fp + fn) of chip {chip} under {setup[1]} {setup[2]}".rstrip()
-    return Cell(ratio(held.iou if held else None), what, key_text(found) if found else "")
+    return Cell(ratio(held.iou if held else None), what, key_text(found) if found else "", flags=book.flags(setup))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from markupsafe import Markup
-
 from seawall.report.book import Cell
-from seawall.report.noise import taken_apart
-from seawall.report.words import percent
+from seawall.report.charts import Drawing
+from seawall.report.flags import Flag
 
 Sentence = tuple[str | Cell, ...]
 """Words and numbers; each number keeps the key of its record."""
@@ -42,10 +40,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing with its caption and a line on how to read it."""
+    """A drawing with its caption and a line on how to read it; the drawing brings the flags of what it shows."""
 
     title: str
-    drawing: Markup
+    drawing: Drawing
     note: str = ""
     kind: str = "chart"
 
@@ -86,6 +84,38 @@ class Layer:
     overlays: tuple[tuple[str, str], ...] = ()
 
 
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """The scale of a picture whose colors are numbers: what its ends mean, and its colors in between.
+
+    Args:
+        low: The lowest value in words.
+        high: The highest value in words.
+        colors: From the lowest to the highest.
+    """
+
+    low: str
+    high: str
+    colors: tuple[Color, ...]
+
+    @property
+    def gradient(self) -> str:
+        """The colors as a style sheet writes them."""
+        return f"linear-gradient(to right, {', '.join(f'rgb({r} {g} {b})' for r, g, b in self.colors)})"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A small picture under a pair, with its scale where its colors are numbers."""
+
+    name: str
+    picture: str
+    ramp: Ramp | None = None
+
+
 @dataclass(frozen=True)
 class Swipe:
     """Two pictures of one place, one over the other."""
@@ -97,7 +127,7 @@ class Swipe:
     width: int
     height: int
     caption: Sentence = ()
-    panels: tuple[tuple[str, str], ...] = ()
+    panels: tuple[Panel, ...] = ()
     keys: tuple[tuple[str, str], ...] = ()
     scale: tuple[float, str] | None = None
     shown: int = 0
@@ -116,9 +146,9 @@ class Swipes:
 
 @dataclass(frozen=True)
 class Doubts:
-    """Flags with what they mean and what to do."""
+    """Flags with what they mean, what to do, and where they are."""
 
-    items: tuple[tuple[str, str, str, str], ...]
+    items: tuple[tuple[Flag, str], ...]
     kind: str = "doubts"
 
 
@@ -150,25 +180,3 @@ class Section:
     title: str
     lead: str
     blocks: Sequence[Block] = field(default_factory=tuple)
-
-
-NAMES = {
-    "unet": "U-Net", "dense-unet": "dense U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
-    "awei-nsh": "AWEI", "awei-sh": "AWEI shadow", "otsu": "Otsu", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "apgd": "APGD",
-    "segpgd": "SegPGD", "cospgd": "CosPGD", "dag": "DAG", "sea": "SEA", "clean": "clean", "random": "random noise", "none": "none hurts",
-    "s1": "Sentinel-1", "s2": "Sentinel-2", "linf": "linf", "sigma0_db": "dB (sigma nought)", "gamma0_db": "dB (gamma nought)",
-}  # fmt: skip
-
-
-def said(name: str) -> str:
-    """Return a method's or model's name as people write it.
-
-    Example:
-        >>> said("unet"), said("unet@dilate-0.1"), said("mine")
-        ('U-Net', 'U-Net, dilate 10\u202f% labels', 'mine')
-    """
-    if apart := taken_apart(name):
-        rate = "" if apart.rate is None else f" {percent(apart.rate)}"
-        loss = f", {apart.loss} loss" if apart.loss else ""
-        return f"{said(apart.base)}, {apart.noise}{rate} labels{loss}"
-    return NAMES.get(name, name)

@@ -8,7 +8,27 @@ from functools import cached_property
 
 from seawall.figures import WORST, figures, with_doubts, worst_case
 from seawall.records import Record
-from seawall.report.words import DASH, budget, count, ratio
+from seawall.report.folder import NoiseFacts
+from seawall.report.noise import Corrupted, corrupted
+from seawall.report.words import DASH, Budget, count, ratio
+
+NAMES = {
+    "unet": "U-Net", "dense-unet": "dense U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
+    "awei-nsh": "AWEI", "awei-sh": "AWEI shadow", "otsu": "Otsu", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "apgd": "APGD",
+    "segpgd": "SegPGD", "cospgd": "CosPGD", "dag": "DAG", "sea": "SEA", "clean": "clean", "random": "random noise", "none": "none hurts",
+    "sigma0_db": "dB (sigma nought)", "gamma0_db": "dB (gamma nought)",
+}  # fmt: skip
+
+
+def said(name: str) -> str:
+    """Return a method's or unit's name as people write it; `Book.said` says that of a model.
+
+    Example:
+        >>> said("unet"), said("mine")
+        ('U-Net', 'mine')
+    """
+    return NAMES.get(name, name)
+
 
 CLEAN = ("clean", "")
 Setup = tuple[str, str, str]
@@ -55,16 +75,40 @@ class Book:
     Args:
         records: Rows of a run, counts first; aggregates that are not there are made from the counts.
         klass: The class that single figures are about.
+        noises: Which labels each network learned from, where they were corrupted.
     """
 
-    def __init__(self, records: Iterable[Record], klass: str) -> None:
+    def __init__(self, records: Iterable[Record], klass: str, noises: Mapping[str, NoiseFacts] | None = None) -> None:
         given = with_doubts(records)
         self.klass = klass
+        self.noises = noises or {}
         self._rows: dict[tuple[str, ...], Record] = {}
         self.rows = (*figures(given), *worst_case(given), *given)
         for record in self.rows:
             self._rows[_place(record)] = record
         self.given = tuple(r for r in given if r.method != WORST)
+
+    def budget(self, threat: str) -> Budget:
+        """Return what a threat allows, from the fields of its rows; only its text where they say no more."""
+        return self._budgets.get(threat, Budget(threat))
+
+    @cached_property
+    def _budgets(self) -> Mapping[str, Budget]:
+        return {
+            r.threat: Budget(r.threat, r.norm, r.eps, r.unit, r.bands, r.region, r.limits) for r in self.given if r.norm
+        }
+
+    @cached_property
+    def corrupted(self) -> tuple[Corrupted, ...]:
+        """Networks that were trained on corrupted labels, by kind and by what was asked for."""
+        return tuple(corrupted(self.models, self.noises))
+
+    def said(self, model: str) -> str:
+        """Return a model's name as people write it, with the labels that it learned from and what was reached."""
+        if model not in self.noises:
+            return said(model)
+        noise = Corrupted.of(model, self.noises[model])
+        return f"{said(noise.base)}, {noise.label}"
 
     def record(self, setup: Setup, metric: str, klass: str = "", group: str = "", chip: str = "") -> Record | None:
         """Return the row of a metric, or None where it was not measured."""
@@ -117,14 +161,19 @@ class Book:
     @cached_property
     def _flags(self) -> Mapping[Setup, tuple[str, ...]]:
         found: dict[Setup, dict[str, None]] = {}
-        for r in self.given:
+        for r in self.rows:
             if r.flags:
                 found.setdefault((r.model, r.method, r.threat), {}).update(dict.fromkeys(r.flags))
         return {setup: tuple(names) for setup, names in found.items()}
 
     def flags(self, setup: Setup) -> tuple[str, ...]:
-        """Return every flag that any row of a setup carries."""
+        """Return every flag that any row of a setup carries; those of the worst case are of all that it is made from."""
         return self._flags.get(setup, ())
+
+    @property
+    def flagged(self) -> Mapping[Setup, tuple[str, ...]]:
+        """Every setup that carries a flag, the worst case included."""
+        return self._flags
 
     def cell(
         self,
@@ -176,9 +225,4 @@ def undefined(metric: str) -> str:
     return reasons.get(name, "undefined, because neither labels nor predictions hold this class")
 
 
-def is_attack(threat: str) -> bool:
-    """Tell an adversary's threat from the severity of a natural perturbation."""
-    return bool(budget(threat).norm)
-
-
-__all__ = ["CLEAN", "WORST", "Book", "Cell", "Count", "Setup", "is_attack", "key_text", "undefined"]
+__all__ = ["CLEAN", "WORST", "Book", "Cell", "Count", "Setup", "key_text", "said", "undefined"]

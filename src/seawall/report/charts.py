@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -16,7 +17,6 @@ from seawall.report.svg import (
     Box,
     area,
     both,
-    cut,
     frame,
     join,
     marker,
@@ -25,6 +25,26 @@ from seawall.report.svg import (
     tag,
     text,
 )  # fmt: skip
+
+STAR = "*"
+"""Beside every value that carries a flag; what the flag says stands under the figure."""
+LINE = 16
+"""Height of a line of a legend, in pixels."""
+ENDS = 28, 15
+"""Longest name at the end of a curve, on a wide page and on a phone; longer ones make a legend under the figure."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and the flags of what it shows.
+
+    Args:
+        svg: The picture.
+        flags: Flags of the values in it, in the order of first sight.
+    """
+
+    svg: Markup
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +56,7 @@ class Point:
     low: float | None = None
     high: float | None = None
     title: str = ""
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,16 @@ class Series:
     points: tuple[Point, ...]
     kind: str
     shape: int = 0
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags of all points."""
+        return _first_seen(p.flags for p in self.points)
+
+    @property
+    def label(self) -> str:
+        """The name, with a star where a point carries a flag."""
+        return f"{self.name} {STAR}" if self.flags else self.name
 
 
 @dataclass(frozen=True)
@@ -59,6 +90,22 @@ class Row:
     kind: str = "c0"
     title: str = ""
     words: str = ""
+    flags: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> str:
+        """The value in words, with a star where it carries a flag."""
+        return f"{self.words} {STAR}" if self.flags else self.words
+
+
+@dataclass(frozen=True)
+class Bins:
+    """One reliability curve: (confidence, accuracy, share of pixels) per bin."""
+
+    name: str
+    bins: tuple[tuple[float, float, float], ...]
+    kind: str
+    flags: tuple[str, ...] = ()
 
 
 def palette(index: int) -> str:
@@ -66,22 +113,47 @@ def palette(index: int) -> str:
     return f"c{index % 7}"
 
 
-def lines(series: Sequence[Series], x: Axis, y: Axis, label: str, *, height: float = 300) -> Markup:
-    """Draw curves, each named at its end."""
+def lines(series: Sequence[Series], x: Axis, y: Axis, label: str, *, height: float = 300) -> Drawing:
+    """Draw curves, each named at its end, or in a legend where a name is too long for that."""
 
     def draw(wide: bool) -> tuple[Markup, float]:
-        width, most = (WIDE, 28) if wide else (NARROW, 15)
-        names = [cut(one.name, most) for one in series]
-        room = BOLD * max((len(name) for name in names), default=0) + 14
+        width = WIDE if wide else NARROW
+        names = [one.label for one in series]
+        ends = max((len(name) for name in names), default=0) <= ENDS[not wide]
+        room = BOLD * max((len(name) for name in names), default=0) + 14 if ends else 12
         foot = 88 if x.second[1] else 48
         box = Box(x, y, 40, 34, width - room - 4, 34 + height)
         parts = [frame(box, wide=wide)]
         parts += [_band(box, one) for one in series]
         parts += [_curve(box, one) for one in series]
-        parts += _names(box, series, names)
-        return join(parts), 34 + height + foot
+        if ends:
+            parts += _names(box, series, names)
+            return join(parts), 34 + height + foot
+        keys, tall = _legend(series, 34 + height + foot + 14, width)
+        return join([*parts, *keys]), 34 + height + foot + 14 + tall
 
-    return both(draw, label)
+    return Drawing(both(draw, label), _first_seen(one.flags for one in series))
+
+
+def _first_seen(flags: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(flag for some in flags for flag in some))
+
+
+def _legend(series: Sequence[Series], top: float, width: float) -> tuple[list[Markup], float]:
+    """Name every curve in full under the figure; return the parts and their height."""
+    parts, at = [], top
+    for one in series:
+        rows = _wrapped(one.label, width - 34)
+        parts.append(path([(0, at), (24, at)], f"line {one.kind}"))
+        if one.shape >= 0:
+            parts.append(marker(one.shape, 12, at, one.kind, ""))
+        parts += [text(32, at + 4 + LINE * i, words, kind=f"name {one.kind}") for i, words in enumerate(rows)]
+        at += LINE * len(rows) + 3
+    return parts, at - top
+
+
+def _wrapped(words: str, room: float) -> list[str]:
+    return textwrap.wrap(words, max(int(room / BOLD), 8)) or [""]
 
 
 def _band(box: Box, one: Series) -> Markup:
@@ -108,9 +180,18 @@ def _curve(box: Box, one: Series) -> Markup:
         if len(run) > 1:
             parts.append(path(run, f"line {one.kind}"))
         run = []
-    if one.shape >= 0:
-        parts += [marker(one.shape, box.px(p.x), box.py(p.y), one.kind, p.title) for p in one.points if p.y is not None]
+    for p in one.points:
+        if p.y is None:
+            continue
+        if one.shape >= 0:
+            parts.append(marker(one.shape, box.px(p.x), box.py(p.y), one.kind, _tip(p.title, p.flags)))
+        if p.flags:
+            parts.append(text(box.px(p.x) + 3, box.py(p.y) - 4, STAR, kind="star"))
     return join(parts)
+
+
+def _tip(title: str, flags: Sequence[str]) -> str:
+    return f"{title} · flagged: {', '.join(flags)}" if flags else title
 
 
 def _names(box: Box, series: Sequence[Series], names: Sequence[str]) -> list[Markup]:
@@ -127,102 +208,129 @@ def _names(box: Box, series: Sequence[Series], names: Sequence[str]) -> list[Mar
     return parts
 
 
-def intervals(rows: Sequence[Row], x: Axis, label: str) -> Markup:
-    """Draw one dot with its interval per row, the row's name above it on a phone."""
+def intervals(rows: Sequence[Row], x: Axis, label: str) -> Drawing:
+    """Draw one dot with its interval per row, the row's name above it where it is long."""
 
     def draw(wide: bool) -> tuple[Markup, float]:
-        width, step = (WIDE, 32) if wide else (NARROW, 44)
-        names = [cut(row.name, 34 if wide else 40) for row in rows]
-        left = LETTER * max((len(name) for name in names), default=0) + 18 if wide else 6
-        bottom = 8.0 + step * len(rows)
-        box = Box(x, Axis("", 0, 1), left, 8, width - 48, bottom)
-        parts = [
-            tag("line", x1=box.px(v), x2=box.px(v), y1=8, y2=bottom, class_="grid") for v in x.at(6 if wide else 4)
-        ]
-        parts.append(frame(box, wide=wide, bare_y=True))
-        for i, (row, name) in enumerate(zip(rows, names, strict=True)):
-            y = 8 + step * (i + (0.5 if wide else 0.68))
-            parts.append(text(0, y + 4 if wide else y - 15, name, kind="row"))
-            parts.append(_dot(box, row, y))
-        return join(parts), bottom + 44
+        plan = _Rows.of(rows, wide, 6)
+        box = Box(x, Axis("", 0, 1), plan.left, 8, plan.width - 56, plan.bottom)
+        parts = plan.grid(box, wide)
+        for i, row in enumerate(rows):
+            parts += plan.name(i)
+            parts.append(_dot(box, row, plan.at(i)))
+        return join(parts), plan.bottom + 44
 
-    return both(draw, label)
+    return Drawing(both(draw, label), _first_seen(row.flags for row in rows))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How named rows share a picture: names beside the rows, or above them where there is little room."""
+
+    names: tuple[list[str], ...]
+    width: float
+    left: float
+    step: float
+    above: int
+
+    @staticmethod
+    def of(rows: Sequence[Row], wide: bool, inset: float) -> _Rows:
+        width = WIDE if wide else NARROW
+        longest = max((len(row.name) for row in rows), default=0)
+        if wide and longest <= 40:
+            return _Rows(tuple([row.name] for row in rows), width, LETTER * longest + 18, 32, 0)
+        names = tuple(_wrapped(row.name, width) for row in rows)
+        above = max((len(name) for name in names), default=1)
+        return _Rows(names, width, inset, 30 + 15 * above, above)
+
+    @property
+    def bottom(self) -> float:
+        """Where the axis lies."""
+        return 8.0 + self.step * len(self.names)
+
+    def at(self, i: int) -> float:
+        """Return the height of a row's mark."""
+        return 8 + self.step * i + (15 * self.above + 14 if self.above else self.step / 2)
+
+    def name(self, i: int) -> list[Markup]:
+        """Return a row's name, line by line."""
+        top = self.at(i) - 15 * self.above if self.above else self.at(i) + 4
+        return [text(0, top + 15 * j, words, kind="row") for j, words in enumerate(self.names[i])]
+
+    def grid(self, box: Box, wide: bool) -> list[Markup]:
+        """Return the grid and the axis."""
+        values = box.x.at(6 if wide else 4)
+        return [
+            *(tag("line", x1=box.px(v), x2=box.px(v), y1=8, y2=self.bottom, class_="grid") for v in values),
+            frame(box, wide=wide, bare_y=True),
+        ]
 
 
 def _dot(box: Box, row: Row, y: float) -> Markup:
     if row.y is None:
-        return text(box.left + 4, y + 4, row.words or "–", kind="value")
+        return text(box.left + 4, y + 4, row.value or "–", kind="value")
     parts = []
     if row.low is not None and row.high is not None:
         parts.append(tag("line", x1=box.px(row.low), x2=box.px(row.high), y1=y, y2=y, class_=f"whisker {row.kind}"))
-    parts.append(marker(0, box.px(row.y), y, row.kind, row.title, 5))
+    parts.append(marker(0, box.px(row.y), y, row.kind, _tip(row.title, row.flags), 5))
     edge = row.y if row.high is None else max(row.high, row.y)
-    parts.append(text(box.px(edge) + 9, y + 4, row.words, kind="value"))
+    parts.append(text(box.px(edge) + 9, y + 4, row.value, kind="value"))
     return join(parts)
 
 
-def bars(rows: Sequence[Row], x: Axis, label: str) -> Markup:
+def bars(rows: Sequence[Row], x: Axis, label: str) -> Drawing:
     """Draw horizontal bars from zero, the value at each end."""
 
     def draw(wide: bool) -> tuple[Markup, float]:
-        width, step = (WIDE, 30) if wide else (NARROW, 44)
-        names = [cut(row.name, 34 if wide else 40) for row in rows]
-        left = LETTER * max((len(name) for name in names), default=0) + 18 if wide else 2
-        room = LETTER * max((len(row.words) for row in rows), default=0) + 16
-        bottom = 8.0 + step * len(rows)
-        box = Box(x, Axis("", 0, 1), left, 8, width - room, bottom)
-        parts = [
-            tag("line", x1=box.px(v), x2=box.px(v), y1=8, y2=bottom, class_="grid") for v in x.at(5 if wide else 3)
-        ]
-        parts.append(frame(box, wide=wide, bare_y=True))
-        for i, (row, name) in enumerate(zip(rows, names, strict=True)):
-            y = 8 + step * (i + (0.5 if wide else 0.68))
-            parts.append(text(0, y + 4 if wide else y - 13, name, kind="row"))
-            parts.append(_bar(box, row, y))
-        return join(parts), bottom + 44
+        plan = _Rows.of(rows, wide, 2)
+        room = LETTER * max((len(row.value) for row in rows), default=0) + 16
+        box = Box(x, Axis("", 0, 1), plan.left, 8, plan.width - room, plan.bottom)
+        parts = plan.grid(box, wide)
+        for i, row in enumerate(rows):
+            parts += plan.name(i)
+            parts.append(_bar(box, row, plan.at(i)))
+        return join(parts), plan.bottom + 44
 
-    return both(draw, label)
+    return Drawing(both(draw, label), _first_seen(row.flags for row in rows))
 
 
 def _bar(box: Box, row: Row, y: float) -> Markup:
     zero = box.px(max(min(0.0, box.x.high), box.x.low))
     end = zero if row.y is None else box.px(row.y)
-    tip = tag("title", row.title) if row.title else Markup("")
+    title = _tip(row.title, row.flags)
+    tip = tag("title", title) if title else Markup("")
     left, right = min(zero, end), max(zero, end)
     bar = tag("rect", tip, x=left, y=y - 8, width=max(right - left, 0.8), height=16, class_=f"bar {row.kind}")
-    return bar + text(right + 7, y + 4, row.words, kind="value")
+    return bar + text(right + 7, y + 4, row.value, kind="value")
 
 
-def reliability(series: Sequence[tuple[str, Sequence[tuple[float, float, float]], str]], label: str) -> Markup:
+def reliability(series: Sequence[Bins], label: str) -> Drawing:
     """Draw how often the model is right against how sure it says it is; a mark's size is its share of pixels.
 
     Args:
-        series: Name, (confidence, accuracy, share of pixels) per bin, color class.
+        series: The curves.
         label: What the figure shows, for those who cannot see it.
     """
-    low = min([0.5, *(min(c, a) for _, bins, _ in series for c, a, _ in bins)])
+    low = min([0.5, *(min(c, a) for one in series for c, a, _ in one.bins)])
     low = max(0.0, int(low * 10) / 10)
 
     def draw(wide: bool) -> tuple[Markup, float]:
-        side = 380.0 if wide else 220.0
-        say = "{:.0%}".format
-        x = Axis("how sure the model says it is", low, 1, say)
-        y = Axis("how often it is right", low, 1, say)
+        width, side = (WIDE, 380.0) if wide else (NARROW, 250.0)
+        x, y = (
+            Axis(title, low, 1, "{:.0%}".format) for title in ("how sure the model says it is", "how often it is right")
+        )
         box = Box(x, y, 40, 34, 40 + side, 34 + side)
         parts = [frame(box, wide=wide)]
         parts.append(path([(box.px(low), box.py(low)), (box.px(1), box.py(1))], "ideal"))
         parts.append(text(box.px(1) + 8, box.py(1) + 4, "as sure as right" if wide else "ideal", kind="note"))
         curves = []
-        for i, (name, bins, kind) in enumerate(series):
-            dots = tuple(Point(c, a) for c, a, _ in bins)
-            curves.append(Series(name, dots, kind, -1))
-            parts.append(_curve(box, curves[-1]))
-            for c, a, share in bins:
-                tip = f"{name}: says {c:.1%}, right {a:.1%}, {share:.1%} of the pixels"
-                parts.append(marker(i, box.px(c), box.py(a), kind, tip, 2.5 + 9 * share**0.5))
-        lower = Box(x, y, 40, 34 + 22, 40 + side, 34 + side)
-        names = [cut(one.name, 32 if wide else 10) for one in curves]
-        parts += _names(lower, curves, names)
-        return join(parts), 34 + side + 48
+        for i, one in enumerate(series):
+            curves.append(Series(one.name, tuple(Point(c, a, flags=one.flags) for c, a, _ in one.bins), one.kind, i))
+            parts.append(_curve(box, Series(one.name, tuple(Point(c, a) for c, a, _ in one.bins), one.kind, -1)))
+            for c, a, share in one.bins:
+                tip = _tip(f"{one.name}: says {c:.1%}, right {a:.1%}, {share:.1%} of the pixels", one.flags)
+                parts.append(marker(i, box.px(c), box.py(a), one.kind, tip, 2.5 + 9 * share**0.5))
+        keys, tall = _legend(curves, 34 + side + 56, width)
+        return join([*parts, *keys]), 34 + side + 56 + tall
 
-    return both(draw, label)
+    return Drawing(both(draw, label), _first_seen(one.flags for one in series))

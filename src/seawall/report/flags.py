@@ -1,19 +1,39 @@
-"""What each flag on a number means, and what to do about it."""
+"""The registry of flags: what each flag on a number or a map means, how much it weighs, and what to do about it.
+
+Every flag that any code of seawall writes is here, and nothing that no code writes; a test reads the source for both.
+What a row or a map holds is the flag's id, or a sentence that begins as `written` says.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A doubt that travels with a number: its id in the records, its meaning, the next step."""
+    """What speaks against a number, or what a reader should know of it.
+
+    Args:
+        id: Name in the records, in links and in the docs.
+        means: What was seen.
+        do: The next step.
+        weight: "doubt" says that the number may be wrong or too kind; "note" only informs.
+        written: Regular expression of the text that carries the flag, where that is not the id itself.
+    """
 
     id: str
     means: str
     do: str
+    weight: Literal["doubt", "note"] = "doubt"
+    written: str = ""
+
+    def fits(self, text: str) -> bool:
+        """Tell whether a text is this flag: its id, with a detail after a colon, or as `written` says."""
+        form = self.written or re.escape(self.id).replace("\\-", "[ _-]")
+        return re.match(rf"(?:{form})(?![\w-])", text, re.IGNORECASE) is not None or text == self.id
 
 
 _KNOWN = (
@@ -24,7 +44,8 @@ _KNOWN = (
     Flag("random-forward", "The model answers differently when asked twice.",
          "Fix its seed or average the attack’s gradient over many answers; until then the number is too kind to the model."),
     Flag("probabilities", "The model gives probabilities where logits were expected; its gradients saturate.",
-         "Take the final softmax or sigmoid off the model and run the attack again."),
+         "Take the final softmax or sigmoid off the model and run the attack again.", "doubt",
+         "probabilities|already softmax"),
     Flag("black-box-wins", "An attack without gradients beats one with gradients: the gradients mislead.",
          "Quote the black-box figure, and look for a step in the model that hides gradients."),
     Flag("transfer-wins", "Noise made for another model beats noise made for this one: its gradients mislead.",
@@ -47,6 +68,34 @@ _KNOWN = (
          "Run the recipe again; it goes on with what is missing."),
     Flag("non-finite-logits", "The model answered with NaN or infinity on some chips.",
          "Look for an overflow in the model on these chips; a figure over them means nothing."),
+    Flag("empty", "The chip holds no pixel that the sensor saw.",
+         "Nothing follows from it; leave the chip out, or look at its nodata value.", "note"),
+    Flag("unlabelled", "The chip holds no pixel that is both seen and labelled.",
+         "It is in no part of a split; add a label, or leave the chip out.", "note"),
+    Flag("acquisition-time-unknown", "Nothing says when the scene was acquired: no tag, no stamp in the file's name.",
+         "The numbers stand; pass the time to seawall predict if the date of the map matters.", "note",
+         "the acquisition time is unknown"),
+    Flag("layer-misses-scene", "The vector layer does not touch the scene, so its mask is all land.",
+         "Look at the layer's coordinate system and extent; nothing follows from such a mask.", "doubt",
+         "the layer misses the scene"),
+    Flag("overlap-below-receptive-field", "Tiles share fewer pixels than the network looks far, so other tiles give another map.",
+         "Raise the overlap to what the text says, and map again.", "doubt"),
+    Flag("receptive-field-unknown", "Nobody knows how far the network looks, so the map may depend on its tiles.",
+         "Map with another tile size, and see whether the area moves.", "note"),
+    Flag("layer-empty", "The vector layer has no features, so its mask is all land.",
+         "Look at the layer; nothing follows from such a mask.", "doubt", "the layer has no features"),
+    Flag("no-such-value", "No pixel of the raster has the value that was asked for, so its mask is all land.",
+         "Look at which values the raster holds; nothing follows from such a mask.", "doubt", r"no pixel has the value \d+"),
+    Flag("nothing-known", "No pixel of the raster is known: all of it is nodata.",
+         "Look at the raster's nodata value; nothing follows from it.", "doubt", "no pixel is known"),
+    Flag("shift-at-limit", "The best shift between two sources is the farthest that was tried.",
+         "The true one may lie beyond; look at the coordinate systems of both.", "doubt", "the best shift is the farthest that was tried"),
+    Flag("layer-reprojected", "The vector layer has another coordinate system and was reprojected to the scene's.",
+         "Nothing needs to be done unless the shores look shifted.", "note", "the layer was reprojected"),
+    Flag("geometries-repaired", "Some geometries of the vector layer were invalid and were repaired.",
+         "Look at the mask where the layer crosses itself.", "note", r"\d+ invalid geometries repaired"),
+    Flag("features-skipped", "Some features of the vector layer were left out; the text says why.",
+         "See whether what was left out is water that matters.", "note", r"\d+ features skipped"),
     Flag("chips-seen-in-training", "The model learned from some of these chips or its weights were chosen by them.",
          "Do not quote it as accuracy on new places: measure the held-out part, which is the default, or other chips."),
     Flag("extreme-values", "Some pixels hold numbers that their unit cannot hold, such as a fill value that nobody declared; they count as unseen.",
@@ -65,44 +114,47 @@ _KNOWN = (
          "Give the scene a transform and a coordinate system that covers it."),
     Flag("pixel-size", "The scene’s pixels have another size than those that the model was trained on.",
          "Resample the scene, or use a model of its resolution."),
-    Flag("empty", "No pixel of the chip is seen.", "Leave the chip out; it adds nothing to any figure."),
-    Flag("unlabelled", "No pixel of the chip has a label that counts.", "Label the chip, or leave it out; it is in no figure."),
-    Flag("no-intervals", "Too few places for an interval over places.",
-         "Read the figure as one observation; add places to the test part."),
+    Flag("model-identity-unknown", "The network has an attribute whose value cannot be told, so no earlier result of it is used again.",
+         "The numbers stand; give the class a method identity() that names the attributes that count.", "note"),
 )  # fmt: skip
-
-_ALIASES: Mapping[str, str] = {
-    "zero-gradients": "zero-gradient", "gradient-zero": "zero-gradient", "vanishing-gradients": "vanishing-gradient",
-    "stochastic": "random-forward", "random": "random-forward", "nondeterministic": "random-forward",
-    "non-deterministic": "random-forward", "softmax": "probabilities", "already-softmax": "probabilities",
-    "black-box-better": "black-box-wins", "transfer-better": "transfer-wins", "more-steps": "more-steps-gain",
-    "more-steps-better": "more-steps-gain", "more-restarts": "more-steps-gain", "non-monotone": "not-monotone",
-    "unbounded": "unbounded-survives", "weaker-than-random": "weaker-than-noise", "stretched": "not-physical",
-}  # fmt: skip
+FLAGS = {flag.id: flag for flag in _KNOWN}
+"""The registry, by id."""
 
 
-def explain(flag: str) -> Flag:
-    """Return what a flag means; an unknown one is shown as it is and told to be looked up.
+def registered(text: str) -> Flag | None:
+    """Return the registered flag that a text carries, None where no flag is written so.
 
     Args:
-        flag: The id of a flag, alone or followed by a colon and what was found.
+        text: The id of a flag, alone or followed by a colon and what was found, or what the flag's `written` says.
 
     Example:
-        >>> explain("softmax").id
-        'probabilities'
-        >>> explain("pixel-size: pixels of 30 m").id
-        'pixel-size'
-        >>> explain("odd").means
-        'The run marked this number with “odd”.'
+        >>> registered("partial suite: 3 of 60 missing").id, registered("odd")
+        ('partial-suite', None)
     """
-    id_, colon, _ = flag.partition(": ")
-    if colon and any(known.id == id_ for known in _KNOWN):
-        flag = id_
-    key = re.sub(r"[^a-z0-9]+", "-", flag.lower()).strip("-") or "flag"
-    if key.startswith("partial-suite"):
-        key = "partial-suite"
-    key = _ALIASES.get(key, key)
-    for known in _KNOWN:
-        if known.id == key:
-            return known
-    return Flag(key, f"The run marked this number with “{flag}”.", "Do not quote it before the reason is known.")
+    return next((flag for flag in _KNOWN if flag.fits(text)), None)
+
+
+def explain(text: str) -> Flag:
+    """Return what a flag means; one that a plug-in wrote is shown as it is.
+
+    Example:
+        >>> explain("the acquisition time is unknown").weight
+        'note'
+        >>> explain("odd").means
+        'The run marked this number with “odd”, which seawall does not know.'
+    """
+    if known := registered(text):
+        return known
+    id_ = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "flag"
+    means = f"The run marked this number with “{text}”, which seawall does not know."
+    return Flag(id_, means, "Look it up where the method that wrote it is described.")
+
+
+def doubtful(flags: Iterable[str]) -> tuple[str, ...]:
+    """Return the flags that are doubts, without those that only inform.
+
+    Example:
+        >>> doubtful(("zero-gradient", "the acquisition time is unknown"))
+        ('zero-gradient',)
+    """
+    return tuple(flag for flag in flags if explain(flag).weight == "doubt")

@@ -1,24 +1,25 @@
-"""What the harm is made of: area, bands, sizes of water, and what happens without any adversary."""
+"""What the harm is made of: area, bands, sizes of water."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
-from seawall.report.blocks import Block, Chart, Line, Section, Table, line, said
-from seawall.report.book import CLEAN, WORST, Book, Cell, Count, Setup, key_text
-from seawall.report.charts import Point, Row, Series, bars, lines, palette
-from seawall.report.folder import Run, number
-from seawall.report.robust import Attacked, by_band, families, headline, natural
+from seawall.report.blocks import Block, Chart, Line, Table, line
+from seawall.report.book import CLEAN, WORST, Book, Cell, Count, Setup, key_text, said
+from seawall.report.charts import Point, Row, bars
+from seawall.report.folder import Run
+from seawall.report.robust import Attacked, by_band, families, headline
 from seawall.report.scores import say_size, size_bins
 from seawall.report.svg import Axis
-from seawall.report.words import budget, many, percent, ratio
+from seawall.report.words import many, percent, ratio
 
 
-def point(book: Book, setup: Setup, metric: str, x: float, where: str) -> Point:
-    """Return a figure with its interval as a point of a curve."""
-    value, low, high = (book.value(setup, f"{metric}{end}", book.klass) for end in ("", ".low", ".high"))
-    return Point(x, value, low, high, f"{metric}, {where}: {ratio(value, 3)}")
+def point(book: Book, setup: Setup, metric: str, x: float, where: str, klass: str = "") -> Point:
+    """Return a figure with its interval and its flags as a point of a curve; every curve over rows is made of these."""
+    klass = klass or book.klass
+    value, low, high = (book.value(setup, f"{metric}{end}", klass) for end in ("", ".low", ".high"))
+    return Point(x, value, low, high, f"{metric}, {where}: {ratio(value, 3)}", book.flags(setup))
 
 
 def water(run: Run, attacked: Attacked) -> list[Block]:
@@ -33,7 +34,8 @@ def water(run: Run, attacked: Attacked) -> list[Block]:
         if parts["true"] is None:
             return []
         hectares = (parts["true"] or 0) < 1
-        cells = [_area_cells(parts, part, "|".join(setup), len(chosen), hectares) for part in parts]
+        flags = book.flags(setup)
+        cells = [_area_cells(parts, part, "|".join(setup), len(chosen), hectares, flags) for part in parts]
         rows.append((name, cells[0][0], *cells[1], *cells[2]))
     unit = "ha" if hectares else "km²"
     head = (
@@ -42,7 +44,7 @@ def water(run: Run, attacked: Attacked) -> list[Block]:
     )  # fmt: skip
     return [
         Table(
-            f"{said(attacked.model)}: {book.klass} area lost and invented",
+            f"{book.said(attacked.model)}: {book.klass} area lost and invented",
             head,
             tuple(rows),
             "Under the worst case for the pooled IoU.",
@@ -55,7 +57,7 @@ def _km2(run: Run, book: Book, chosen: Sequence[tuple[Setup, Count]], part: str)
     rows = [book.record(setup, f"area.{part}_km2", book.klass, chip=c.chip) for setup, c in chosen]
     if rows and all(row is not None and row.value is not None for row in rows):
         return sum(row.value or 0.0 for row in rows if row)
-    gsd = number(run.data.get("gsd_m"))
+    gsd = run.data.gsd_m
     if not gsd:
         return None
     pixels = {
@@ -66,21 +68,24 @@ def _km2(run: Run, book: Book, chosen: Sequence[tuple[Setup, Count]], part: str)
     return pixels[part] * gsd * gsd / 1e6
 
 
-def _area_cells(parts: Mapping[str, float | None], part: str, key: str, n: int, hectares: bool) -> tuple[Cell, Cell]:
+def _area_cells(
+    parts: Mapping[str, float | None], part: str, key: str, n: int, hectares: bool, flags: tuple[str, ...]
+) -> tuple[Cell, Cell]:
     what = {"true": "tp + fn", "lost": "fn", "invented": "fp"}[part]
     km2, true = parts[part], parts["true"]
     share = km2 / true if km2 is not None and true else None
     title = f"area.{part}_km2: {what}, summed over {many(n, 'chip')}"
     amount = None if km2 is None else km2 * 100 if hectares else km2
     return (
-        Cell(ratio(amount, 1 if hectares or (true or 0) >= 100 else 2), title, f"{key}|area.{part}_km2"),
-        Cell(percent(share), f"{title}, as a share of the true area", f"{key}|area.{part}_share"),
+        Cell(ratio(amount, 1 if hectares or (true or 0) >= 100 else 2), title, f"{key}|area.{part}_km2", flags=flags),
+        Cell(percent(share), f"{title}, as a share of the true area", f"{key}|area.{part}_share", flags=flags),
     )
 
 
 def bands(book: Book, model: str) -> list[Block]:
+    """Draw what an attack takes with each band alone, where the run tried them one by one."""
     blocks: list[Block] = []
-    for (method, threat), damages in by_band(book, model).items():
+    for (method, size), damages in by_band(book, model).items():
         rows = [
             Row(
                 d.band,
@@ -88,12 +93,15 @@ def bands(book: Book, model: str) -> list[Block]:
                 kind="c1",
                 words=ratio(d.lost),
                 title=f"{key_text(d.record)}: clean {ratio(d.clean, 3)} less {ratio(d.record.value, 3)}",
+                flags=book.flags((d.record.model, d.record.method, d.record.threat)),
             )
             for d in sorted(damages, key=lambda d: -d.lost)
         ]
         full = damages[0].everything
         if full is not None:
-            rows.append(Row("all bands", full, kind="worst", words=ratio(full)))
+            rows.append(
+                Row("all bands", full, kind="worst", words=ratio(full), flags=book.flags((model, method, size.text)))
+            )
         reach = max(0.05, *(r.y or 0 for r in rows))
         axis = Axis(
             "pooled IoU taken away",
@@ -101,12 +109,13 @@ def bands(book: Book, model: str) -> list[Block]:
             math.ceil(reach * 20) / 20,
             lambda v: f"{v:.2f}",
         )
-        title = f"Which band the adversary needs: {said(model)}, {said(method)}, {budget(threat).spoken}"
+        title = f"Which band the adversary needs: {book.said(model)}, {said(method)}, {size.spoken}"
         blocks.append(Chart(title, bars(rows, axis, title), "Loss of pooled IoU when only this band may be changed."))
     return blocks
 
 
 def size_bias(book: Book) -> list[Block]:
+    """Compare how much of small and of large waters is found under each attack."""
     sizes, blocks = size_bins(book), list[Block]()
     for attacked in families(book) if sizes else []:
         setups = [("clean", (attacked.model, *CLEAN))]
@@ -123,7 +132,7 @@ def size_bias(book: Book) -> list[Block]:
             )
             blocks.append(
                 Table(
-                    f"{said(attacked.model)}: small ponds against big rivers, under attack",
+                    f"{book.said(attacked.model)}: small ponds against big rivers, under attack",
                     head,
                     rows,
                     "Share of the water pixels found, by the size of the water body they belong to.",
@@ -131,38 +140,3 @@ def size_bias(book: Book) -> list[Block]:
                 )
             )
     return blocks
-
-
-def perturbed(book: Book) -> Section | None:
-    """Show natural perturbations by severity."""
-    blocks: list[Block] = []
-    for model, kinds in natural(book).items():
-        series = []
-        for i, (kind, steps) in enumerate(kinds.items()):
-            points = [Point(0, book.value((model, *CLEAN), "iou.pooled", book.klass))]
-            points += [
-                point(book, (model, kind, threat), "iou.pooled", severity, f"severity {severity:g}")
-                for severity, threat in steps
-                if severity > 0
-            ]
-            series.append(Series(said(kind), tuple(points), palette(i), i))
-        top = max(severity for steps in kinds.values() for severity, _ in steps) or 1.0
-        title = f"{said(model)}: {book.klass} IoU under natural perturbations"
-        x, y = (
-            Axis("severity (0 none, 1 strongest)", 0, top, "{:g}".format),
-            Axis(f"pooled {book.klass} IoU", 0, 1, "{:.1f}".format),
-        )
-        blocks += [Chart(title, lines(series, x, y, title)), _natural_table(book, model, kinds)]
-    lead = "What the atmosphere and the sensor do without any adversary, in physical units."
-    return Section("natural", "Natural perturbations", lead, blocks) if blocks else None
-
-
-def _natural_table(book: Book, model: str, kinds: Mapping[str, list[tuple[float, str]]]) -> Table:
-    severities = sorted({severity for steps in kinds.values() for severity, _ in steps if severity > 0})
-    rows = []
-    for kind, steps in kinds.items():
-        texts = dict(steps)
-        across = [book.cell((model, kind, texts.get(s, f"severity {s:g}")), "iou.pooled") for s in severities]
-        rows.append(line(said(kind), book.cell((model, *CLEAN), "iou.pooled"), *across))
-    head = (("Perturbation", ""), ("none", "clean"), *((f"{s:g}", f"severity {s:g}") for s in severities))
-    return Table(f"Pooled {book.klass} IoU of {said(model)} by severity", head, tuple(rows))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from seawall.report.blocks import Block, Chart, Table, line, said
-from seawall.report.book import Book
+from seawall.report.blocks import Block, Chart, Table, line
+from seawall.report.book import Book, said
 from seawall.report.charts import Point, Series, lines, palette
+from seawall.report.harm import point
 from seawall.report.svg import Axis
-from seawall.report.words import budget, percent
+from seawall.report.words import Budget, percent
 
 PANELS = (
     ("fooled", "fooled: share of {} that is predicted as something else"),
@@ -19,37 +20,29 @@ def hiding(book: Book, model: str) -> list[Block]:
     blocks: list[Block] = []
     klasses = dict.fromkeys(r.klass for r in book.rows if r.metric == "fooled.per_chip" and r.model == model)
     for klass in klasses:
-        runs: dict[str, list[tuple[float, str]]] = {}
+        runs: dict[str, list[Budget]] = {}
         for name, method, threat in book.setups:
-            size = budget(threat)
-            if (
-                name == model
-                and size.eps is not None
-                and book.record((model, method, threat), "fooled.per_chip", klass)
-            ):
-                runs.setdefault(method, []).append((size.eps, threat))
+            size = book.budget(threat)
+            if name == model and size.norm and book.record((model, method, threat), "fooled.per_chip", klass):
+                runs.setdefault(method, []).append(size)
         for metric, words in PANELS:
             blocks.append(_panel(book, model, klass, metric, words.format(klass), runs))
         blocks.append(_table(book, model, klass, runs))
     return blocks
 
 
-def _panel(
-    book: Book, model: str, klass: str, metric: str, words: str, runs: dict[str, list[tuple[float, str]]]
-) -> Chart:
+def _panel(book: Book, model: str, klass: str, metric: str, words: str, runs: dict[str, list[Budget]]) -> Chart:
     series = []
     for i, (method, sizes) in enumerate(runs.items()):
         points = [Point(0, 0.0 if metric == "fooled" else 1.0, title="no noise")]
-        for eps, threat in sorted(sizes):
-            setup = (model, method, threat)
-            value, low, high = (book.value(setup, f"{metric}.per_chip{end}", klass) for end in ("", ".low", ".high"))
-            title = f"{said(method)}, {budget(threat).spoken}: {metric} {percent(value)}"
-            points.append(Point(eps, value, low, high, title))
+        for size in sorted(sizes, key=lambda size: size.size):
+            where = f"{said(method)}, {size.spoken}"
+            points.append(point(book, (model, method, size.text), f"{metric}.per_chip", size.size, where, klass))
         series.append(Series(said(method), tuple(points), palette(i), i))
-    every = [budget(threat) for sizes in runs.values() for _, threat in sizes]
-    top, unit = max(size.eps or 0.0 for size in every) or 1.0, every[0].unit
-    ticks = "{:.1%}".format if unit == "reflectance" else "{:g}".format
-    title = f"{said(model)}, hiding {klass}; {words}"
+    every = [size for sizes in runs.values() for size in sizes]
+    top, unit = max(size.size for size in every) or 1.0, every[0].unit
+    ticks = "{:.1%}".format if every[0].unit == "reflectance" else "{:g}".format
+    title = f"{book.said(model)}, hiding {klass}; {words}"
     x, y = (
         Axis(f"eps: largest change per band and pixel, {unit}", 0, top, ticks),
         Axis("mean over chips", 0, 1, "{:.0%}".format),
@@ -59,24 +52,24 @@ def _panel(
     )
 
 
-def _table(book: Book, model: str, klass: str, runs: dict[str, list[tuple[float, str]]]) -> Table:
+def _table(book: Book, model: str, klass: str, runs: dict[str, list[Budget]]) -> Table:
     rows = []
     for method, sizes in runs.items():
-        for _, threat in sorted(sizes):
-            setup = (model, method, threat)
+        for size in sorted(sizes, key=lambda size: size.size):
+            setup = (model, method, size.text)
             cells = [
                 book.cell(setup, f"{metric}.{part}", klass, say=percent)
                 for metric in ("fooled", "preserved")
                 for part in ("per_chip", "std")
             ]
             skipped = book.cell(setup, "fooled.skipped", klass, say=lambda v: "" if v is None else f"{v:.0f}")
-            rows.append(line(said(method), budget(threat).spoken, *cells, skipped))
+            rows.append(line(said(method), size.spoken, *cells, skipped))
     head = (
         ("Attack", ""), ("Budget", ""), ("Fooled", "mean over chips"), ("± std", "over chips"), ("Preserved", "mean over chips"),
         ("± std", "over chips"), ("Skipped", "chips where the class is not predicted"),
     )  # fmt: skip
     return Table(
-        f"{said(model)}, hiding {klass}",
+        f"{book.said(model)}, hiding {klass}",
         head,
         tuple(rows),
         "Shares of pixels by the clean prediction; labels play no part.",

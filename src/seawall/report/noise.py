@@ -1,66 +1,79 @@
-"""What wrong labels do: models named `unet@erode-dilate-0.1`, put in rows of noise and rate."""
+"""What wrong labels do: networks that learned from them, by noise, by what was asked for and by what was reached."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from seawall.report.book import Book
+from seawall.report.folder import NoiseFacts
+from seawall.report.words import DASH, percent, plain
 
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A model that was trained on corrupted labels, taken apart by its name.
+    """A network that was trained on corrupted labels.
 
     Args:
-        model: The whole name.
-        base: The model that was trained on the labels as they are.
+        model: Its name in the rows.
+        base: The network that was trained on the labels as they are.
         noise: Name of the label noise.
-        rate: Share of pixels (or the setting that the sweep varies); None where the name says none.
-        loss: Loss that training went through the noise with; "" for the recipe's own.
+        asked: What was asked for: a share of pixels, or the setting that the sweep varies.
+        reached: Share of the valid training pixels that the noise changed.
+        objective: Loss or objective that training went through the noise with; "" for the recipe's own.
     """
 
     model: str
     base: str
     noise: str
-    rate: float | None
-    loss: str
+    asked: float | None = None
+    reached: float | None = None
+    objective: str = ""
+
+    @staticmethod
+    def of(model: str, facts: NoiseFacts) -> Corrupted:
+        """Return what the run says about one of its networks."""
+        return Corrupted(model, facts.model, facts.noise, facts.rate, facts.changed_share, facts.objective)
 
     @property
     def kind(self) -> str:
-        """Rows of one kind make one curve over the rate."""
-        return f"{self.noise}, {self.loss} loss" if self.loss else self.noise
+        """Rows of one kind make one curve over the share that was changed."""
+        return f"{self.noise}, by {self.objective}" if self.objective else self.noise
+
+    @property
+    def rate(self) -> str:
+        """What was asked for, in words: a share as a percentage, any other setting as a number."""
+        if self.asked is None:
+            return DASH
+        return percent(self.asked) if self.asked <= 1 else plain(self.asked)
+
+    @property
+    def changed(self) -> str:
+        """What was reached, in words."""
+        return percent(self.reached)
+
+    @property
+    def label(self) -> str:
+        """Noise, what was asked for, and what was reached.
+
+        Example:
+            >>> Corrupted("m", "unet", "thirds", 0.1, 0.02).label
+            'thirds 10\u202f% (2\u202f% changed)'
+        """
+        reached = "" if self.reached is None else f" ({self.changed} changed)"
+        way = f", by {self.objective}" if self.objective else ""
+        return f"{self.noise} {self.rate}{reached}{way}"
 
 
-def taken_apart(model: str) -> Corrupted | None:
-    """Take a model's name apart; None for a model on labels as they are.
+def corrupted(models: Sequence[str], noises: Mapping[str, NoiseFacts]) -> list[Corrupted]:
+    """Return every network trained on corrupted labels, by kind and by what was asked for.
 
-    Example:
-        >>> c = taken_apart("unet@erode-dilate-0.1")
-        >>> c.base, c.noise, c.rate
-        ('unet', 'erode-dilate', 0.1)
-        >>> taken_apart("unet@dilate-20%+gce").rate, taken_apart("unet@dilate-20%+gce").kind
-        (0.2, 'dilate, gce loss')
-        >>> taken_apart("mndwi") is None
-        True
+    Args:
+        models: Names in the rows.
+        noises: What the run says about the labels of its networks.
     """
-    base, found, rest = model.partition("@")
-    if not found:
-        return None
-    body, _, loss = rest.partition("+")
-    rated = re.fullmatch(r"(.+?)-(\d*\.?\d+(?:e-?\d+)?)(%?)", body)
-    if not rated:
-        return Corrupted(model, base, body, None, loss)
-    rate = float(rated[2]) / (100 if rated[3] else 1)
-    return Corrupted(model, base, rated[1], rate, loss)
-
-
-def corrupted(book: Book) -> list[Corrupted]:
-    """Return every model trained on corrupted labels, by kind and rate."""
-    found = [c for c in map(taken_apart, book.models) if c]
+    found = [Corrupted.of(model, noises[model]) for model in models if model in noises]
     first = {kind: i for i, kind in reversed(list(enumerate(c.kind for c in found)))}
-    return sorted(found, key=lambda c: (c.base, first[c.kind], c.rate is None, c.rate or 0.0))
+    return sorted(found, key=lambda c: (c.base, first[c.kind], c.asked is None, c.asked or 0.0))
 
 
 def kinds(models: Sequence[Corrupted]) -> list[str]:

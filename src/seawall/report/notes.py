@@ -4,39 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from seawall.report.blocks import Block, Code, Doubts, Facts, Points, Prose, Section, said
-from seawall.report.book import Book
-from seawall.report.flags import explain
-from seawall.report.folder import Run, tree
+from seawall.report.blocks import Block, Code, Doubts, Facts, Points, Prose, Section
+from seawall.report.book import Book, said
+from seawall.report.flags import Flag, explain
+from seawall.report.folder import Run
+from seawall.report.scenes import title
 from seawall.report.words import count, listed, many
 
 
 def doubts(run: Run, book: Book, faults: Sequence[str]) -> Section:
     """List every flag with its meaning and the next step, files that could not be read, and the page's conventions."""
-    held: dict[str, list[str]] = {}
-    for setup in book.setups:
-        for flag in book.flags(setup):
-            held.setdefault(flag, []).append(" ".join(said(part) for part in setup if part))
-    for flag, chips in tree(run.data, "flags").items():
-        held.setdefault(str(flag), []).append(many(int(chips), "chip"))
-    for name, told in run.scenes.items():
-        for flag in tree(told, "result").get("flags") or told.get("flags") or ():
-            held.setdefault(str(flag), []).append(f"scene {name}")
-    merged: dict[str, tuple[str, str, list[str]]] = {}
-    for flag, where in held.items():
-        known = explain(flag)
-        merged.setdefault(known.id, (known.means, known.do, []))[2].extend(where)
+    held: dict[Flag, dict[str, None]] = {}
+    for (model, method, threat), flags in book.flagged.items():
+        where = " ".join(part for part in (book.said(model), said(method), book.budget(threat).spoken) if part)
+        for flag in flags:
+            held.setdefault(explain(flag), {})[where] = None
+    for text, chips in run.data.flags.items():
+        held.setdefault(explain(text), {})[many(chips, "chip")] = None
+    for name, scene in run.scenes.items():
+        for flag in scene.result.flags:
+            held.setdefault(explain(flag), {})[title(run, name, scene)] = None
     blocks: list[Block] = []
-    if merged:
-        blocks.append(
-            Doubts(tuple((id_, means, do, listed(where, most=4)) for id_, (means, do, where) in sorted(merged.items())))
-        )
+    if held:
+        order = sorted(held, key=lambda flag: (flag.weight, flag.id))
+        blocks.append(Doubts(tuple((flag, listed(list(held[flag]), most=4)) for flag in order)))
     else:
         blocks.append(Prose((("No number on this page carries a flag.",),)))
     if faults:
         blocks.append(Points(tuple(("Not readable.", fault) for fault in faults)))
     blocks.append(Points(CONVENTIONS))
-    lead = "A flag says that a number may be kinder to the model than the truth, and what to do about it."
+    lead = "A flag (⚑) says that a number may be kinder to the model than the truth, and what to do about it; a note (i) only informs."
     return Section("doubts", "Flags and method notes", lead, blocks)
 
 
@@ -55,7 +52,7 @@ def provenance(run: Run, book: Book) -> Section:
     items = [
         ("Recipe id", run.id),
         ("Rows", f"{count(len(book.given))} in records.jsonl, over {many(len(book.setups), 'setup')}"),
-        ("seawall", str(run.facts.get("version") or env.pop("seawall", ""))),
+        ("seawall", run.facts.version or env.pop("seawall", "")),
         *((key.replace("_", " "), value) for key, value in sorted(env.items()) if value),
     ]
     blocks: list[Block] = [Facts(tuple((term, what) for term, what in items if what))]
@@ -68,7 +65,7 @@ def provenance(run: Run, book: Book) -> Section:
 
 def reproduce(run: Run) -> str:
     """Return the commands that make the run and the page again."""
-    name = str(run.recipe.get("name") or run.path.name)
+    name = run.recipe.name if run.recipe else run.path.name
     return f"seawall run runs/{run.id}/recipe.toml   # recipe {name}: the same id, the same result\nseawall report runs/{run.id}"
 
 
@@ -82,5 +79,5 @@ def _said(value: object) -> str:
 
 def footer(run: Run) -> tuple[str, str]:
     """Return the recipe id and the command for the footer."""
-    version = run.facts.get("version") or tree(run.facts, "versions").get("seawall") or ""
+    version = run.facts.version
     return (f"Recipe {run.id}" + (f", seawall {version}" if version else ""), f"seawall report runs/{run.id}")

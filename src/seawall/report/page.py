@@ -13,10 +13,9 @@ from seawall.files import write_atomic
 from seawall.report.adversary import robustness
 from seawall.report.blocks import Section
 from seawall.report.book import Book
-from seawall.report.faults import agreement, calibration, label_noise
+from seawall.report.faults import calibration, label_noise
 from seawall.report.flags import explain
 from seawall.report.folder import Run, read_run
-from seawall.report.harm import perturbed
 from seawall.report.notes import doubts, footer, provenance
 from seawall.report.scenes import scene_maps
 from seawall.report.scores import clean_scores, side_by_side
@@ -45,7 +44,7 @@ def write_report(run: Path) -> Path:
 
 def render(run: Run) -> str:
     """Return the page's HTML."""
-    book = Book(run.records, run.klass)
+    book = Book(run.records, run.klass, run.facts.noises)
     environment = Environment(
         loader=PackageLoader("seawall.report", "."),
         autoescape=True,
@@ -56,7 +55,7 @@ def render(run: Run) -> str:
     environment.globals["explain"] = explain
     sections, script = _sections(run, book), _beside("page.js")
     return environment.get_template("page.html").render(
-        title=str(run.recipe.get("title") or run.recipe.get("name") or run.id),
+        title=(run.recipe.title or run.recipe.name) if run.recipe else run.id,
         id=run.id,
         summary=summary(run, book),
         tiles=tiles(run, book),
@@ -77,8 +76,8 @@ def _sections(run: Run, book: Book) -> list[Section]:
         attacked = Section("robustness", "Under attack", lead, (*blocks[:1], *examples, *blocks[1:]))
     scene = scene_maps(run, faults)
     found = (
-        clean_scores(run, book), attacked, perturbed(book), label_noise(run, book), agreement(book), calibration(book), scene,
-        side_by_side(run, book), what_was_run(run), data_and_split(run), learning(run), doubts(run, book, faults), provenance(run, book),
+        clean_scores(run, book), attacked, label_noise(book), calibration(book), scene,
+        side_by_side(run, book), what_was_run(run), data_and_split(run), learning(run, book), doubts(run, book, faults), provenance(run, book),
     )  # fmt: skip
     order = (
         "run",
@@ -86,9 +85,7 @@ def _sections(run: Run, book: Book) -> list[Section]:
         "learning",
         "scores",
         "robustness",
-        "natural",
         "labels",
-        "agreement",
         "calibration",
         "scene",
         "published",

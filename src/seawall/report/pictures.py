@@ -25,9 +25,6 @@ CLASSES: tuple[Color, ...] = (
 )  # fmt: skip
 """Colors of class maps: land, water, then others that stay apart for color-blind readers."""
 
-WATER: Color = (28, 106, 168, 255)
-LAND: Color = (226, 218, 200, 255)
-
 
 def png(image: Bytes, colors: Sequence[Color] = ()) -> bytes:
     """Encode (H, W, 3) as true color, or (H, W) as indices into `colors`, or as gray without colors.

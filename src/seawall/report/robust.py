@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from seawall.figures import worst_ratio
 from seawall.records import Record
-from seawall.report.book import CLEAN, WORST, Book, Count, Setup, is_attack
-from seawall.report.words import Budget, budget
+from seawall.report.book import CLEAN, WORST, Book, Count, Setup
+from seawall.report.words import Budget
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Attacked:
 
     @property
     def unit(self) -> str:
-        """Unit of the sizes."""
+        """Unit of the sizes, as a reader says it."""
         return self.budgets[0].unit
 
     @property
     def name(self) -> str:
         """The family as a reader says it."""
-        return self.budgets[0].family
+        return self.budgets[0].name
 
     def setup(self, method: str, size: Budget) -> Setup:
         """Return the key of one attack at one size."""
@@ -65,34 +65,32 @@ class Attacked:
             if r.chip and r.metric.startswith("won.") and (r.model, r.method, r.threat) == place
         }
 
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Every flag that the family's rows carry."""
-        setups = [self.setup(m, b) for m in self.methods for b in self.budgets]
-        return tuple(dict.fromkeys(flag for s in setups for flag in self.book.flags(s)))
-
 
 def families(book: Book) -> list[Attacked]:
-    """Return every model with every family of threats on the whole image, the largest family first."""
-    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    """Return every model with every family of threats on all bands, the largest family first."""
+    found: dict[tuple[str, tuple[str, ...]], dict[str, list[Budget]]] = {}
     for model, method, threat in book.setups:
-        size = budget(threat)
-        if method in (CLEAN[0], WORST) or not is_attack(threat) or size.eps is None or size.bands:
+        size = book.budget(threat)
+        if method in (CLEAN[0], WORST) or not size.norm or size.bands:
             continue
-        found.setdefault((model, size.family), {}).setdefault(method, []).append(threat)
+        found.setdefault((model, size.family), {}).setdefault(method, []).append(size)
     made = []
     for (model, _), methods in found.items():
-        sizes = sorted({budget(t) for ts in methods.values() for t in ts}, key=lambda b: (b.eps or 0.0, b.text))
+        sizes = sorted({size for some in methods.values() for size in some}, key=lambda b: (b.size, b.text))
         made.append(Attacked(book, model, tuple(sizes), tuple(methods)))
     order = {model: i for i, model in enumerate(book.models)}
     return sorted(made, key=lambda a: (order[a.model], -len(a.budgets) * len(a.methods), a.name))
 
 
+USUAL = {"reflectance": 0.01, "dB": 0.5}
+"""The size that one sentence names, per unit, where it was run."""
+
+
 def headline(attacked: Attacked) -> Budget:
     """Return the size that one sentence should name: 1 % reflectance or 0.5 dB where it was run, else the largest."""
-    usual = {"reflectance": 0.01, "dB": 0.5, "db": 0.5}.get(attacked.unit)
     for size in attacked.budgets:
-        if usual is not None and size.eps is not None and abs(size.eps - usual) < 1e-9:
+        usual = USUAL.get(size.unit)
+        if usual is not None and len(set(size.eps)) == 1 and abs(size.size - usual) < 1e-9:
             return size
     return attacked.budgets[-1]
 
@@ -108,30 +106,23 @@ class BandDamage:
     everything: float | None
 
 
-def by_band(book: Book, model: str) -> Mapping[tuple[str, str], list[BandDamage]]:
-    """Return, per attack and threat on all bands, the damage with each band alone."""
+def by_band(book: Book, model: str) -> Mapping[tuple[str, Budget], list[BandDamage]]:
+    """Return, per attack and budget on all bands, the damage with each band alone."""
     clean = book.value((model, *CLEAN), "iou.pooled", book.klass)
-    found: dict[tuple[str, str], list[BandDamage]] = {}
+    whole = {
+        (method, replace(size, text="")): size
+        for _, method, threat in book.setups
+        if not (size := book.budget(threat)).bands
+    }
+    found: dict[tuple[str, Budget], list[BandDamage]] = {}
     for name, method, threat in book.setups:
-        size = budget(threat)
-        if name != model or len(size.bands) != 1 or clean is None:
-            continue
-        whole = " ".join(part for part in threat.split() if not part.startswith("bands="))
+        size = book.budget(threat)
         row = book.record((model, method, threat), "iou.pooled", book.klass)
-        if row is None or row.value is None:
+        if name != model or len(size.bands) != 1 or clean is None or row is None or row.value is None:
             continue
-        full = book.value((model, method, whole), "iou.pooled", book.klass)
+        everywhere = replace(size, text="", bands=())
+        beside = whole.get((method, everywhere))
+        full = None if beside is None else book.value((model, method, beside.text), "iou.pooled", book.klass)
         damage = BandDamage(size.bands[0], row, clean, clean - row.value, None if full is None else clean - full)
-        found.setdefault((method, whole), []).append(damage)
+        found.setdefault((method, beside or everywhere), []).append(damage)
     return found
-
-
-def natural(book: Book) -> Mapping[str, Mapping[str, list[tuple[float, str]]]]:
-    """Return, per model and natural perturbation, its severities with their threat texts."""
-    found: dict[str, dict[str, list[tuple[float, str]]]] = {}
-    for model, method, threat in book.setups:
-        size = budget(threat)
-        if method == CLEAN[0] or is_attack(threat) or size.eps is None:
-            continue
-        found.setdefault(model, {}).setdefault(method, []).append((size.eps, threat))
-    return {m: {k: sorted(v) for k, v in kinds.items()} for m, kinds in found.items()}

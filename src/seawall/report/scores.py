@@ -1,15 +1,14 @@
-"""How good the models are on clean images: our figures, the report's convention, and the published tables beside ours."""
+"""How good the models are on clean images: our figures, the SRIP report's convention, and its tables beside ours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from seawall.report.blocks import Block, Chart, Points, Section, Table, line, said
+from seawall.report.blocks import Block, Chart, Points, Section, Table, line
 from seawall.report.book import CLEAN, Book, Cell
 from seawall.report.charts import Row, intervals
-from seawall.report.folder import Run, tree
-from seawall.report.noise import taken_apart
+from seawall.report.folder import Run
 from seawall.report.published import CLIFF, DIFFERENCES, METRICS, table_of, tables_of
 from seawall.report.svg import Axis
 from seawall.report.words import many, ratio
@@ -36,7 +35,7 @@ OURS: tuple[Column, ...] = (
 def clean_scores(run: Run, book: Book) -> Section | None:
     """Compare the models that learned from labels as they are, and the baselines, on clean images."""
     models = [
-        m for m in book.models if not taken_apart(m) and book.value((m, *CLEAN), "iou.pooled", book.klass) is not None
+        m for m in book.models if m not in book.noises and book.value((m, *CLEAN), "iou.pooled", book.klass) is not None
     ]
     models = models or [m for m in book.models if book.counts((m, *CLEAN))]
     if not models:
@@ -60,7 +59,8 @@ def _forest(book: Book, models: Sequence[str]) -> Chart:
         cell = book.cell((model, *CLEAN), "iou.pooled")
         low, high = (book.value((model, *CLEAN), f"iou.pooled.{end}", book.klass) for end in ("low", "high"))
         value = book.value((model, *CLEAN), "iou.pooled", book.klass)
-        rows.append(Row(said(model), value, low, high, "c0" if i == 0 else "muted", cell.title, cell.text))
+        kind = "c0" if i == 0 else "muted"
+        rows.append(Row(book.said(model), value, low, high, kind, cell.title, cell.text, cell.flags))
     drawing = intervals(
         rows, Axis(f"pooled {book.klass} IoU", 0, 1, "{:.1f}".format), f"Pooled {book.klass} IoU per model"
     )
@@ -82,7 +82,7 @@ def score_table(book: Book, models: Sequence[str], *, columns: Sequence[Column] 
                 rows[i][j] = replace(rows[i][j], best=True)
     head = (("Model", ""), *((name, f"{metric}: {why}") for metric, name, why in kept))
     note = " ".join(f"{name}: {why}" for _, name, why in kept)
-    named = [line(said(m), *cells) for m, cells in zip(models, rows, strict=True)]
+    named = [line(book.said(m), *cells) for m, cells in zip(models, rows, strict=True)]
     return Table(title or f"Our metrics, class {book.klass}", head, tuple(named), note)
 
 
@@ -92,16 +92,17 @@ def _there(book: Book, model: str, metric: str) -> bool:
 
 
 def report_table(book: Book, models: Sequence[str]) -> Table | None:
-    """Return the same models under the published report's convention."""
+    """Return the same models under the convention of the published SRIP report."""
     columns = tuple(
         (metric, name.removeprefix("Average ").capitalize().replace("Iou", "IoU").replace("F1 score", "F1"), "")
         for metric, name in METRICS.items()
     )
     if not any(_there(book, m, metric) for m in models for metric, _, _ in columns):
         return None
-    table = score_table(book, models, columns=columns, title="The report’s convention")
+    table = score_table(book, models, columns=columns, title="The convention of the SRIP report")
     note = (
-        "Labels and predictions are binarized with Otsu’s threshold, each metric is the mean over land and water of one image, "
+        "As “Robust Semantic Segmentation of Sentinel Images with UNet and Adversarial Uncertainty” (SRIP, October 2024) scores: "
+        "labels and predictions are binarized with Otsu’s threshold, each metric is the mean over land and water of one image, "
         "then the mean over images; Dice is of water alone. Kept only to stand beside the published tables."
     )
     head = tuple((name, why.rstrip(": ")) for name, why in table.head)
@@ -118,7 +119,7 @@ def _by_place(book: Book, models: Sequence[str]) -> list[Block]:
         return []
     head = (
         ("Place", "event or location that was held out"),
-        *((said(m), "pooled IoU within the place") for m in models),
+        *((book.said(m), "pooled IoU within the place") for m in models),
     )
     return [Table(f"Pooled {book.klass} IoU, place by place", head, tuple(rows), folded=len(rows) > 6)]
 
@@ -128,7 +129,7 @@ def _by_class(book: Book, models: Sequence[str]) -> list[Block]:
     if len(classes) < 3:
         return []
     rows = tuple(line(klass, *(book.cell((m, *CLEAN), "iou.pooled", klass=klass) for m in models)) for klass in classes)
-    return [Table("Pooled IoU, class by class", (("Class", ""), *((said(m), "pooled IoU") for m in models)), rows)]
+    return [Table("Pooled IoU, class by class", (("Class", ""), *((book.said(m), "pooled IoU") for m in models)), rows)]
 
 
 def _by_size(book: Book, models: Sequence[str]) -> list[Block]:
@@ -142,7 +143,7 @@ def _by_size(book: Book, models: Sequence[str]) -> list[Block]:
         return []
     head = (
         ("Size of the water body", "area of a connected water body in the label"),
-        *((said(m), "share of its pixels that are found") for m in models),
+        *((book.said(m), "share of its pixels that are found") for m in models),
     )
     return [
         Table(
@@ -159,7 +160,8 @@ def size_bins(book: Book) -> list[str]:
     sizes = dict.fromkeys(
         r.metric.removeprefix("size.recall.") for r in book.rows if r.metric.startswith("size.recall.")
     )
-    return [size for size in sizes if size != "none" and not size.endswith((".low", ".high"))]
+    bins = [size for size in sizes if size != "none" and not size.endswith((".low", ".high"))]
+    return sorted(bins, key=lambda size: int(size.rstrip("+").partition("-")[0]))
 
 
 def say_size(size: str) -> str:
@@ -175,19 +177,20 @@ def say_size(size: str) -> str:
 def side_by_side(run: Run, book: Book) -> Section | None:
     """Put the published tables beside our figures under the same convention, and say what differs."""
     models = [m for m in book.models if any(_there(book, m, metric) for metric in METRICS)]
-    asked = f"{run.recipe.get('published', '')} {run.recipe.get('name', '')}"
+    published, name = (run.recipe.published, run.recipe.name) if run.recipe else ("", "")
+    asked = f"{published} {name}"
     which = table_of(asked)
-    if not models or (which is None and not run.recipe.get("published")):
+    if not models or (which is None and not published):
         return None
     tables = tables_of(asked)
-    trained = _ours(run, models, which, tables == CLIFF)
+    trained = _ours(run, book, models, which, tables == CLIFF)
     head = [("Metric", "name in the published report")]
     head += [(t.name, f"published: {t.title}; trained on {t.trained_on}") for t in tables]
-    head += [(f"Ours: {said(m)}", "the same convention, computed by this run") for m in trained]
+    head += [(f"Ours: {book.said(m)}", "the same convention, computed by this run") for m in trained]
     rows = []
-    for metric, name in METRICS.items():
+    for metric, called in METRICS.items():
         theirs = [_published(t.name, t.figures.get(metric)) for t in tables]
-        rows.append(line(name, *theirs, *(book.cell((m, *CLEAN), metric, say=_four) for m in trained)))
+        rows.append(line(called, *theirs, *(book.cell((m, *CLEAN), metric, say=_four) for m in trained)))
     pooled = tuple(book.cell((m, *CLEAN), "iou.pooled", say=_four) for m in trained)
     rows.append(line(f"For scale: pooled {book.klass} IoU", *(Cell("–", "not published") for _ in tables), *pooled))
     title = " and ".join(f"Table {t.number}: {t.title}" for t in tables) if which else "Tables 1 to 3"
@@ -206,11 +209,11 @@ def side_by_side(run: Run, book: Book) -> Section | None:
     )
 
 
-def _ours(run: Run, models: Sequence[str], which: int | None, sweep: bool = False) -> list[str]:
+def _ours(run: Run, book: Book, models: Sequence[str], which: int | None, sweep: bool = False) -> list[str]:
     """Choose the models that a published table should stand beside: Table 3 and the sweep are about corrupted masks."""
-    trained = [m for m in models if any(row["model"] == m for row in run.history)] or list(models)
-    wrong = [m for m in trained if taken_apart(m)]
-    right = [m for m in trained if not taken_apart(m)]
+    trained = [m for m in models if m in run.trained] or list(models)
+    wrong = [m for m in trained if m in book.noises]
+    right = [m for m in trained if m not in book.noises]
     if sweep:
         return [*right[:1], *wrong[:3]]
     return (wrong[:4] or right) if which == 3 else (right or wrong)[:4]
@@ -227,16 +230,25 @@ def _published(name: str, value: float | None) -> Cell:
 
 
 def _ours_differ(run: Run, book: Book) -> tuple[tuple[str, str], ...]:
-    data = run.data
-    bands = ", ".join(map(str, data.get("bands") or ()))
-    chips = f"{data['chips']} chips" if data.get("chips") else "its own chips"
-    wanted = tree(run.recipe, "data")
-    rule = str(wanted.get("water", "truth"))
-    truth = "exact truth" if rule == "truth" else f"labels by the rule {rule}"
-    made = f"simulated scenes with {truth}" if wanted.get("source") == "simulated" else "real chips"
+    chips = f"{run.data.chips} chips" if run.data.chips else "its own chips"
+    bands = ", ".join(run.data.bands)
     text = (
-        f"This run used {chips} ({made}"
+        f"This run used {chips} ({labels_of(run)}"
         + (f"; bands {bands}" if bands else "")
         + f") and tested on {many(len(book.groups), 'place')} held out."
     )
     return (("What ours is.", text),)
+
+
+def labels_of(run: Run) -> str:
+    """Say in words where the chips of a run come from and what their labels are, as the recipe has it."""
+    if run.recipe is None:
+        return "chips and labels that no recipe names"
+    data = run.recipe.data
+    simulated = data.source == "simulated"
+    truth = {"truth": "with exact truth" if simulated else "with the labels of their source",
+             "cover": "with the exact truth of the land cover"}  # fmt: skip
+    labels = truth.get(
+        data.labels, f"with labels by the rule {data.labels}" + (", not the known truth" if simulated else "")
+    )
+    return f"{'simulated scenes' if simulated else 'real chips'} {labels}"

@@ -208,19 +208,6 @@ def _head(group: tuple[list[int], float], gap: float) -> float:
     return group[1] + gap * (len(group[0]) - 1) / 2
 
 
-def cut(words: str, most: int) -> str:
-    """Shorten a label in its middle.
-
-    Example:
-        >>> cut("unet@erode-dilate", 9)
-        'unet…late'
-    """
-    if len(words) <= most:
-        return words
-    tail = max((most - 1) // 2, 1)
-    return f"{words[: most - 1 - tail]}…{words[-tail:]}"
-
-
 def both(draw: Callable[[bool], tuple[Markup, float]], label: str) -> Markup:
     """Draw a figure for a wide page and for a phone; the style sheet shows one of them.
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seawall.report import pictures
-from seawall.report.blocks import Block, Layer, Sentence, Swipe, Swipes, said
-from seawall.report.book import CLEAN, Book, Cell, key_text
-from seawall.report.folder import Run
-from seawall.report.words import budget, many, ratio
+from seawall.report.blocks import Block, Layer, Panel, Ramp, Sentence, Swipe, Swipes
+from seawall.report.book import CLEAN, Book, Cell, key_text, said
+from seawall.report.folder import Example, Run, read_example
+from seawall.report.words import Budget, many, ratio
 
 SIDE = 320
 """Chips are shown at most this large, in pixels."""
@@ -22,7 +20,6 @@ BUDGET = 3_400_000
 """Bytes of pictures of chips on one page."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
-MISTAKE_KEYS = (("found", "marked as {}"), ("missed", "missed"), ("invented", "invented"))
 
 
 def chips(run: Run, book: Book, faults: list[str]) -> list[Block]:
@@ -50,7 +47,7 @@ def chips(run: Run, book: Book, faults: list[str]) -> list[Block]:
         return []
     note = (
         "Drag, or use the arrow keys: the clean chip lies under the attacked one. The images hardly differ; the maps do. "
-        "Pictures are lossless and stretched alike for display; seen here are a few of the bands that the model sees."
+        "Pictures are lossless; a pair is stretched alike, each pair for itself, so that dark scenes can be seen. Shown are three of the bands that the model sees."
     )
     if left:
         note += f" {many(left, 'more example')} in the run folder."
@@ -59,14 +56,14 @@ def chips(run: Run, book: Book, faults: list[str]) -> list[Block]:
 
 def _weight(pair: Swipe) -> int:
     overlays = [overlay for side in (pair.left, pair.right) for _, overlay in side.overlays]
-    panels = [picture for _, picture in pair.panels]
+    panels = [panel.picture for panel in pair.panels]
     return sum(map(len, (pair.left.picture, pair.right.picture, *overlays, *panels)))
 
 
 def _chip(run: Run, book: Book, path: Path, index: int) -> Swipe:
     with np.load(path, allow_pickle=False) as held:
         arrays: Arrays = {name: held[name] for name in held.files}
-    told = _sidecar(path)
+    told = read_example(path)
     klass = run.classes.index(run.klass)
     valid = _thin(arrays["valid"]).astype(bool) if "valid" in arrays else np.ones(_thin(arrays["label"]).shape, bool)
     label = _thin(arrays["label"])
@@ -80,27 +77,18 @@ def _chip(run: Run, book: Book, path: Path, index: int) -> Swipe:
         ))
         for name, photo, pred in (("clean", clean, preds[0]), ("attacked", attacked, preds[1]))
     ]  # fmt: skip
-    chip, model = str(told.get("chip", path.stem)), str(told.get("model", ""))
-    method, threat = str(told.get("method", "")), str(told.get("threat", ""))
+    chip = told.chip or path.stem
     keys = (("missed", f"{run.klass} missed"), ("invented", f"{run.klass} invented"), ("found", f"{run.klass} found"))
     return Swipe(
         f"swipe-{index}", chip, layers[0], layers[1], clean.shape[1], clean.shape[0],
-        _caption(book, chip, model, method, threat), _panels(arrays, label, preds, valid, klass), keys, shown=1,
+        _caption(book, chip, told), _panels(book, told, arrays, label, preds, valid), keys, shown=1,
     )  # fmt: skip
 
 
-def _sidecar(path: Path) -> Mapping[str, Any]:
-    beside = path.with_suffix(".json")
-    told = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    if not isinstance(told, dict):
-        raise ValueError(f"{beside.name} is not a JSON object")
-    return told
-
-
-def _caption(book: Book, chip: str, model: str, method: str, threat: str) -> Sentence:
-    parts: list[str | Cell] = [
-        f"{said(model)}, {said(method)} within {budget(threat).spoken}" if method else said(model)
-    ]
+def _caption(book: Book, chip: str, told: Example) -> Sentence:
+    model, method, threat = told.model, told.method, told.threat
+    where = f", {said(method)} within {book.budget(threat).spoken}" if method else ""
+    parts: list[str | Cell] = [book.said(model) + where]
     ious = [_iou(book, (model, *CLEAN), chip), _iou(book, (model, method, threat), chip)]
     if all(cell.key for cell in ious):
         parts += [f": {book.klass} IoU ", ious[0], " becomes ", ious[1]]
@@ -111,32 +99,55 @@ def _iou(book: Book, setup: tuple[str, str, str], chip: str) -> Cell:
     held, row = book.counts(setup).get(chip), book.record(setup, "tp", book.klass, chip=chip)
     if held is None or row is None:
         return Cell(ratio(None), "not measured in this run")
-    return Cell(ratio(held.iou), f"tp / (tp + fp + fn) of chip {chip}, {setup[1]} {setup[2]}".strip(), key_text(row))
+    what = f"tp / (tp + fp + fn) of chip {chip}, {setup[1]} {setup[2]}".strip()
+    return Cell(ratio(held.iou), what, key_text(row), flags=book.flags(setup))
 
 
 def _panels(
+    book: Book,
+    told: Example,
     arrays: Arrays,
     label: NDArray[np.generic],
     preds: tuple[NDArray[np.generic], NDArray[np.generic]],
     valid: NDArray[np.bool_],
-    klass: int,
-) -> tuple[tuple[str, str], ...]:
+) -> tuple[Panel, ...]:
     """Return the small pictures under a pair: label, noise, target, predictions, differences."""
-    panels = [("label", pictures.classes(label, valid))]
-    for name, words in (("noise", "noise, amplified"), ("noise_restricted", "noise on the class only")):
+    panels = [Panel("label", pictures.classes(label, valid))]
+    for name, words in (("noise", "noise"), ("noise_restricted", "noise on the class only")):
         if name in arrays:
-            panels.append((words, pictures.address(_photo(arrays[name], 160))))
+            panels.append(_noise(book, told, arrays[name], words))
     if "target" in arrays:
-        panels.append(("the adversary’s target", pictures.classes(_thin(arrays["target"]), valid)))
-    panels += [("map, clean", pictures.classes(preds[0], valid)), ("map, attacked", pictures.classes(preds[1], valid))]
-    panels.append(("what changed", _changed(preds[0], preds[1], valid)))
+        panels.append(Panel("the adversary’s target", pictures.classes(_thin(arrays["target"]), valid)))
+    panels += [
+        Panel("map, clean", pictures.classes(preds[0], valid)),
+        Panel("map, attacked", pictures.classes(preds[1], valid)),
+        Panel("what changed", _changed(preds[0], preds[1], valid)),
+    ]
     if "pred_restricted" in arrays:
         third = _thin(arrays["pred_restricted"])
         panels += [
-            ("map, restricted noise", pictures.classes(third, valid)),
-            ("what changed, restricted", _changed(preds[0], third, valid)),
+            Panel("map, restricted noise", pictures.classes(third, valid)),
+            Panel("what changed, restricted", _changed(preds[0], third, valid)),
         ]
     return tuple(panels)
+
+
+DARKER, NONE, BRIGHTER = (24, 74, 128), (244, 242, 236), (156, 66, 18)
+STEPS = 13
+
+
+def _noise(book: Book, told: Example, picture: NDArray[np.generic], words: str) -> Panel:
+    """Return the noise, averaged over the bands of the picture, with its scale in data units."""
+    mean = (_photo(picture, 160).astype(np.float32).mean(2) - 128) / 127
+    colors = (*pictures.ramp(DARKER, NONE, STEPS // 2 + 1)[:-1], *pictures.ramp(NONE, BRIGHTER, STEPS // 2 + 1)[1:])
+    index = pictures.levels(mean, np.ones(mean.shape, bool), STEPS, -1.0, 1.0)
+    ends = ("darkest", "brightest")
+    if told.largest_change is not None:
+        unit = book.budget(told.threat).unit
+        size = Budget("", "linf", (told.largest_change,), unit).spoken
+        ends = (f"−{size.split(' ')[0]}", f"+{size}")
+    bands = f", mean of {', '.join(dict.fromkeys(told.preview_bands))}" if told.preview_bands else ""
+    return Panel(words + bands, pictures.address(index, colors), Ramp(*ends, (DARKER, NONE, BRIGHTER)))
 
 
 def _changed(before: NDArray[np.generic], after: NDArray[np.generic], valid: NDArray[np.bool_]) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from seawall.report.adversary import worst_cell
-from seawall.report.blocks import Sentence, said
+from seawall.report.blocks import Sentence
 from seawall.report.book import CLEAN, Book, Cell, Setup
-from seawall.report.folder import Run, tree
-from seawall.report.noise import corrupted, taken_apart
+from seawall.report.folder import Run, Scene
+from seawall.report.noise import Corrupted
 from seawall.report.robust import families
-from seawall.report.scenes import result
-from seawall.report.words import area, many, percent
+from seawall.report.scenes import against_truth, shifted, value
+from seawall.report.words import area, many, percent, ratio
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,19 @@ class Tile:
 
 def main_model(run: Run, book: Book) -> str:
     """Return the model that the page is about: the recipe's network, else the first trained one, else the first."""
-    plain = [m for m in book.models if taken_apart(m) is None] or list(book.models)
-    wanted = str(tree(run.recipe, "model").get("name", ""))
-    trained = [m for m in plain if any(row["model"] == m for row in run.history)]
+    plain = [m for m in book.models if m not in book.noises] or list(book.models)
+    wanted = run.recipe.model.name if run.recipe else ""
+    trained = [m for m in plain if m in run.trained]
     return next((m for m in (wanted, *trained, *plain) if m in plain), "")
 
 
 def baseline(run: Run, book: Book) -> tuple[str, Cell] | None:
     """Return the best baseline that was not trained here, by pooled IoU."""
     mine = main_model(run, book)
-    trained = {str(row["model"]) for row in run.history}
     known = [
         (value, m)
         for m in book.models
-        if m != mine and m not in trained and taken_apart(m) is None
+        if m != mine and m not in run.trained and m not in book.noises
         and (value := book.value((m, *CLEAN), "iou.pooled", book.klass)) is not None
     ]  # fmt: skip
     return (max(known)[1], book.cell((max(known)[1], *CLEAN), "iou.pooled")) if known else None
@@ -49,7 +48,7 @@ def summary(run: Run, book: Book) -> tuple[Sentence, ...]:
     model = main_model(run, book)
     if not model:
         return (("This run has not measured anything yet.",),)
-    sentences = [*_accuracy(run, book, model), *_attack(book, model), *_labels(book, model), *_scene(run)]
+    sentences = [*_accuracy(run, book, model), *_scene(run), *_attack(book, model), *_labels(book, model)]
     return tuple(sentences) or (("This run has not measured anything yet.",),)
 
 
@@ -63,7 +62,7 @@ def _accuracy(run: Run, book: Book, model: str) -> list[Sentence]:
     if book.value(setup, "iou.pooled", book.klass) is None:
         return [(f"{where}, neither labels nor predictions hold any {book.klass}, so there is no score to give.",)]
     parts: list[str | Cell] = [
-        f"{where}, the {said(model)} finds ",
+        f"{where}, the {book.said(model)} finds ",
         recall,
         f" of the {book.klass} area it should, and ",
         precision,
@@ -73,7 +72,7 @@ def _accuracy(run: Run, book: Book, model: str) -> list[Sentence]:
     if iou.low:
         parts.append(f" (95 % interval {iou.low} to {iou.high})")
     if other := baseline(run, book):
-        parts += ["; the best simple rule, ", said(other[0]), ", reaches ", other[1]]
+        parts += ["; the best simple rule, ", book.said(other[0]), ", reaches ", other[1]]
     return [(*parts, ".")]
 
 
@@ -82,69 +81,70 @@ def _attack(book: Book, model: str) -> list[Sentence]:
     if not held:
         return []
     size, cell = worst_cell(held[0])
-    everywhere = "each band of each pixel" if size.norm == "linf" and not size.rest else "the image"
+    everywhere = "each band of each pixel" if size.norm == "linf" and not (size.region or size.limits) else "the image"
     return [(f"An adversary who may change {everywhere} by up to {size.spoken} takes it down to ", cell, ".")]
 
 
+def _most(book: Book, model: str) -> Corrupted | None:
+    """Return the network of this kind that learned from the most wrong labels."""
+    held = [c for c in book.corrupted if c.base == model and c.reached is not None and not c.objective]
+    return max(held, key=lambda c: c.reached or 0.0) if held else None
+
+
 def _labels(book: Book, model: str) -> list[Sentence]:
-    held = [c for c in corrupted(book) if c.base == model and c.rate is not None and not c.loss]
-    if not held:
+    most = _most(book, model)
+    if most is None:
         return []
-    most = max(held, key=lambda c: c.rate or 0.0)
-    rate = percent(most.rate) if (most.rate or 0) <= 1 else f"{most.rate:g}"
     cell = book.cell((most.model, *CLEAN), "iou.pooled")
-    return [(f"Trained on masks corrupted by {most.noise} within a budget of {rate}, it reaches ", cell, ".")]
+    words = f"Trained on masks of which {most.noise} changed {most.changed} of the pixels ({most.rate} asked for), it reaches "
+    return [(words, cell, ".")]
 
 
 def _scene(run: Run) -> list[Sentence]:
-    for name, told in run.scenes.items():
-        water, unsure = result(told, "water_km2"), result(told, "unsure_share")
-        if water is not None:
-            cell = Cell(area(water), f"water_km2 of scenes/{name}.json", f"scenes/{name}.json|water_km2")
-            parts: list[str | Cell] = ["Over the whole scene it maps ", cell, f" of {run.klass}"]
-            if unsure is not None:
-                parts += [
-                    " and is unsure of ",
-                    Cell(percent(unsure, 1), f"unsure_share of scenes/{name}.json", f"scenes/{name}.json|unsure_share"),
-                    " of the pixels",
-                ]
-            return [(*parts, ".")]
+    for name, scene in run.scenes.items():
+        if scene.result.area_km2 is None:
+            continue
+        mapped = value(scene, name, "area_km2", area(scene.result.area_km2))
+        parts: list[str | Cell] = [f"Over the whole {_called(run)} it maps ", mapped, f" of {scene.result.klass}"]
+        if scene.truth is not None:
+            parts += against_truth(scene, name)
+        if scene.result.unsure_share is not None:
+            unsure = value(scene, name, "unsure_share", percent(scene.result.unsure_share, 1))
+            parts += [", and is unsure of ", unsure, " of the pixels"]
+        sentences: list[Sentence] = [(*parts, ".")]
+        return sentences + [(text,) for text in shifted(run, scene)]
     return []
 
 
+def _called(run: Run) -> str:
+    simulated = run.recipe is not None and run.recipe.scene is not None and run.recipe.scene.source == "simulated"
+    return "simulated scene" if simulated else "scene"
+
+
 def tiles(run: Run, book: Book) -> tuple[Tile, ...]:
-    """Return up to four key numbers."""
+    """Return up to five key numbers."""
     model = main_model(run, book)
     made = []
     iou = book.cell((model, *CLEAN), "iou.pooled")
     if iou.key:
         other = baseline(run, book)
-        made.append(
-            Tile(
-                f"{run.klass} IoU, pooled",
-                iou,
-                f"{said(other[0])}: {other[1].text}" if other else "all test pixels together",
-            )
-        )
-        made.append(
-            Tile(
-                f"{run.klass} IoU, per chip",
-                book.cell((model, *CLEAN), "iou.per_chip"),
-                "small waters count as much as large",
-            )
-        )
+        beside = f"{book.said(other[0])}: {other[1].text}" if other else "all test pixels together"
+        made.append(Tile(f"{run.klass} IoU, pooled", iou, beside))
+        per_chip = book.cell((model, *CLEAN), "iou.per_chip")
+        made.append(Tile(f"{run.klass} IoU, per chip", per_chip, "small waters count as much as large"))
+    made += [_truth_tile(scene, name) for name, scene in run.scenes.items() if scene.truth is not None][:1]
     held = [a for a in families(book) if a.model == model]
     if held:
         size, cell = worst_cell(held[0])
         made.append(Tile("under attack", cell, f"worst case within {size.spoken}"))
-    noisy = [c for c in corrupted(book) if c.base == model and c.rate is not None]
-    if noisy:
-        most = max(noisy, key=lambda c: c.rate or 0.0)
-        made.append(
-            Tile(
-                "after wrong labels",
-                book.cell((most.model, *CLEAN), "iou.pooled"),
-                f"{most.noise}, {percent(most.rate)} budget" if (most.rate or 0) <= 1 else most.kind,
-            )
-        )
+    most = _most(book, model)
+    if most is not None:
+        made.append(Tile("after wrong labels", book.cell((most.model, *CLEAN), "iou.pooled"), most.label))
     return tuple(made)
+
+
+def _truth_tile(scene: Scene, name: str) -> Tile:
+    truth = scene.truth
+    iou = value(scene, name, "truth.iou", ratio(truth.iou if truth else None))
+    true_km2 = area(truth.true_km2 if truth else None)
+    return Tile(f"{scene.result.klass} IoU, whole scene", iou, f"maps {area(scene.result.area_km2)}, true {true_km2}")

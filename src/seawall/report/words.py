@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -134,69 +133,74 @@ def many(n: int, one: str, more: str = "") -> str:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a threat text says, taken apart for axes: norm, size, unit, and the rest as it was written.
+    """What an adversary may do, as the rows say it.
 
     Args:
-        text: The threat as the record has it.
-        norm: "linf", "l2" or another norm; "" for the severity of a corruption.
-        eps: Size in `unit`; percent is already a share.
-        unit: Physical unit.
-        rest: What else it says, such as "bands=B03".
+        text: The threat as text; it only names the threat and is never read.
+        norm: "linf", "l2" or another norm; "" where there is no threat.
+        eps: Budget in data units: one number, or one per band.
+        unit: Unit of eps, as rows say it: "reflectance", "dB" or "stretched".
+        bands: Bands that may be touched; empty means all.
+        region: Pixels that may be touched, as text; empty means every seen one.
+        limits: What else bounds the adversary, as text.
     """
 
     text: str
-    norm: str
-    eps: float | None
-    unit: str
-    rest: str
+    norm: str = ""
+    eps: tuple[float, ...] = ()
+    unit: str = ""
+    bands: tuple[str, ...] = ()
+    region: str = ""
+    limits: str = ""
 
     @property
-    def family(self) -> str:
-        """Threats of one family make one curve over eps."""
-        return " ".join(part for part in (self.norm, self.unit, self.rest) if part)
+    def size(self) -> float:
+        """The place on an axis: the largest band's eps, in data units."""
+        return max(self.eps, default=0.0)
 
     @property
-    def bands(self) -> tuple[str, ...]:
-        """Bands that may be touched; empty means all."""
-        found = re.search(r"\bbands=(\S+)", self.rest)
-        return tuple(found[1].split(",")) if found else ()
+    def family(self) -> tuple[str, ...]:
+        """Threats of one family make one curve over eps; of per-band budgets those with the same proportions."""
+        shape = tuple(f"{eps / (self.size or 1.0):.4g}" for eps in self.eps) if len(set(self.eps)) > 1 else ()
+        return (self.norm, self.unit, *self.bands, "|", self.region, self.limits, *shape)
+
+    @property
+    def name(self) -> str:
+        """The family as a reader says it.
+
+        Example:
+            >>> Budget("", "linf", (0.01,), "reflectance", ("B03",)).name
+            'linf, reflectance, only B03'
+        """
+        parts = [self.norm, self.unit + (" per band" if len(set(self.eps)) > 1 else "")]
+        parts += [f"only {listed(self.bands)}"] if self.bands else []
+        return ", ".join(part for part in (*parts, self.region, self.limits) if part)
+
+    @property
+    def amount(self) -> str:
+        """The size without its unit's name; of per-band budgets the smallest and the largest.
+
+        Example:
+            >>> Budget("", "linf", (0.01,), "reflectance").amount
+            '1\u202f%'
+            >>> Budget("", "linf", (0.0013, 0.0018), "reflectance").amount
+            '0.13 to 0.18\u202f%'
+        """
+        if not self.eps:
+            return self.text
+        ends = dict.fromkeys((min(self.eps), max(self.eps)))
+        share = self.unit == "reflectance"
+        return " to ".join(plain(100 * eps if share else eps) for eps in ends) + (f"{THIN}%" if share else "")
 
     @property
     def spoken(self) -> str:
-        """The size as a reader says it, such as "1 % reflectance"."""
-        if self.eps is None:
-            return self.text
-        size = f"{plain(100 * self.eps)}{THIN}%" if self.unit == "reflectance" else plain(self.eps)
-        return f"{size} {self.unit}".strip()
+        """The size as a reader says it.
 
-
-FORM = re.compile(
-    r"\s*(?:(?P<norm>l\w+|haze|speckle|patch)\s+)?(?:severity[ =])?(?P<eps>[\d.,%e-]*[\d.])(?P<share>%)?(?P<times>x)?\s*"
-    r"(?P<unit>[^\s=]*)(?:\s+(?P<rest>.*))?"
-)
-
-
-def budget(text: str) -> Budget:
-    """Take a threat text apart; of one eps per band the largest counts.
-
-    Example:
-        >>> b = budget("linf 1% reflectance bands=B03")
-        >>> b.norm, b.eps, b.unit, b.bands
-        ('linf', 0.01, 'reflectance', ('B03',))
-        >>> budget("linf 0.5 dB").spoken, budget("linf 2x noise").spoken
-        ('0.5 dB', '2 × sensor noise')
-        >>> budget("linf 1%,2% reflectance").eps, budget("severity 0.5").eps, budget("odd").eps
-        (0.02, 0.5, None)
-    """
-    found = FORM.fullmatch(text)
-    if not found:
-        return Budget(text, "", None, "", text)
-    part = found.groupdict(default="")
-    try:
-        sizes = [float(size.rstrip("%")) for size in part["eps"].split(",")]
-    except ValueError:
-        return Budget(text, "", None, "", text)
-    eps = max(sizes) / (100 if part["share"] else 1)
-    unit = f"× sensor {part['unit']}" if part["times"] and part["unit"] == "noise" else part["unit"]
-    rest = " ".join(word for word in part["rest"].split() if not word.startswith(("low=", "high=")))
-    return Budget(text, part["norm"], eps, unit, f"per band {rest}".strip() if len(sizes) > 1 else rest)
+        Example:
+            >>> Budget("", "linf", (0.01,), "reflectance").spoken, Budget("", "linf", (0.5,), "dB").spoken
+            ('1\u202f% reflectance', '0.5 dB')
+            >>> Budget("", "linf", (0.0013, 0.0018), "reflectance").spoken
+            '0.13 to 0.18\u202f% reflectance (per band)'
+        """
+        per_band = "(per band)" if len(set(self.eps)) > 1 else ""
+        return " ".join(part for part in (self.amount, self.unit if self.eps else "", per_band) if part)

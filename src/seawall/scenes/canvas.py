@@ -6,6 +6,7 @@ and paints the others. Plain rows instead of a half-written TIFF: nothing in the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,6 +24,8 @@ from seawall.files import write_atomic
 Window = tuple[int, int, int, int]
 """Row, column, height, width."""
 Bytes = NDArray[np.uint8]
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of the operating system that mean a full disk, or a full share of it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Canvas:
             write_atomic(self.folder / "canvas.json", json.dumps(facts))
         except OSError as bad:
             self.remove()
-            raise no_room(self.folder.parent, bad) from bad
+            raise no_room(self.folder.parent, bad, len(self.layers) * self.height * self.width) from bad
         return {}
 
     def paint(self, window: Window, pixels: Mapping[str, Bytes], facts: Mapping[str, object]) -> None:
@@ -76,9 +79,9 @@ class Canvas:
             facts: Plain values to remember about the window.
 
         Raises:
-            RunError: The disk is full; the canvas is removed.
+            RunError: The disk is full; what is on it already stays, for the next run.
         """
-        row, col, _, width = window
+        row, col, height, width = window
         try:
             for layer in self.layers:
                 with self._path(layer).open("rb+") as file:
@@ -94,8 +97,7 @@ class Canvas:
                 ledger.flush()
                 os.fsync(ledger.fileno())
         except OSError as bad:
-            self.remove()
-            raise no_room(self.folder.parent, bad) from bad
+            raise no_room(self.folder.parent, bad, len(self.layers) * height * width, kept=True) from bad
 
     def rows(self, layer: str, step: int = 512) -> Iterator[tuple[int, Bytes]]:
         """Yield a layer's rows from top to bottom, as (first row, (step, width) pixels)."""
@@ -134,16 +136,26 @@ class Canvas:
                 yield window, row["facts"]
 
 
-def no_room(folder: Path, bad: OSError) -> RunError:
-    """Say what an operating system error means for somebody who writes into a folder."""
+def no_room(folder: Path, bad: OSError, need: int, *, kept: bool = False) -> RunError:
+    """Say what an operating system error means for somebody who writes into a folder.
+
+    Args:
+        folder: Where the products go.
+        bad: What was raised.
+        need: Bytes that are still to be written, about.
+        kept: What is finished is kept, so that the same command goes on.
+    """
     if isinstance(bad, PermissionError):
         return RunError(f"{folder}: expected a folder that can be written, got {bad.strerror}; choose another --out")
     try:
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
     except OSError:
         free = 0
+    what = "a full disk" if bad.errno in FULL else bad.strerror or str(bad)
+    goes_on = "; what is finished is kept, so that the same command goes on" if kept else " and run again"
     return RunError(
-        f"{folder}: expected room for the products, got {bad.strerror or bad} with {free // 2**20} MiB free; free space and run again"
+        f"{folder}: expected room for the products, got {what} with {free / 2**20:.0f} MiB free; "
+        f"free about {max(need / 2**20, 1):.0f} MiB{goes_on}"
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pystac
 import torch
@@ -28,20 +29,24 @@ from torch import nn
 from seawall import __version__
 from seawall.errors import UsageError
 from seawall.imagery.grid import Grid
+from seawall.models.standardize import Standardize
 from seawall.models.weights import spec_of
-from seawall.scenes.product import NODATA, SCALE, SceneResult, palette
+from seawall.scenes.product import NODATA, SCALE, SceneResult, palette, slug_of
+from seawall.scenes.source import digest_file
 
+FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
-    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+    FILE,
     "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
 )
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 BEGIN = datetime(2014, 4, 3, tzinfo=UTC)
 """Launch of Sentinel-1A: an image whose time is unknown is not older."""
 
+_SEMANTIC = re.compile(r"\d+\.\d+\.\d+([+-][0-9A-Za-z.+-]+)?")
 _STAMP = re.compile(r"(?<!\d)(20\d{6})T(\d{6})(?!\d)")
 _TIME_TAGS = ("ACQUISITION_DATETIME", "SENSING_TIME", "PRODUCT_START_TIME", "datetime", "DATETIME")
 
@@ -80,7 +85,7 @@ def acquired(name: str, tags: Mapping[str, str], when: str = "") -> datetime | N
 
 
 def scene_item(
-    result: SceneResult, grid: Grid, when: datetime | None, folder: Path, model_file: str
+    result: SceneResult, grid: Grid, when: datetime | None, folder: Path, model_file: str, source: str
 ) -> dict[str, object]:
     """Return the STAC Item of a map, with the result itself under "result".
 
@@ -89,7 +94,8 @@ def scene_item(
         grid: Where it is.
         when: Acquisition time; unknown if None.
         folder: Where the product files are.
-        model_file: File name of the model's Item, linked as what the map is derived from.
+        model_file: File name of the model's Item, which is linked.
+        source: Path of the scene relative to the Item's folder, linked as what the map is derived from.
     """
     now = datetime.now(UTC)
     outline = _outline(grid)
@@ -112,75 +118,111 @@ def scene_item(
     )
     for layer, file in result.files.items():
         item.add_asset(layer, _asset(result, layer, file, folder))
-    item.add_link(pystac.Link("derived_from", f"./{model_file}", "application/geo+json", "Model (STAC MLM)"))
+    item.add_link(pystac.Link("derived_from", quote(source), "image/tiff", "The scene"))
+    item.add_link(pystac.Link("mlm:model", f"./{model_file}", "application/geo+json", "The model, as a STAC MLM Item"))
     made = item.to_dict(include_self_link=False, transform_hrefs=False)
-    return {**made, "result": asdict(result)}
+    return {**made, "result": result.plain()}
 
 
-def model_item(model: nn.Module, digest: str) -> dict[str, object]:
+def model_item(model: nn.Module, digest: str, weights: Path, folder: Path) -> dict[str, object]:
     """Return the STAC Item with MLM metadata of a model.
+
+    Its time is that of the item: when the training data were acquired is not known here.
 
     Args:
         model: A module with a `spec`.
         digest: Digest of the model.
+        weights: File of the weights.
+        folder: Where the item goes; the weights are linked relative to it.
     """
     spec = spec_of(model)
+    now = datetime.now(UTC)
     item = pystac.Item(
         id=f"model-{digest[:12]}",
         geometry=None,
         bbox=None,
-        datetime=None,
-        start_datetime=BEGIN,
-        end_datetime=datetime.now(UTC),
-        properties={"title": spec.note or f"{spec.architecture} for {', '.join(spec.classes)}", "gsd": spec.gsd_m},
+        datetime=now,
+        properties={
+            "created": _text(now),
+            "title": spec.note or f"{spec.architecture} for {', '.join(spec.classes)}",
+            "gsd": spec.gsd_m,
+            "seawall:unit": spec.unit,
+            "seawall:digest": digest,
+        },
+        stac_extensions=[FILE],
     )
-    sizes = [tensor.numel() for tensor in model.parameters()]
     memory = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-    item.properties["bands"] = [{"name": name} for name in spec.bands]
     MLMExtension.ext(item, add_if_missing=True).apply(
-        name=f"{spec.architecture}-{digest[:12]}",
+        name=f"{slug_of(spec.architecture)}-{digest[:12]}",
         architecture=spec.architecture,
         tasks=[TaskType.SEMANTIC_SEGMENTATION],
         framework="PyTorch",
-        framework_version=torch.__version__,
+        framework_version=torch.__version__ if _SEMANTIC.fullmatch(torch.__version__) else None,
         memory_size=memory,
-        total_parameters=sum(sizes),
+        total_parameters=sum(tensor.numel() for tensor in model.parameters()),
         pretrained=True,
-        input=[
-            ModelInput.create(
-                name="image",
-                bands=list(spec.bands),
-                input=InputStructure.create(
-                    [-1, len(spec.bands), -1, -1], ["batch", "bands", "height", "width"], DataType.FLOAT32
-                ),
-                description=f"{spec.unit}, unseen pixels filled; the model normalizes by itself",
-            )
-        ],
-        output=[
-            ModelOutput.create(
-                name="logits",
-                tasks=[TaskType.SEMANTIC_SEGMENTATION],
-                result=ResultStructure.create(
-                    [-1, len(spec.classes), -1, -1], ["batch", "class", "height", "width"], DataType.FLOAT32
-                ),
-                classes=[
-                    Classification.create(value=k, name=_slug(name), title=name) for k, name in enumerate(spec.classes)
-                ],
-                post_processing_function=ProcessingExpression.create("python", "torch:softmax"),
-            )
-        ],
+        input=[_input(model)],
+        output=[_output(model)],
         hyperparameters=Hyperparameters.create(**{str(k): v for k, v in spec.settings.items()})
         if spec.settings
         else None,
     )
-    item.properties["seawall:unit"] = spec.unit
-    item.properties["seawall:digest"] = digest
+    item.add_asset("weights", _weights(model, weights, folder))
     made: dict[str, object] = item.to_dict(include_self_link=False, transform_hrefs=False)
     return made
 
 
+def _input(model: nn.Module) -> ModelInput:
+    spec = spec_of(model)
+    size = len(spec.bands)
+    layer = next((m for m in model.modules() if isinstance(m, Standardize) and len(m.mean) == size), None)
+    scaling: list[dict[str, object]] | None = None
+    if layer is not None and bool(layer.fitted):
+        scaling = [
+            {"type": "z-score", "mean": float(mean), "stddev": float(std)}
+            for mean, std in zip(layer.mean, layer.std, strict=True)
+        ]
+    made = ModelInput.create(
+        name="image",
+        bands=list(spec.bands),
+        input=InputStructure.create([-1, size, -1, -1], ["batch", "bands", "height", "width"], DataType.FLOAT32),
+        description=f"{spec.unit}, unseen pixels filled; value_scaling is the first layer of the network itself",
+    )
+    made.properties["value_scaling"] = scaling  # a list, which is what the schema asks for and pystac cannot say
+    return made
+
+
+def _output(model: nn.Module) -> ModelOutput:
+    classes = spec_of(model).classes
+    return ModelOutput.create(
+        name="logits",
+        tasks=[TaskType.SEMANTIC_SEGMENTATION],
+        result=ResultStructure.create(
+            [-1, len(classes), -1, -1], ["batch", "class", "height", "width"], DataType.FLOAT32
+        ),
+        classes=[Classification.create(value=k, name=slug_of(name), title=name) for k, name in enumerate(classes)],
+        post_processing_function=ProcessingExpression.create("python", "torch:softmax"),
+    )
+
+
+def _weights(model: nn.Module, file: Path, folder: Path) -> pystac.Asset:
+    extra: dict[str, object] = {
+        "mlm:artifact_type": "safetensors",
+        "bands": [{"name": name} for name in spec_of(model).bands],
+        "file:size": file.stat().st_size,
+        "file:checksum": "1220" + digest_file(file),  # multihash: sha2-256, 32 bytes
+    }
+    return pystac.Asset(
+        quote(os.path.relpath(file, folder).replace(os.sep, "/")),
+        title="Weights",
+        media_type="application/octet-stream; application=safetensors",
+        roles=["mlm:model", "mlm:weights", "data"],
+        extra_fields=extra,
+    )
+
+
 def _asset(result: SceneResult, layer: str, file: str, folder: Path) -> pystac.Asset:
-    names = {"class": "Class", "water": f"Probability of {result.klass}", "uncertainty": "Entropy over ln K"}
+    names = {"class": "Class", "uncertainty": "Entropy over ln K"}
     extra: dict[str, object] = {
         "data_type": "uint8",
         "nodata": NODATA,
@@ -190,12 +232,18 @@ def _asset(result: SceneResult, layer: str, file: str, folder: Path) -> pystac.A
     if layer == "class":
         colors = palette(result.classes)
         extra["classification:classes"] = [
-            {"value": k, "name": _slug(name), "title": name, "color_hint": "{:02X}{:02X}{:02X}".format(*colors[k])}
+            {"value": k, "name": slug_of(name), "title": name, "color_hint": "{:02X}{:02X}{:02X}".format(*colors[k])}
             for k, name in enumerate(result.classes)
         ]
     else:
         extra |= {"raster:scale": SCALE, "raster:offset": 0.0, "unit": "1"}
-    return pystac.Asset(f"./{file}", title=names[layer], media_type=COG, roles=["data"], extra_fields=extra)
+    return pystac.Asset(
+        f"./{file}",
+        title=names.get(layer, f"Probability of {result.klass}"),
+        media_type=COG,
+        roles=["data"],
+        extra_fields=extra,
+    )
 
 
 def _projection(grid: Grid) -> dict[str, object]:
@@ -234,10 +282,6 @@ def _box(ring: list[list[float]], grid: Grid) -> list[float]:
     north, south = grid.poles()
     west, east = (-180.0, 180.0) if north or south else (min(xs), max(xs))
     return [west, -90.0 if south else min(ys), east, 90.0 if north else max(ys)]
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^0-9A-Za-z_-]+", "_", name) or "class"
 
 
 def _text(when: datetime) -> str:

@@ -19,6 +19,7 @@ from seawall.scenes.tiles import Floats, Plan, Predict, blend
 
 STEP = 512
 """Rows per window of the canvas, and the block size of the products."""
+MIB = 2**20
 
 
 def paint(
@@ -27,15 +28,15 @@ def paint(
     canvas: Canvas,
     question: Question,
     survey: Survey,
+    plan: Plan,
     device: str,
     progress: Callable[[int, int], None],
-) -> tuple[Totals, int]:
-    """Fill the canvas where it is not whole yet; return what was counted and the number of tiles of the scene."""
+) -> Totals:
+    """Fill the canvas where it is not whole yet; return what was counted."""
     grid, classes = scene.source.grid, len(scene.spec.classes)
-    plan = Plan.of(grid.height, grid.width, survey.tile, survey.overlap)
     areas = grid.row_areas_m2()
     counted = {window: Totals.of(facts) for window, facts in canvas.open().items()}
-    layout = panels(plan, len(scene.bands), classes, scene.chunk, survey.memory_mib * 2**20)
+    layout = panels(plan, len(scene.bands), classes, scene.chunk, survey.memory_mib * MIB)
     todo = [(rows, cols) for cols in layout for rows in _missing(grid.height, cols, counted)]
     total = sum(len(plan.rows.touching(*rows)) * len(plan.cols.touching(*cols)) for rows, cols in todo)
     done = 0
@@ -57,8 +58,7 @@ def paint(
                 window = (strip.row, strip.col, height, width)
                 canvas.paint(window, encode(strip, question), part.plain())
                 counted[window] = part
-    whole = reduce(add, [counted[window] for cols in layout for window in _windows(grid.height, cols)])
-    return whole, len(plan.rows.starts) * len(plan.cols.starts)
+    return reduce(add, [counted[window] for cols in layout for window in _windows(grid.height, cols)])
 
 
 class _Patient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 
 from seawall.scenes.tiles import Strip
 
-LAYERS = ("class", "water", "uncertainty")
-"""Products of a scene: `<name>.class.tif` and so on."""
+LAYERS = ("class", "probability", "uncertainty")
+"""What is painted of a scene; see `layer_names` for the names of the products."""
 NODATA = 255
 STEPS = 250
 """Probability and uncertainty are stored as whole 1/250ths: value = stored * 0.004."""
@@ -109,7 +110,7 @@ class SceneResult:
     Args:
         name: Name of the products.
         source: File name of the scene.
-        files: Product ("class", "water", "uncertainty") to file name in the output folder.
+        files: Product ("class", the class asked for, "uncertainty") to file name in the output folder.
         digests: Product to SHA-256 of its file.
         key: Digest of model, scene and settings; the same key is the same map.
         model: Digest of the model.
@@ -121,8 +122,8 @@ class SceneResult:
         height: Rows.
         width: Columns.
         seen_share: Share of pixels that the sensor saw.
-        water_share: Share of seen pixels of the class; None if nothing was seen.
-        water_km2: Area of pixels of the class; None without georeference. So are all areas.
+        share: Share of seen pixels of the class; None if nothing was seen.
+        area_km2: Area of pixels of the class; None without georeference. So are all areas.
         expected_km2: Sum of probability times pixel area: the expected area, if the probabilities are calibrated.
         low_km2: Area that is surely of the class (probability at or above the unsure range).
         high_km2: Area that may be of the class (probability in or above the unsure range). [low, high] is what the
@@ -151,8 +152,8 @@ class SceneResult:
     height: int
     width: int
     seen_share: float
-    water_share: float | None
-    water_km2: float | None
+    share: float | None
+    area_km2: float | None
     expected_km2: float | None
     low_km2: float | None
     high_km2: float | None
@@ -164,6 +165,36 @@ class SceneResult:
     tiles: int = 0
     seconds: float = 0.0
     reused: bool = False
+
+    def plain(self) -> dict[str, object]:
+        """Return plain values for JSON, with area and share of the class under its own name too."""
+        slug = slug_of(self.klass)
+        return {**asdict(self), f"{slug}_share": self.share, f"{slug}_km2": self.area_km2}
+
+
+def layer_names(klass: str) -> dict[str, str]:
+    """Return the name of each layer's product: that of the probability is the class.
+
+    Example:
+        >>> layer_names("forest")
+        {'class': 'class', 'probability': 'forest', 'uncertainty': 'uncertainty'}
+    """
+    slug = slug_of(klass)
+    return {
+        "class": "class",
+        "probability": f"{slug}-probability" if slug in LAYERS else slug,
+        "uncertainty": "uncertainty",
+    }
+
+
+def slug_of(name: str) -> str:
+    """Return a class name that is safe in a file name and a JSON key.
+
+    Example:
+        >>> slug_of("bare soil")
+        'bare_soil'
+    """
+    return re.sub(r"[^0-9A-Za-z_-]+", "_", name) or "class"
 
 
 def encode(strip: Strip, question: Question) -> dict[str, Bytes]:
@@ -178,7 +209,7 @@ def encode(strip: Strip, question: Question) -> dict[str, Bytes]:
     entropy /= np.float32(np.log(max(len(p), 2)))
     layers = {
         "class": p.argmax(0).astype(np.uint8),
-        "water": _steps(p[question.klass]),
+        "probability": _steps(p[question.klass]),
         "uncertainty": _steps(entropy),
     }
     for layer in layers.values():

@@ -213,22 +213,7 @@ def _unit(
             f"{source.path}: expected pixels, got a raster that is 0 in every band and declares no nodata value; it is the "
             "leftover of a killed writer or an empty download, write or fetch it again"
         )
-    at = [source.bands.index(name) for name in bands]
-    picture = Raster(
-        data,
-        seen,
-        bands,
-        source.grid,
-        source.dtype,
-        source.nodata,
-        source.tags,
-        scales=tuple(source.scales[i] for i in at),
-        offsets=tuple(source.offsets[i] for i in at),
-    )
-    stated = hints_of(picture)
-    told = replace(
-        stated, **{f.name: getattr(hints, f.name) for f in fields(hints) if getattr(hints, f.name) is not None}
-    )
+    told = _hints(source, data, seen, bands, hints)
     names = [name if known((name,)) else wanted for name, wanted in zip(bands, spec.bands, strict=True)]
     try:
         found = detect(data, seen, names, told, source.nodata_of(bands))
@@ -244,6 +229,24 @@ def _unit(
         text = "the scene is an 8-bit picture of unknown stretch: its numbers are not physical"
         findings.append(Finding("not-physical", text))
     return scale, findings
+
+
+def _hints(source: RasterSource, data: Floats, seen: Bools, bands: tuple[str, ...], more: Hints) -> Hints:
+    """Return what the file says about the numbers of these bands; what the user says counts first."""
+    at = [source.bands.index(name) for name in bands]
+    picture = Raster(
+        data,
+        seen,
+        bands,
+        source.grid,
+        source.dtype,
+        source.nodata,
+        source.tags,
+        scales=tuple(source.scales[i] for i in at),
+        offsets=tuple(source.offsets[i] for i in at),
+    )
+    stated = hints_of(picture)
+    return replace(stated, **{f.name: getattr(more, f.name) for f in fields(more) if getattr(more, f.name) is not None})
 
 
 def _sample(source: RasterSource, bands: tuple[str, ...]) -> tuple[Floats, Bools]:

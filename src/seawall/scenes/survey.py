@@ -13,11 +13,14 @@ from seawall.errors import PartialError, UsageError
 from seawall.files import inside
 from seawall.imagery.radiometry import Hints
 from seawall.runtime import Runtime
-from seawall.scenes.product import LAYERS, SceneResult
+from seawall.scenes.product import SceneResult
 from seawall.scenes.tiles import Plan
+from seawall.scenes.tiling import TILE
 
 SUFFIXES = (".tif", ".tiff", ".jp2")
 """What counts as a scene in a folder."""
+PRODUCTS = ("class", "water", "uncertainty")
+"""Layers whose files never count as a scene in a folder, whatever lies beside them."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class Survey:
     """How whole scenes are mapped.
 
     Args:
-        klass: Class whose probability and area are reported.
-        tile: Pixels of a tile's side; a multiple of 32.
-        overlap: Pixels that neighboring tiles share; a quarter of them at each tile's edge gets no weight, so a network
-            that looks at most that far gives the same map tiled as whole.
+        klass: Class whose probability and area are reported; "" takes water, or the second of two classes.
+        tile: Pixels of a tile's side, a multiple of 32; None takes 512, or more where the network looks far.
+        overlap: Pixels that neighboring tiles share; None takes twice as many as the network looks far, so that the map
+            is that of the whole scene. Fewer are flagged.
         batch: Tiles per call of the network; 0 takes 1 on the CPU and 8 on an accelerator.
         unsure: Probabilities from the first up to the second count as unsure.
         temperature: Divides the logits; fit it on held-out scenes so that probabilities are calibrated.
@@ -42,9 +45,9 @@ class Survey:
         UsageError: A setting is out of its range.
     """
 
-    klass: str = "water"
-    tile: int = 512
-    overlap: int = 64
+    klass: str = ""
+    tile: int | None = None
+    overlap: int | None = None
     batch: int = 0
     unsure: tuple[float, float] = (0.2, 0.8)
     temperature: float = 1.0
@@ -55,7 +58,8 @@ class Survey:
     memory_mib: int = 512
 
     def __post_init__(self) -> None:
-        Plan.of(1, 1, self.tile, self.overlap)
+        overlap = self.overlap or 0
+        Plan.of(1, 1, max(TILE, 2 * overlap) if self.tile is None else self.tile, overlap)
         low, high = self.unsure
         if not 0 <= low < high <= 1:
             raise UsageError(f"unsure: expected two rising probabilities, got {low} and {high}; try 0.2 and 0.8")
@@ -143,12 +147,11 @@ def clean_name(name: str) -> str:
 
 
 def _in_folder(folder: Path, out: Path) -> list[Job]:
-    own = tuple(f".{layer}.tif" for layer in LAYERS)
     found = sorted(
         path
         for path in folder.rglob("*")
         if path.suffix.lower() in SUFFIXES
-        and not path.name.endswith(own)
+        and not _is_product(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     for path in found:
@@ -167,6 +170,12 @@ def _in_folder(folder: Path, out: Path) -> list[Job]:
         for path in found
         if out.resolve() not in path.resolve().parents or out.resolve() == folder.resolve()
     ]
+
+
+def _is_product(path: Path) -> bool:
+    """Tell whether a file is a layer of a map: by its usual name, or because the classes of the same map are beside it."""
+    name, dot, layer = path.stem.rpartition(".")
+    return bool(dot) and (layer in PRODUCTS or path.with_name(f"{name}.class.tif").exists())
 
 
 def _in_manifest(manifest: Path) -> list[Job]:

@@ -1,12 +1,13 @@
 """Tiles over a scene: where they lie, how they blend, and the stream that keeps only a band of rows in memory.
 
-A network sees a scene tile by tile. Each tile's outermost pixels have too little context, so they get no weight
-(`margin`); next to them a squared sine fades one tile into the other. The weights of all tiles at a pixel add up to
-one, so blending needs no second accumulator, and a network whose receptive field reaches no further than the margin
-gives the same map tiled as whole. Tiles start at multiples of `ALIGN`, because a network that pools is only
-equivariant to shifts by its total stride. A network with global context (attention over the tile, global pooling,
-normalization by the tile's own statistics) looks at everything it is given: another tile is another input, and no
-blending can make its tiled map equal to its whole one.
+A network sees a scene tile by tile. The outermost pixels of a tile on the sides where it has neighbors have too
+little context, so they get no weight (`margin`); next to them a squared sine fades one tile into the other. The
+weights of all tiles at a pixel add up to one, so blending needs no second accumulator, and a network whose receptive
+field reaches no further than the margin gives the same map tiled as whole. That holds at the scene's borders too:
+there a tile ends where the scene ends, and the network pads it as it would pad the whole. Tiles start at multiples of
+`align`, because a network that pools is only equivariant to shifts by its total stride. A network with global context
+(attention over the tile, global pooling, normalization by the tile's own statistics) looks at everything it is given:
+another tile is another input, and no blending can make its tiled map equal to its whole one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 from seawall.errors import UsageError
 
 ALIGN = 32
-"""Tiles start and end at multiples of this many pixels: the total stride of networks that pool five times."""
+"""Tile and overlap are multiples of this many pixels: the total stride of networks that pool five times."""
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -38,91 +40,100 @@ class Axis:
     Args:
         size: Pixels of the scene along this side.
         tile: Pixels of a tile; a small scene gets a smaller one.
-        overlap: Pixels that neighbors share; half of them are mirrored context at the scene's borders.
+        overlap: Pixels that neighbors share.
+        margin: Outermost pixels of a tile that get no weight where it has a neighbor, at most half of the overlap; a
+            quarter of the overlap where negative. A network that looks at most that far maps tiled as whole.
+        align: Tiles start and end at multiples of this; the total stride of the network.
 
     Raises:
-        UsageError: Tile or overlap do not fit together.
+        UsageError: Tile, overlap and margin do not fit together.
 
     Example:
-        >>> Axis(1000, 512, 64).starts
-        (-32, 416, 544)
+        >>> Axis(1000, 512, 64, align=8).starts
+        (0, 448, 488)
     """
 
     size: int
     tile: int
     overlap: int
+    margin: int = -1
+    align: int = ALIGN
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UsageError(f"tiles: expected a scene with pixels, got {self.size}; check the raster")
+        step = lcm(ALIGN, self.align)
         for name in ("tile", "overlap"):
             got = getattr(self, name)
-            if got % ALIGN or got < 0:
-                raise UsageError(f"{name}: expected a multiple of {ALIGN} pixels, got {got}; use {_up(max(got, 0))}")
-        if self.tile < max(2 * self.overlap, ALIGN):
+            if got % step or got < 0:
+                raise UsageError(
+                    f"{name}: expected a multiple of {step} pixels, got {got}; use {round_up(max(got, 0), step)}"
+                )
+        if self.tile < max(2 * self.overlap, step):
             raise UsageError(
-                f"tile: expected at least {max(2 * self.overlap, ALIGN)} pixels for an overlap of {self.overlap}, "
+                f"tile: expected at least {max(2 * self.overlap, step)} pixels for an overlap of {self.overlap}, "
                 f"got {self.tile}; make the tile larger or the overlap smaller"
+            )
+        if 2 * self.margin > self.overlap:
+            raise UsageError(
+                f"overlap: expected at least {2 * self.margin} pixels, twice the margin of a tile, got {self.overlap}; "
+                f"use {round_up(2 * self.margin, step)}"
             )
 
     @property
-    def pad(self) -> int:
-        """Mirrored pixels before the scene's first one."""
-        return _up(self.overlap // 2)
-
-    @property
-    def margin(self) -> int:
-        """Outermost pixels of a tile that get no weight."""
-        return self.overlap // 4
-
-    @property
     def length(self) -> int:
-        """Pixels of a tile, or fewer where the whole scene with its padding fits into less."""
-        return min(self.tile, _up(self.size + 2 * self.pad))
+        """Pixels of a tile, or fewer where the whole scene fits into less."""
+        return min(self.tile, round_up(self.size, self.align))
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """First pixel of each tile; the first is negative (mirrored), the last is moved back to the end."""
-        last = max(_up(self.size + self.pad - self.length), -self.pad)
-        stride = self.tile - self.overlap
-        return (*range(-self.pad, last, stride), last)
+        """First pixel of each tile; the last one is moved back so that it ends where the scene ends."""
+        last = round_up(self.size, self.align) - self.length
+        return (*range(0, last, self.tile - self.overlap), last)
 
     @cached_property
     def _totals(self) -> NDArray[np.float64]:
         total = np.zeros(self.size)
-        for start in self.starts:
-            low, high = max(start, 0), min(start + self.length, self.size)
-            total[low:high] += self._window[low - start : high - start]
+        for index in range(len(self.starts)):
+            low, high = self.support(index)
+            total[low:high] += self._window(index)
         return total
 
-    @cached_property
-    def _window(self) -> NDArray[np.float64]:
-        ramp = self.overlap - 2 * self.margin
+    @property
+    def _margin(self) -> int:
+        return self.overlap // 4 if self.margin < 0 else self.margin
+
+    def _window(self, index: int) -> NDArray[np.float64]:
+        """Return the fading weights over a tile's support, before they are made to add up to one."""
+        ramp = self.overlap - 2 * self._margin
         rise = np.sin(np.pi / 2 * (np.arange(ramp) + 0.5) / max(ramp, 1)) ** 2
         window = np.ones(self.length)
-        window[: self.margin] = 0
-        window[self.margin : self.margin + ramp] = rise
-        return np.asarray(np.minimum(window, window[::-1]))
+        if index > 0:
+            window[self._margin : self._margin + ramp] = rise
+        if index < len(self.starts) - 1:
+            end = self.length - self._margin
+            window[end - ramp : end] = np.minimum(window[end - ramp : end], rise[::-1])
+        low, high = self.support(index)
+        return window[low - self.starts[index] : high - self.starts[index]]
 
     def support(self, index: int) -> tuple[int, int]:
         """Return the scene's pixels, from and up to, in which a tile has weight."""
-        start = self.starts[index]
-        return max(start + self.margin, 0), min(start + self.length - self.margin, self.size)
+        start, last = self.starts[index], index == len(self.starts) - 1
+        low = start + self._margin if index else 0
+        return low, self.size if last else min(start + self.length - self._margin, self.size)
 
     def weights(self, index: int) -> Floats:
         """Return a tile's weights over its support; over all tiles they add up to one at every pixel."""
         low, high = self.support(index)
-        start = self.starts[index]
-        return (self._window[low - start : high - start] / self._totals[low:high]).astype(np.float32)
+        return (self._window(index) / self._totals[low:high]).astype(np.float32)
 
     def take(self, index: int) -> NDArray[np.intp]:
-        """Return the scene's pixels that a tile reads, mirrored at the scene's borders."""
+        """Return the scene's pixels that a tile reads; past the scene's end they are mirrored, as `pad_to` pads."""
         at = np.arange(self.starts[index], self.starts[index] + self.length)
-        if self.size == 1:
-            return np.zeros_like(at)
-        period = 2 * (self.size - 1)
-        at = np.abs(at) % period
-        return np.minimum(at, period - at)
+        last = self.size - 1
+        if round_up(self.size, self.align) - self.size > last:  # too short to be mirrored
+            return np.minimum(at, last)
+        return np.minimum(at, 2 * last - at)
 
     def touching(self, low: int, high: int) -> list[int]:
         """Return the tiles that have weight somewhere in [low, high)."""
@@ -143,9 +154,14 @@ class Plan:
     cols: Axis
 
     @staticmethod
-    def of(height: int, width: int, tile: int = 512, overlap: int = 64) -> Plan:
+    def of(height: int, width: int, tile: int = 512, overlap: int = 64, margin: int = -1, align: int = ALIGN) -> Plan:
         """Plan square tiles over a scene; see `Axis`."""
-        return Plan(Axis(height, tile, overlap), Axis(width, tile, overlap))
+        return Plan(Axis(height, tile, overlap, margin, align), Axis(width, tile, overlap, margin, align))
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return len(self.rows.starts) * len(self.cols.starts)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -264,7 +280,7 @@ class _Source:
         rows, cols = rows - self.top, cols - self.left
         top, left = int(rows.min()), int(cols.min())
         box = self._data[:, top : int(rows.max()) + 1, left : int(cols.max()) + 1]
-        if box.shape[1:] == (len(rows), len(cols)):
+        if rows[-1] - rows[0] == len(rows) - 1 and cols[-1] - cols[0] == len(cols) - 1:
             return np.ascontiguousarray(box)
         return np.ascontiguousarray(box[:, rows - top][:, :, cols - left])  # mirrored at a border
 
@@ -309,5 +325,11 @@ def _any_seen(sheet: _Sheet, cols: tuple[int, int], rows: tuple[int, int]) -> bo
     return bool(sheet.seen[rows[0] - sheet.top : rows[1] - sheet.top, left:right].any())
 
 
-def _up(pixels: int) -> int:
-    return -(-pixels // ALIGN) * ALIGN
+def round_up(pixels: int, step: int) -> int:
+    """Return the next multiple of a step.
+
+    Example:
+        >>> round_up(100, 32)
+        128
+    """
+    return -(-pixels // step) * step

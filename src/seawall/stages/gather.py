@@ -38,7 +38,9 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
     text = json.dumps([data.model_dump(mode="json"), source, seed], sort_keys=True)
     folder = home / f"{data.sensor}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
     cover = data.labels == "cover"
-    scenes = Simulated(data.count, data.size, data.sensor, data.bands, 10.0, run.recipe.seed, data.clouds, cover)
+    scenes = Simulated(
+        data.count, data.size, data.sensor, data.bands, 10.0, run.recipe.seed, data.clouds, cover, frame=data.frame
+    )
     made = curate(
         scenes if source == "simulated" else source, folder,
         kind="auto" if source == "simulated" else data.kind, sensor=data.sensor, select=data.select, bands=data.bands,

@@ -1,42 +1,89 @@
-"""The map of a whole scene."""
+"""The map of a whole scene, and how far it is from the truth where the scene is a simulated one."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import rasterio
+from numpy.typing import NDArray
 from torch import nn
 
 from seawall.datasets.chips import ChipFolder
-from seawall.imagery.raster import write_cog
+from seawall.files import write_atomic
+from seawall.imagery.preview import write_preview
+from seawall.imagery.raster import open_raster, write_cog
 from seawall.imagery.simulate import simulate_s1, simulate_s2
 from seawall.infer import predict_scene
+from seawall.scenes.product import NODATA, SceneResult
 from seawall.stages.run import Run
 
+Mask = NDArray[np.bool_]
+ROWS = 512
+"""Rows that are compared at once."""
 
-def survey(run: Run, chips: ChipFolder, model: nn.Module) -> dict[str, str]:
-    """Map the recipe's scene with the clean network and return the paths of the maps."""
+
+def survey(run: Run, chips: ChipFolder, model: nn.Module, weights: Path | None = None) -> dict[str, str]:
+    """Map the recipe's scene with the clean network and return the paths of the maps.
+
+    The truth of a simulated scene is compared with the map in `scenes/scene.truth.json`.
+
+    Args:
+        run: The run; the maps go into its folder `scenes`.
+        chips: The chips that the network learned from.
+        model: The clean network.
+        weights: File that it was read from; a copy is written beside the maps where None.
+    """
     scene = run.recipe.scene
     if scene is None:
         return {}
     home = run.folder / "scenes"
     source = Path(os.path.expandvars(scene.source))
+    truth: Path | None = None
     if scene.source == "simulated":
-        source = _simulated(chips, scene.size, run.recipe.seed, home)
+        source, truth = simulate_input(chips, scene.size, run.recipe.seed, home)
     result = predict_scene(
-        model, source, home, name="scene", device=run.device, resume=run.resume, progress=run.say("scene")
-    )
+        model, source, home, name="scene", device=run.device, resume=run.resume, progress=run.say("scene"),
+        weights=weights,
+    )  # fmt: skip
+    write_preview(source, home / "scene.preview.npz", digest=result.scene)
+    if truth is not None and result.klass == "water":  # the only class that the truth is of
+        facts = compare_with_truth(result, home / result.files["class"], truth)
+        write_atomic(home / "scene.truth.json", json.dumps(facts, indent=1))
     return {layer: str(home / file) for layer, file in result.files.items()}
 
 
-def _simulated(chips: ChipFolder, size: int, seed: int, home: Path) -> Path:
-    path = home / f"input-{size}.tif"
-    if path.exists():  # whole, and of this seed and these bands: the run's folder is named by them
-        return path
+def simulate_input(chips: ChipFolder, size: int, seed: int, home: Path) -> tuple[Path, Path]:
+    """Simulate the scene to map and its water mask, unless both are there; remove what a killed run left of them.
+
+    The size is in the names, for the run's folder is named by what decides its training and its rows alone.
+
+    Args:
+        chips: The bands come from them.
+        size: Side of the scene in pixels.
+        seed: Seed of the experiment.
+        home: Folder for the two rasters.
+
+    Returns:
+        The scene, input-<size>.tif, and its truth, input-<size>.truth.tif.
+    """
+    path, truth = home / f"input-{size}.tif", home / f"input-{size}.truth.tif"
+    for name in (path.name, truth.name):
+        for stale in (*home.glob(f".{name}.*.part"), *home.glob(f".{name}.*.stage")):
+            stale.unlink()
+    if path.exists() and truth.exists():  # whole, and of this seed and these bands
+        return path, truth
     make = simulate_s1 if "VV" in chips.bands or "VH" in chips.bands else simulate_s2
     made = make("scene", size, chips.bands, seed=seed)
+    mask = np.stack([made.water, made.clear]).astype(np.uint8)
+    tags = {
+        "QUANTITY": "1 where at least half of a pixel is water; 1 where neither cloud nor its shadow hides the ground"
+    }
+    write_cog(truth, mask, made.grid, bands=("water", "clear"), tags=tags)
     write_cog(
         path,
         np.where(made.seen, made.image, np.nan),
@@ -45,4 +92,83 @@ def _simulated(chips: ChipFolder, size: int, seed: int, home: Path) -> Path:
         nodata=math.nan,
         tags={"SEAWALL_UNIT": made.unit},
     )
-    return path
+    return path, truth
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Pixels of a map against the truth, over some of the pixels that were seen."""
+
+    both: int = 0
+    mapped: int = 0
+    there: int = 0
+    pixels: int = 0
+
+    def add(self, says: Mask, wet: Mask, where: Mask) -> _Counts:
+        says, wet = says & where, wet & where
+        return _Counts(
+            self.both + int((says & wet).sum()),
+            self.mapped + int(says.sum()),
+            self.there + int(wet.sum()),
+            self.pixels + int(where.sum()),
+        )
+
+    @property
+    def iou(self) -> float | None:
+        return _ratio(self.both, self.mapped + self.there - self.both)
+
+
+def compare_with_truth(result: SceneResult, classes: Path, truth: Path) -> dict[str, str | int | float | None]:
+    """Compare a map with the exact mask of its class, over all pixels that were seen.
+
+    Args:
+        result: The map.
+        classes: Its class product.
+        truth: Raster on the same grid with the bands water, 1 where the class is, and clear, 1 where no cloud or shadow
+            of a cloud hides the ground.
+
+    Returns:
+        klass, iou, precision, recall (each None where undefined), true_km2, mapped_km2, expected_km2 (None without
+        georeference), pixels, clear_iou and clear_pixels for the pixels that no cloud hides, and a note.
+    """
+    index = result.classes.index(result.klass)
+    seen, clear, true_m2 = _Counts(), _Counts(), 0.0
+    with open_raster(truth) as source, rasterio.open(classes) as layer:
+        areas = source.grid.row_areas_m2()
+        for row in range(0, source.grid.height, ROWS):
+            height = min(ROWS, source.grid.height - row)
+            got = layer.read(1, window=rasterio.windows.Window(0, row, source.grid.width, height))
+            wet, bare = source.read((row, 0, height, source.grid.width), source.bands)[0] == 1
+            known = got != NODATA
+            seen = seen.add(got == index, wet, known)
+            clear = clear.add(got == index, wet, known & bare)
+            if areas is not None:
+                true_m2 += float((wet & known).sum(1) @ areas[row : row + height])
+    return {
+        "klass": result.klass,
+        "iou": seen.iou,
+        "precision": _ratio(seen.both, seen.mapped),
+        "recall": _ratio(seen.both, seen.there),
+        "true_km2": None if areas is None else true_m2 / 1e6,
+        "mapped_km2": result.area_km2,
+        "expected_km2": result.expected_km2,
+        "pixels": seen.pixels,
+        "clear_iou": clear.iou,
+        "clear_pixels": clear.pixels,
+        "note": _note(seen, clear),
+    }
+
+
+def _note(seen: _Counts, clear: _Counts) -> str:
+    text = "The truth is exact, also where a cloud or its shadow hides the ground"
+    hidden = _ratio(seen.pixels - clear.pixels, seen.pixels)
+    if not hidden or clear.iou is None:
+        return f"{text}."
+    return (
+        f"{text}, which is on {hidden:.0%} of the pixels; over the others, which are the ones that count on chips, "
+        f"the IoU is {clear.iou:.2f}."
+    )
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

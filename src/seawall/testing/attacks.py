@@ -180,8 +180,8 @@ def check_smallest_batches(entry: Entry) -> None:
         adv = _run(entry, model, batch)
         assert adv.shape == batch.image.shape and bool(adv.isfinite().all()), f"{name}: not a finite image"
         assert torch.allclose(adv, LINF.project(adv, batch.image, batch.seen), atol=2e-6), f"{name}: outside the set"
-    twice = one.select([0, 0])
-    mixed = replace(twice, valid=twice.valid & torch.tensor([True, False])[:, None, None], chips=("a", "b"))
+    image, label, seen, valid = (torch.cat([part, part]) for part in (one.image, one.label, one.seen, one.valid))
+    mixed = Batch(image, label, seen, valid & torch.tensor([True, False])[:, None, None], ("a", "b"))
     assert bool(_run(entry, model, mixed).isfinite().all()), "an image without valid pixels spoils its batch"
 
 

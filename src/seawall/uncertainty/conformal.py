@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seawall.errors import DataError, UsageError
+from seawall.modules import to_device_of
 from seawall.types import Batch, SegmentationModel
 
 LEVELS = 1000
@@ -111,11 +112,12 @@ def missed_shares(
     """
     k = model.spec.klass(klass)
     counts: dict[str, NDArray[np.int64]] = {}
-    for batch in batches:
+    for chips in batches:
+        batch = to_device_of(model, chips)
         with torch.no_grad():
-            share = torch.softmax(model(batch.image).double(), 1)[:, k]
+            share = torch.softmax(model(batch.image).cpu().double(), 1)[:, k]
         for i, chip in enumerate(batch.chips):
-            held = share[i][batch.valid[i] & (batch.label[i] == k)].cpu().numpy()
+            held = share[i][(batch.valid[i] & (batch.label[i] == k)).cpu()].numpy()
             # a pixel of probability p is kept by thresholds up to p: it is missed from the next step on
             step = np.floor(held * LEVELS).astype(np.int64) + 1
             scene = scenes.get(chip, chip)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -46,15 +47,24 @@ class MonteCarloDropout:
         Raises:
             ModelError: No layer of the model drops anything: all passes would be the same.
         """
+        _layers(model)
+        return Predictor(model, _Drops(self.passes), self.seed)
+
+
+@dataclass(frozen=True)
+class _Drops:
+    """The passes of `MonteCarloDropout`, whose field of that name is their number."""
+
+    count: int
+    seeded: ClassVar[bool] = True
+
+    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
+        """Yield the logits of each pass, with masks of its own."""
         layers = _layers(model)
-
-        def passes(image: Tensor, keys: Keys) -> Iterator[Tensor]:
-            for i in range(self.passes):
-                with _dropping(layers, keys.fold("dropout", i)):
-                    logits = model(image)
-                yield logits
-
-        return Predictor(model, passes, self.seed)
+        for i in range(self.count):
+            with _dropping(layers, keys.fold("dropout", i)):
+                logits = model(image)
+            yield logits
 
 
 def _layers(model: SegmentationModel) -> dict[str, nn.Module]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from seawall.errors import ModelError
 from seawall.keys import Keys
@@ -22,6 +23,7 @@ class Ensemble:
     """
 
     others: tuple[SegmentationModel, ...]
+    seeded: ClassVar[bool] = False
 
     def __call__(self, model: SegmentationModel) -> Predictor:
         """Return the predictor of all models together.
@@ -37,10 +39,9 @@ class Ensemble:
                     f"to {theirs.classes}; use models of one task"
                 )
 
-        def passes(image: Tensor, keys: Keys) -> Iterator[Tensor]:
-            for member in (model, *self.others):
-                yield member(image)
+        return Predictor(model, self, others=self.others)
 
-        whole = Predictor(model, passes)
-        whole.others = nn.ModuleList([other for other in self.others if isinstance(other, nn.Module)])
-        return whole
+    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
+        """Yield the logits of each member."""
+        for member in (model, *self.others):
+            yield member(image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,8 +19,11 @@ from seawall.uncertainty.predictor import Predictor
 class SinglePass:
     """One pass of the model; its mutual information is zero by definition."""
 
-    def __call__(self, model: SegmentationModel) -> Predictor:
-        def passes(image: Tensor, keys: Keys) -> Iterator[Tensor]:
-            yield model(image)
+    seeded: ClassVar[bool] = False
 
-        return Predictor(model, passes)
+    def __call__(self, model: SegmentationModel) -> Predictor:
+        return Predictor(model, self)
+
+    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
+        """Yield the model's logits."""
+        yield model(image)

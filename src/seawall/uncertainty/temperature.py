@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from seawall.errors import DataError, UsageError
 from seawall.keys import Keys
+from seawall.modules import to_device_of
 from seawall.registry import register
 from seawall.types import Batch, SegmentationModel
 
@@ -47,6 +49,16 @@ class Scaled(nn.Module):
         self.inner = model
         self.temperature = temperature
 
+    @property
+    def reach(self) -> int | None:
+        """See `Segmenter`; the inner model's."""
+        return cast(int | None, self.inner.reach)  # type: ignore[attr-defined]
+
+    @property
+    def stride(self) -> int:
+        """See `Segmenter`; the inner model's."""
+        return cast(int, self.inner.stride)  # type: ignore[attr-defined]
+
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W)."""
         return self.inner(image) / self.temperature
@@ -71,7 +83,7 @@ def fit_temperature(
     for batch in batches:
         keys = Keys(seed, batch.chips, ("temperature",))
         with torch.no_grad():
-            out = model(batch.image).double().cpu()
+            out = model(to_device_of(model, batch).image).cpu().double()
         for i in range(len(batch)):
             at = batch.valid[i].cpu().flatten().nonzero()[:, 0]
             if pixels is not None and len(at) > pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,13 +19,16 @@ from seawall.uncertainty.predictor import Predictor
 class Symmetries:
     """The mean over the eight symmetries of the square: turning the image turns the map, exactly."""
 
-    def __call__(self, model: SegmentationModel) -> Predictor:
-        def passes(image: Tensor, keys: Keys) -> Iterator[Tensor]:
-            for turns in range(4):
-                for mirrored in (False, True):
-                    yield undo(model(turn(image, turns, mirrored)), turns, mirrored)
+    seeded: ClassVar[bool] = False
 
-        return Predictor(model, passes)
+    def __call__(self, model: SegmentationModel) -> Predictor:
+        return Predictor(model, self)
+
+    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
+        """Yield the logits of each symmetry, turned back."""
+        for turns in range(4):
+            for mirrored in (False, True):
+                yield undo(model(turn(image, turns, mirrored)), turns, mirrored)
 
 
 def turn(image: Tensor, turns: int, mirrored: bool) -> Tensor:

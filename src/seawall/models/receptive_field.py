@@ -1,0 +1,94 @@
+"""How far a network looks: what a shipped one states, and what a gradient shows of any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from seawall.modules import device_of, eval_mode
+from seawall.types import ModelSpec
+
+STRIDE = 32
+"""Sides of images for a network that states none are multiples of this: it may halve them five times."""
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """Which input pixels a logit depends on.
+
+    Args:
+        reach: How many pixels away, at most; None if it is not bounded or cannot be told.
+        stride: A shift by this many pixels, or a multiple, shifts the logits alike.
+        source: "stated" by the network, "measured" by gradients (a lower bound), or "unknown".
+    """
+
+    reach: int | None
+    stride: int
+    source: Literal["stated", "measured", "unknown"]
+
+
+def receptive_field(model: nn.Module) -> ReceptiveField:
+    """Return how far a network looks: its own `reach` and `stride`, else what `measure_reach` finds.
+
+    Args:
+        model: Any module with a `spec`; `reach` None states that there is no bound.
+    """
+    reach, stride = getattr(model, "reach", -1), getattr(model, "stride", None)
+    if (reach is None or (isinstance(reach, int) and reach >= 0)) and isinstance(stride, int):
+        return ReceptiveField(reach, stride, "stated")
+    found = measure_reach(model)
+    return ReceptiveField(found, STRIDE, "unknown" if found is None else "measured")
+
+
+def measure_reach(model: nn.Module, sides: Iterable[int] = (128, 256, 512), draws: int = 3) -> int | None:
+    """Measure how far an input pixel is felt, as the extent of the gradient of one pixel's logits.
+
+    Activations that are off hide paths, so the result is a lower bound; several images and pixels are tried.
+
+    Args:
+        model: Any module with a `spec`; it is left as it was found.
+        sides: Sides of the square images, rising; a larger one is tried where the gradient fills the smaller.
+        draws: Images per side.
+
+    Returns:
+        The distance in pixels; None where the gradient fills the largest image or there is none.
+    """
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, ModelSpec):
+        return None
+    device = device_of(model) or torch.device("cpu")
+    flags = [weight.requires_grad for weight in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        with eval_mode(model), torch.enable_grad():
+            for side in sides:
+                found = [_extent(model, len(spec.bands), spec.unit, side, draw, device) for draw in range(draws)]
+                reach = max((far for far in found if far is not None), default=None)
+                if reach is None or reach < side // 2 - STRIDE:
+                    return reach
+        return None
+    except (RuntimeError, NotImplementedError, IndexError):  # not differentiable, or logits of another size
+        return None
+    finally:
+        for weight, flag in zip(model.parameters(), flags, strict=True):
+            weight.requires_grad_(flag)
+
+
+def _extent(model: nn.Module, bands: int, unit: str, side: int, draw: int, device: torch.device) -> int | None:
+    """Return the distance from a pixel near the center to the farthest input pixel that moves its logits."""
+    noise = torch.rand(1, bands, side, side, generator=torch.Generator().manual_seed(draw))
+    image = (noise * 25 - 27 if unit.endswith("_db") else noise * 0.4).to(device).requires_grad_()
+    row, col = side // 2 + 5 * draw, side // 2 - 3 * draw  # another place in the cells of a pooling network
+    logits = model(image)[0, :, row, col]
+    if not logits.requires_grad:
+        return None
+    weights = torch.linspace(1, 2, len(logits), device=logits.device)  # a plain sum of (-z, z) has no gradient
+    (slope,) = torch.autograd.grad((logits * weights).sum(), image, allow_unused=True)
+    felt = None if slope is None else slope.abs().sum((0, 1)).nonzero()
+    if felt is None or not len(felt):
+        return None
+    return int((felt - torch.tensor([row, col], device=felt.device)).abs().max())
