@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from seawall.result import Progress, Result, of_stage, silent
 
 if TYPE_CHECKING:
+    from seawall.inputs import Sample
     from seawall.threat import ThreatModel
-    from seawall.types import Batch, SegmentationModel
+    from seawall.types import SegmentationModel
 
 Choice = TypeVar("Choice", bound=str)
+Other = TypeVar("Other")
 RUNTIMES: tuple[Literal["torch", "onnx", "openvino"], ...] = ("torch", "onnx", "openvino")
 SENSOR: tuple[Literal["s1", "s2"], ...] = ("s1", "s2")
 
 
 def run(
-    recipe: Path,
+    recipe: Path | str,
     *,
-    out: Path = Path("runs"),
+    out: Path | str = Path("runs"),
     changes: Sequence[str] = (),
     device: str = "auto",
     devices: int | None = None,
@@ -49,8 +51,8 @@ def run(
     from seawall import pipeline
     from seawall.recipe import read_recipe
 
-    read = read_recipe(recipe, (*changes, *_shared_by(devices)))
-    done = pipeline.execute(read, out, device=device, resume=resume, progress=progress)
+    read = read_recipe(Path(recipe), (*changes, *_shared_by(devices)))
+    done = pipeline.execute(read, Path(out), device=device, resume=resume, progress=progress)
     maps = {f"{layer} map": path for layer, path in done.maps.items()}
     facts = {"report": str(done.page), **maps, **pipeline.other_code(done.code)}
     return Result(facts, pipeline.summary(done.run), done.failed)
@@ -59,7 +61,7 @@ def run(
 def curate(
     source: str,
     *,
-    out: Path = Path("chips"),
+    out: Path | str = Path("chips"),
     kind: str = "auto",
     select: str = "",
     sensor: str = "s2",
@@ -96,7 +98,7 @@ def curate(
     from seawall.labels.rule import parse_rule
 
     done = make(
-        source, out, kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR), bands=bands or None, names=names,
+        source, Path(out), kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR), bands=bands or None, names=names,
         labeler=parse_rule(labels) if labels else None, label_map=_label_map(label_map), group=group, gsd_m=gsd_m,
         progress=of_stage(progress, "chips"),
     )  # fmt: skip
@@ -112,9 +114,9 @@ def curate(
 
 
 def train(
-    chips: Path,
+    chips: Path | str,
     *,
-    out: Path = Path("runs/model"),
+    out: Path | str = Path("runs/model"),
     model: str = "unet",
     changes: Sequence[str] = (),
     seed: int = 0,
@@ -146,14 +148,14 @@ def train(
 
     tree = {"name": "train", "seed": seed, "data": {"source": str(chips), "kind": "chips"}, "model": {"name": model}}
     changed = change_recipe(tree, (*changes, *_shared_by(devices)))
-    return Result(*pipeline.train_only(changed, out, device=device, resume=resume, progress=progress))
+    return Result(*pipeline.train_only(changed, Path(out), device=device, resume=resume, progress=progress))
 
 
 def evaluate(
-    weights: Path,
-    chips: Path,
+    weights: Path | str,
+    chips: Path | str,
     *,
-    out: Path = Path("runs/evaluation"),
+    out: Path | str = Path("runs/evaluation"),
     part: str = "auto",
     device: str = "auto",
     progress: Progress = silent,
@@ -179,17 +181,19 @@ def evaluate(
     """
     from seawall import audit
 
-    return Result(*audit.evaluate_chips(weights, chips, out, part=part, device=device, progress=progress))
+    return Result(
+        *audit.evaluate_chips(Path(weights), Path(chips), Path(out), part=part, device=device, progress=progress)
+    )
 
 
 def attack(
-    model: Path | SegmentationModel,
-    data: Path | Batch,
+    model: Path | str | SegmentationModel,
+    data: Path | str | Sample,
     threat: str | ThreatModel = "",
     *,
     method: Sequence[str] = (),
     suite: str = "",
-    out: Path | None = None,
+    out: Path | str | None = None,
     part: str = "auto",
     seed: int = 0,
     device: str = "auto",
@@ -200,7 +204,7 @@ def attack(
 
     Args:
         model: A .safetensors file, or in Python any module with a spec (see `seawall.adapt`).
-        data: A chip folder, or in Python a Batch.
+        data: A chip folder; in Python also a Batch, a mapping with "image" and "mask", or a pair (image, label), in the model's unit.
         threat: Such as "linf 1% reflectance", "l2 2 reflectance" or "linf 0.5 dB".
         method: Registered attack; may be given again. Without one and without a suite it is pgd.
         suite: Run every attack of a suite and print the worst case: seawall, sea, halmosi, or "seawall passes=30".
@@ -225,12 +229,12 @@ def attack(
 
     return Result(
         *audit.attack_chips(
-            model,
-            data,
+            _path_or(model),
+            _path_or(data),
             threat,
             method=method,
             suite=suite,
-            out=out,
+            out=_maybe(out),
             part=part,
             seed=seed,
             device=device,
@@ -241,10 +245,10 @@ def attack(
 
 
 def predict(
-    weights: Path,
-    scene: Path,
+    weights: Path | str,
+    scene: Path | str,
     *,
-    out: Path = Path("maps"),
+    out: Path | str = Path("maps"),
     klass: str = "",
     names: Sequence[str] = (),
     tile: int | None = None,
@@ -279,17 +283,17 @@ def predict(
     from seawall import audit
 
     files, table, failed = audit.map_scenes(
-        weights, scene, out, klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
+        Path(weights), Path(scene), Path(out), klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
         resume=resume, progress=progress,
     )  # fmt: skip
     return Result(files, table, failed, done=len(table))
 
 
 def corrupt(
-    chips: Path,
+    chips: Path | str,
     *,
     noise: Sequence[str] = (),
-    out: Path = Path("chips-corrupted"),
+    out: Path | str = Path("chips-corrupted"),
     part: str = "all",
     changes: Sequence[str] = (),
     seed: int = 0,
@@ -317,15 +321,17 @@ def corrupt(
     from seawall import corrupt_labels
 
     return Result(
-        *corrupt_labels.corrupt_chips(chips, out, noise=noise, part=part, changes=changes, seed=seed, progress=progress)
+        *corrupt_labels.corrupt_chips(
+            Path(chips), Path(out), noise=noise, part=part, changes=changes, seed=seed, progress=progress
+        )
     )
 
 
 def audit_labels(
-    chips: Path,
+    chips: Path | str,
     *,
-    weights: Path | None = None,
-    out: Path = Path("label-audit"),
+    weights: Path | str | None = None,
+    out: Path | str = Path("label-audit"),
     folds: int = 4,
     model: str = "unet",
     epochs: int = 12,
@@ -362,18 +368,18 @@ def audit_labels(
 
     return Result(
         *audit_chips(
-            chips, out, weights=weights, folds=folds, model=model, epochs=epochs, rule=rule, worst=worst, seed=seed,
+            Path(chips), Path(out), weights=_maybe(weights), folds=folds, model=model, epochs=epochs, rule=rule, worst=worst, seed=seed,
             device=device, progress=progress,
         )
     )  # fmt: skip
 
 
 def compare_labels(
-    first: Path,
-    second: Path,
+    first: Path | str,
+    second: Path | str,
     *,
-    reference: Path | None = None,
-    out: Path | None = None,
+    reference: Path | str | None = None,
+    out: Path | str | None = None,
     value: int = 1,
     all_touched: bool = False,
 ) -> Result:
@@ -395,10 +401,19 @@ def compare_labels(
     """
     from seawall.compare_labels import compare_labels as compare
 
-    return Result(*compare(first, second, reference=reference, out=out, value=value, all_touched=all_touched))
+    return Result(
+        *compare(
+            Path(first),
+            Path(second),
+            reference=_maybe(reference),
+            out=_maybe(out),
+            value=value,
+            all_touched=all_touched,
+        )
+    )
 
 
-def report(run: Path) -> Result:
+def report(run: Path | str) -> Result:
     """Write the one-file HTML report of a run folder again.
 
     Args:
@@ -409,7 +424,7 @@ def report(run: Path) -> Result:
     """
     from seawall.report import write_report
 
-    page = write_report(run)
+    page = write_report(Path(run))
     return Result(facts={"report": str(page), "size_kb": round(page.stat().st_size / 1024)})
 
 
@@ -437,6 +452,14 @@ def doctor() -> Result:
     from seawall import checkup
 
     return Result(table=checkup.packages(), facts=checkup.machine())
+
+
+def _maybe(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _path_or(given: Path | str | Other) -> Path | Other:
+    return Path(given) if isinstance(given, str) else given
 
 
 def _one_of(where: str, value: str, known: Sequence[Choice]) -> Choice:

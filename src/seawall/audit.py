@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from torch import nn
 
@@ -19,6 +18,7 @@ from seawall.evaluate import CLEAN, Case
 from seawall.figures import card, figures, with_doubts
 from seawall.files import RunLock
 from seawall.infer import Survey, predict_many
+from seawall.inputs import Sample, as_batch, as_model
 from seawall.interrogate import Interrogation
 from seawall.measurement import ChipSource, measure_model, recipe_ids, rows_of
 from seawall.models.weights import load_model, spec_of, split_of
@@ -31,7 +31,7 @@ from seawall.scenes.product import slug_of
 from seawall.suites import cases as attacks_of
 from seawall.suites import parse_suite
 from seawall.threat import ThreatModel
-from seawall.types import Batch, SegmentationModel
+from seawall.types import SegmentationModel
 
 Row = dict[str, str | int | float | None]
 Facts = dict[str, str | int | float | None]
@@ -67,7 +67,7 @@ def evaluate_chips(
 
 
 def attack_chips(
-    model: Path | SegmentationModel, data: Path | Batch, threat: str | ThreatModel, *, method: Sequence[str], suite: str, out: Path | None,
+    model: Path | SegmentationModel, data: Path | Sample, threat: str | ThreatModel, *, method: Sequence[str], suite: str, out: Path | None,
     part: str, seed: int, device: str, interrogation: bool, progress: Progress,
 ) -> tuple[Facts, list[Row], Failed]:  # fmt: skip
     """Attack a model on chips with the named attacks and the members of a suite; clean and worst case stand beside."""
@@ -95,7 +95,7 @@ def _explained(rows: Sequence[Record]) -> Facts:
 
 
 @contextmanager
-def _folder(out: Path | None, data: Path | Batch) -> Iterator[Path]:
+def _folder(out: Path | None, data: Path | Sample) -> Iterator[Path]:
     """Rows of a chip folder stay on disk, so that a killed attack resumes; those of a batch in memory need not."""
     if out is not None or isinstance(data, Path):
         yield out or Path("runs/attack")
@@ -148,14 +148,16 @@ class _Target:
     facts: Facts
 
 
-def _open(model: Path | SegmentationModel, data: Path | Batch, part: str, device: str) -> _Target:
+def _open(model: Path | SegmentationModel, data: Path | Sample, part: str, device: str) -> _Target:
     check_part(part)
-    if isinstance(data, Batch):
+    if not isinstance(data, Path):
         if part not in ("auto", "all"):
             raise UsageError(
                 f"part: expected all or auto for a Batch, got {part!r}; a Batch does not say what its chips are, so choose them yourself"
             )
-        return _Target(_net(model, None, device), ChipSource.of_batch(data), {"chips": len(data)})
+        net = _net(model, None, device)
+        batch = as_batch(data, spec_of(net))
+        return _Target(net, ChipSource.of_batch(batch), {"chips": len(batch)})
     folder = ChipFolder.open(data)
     net = _net(model, folder, device)
     chosen = select_chips(folder, split_of(net), part)
@@ -164,7 +166,7 @@ def _open(model: Path | SegmentationModel, data: Path | Batch, part: str, device
 
 def _net(model: Path | SegmentationModel, chips: ChipFolder | None, device: str) -> nn.Module:
     if not isinstance(model, Path):
-        net = cast(nn.Module, model)
+        net = as_model(model)
         return net if device == "auto" else net.to(find_device(device))  # a module of the caller's stays where it is
     home = find_device(device)
     if chips is None:

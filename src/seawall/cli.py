@@ -24,7 +24,7 @@ from seawall.result import Result
 
 KINDS: dict[str, Any] = {
     "Path": Path, "str": str, "int": int, "float": float, "bool": bool,
-    "Path | None": Path | None, "str | None": str | None, "int | None": int | None, "float | None": float | None,
+    "Path | str": Path, "Path | str | None": Path | None, "str | None": str | None, "int | None": int | None, "float | None": float | None,
     "Sequence[str]": list[str], "Sequence[Path]": list[Path],
 }  # fmt: skip
 """What an annotation of the api becomes on the command line."""

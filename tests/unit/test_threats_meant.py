@@ -117,3 +117,20 @@ def test_every_threat_of_the_docs_reads() -> None:
             assert parse_threat(text, spec, noise=table, ranges=table, haze=table).radius > 0
             found += 1
     assert found >= 12
+
+
+@pytest.mark.parametrize(
+    "text", ["linf 5000% reflectance", "linf 255 reflectance", "linf 8 reflectance", "linf 1%,2,1%,1% reflectance"]
+)
+def test_a_budget_beyond_the_whole_range_is_a_slip_of_the_unit(text: str) -> None:
+    spec = ModelSpec(("B02", "B03", "B04", "B08"), ("land", "water"), "reflectance", 10.0)
+    with pytest.raises(UsageError, match="the whole range"):
+        parse_threat(text, spec)
+    assert parse_threat("linf 100% reflectance", spec).eps == 1.0
+
+
+def test_a_budget_in_decibel_beyond_any_two_pixels_is_refused() -> None:
+    spec = ModelSpec(("VV",), ("land", "water"), "sigma0_db", 10.0)
+    with pytest.raises(UsageError, match="the whole range"):
+        parse_threat("linf 255 dB", spec)
+    assert parse_threat("linf 20 dB", spec).eps == 20.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Literal, cast
@@ -20,6 +21,9 @@ OPTIONS = ("bands", "high", "low", "region", "sign", "spectrum")
 FORM = re.compile(
     r"(?P<norm>[a-z0-9]+)\s+(?P<eps>[-+0-9.,/%e\s]*[0-9.%])(?P<times>x)?\s*(?P<unit>[a-z]*)", re.IGNORECASE
 )
+
+WHOLE: Mapping[str, float] = {"reflectance": 1.0, "stretched": 1.0, "db": 60.0}
+"""The largest linf budget that text may name: more than any two pixels differ by, so more is a slip of the unit."""
 
 
 def parse_threat(
@@ -115,6 +119,10 @@ def _eps(
     if percent and unit == "db":
         raise UsageError(
             f"threat: expected data units, got a percentage of {unit} in {text!r}; write '% range' or a number"
+        )
+    if form["norm"].lower() == "linf" and WHOLE[unit] < max(amounts) < math.inf:
+        raise UsageError(
+            f"threat: expected at most {WHOLE[unit]:g} {form['unit']}, which is the whole range, got {text!r}; grey levels and percentages need their unit"
         )
     if len(amounts) not in (1, len(spec.bands)):
         raise UsageError(
