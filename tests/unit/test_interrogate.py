@@ -249,24 +249,47 @@ def test_an_index_behind_a_wrapper_is_broken_without_a_budget() -> None:
     assert found.accuracy["unbounded"] < 0.05 and "unbounded-survives" not in found.flags
 
 
-def test_answers_are_kept_and_asked_again_when_anything_changes(tmp_path: Path) -> None:
-    model = Altered(after=lambda z: z.softmax(1))
+class Probable(nn.Module):
+    """A model whose identity can be told: no lambda and no hook, which would be asked again each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = linear_model()
+        self.spec = self.linear.spec
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.softmax(self.linear(image), 1)
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked of a model, in order."""
+    put: list[str] = []
+    for name in ("about_model", "about_threat"):
+        real = getattr(Interrogation, name)
+        monkeypatch.setattr(
+            Interrogation, name, lambda *a, real=real, name=name, **k: (put.append(name), real(*a, **k))[1]
+        )
+    return put
+
+
+def test_answers_are_kept_and_asked_again_when_anything_changes(tmp_path: Path, questions: list[str]) -> None:
+    model = Probable()
 
     def asked(*texts: str, ask: Interrogation = QUICK) -> int:
-        with count_passes(model) as passes:
-            found = of_cases(model, *texts, ask=ask, home=tmp_path)
+        questions.clear()
+        found = of_cases(model, *texts, ask=ask, home=tmp_path)
         assert all("probabilities" in flags for flags in found.values())
-        return passes.forward
+        return len(questions)
 
-    first = asked("linf 1% reflectance")
-    assert first > 0 and asked("linf 1% reflectance") == 0
-    assert asked("linf 2% reflectance") > 0, "another threat"
-    assert asked("linf 1% reflectance", ask=Interrogation(chips=2, queries=26, unbounded=25)) > 0, "other settings"
+    assert asked("linf 1% reflectance") == 2 and asked("linf 1% reflectance") == 0
+    assert asked("linf 2% reflectance") == 2, "another threat"
+    assert asked("linf 1% reflectance", ask=Interrogation(chips=2, queries=26, unbounded=25)) == 2, "other settings"
     with torch.no_grad():
         next(model.parameters()).add_(0.01)
-    assert asked("linf 1% reflectance") == first, "another model"
+    assert asked("linf 1% reflectance") == 2, "another model"
     (tmp_path / "interrogation.json").write_text("torn")
-    assert asked("linf 1% reflectance") == first
+    assert asked("linf 1% reflectance") == 2
 
 
 def test_progress_names_the_interrogation_and_every_threat() -> None:
@@ -291,14 +314,14 @@ def test_without_an_interrogation_every_number_says_so_and_no_pass_is_spent() ->
     assert "probabilities" in str(asked.table[1]["flags"]) and "not-interrogated" not in str(asked.table[1]["flags"])
 
 
-def test_the_cost_of_the_interrogation_is_a_row_and_survives_a_resume(tmp_path: Path) -> None:
+def test_the_cost_of_the_interrogation_is_a_row_and_survives_a_resume(tmp_path: Path, questions: list[str]) -> None:
     batch, model = ground_batch(size=16), linear_model()
     first = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], out=tmp_path)
     line = first.table[-1]
     assert line["method"] == "interrogation" and float(line["passes"] or 0) > 200 and float(line["seconds"] or 0) > 0
-    with count_passes(model) as spent:
-        again = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], out=tmp_path)
-    assert again.table[-1] == line and spent.forward == 0
+    assert questions == ["about_model", "about_threat"]
+    again = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], out=tmp_path)
+    assert again.table[-1] == line and len(questions) == 2
     rows = [r for r in RecordLog(tmp_path / "records.jsonl") if r.metric == "interrogation.passes"]
     assert [(r.method, r.chip, r.eps) for r in rows] == [("fgsm", "", (0.03,))]
 
