@@ -48,13 +48,15 @@ def run(
     Command:
         seawall run recipes/hls.toml --set training.settings.epochs=3
     """
-    from seawall import pipeline
     from seawall.recipe import read_recipe
 
-    read = read_recipe(Path(recipe), (*changes, *_shared_by(devices)))
+    read = read_recipe(Path(recipe), (*changes, *_shared_by(devices)))  # before the slow imports: a typo costs nothing
+
+    from seawall import pipeline
+
     done = pipeline.execute(read, Path(out), device=device, resume=resume, progress=progress)
     maps = {f"{layer} map": path for layer, path in done.maps.items()}
-    facts = {"report": str(done.page), **maps, **pipeline.other_code(done.code)}
+    facts = {"report": str(done.page), **maps, **pipeline.label_facts(done.run), **pipeline.other_code(done.code)}
     return Result(facts, pipeline.summary(done.run), done.failed)
 
 

@@ -120,7 +120,7 @@ class Interrogation:
             keys: Randomness.
         """
         with self._asking(model, batch, threat, keys) as ask:
-            ask.flags += [*_forward(model, ask.batch), *_flat(model, ask.batch)]
+            ask.flags += [*_forward_flags(model, ask.batch), *_gradient_flags(model, ask.batch)]
             attackable = len(ask.batch) and threat.radius and _has_gradient(model, ask.batch)
             if attackable and not _corners(model, ask.batch, threat):
                 ask.accuracy["unbounded"] = min(
@@ -146,7 +146,7 @@ class Interrogation:
         """
         with self._asking(model, batch, threat, keys) as ask:
             if len(ask.batch) and threat.radius:
-                ask.flags += _steepness(model, ask.batch, threat)
+                ask.flags += _steepness_flags(model, ask.batch, threat)
                 corners = _corners(model, ask.batch, threat)
                 if corners:
                     ask.accuracy["attack"] = ask.after(PGD(steps=self.steps), threat)
@@ -420,7 +420,7 @@ def _informative(model: SegmentationModel, batch: Batch, most: int) -> Batch:
     return batch.select(right.nonzero()[:most, 0].tolist())
 
 
-def _forward(model: SegmentationModel, batch: Batch) -> list[str]:
+def _forward_flags(model: SegmentationModel, batch: Batch) -> list[str]:
     """Ask twice, and look whether the answers are probabilities."""
     if not len(batch):
         return []
@@ -441,7 +441,7 @@ def _has_gradient(model: SegmentationModel, batch: Batch) -> bool:
     return bool(model(image).requires_grad)
 
 
-def _flat(model: SegmentationModel, batch: Batch) -> list[str]:
+def _gradient_flags(model: SegmentationModel, batch: Batch) -> list[str]:
     """Look for chips whose loss has no gradient at all, or none at most pixels."""
     slope = _slope(model, batch)
     if slope is None:
@@ -451,7 +451,7 @@ def _flat(model: SegmentationModel, batch: Batch) -> list[str]:
     return ["vanishing-gradient"] if bool((slope.still > 0.5).any()) else []
 
 
-def _steepness(model: SegmentationModel, batch: Batch, threat: ThreatModel) -> list[str]:
+def _steepness_flags(model: SegmentationModel, batch: Batch, threat: ThreatModel) -> list[str]:
     """Look for chips where the whole budget moves the loss by less than float32 resolves."""
     slope = _slope(model, batch)
     if slope is None or bool((slope.largest == 0).any()):

@@ -187,7 +187,8 @@ class CorruptedLabels:
     @property
     def identity(self) -> str:
         """What decides the planes besides the chips, short enough for a message."""
-        digest = hashlib.blake2b(f"{self.noise!r}{self.seed}".encode(), digest_size=4).hexdigest()
+        sources = "".join(source_digest(self.noise, id_) for id_ in self.folder.ids)
+        digest = hashlib.blake2b(f"{self.noise!r}{sources}{self.seed}".encode(), digest_size=4).hexdigest()
         return f"{type(self.noise).__name__} {digest}"
 
     def __call__(self, id_: str) -> NDArray[np.uint8]:

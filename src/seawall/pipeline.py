@@ -120,6 +120,15 @@ def train_only(
     return facts, table, ()
 
 
+def label_facts(run: Run) -> dict[str, str]:
+    """Return, for each network that learned from wrong labels, the noise that was asked for and the change that it made."""
+    noises = json.loads((run.folder / "facts.json").read_text(encoding="utf-8")).get("noises", {})
+    return {
+        f"labels of {name}": f"{told['noise']} {told['vary']} {told['rate']:g} asked, {told['changed_share']:.1%} of the training pixels changed"
+        for name, told in noises.items()
+    }
+
+
 def other_code(versions: Sequence[str]) -> dict[str, str]:
     """Return a fact that says which code took part, where it was not one alone."""
     return {"code": ", then ".join(versions)} if len(versions) > 1 else {}

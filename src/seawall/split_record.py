@@ -15,6 +15,9 @@ PREFIX = 16
 
 PARTS = ("train", "val", "test")
 
+ATTRIBUTE = "training_split"
+"""Attribute of a module that holds the record of its training; it changes nothing that the module computes."""
+
 
 @dataclass(frozen=True)
 class SplitSettings:

@@ -258,7 +258,7 @@ RECIPES = {
     "method": ('name = "x"\n[[attacks]]\nname = "fgms"\nthreats = ["linf 1% reflectance"]', "did you mean 'fgsm'"),
     "no unit": ('name = "x"\n[[attacks]]\nname = "pgd"\nthreats = ["linf 0.01"]', "unit"),
     "other unit": ('name = "x"\n[[attacks]]\nname = "pgd"\nthreats = ["linf 1 dB"]', "reflectance"),
-    "setting": ('name = "x"\n[[noises]]\nname = "erode"\nsettings = {kernl = 3}', "did you mean 'kernel'"),
+    "setting": ('name = "x"\n[[noises]]\nname = "erode"\nrates = [0.1]\nsettings = {kernl = 3}', "did you mean 'kernel'"),
     "noise rate": ('name = "x"\n[[noises]]\nname = "erode"\nrates = [2.0]', "budget|share|1"),
     "no toml": ('name = "x', "expected TOML"),
     "no name": ("seed = 1", "name"),

@@ -234,4 +234,5 @@ def test_rows_of_one_wrapper_are_not_those_of_another(tmp_path):
     for wrap in (Temperature(1.0), Temperature(5.0)):
         seawall.attack(wrap(base), batch, "linf 1% reflectance", method=("fgsm",), out=tmp_path)
     log = RecordLog(tmp_path / "records.jsonl")
-    assert len({row.recipe for row in log}) == 2
+    for method in ("clean", "fgsm"):
+        assert len({row.recipe for row in log if row.method == method and row.chip}) == 2

@@ -75,7 +75,7 @@ def weights_of(chips: ChipFolder, settings: SplitSettings, path: Path) -> Path:
 
 
 def measured(out: Path) -> set[str]:
-    return {row.chip for row in read_records(out / "records.jsonl")}
+    return {row.chip for row in read_records(out / "records.jsonl") if row.chip}  # the interrogation is of no chip
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_seen_chips_carry_a_flag_wherever_they_go(chips: ChipFolder, trained, tm
     else:
         done = api.attack(weights, chips.root, THREAT, method=["fgsm"], out=tmp_path, part="all")
     split = split_chips(chips, settings)
-    for row in read_records(tmp_path / "records.jsonl"):
+    for row in (row for row in read_records(tmp_path / "records.jsonl") if row.chip):
         assert (SEEN_IN_TRAINING in row.flags) == (row.chip in {*split.train, *split.val}), row
     assert measured(tmp_path) == set(chips.ids)
     assert all(SEEN_IN_TRAINING in str(row["flags"]) for row in done.table)

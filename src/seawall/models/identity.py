@@ -27,14 +27,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seawall.split_record import ATTRIBUTE
+
 Plain = None | bool | int | str | list["Plain"]
 """What a digest is taken of: JSON without numbers that round."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GENERATED = ("__repr__", "__eq__", "__hash__")
 """Methods that dataclasses make; no forward pass depends on them."""
-_OWN = frozenset(vars(nn.Module()))
-"""Bookkeeping of every module: its tensors, submodules and hooks are read by name."""
+_OWN = frozenset(vars(nn.Module())) | {ATTRIBUTE}
+"""Bookkeeping of every module: its tensors, submodules and hooks are read by name; its training's split computes nothing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,9 @@ from seawall.errors import ModelError, RunError, UsageError
 from seawall.files import write_atomic
 from seawall.models.container import digest, pack, unpack
 from seawall.models.standardize import Standardize
-from seawall.split_record import SplitRecord
+from seawall.split_record import ATTRIBUTE, SplitRecord
 from seawall.types import ModelSpec, Unit
 
-_SPLIT = "training_split"
 """Attribute of a module that holds the split of its training."""
 
 LIMIT = 1e6
@@ -110,13 +109,13 @@ def split_of(model: nn.Module | Path | str) -> SplitRecord | None:
     """
     if not isinstance(model, nn.Module):
         return _split_from(Path(model), unpack(Path(model))[1])
-    found = (getattr(part, _SPLIT, None) for part in model.modules())
+    found = (getattr(part, ATTRIBUTE, None) for part in model.modules())
     return next((record for record in found if isinstance(record, SplitRecord)), None)
 
 
 def set_split(model: nn.Module, split: SplitRecord | None) -> None:
     """Tell a model what it learns from and is chosen by; `save_model` writes it into the weights file."""
-    setattr(model, _SPLIT, split)
+    setattr(model, ATTRIBUTE, split)
 
 
 def digest_of(model: nn.Module) -> str:

@@ -79,10 +79,9 @@ def activations(
     model.eval()
     try:
         with torch.no_grad():
-            for chip_batch in batches:
+            for batch in batches:
                 caught.clear()
-                batch = to_device_of(model, chip_batch)
-                model(batch.image)
+                model(to_device_of(model, batch).image)
                 if len(caught) != 1 or caught[0].ndim != 4:
                     raise DataError(
                         "activations: expected a layer that gives (B, D, h, w) once, got another; choose a block"
