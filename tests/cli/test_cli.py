@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from seawall import api
+from tiny import pair
 
 
 def seawall(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -120,13 +121,16 @@ def test_json_is_printed_on_failure_too(tmp_path: Path, words: tuple[str, ...], 
 
 
 def test_a_partial_failure_is_one_json_document(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    made = seawall("curate", "2", "--out", "chips", "--json", cwd=tmp_path)
-    assert "error" not in json.loads(made.stdout)
-    (tmp_path / "in" / "a_image.tif").write_bytes(b"")
-    done = seawall("curate", "in", "--out", "none", "--json", cwd=tmp_path)
-    assert done.returncode != 0
-    assert json.loads(done.stdout)["error"]["exit_code"] == done.returncode
+    pair(tmp_path / "in", "river", "good")
+    pair(tmp_path / "in", "lake", "bad", seed=1)
+    (tmp_path / "in/images/lake/bad.tif").write_bytes(b"")
+    done = seawall("curate", "in", "--out", "chips", "--json", cwd=tmp_path)
+    document = json.loads(done.stdout)
+    assert done.returncode == document["error"]["exit_code"] == 3
+    assert document["facts"]["made"] == 1 and len(document["failed"]) == 1
+    assert "1 item(s) failed" in document["error"]["message"]
+    again = seawall("curate", "2", "--out", "fine", "--json", cwd=tmp_path)
+    assert again.returncode == 0 and "error" not in json.loads(again.stdout)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -11,7 +11,10 @@ caught when they fail (or hang), missed when they pass. Before any mutant, the s
 from __future__ import annotations
 
 import argparse
+import compileall
+import json
 import os
+import py_compile
 import queue
 import shutil
 import subprocess
@@ -77,49 +80,77 @@ def read_mutants(folder: Path = ROOT / "tests" / "mutants") -> list[Mutant]:
 
 
 class Copies:
-    """Copies of the project, one per worker, so that mutants never touch the tree and don't see each other."""
+    """Copies of the project, each with a worker, so that mutants never touch the tree and don't see each other."""
 
     def __init__(self, jobs: int, limit_s: float) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="mutants-"))
         self.limit_s = limit_s
-        self.free: queue.Queue[Path] = queue.Queue()
+        self.workers: list[subprocess.Popen[str]] = []
+        self.free: queue.Queue[tuple[Path, subprocess.Popen[str]]] = queue.Queue()
         for job in range(jobs):
-            copy = self.home / str(job)
-            copy.mkdir()
-            for name in COPIED:
-                source = ROOT / name
-                if source.is_dir():
-                    shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-                else:
-                    shutil.copy2(source, copy / name)
-            self.free.put(copy)
+            copy = _copy_project(self.home / str(job))
+            env = {
+                **os.environ,
+                "PYTHONPATH": str(copy / "src"),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONDONTWRITEBYTECODE": "1",
+            }
+            words = [sys.executable, str(copy / "tests" / "mutants" / "worker.py")]
+            worker = subprocess.Popen(
+                words, cwd=copy, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            self.workers.append(worker)
+            self.free.put((copy, worker))
+
+    def close(self) -> None:
+        """End the workers and remove the copies."""
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        shutil.rmtree(self.home)
 
     def tests_pass(self, tests: Sequence[str], mutant: Mutant | None = None) -> bool:
-        """Run tests in a free copy, with a mutant planted or without; tests that hang have failed."""
-        copy = self.free.get()
+        """Run tests in a free copy, with a mutant planted or without; tests that hang have failed.
+
+        Raises:
+            RuntimeError: The worker died, so nothing is known.
+        """
+        copy, worker = self.free.get()
         try:
             if mutant is None:
-                return self._pytest(copy, tests)
+                return self._answer(worker, tests)
             path = copy / mutant.file
             text = path.read_text(encoding="utf-8")
             path.write_text(mutant.planted(text), encoding="utf-8")
             try:
-                return self._pytest(copy, tests)
+                return self._answer(worker, tests)
             finally:
                 path.write_text(text, encoding="utf-8")
         finally:
-            self.free.put(copy)
+            self.free.put((copy, worker))
 
-    def _pytest(self, copy: Path, tests: Sequence[str]) -> bool:
-        env = {**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-        try:
-            done = subprocess.run(
-                words, cwd=copy, env=env, timeout=self.limit_s, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return False
-        return done.returncode == 0
+    def _answer(self, worker: subprocess.Popen[str], tests: Sequence[str]) -> bool:
+        assert worker.stdin is not None and worker.stdout is not None
+        worker.stdin.write(json.dumps([self.limit_s, *tests]) + "\n")
+        worker.stdin.flush()
+        answer = worker.stdout.readline().strip()
+        if answer not in ("0", "1"):
+            raise RuntimeError(f"worker: expected 0 or 1, got {answer!r}; run it alone to see why")
+        return answer == "1"
+
+
+def _copy_project(copy: Path) -> Path:
+    """Copy what the tests need; its bytecode is checked by content, because a bug may keep size and time of a file."""
+    copy.mkdir()
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, copy / name)
+    checked = py_compile.PycInvalidationMode.CHECKED_HASH
+    compileall.compile_dir(copy / "src", quiet=1, invalidation_mode=checked)
+    return copy
 
 
 def main() -> int:
@@ -139,14 +170,16 @@ def main() -> int:
             return 1
         verdicts = judge(copies, chosen, given.jobs)
     finally:
-        shutil.rmtree(copies.home)
+        copies.close()
     print(table(chosen, verdicts) if given.markdown else summary(chosen, verdicts))
     return 0 if sum(v == "caught" for v in verdicts) >= BAR * len(chosen) else 1
 
 
 def sound(copies: Copies, tests: Iterable[tuple[str, ...]], jobs: int) -> bool:
-    """Check that the tests pass on the code as it is; a failing test would catch anything."""
+    """Check that the tests pass on the code as it is, all at once or else one by one; a failing test would catch anything."""
     given = sorted(tests)
+    if copies.tests_pass(sorted({word for words in given for word in words})):
+        return True
     with ThreadPoolExecutor(jobs) as pool:
         passed = list(pool.map(copies.tests_pass, given))
     for each, fine in zip(given, passed, strict=True):

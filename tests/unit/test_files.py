@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seawall import files
 from seawall.errors import RunError
 from seawall.files import RunLock, atomic, csv_cells, inside, write_atomic
 
@@ -68,6 +69,7 @@ def test_a_refused_run_leaves_the_lock_of_the_owner(tmp_path: Path) -> None:
 STAMPEDE = """
 import os, sys, time
 from pathlib import Path
+from seawall import files
 from seawall.errors import RunError
 from seawall.files import RunLock
 root, start = Path(sys.argv[1]), float(sys.argv[2])
@@ -127,3 +129,20 @@ def test_a_link_out_of_a_folder_is_not_inside(tmp_path: Path) -> None:
     assert not inside(tmp_path / "in", tmp_path / "in/link/a")
     assert not inside(tmp_path / "in", tmp_path / "in/../out")
     assert not inside(tmp_path / "in", tmp_path / "in2")
+
+
+def test_a_lock_file_that_its_owner_removes_meanwhile_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, real, late = tmp_path / ".lock", files.fcntl.flock, []
+
+    def flock(handle: int, how: int) -> None:
+        if not late:
+            late.append(lock.unlink())  # the owner ends between the opening and the locking of its file
+        real(handle, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with RunLock(tmp_path):
+        assert lock.read_text() == str(os.getpid())
+        with pytest.raises(RunError, match="held by process"), RunLock(tmp_path):
+            pass
