@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from seawall import api
+from terminal import cli
 from tiny import pair
 
 
@@ -71,12 +73,7 @@ def test_unknown_verb_guesses_and_exits_2() -> None:
 )
 def test_a_wrong_recipe_is_one_line_exit_2_before_any_work(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "r.toml").write_text(text)
-    done = seawall("run", "r.toml", cwd=tmp_path)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert done.returncode == 2, done.stderr
-    assert len(errors) == 1
-    assert says in errors[0]
-    assert "Traceback" not in done.stderr
+    cli("run", tmp_path / "r.toml", "--out", tmp_path / "runs").refused(2, re.escape(says))
     assert not (tmp_path / "runs").exists()
 
 

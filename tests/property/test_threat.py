@@ -33,6 +33,14 @@ def ground(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, seen, x + torch.randn(x.shape, generator=draw), torch.randn(x.shape, generator=draw)
 
 
+def rounding(threat: ThreatModel, x: Tensor) -> float:
+    """How far storing an image of values up to 1 in float32 can move its distance: bands of a small eps are scaled up."""
+    if not isinstance(threat.eps, tuple):
+        return 0.0
+    smallest = min((eps for eps in threat.eps if eps > 0), default=threat.radius)
+    return 2**-25 * x[0].numel() ** 0.5 * threat.radius / max(smallest, 1e-30)
+
+
 @settings(max_examples=60, deadline=None)
 @given(threats(), st.integers(0, 1000))
 def test_projection(threat: ThreatModel, seed: int) -> None:
@@ -40,7 +48,7 @@ def test_projection(threat: ThreatModel, seed: int) -> None:
     once = threat.project(far, x, seen)
     assert torch.allclose(threat.project(once, x, seen), once, rtol=0, atol=1e-6)
     assert torch.allclose(threat.project(x, x, seen), x, rtol=0, atol=0)
-    assert bool((threat.distance(once, x) <= threat.radius * (1 + 1e-5) + 1e-6).all())
+    assert bool((threat.distance(once, x) <= threat.radius * (1 + 1e-5) + 1e-6 + rounding(threat, x)).all())
     free = threat.free(x, seen)
     assert torch.equal(once[~free], x[~free])
     if threat.spectrum is None:
