@@ -111,8 +111,7 @@ def train_here(run: Run, chips: ChipFolder, split: Split, network: Network) -> H
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
         model = maker(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
-    parts = record_split(chips, split)
-    set_split(model, parts)
+    set_split(model, record_split(chips, split))
     mean, std = chips.mean_std(split.train)
     cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
     labels = labels_of(run, chips, split, network)
@@ -135,7 +134,6 @@ def train_here(run: Run, chips: ChipFolder, split: Split, network: Network) -> H
             "train": digest_chips(chips, split.train),
             "val": digest_chips(chips, split.val),
             "labels": labels.identity if labels else "as they are",
-            "split": parts.digest,
             "augment": recipe.training.augment,
             "balance": recipe.training.balance,
         },
