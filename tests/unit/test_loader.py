@@ -102,6 +102,17 @@ def test_class_balanced_centers_are_uniform_within_three_sigma(folder):
             assert 0 <= draw.center[0] - draw.row < 9 and 0 <= draw.center[1] - draw.col < 9
 
 
+def test_class_balanced_chips_are_drawn_in_proportion_to_their_pixels_of_the_class(folder):
+    sampler = Sampler(folder, folder.ids, patch=9, seed=4, balance="classes")
+    chips = {id_: folder.read(id_) for id_ in folder.ids}
+    draws = [sampler.draw(0, i) for i in range(3000)]
+    land = [d.chip for d in draws if chips[d.chip].label[d.center] == 0]
+    pixels = np.array([folder.row(id_).class_counts[0] for id_ in folder.ids])
+    expected = pixels / pixels.sum()
+    found = np.array([land.count(id_) for id_ in folder.ids]) / len(land)
+    assert (np.abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / len(land))).all(), (found, expected)
+
+
 def test_d4_turns_all_planes_alike_and_all_eight_occur(folder):
     plain = {"patch": 40, "batch": 1, "count": 64, "seed": 2}
     turns = [Sampler(folder, ["c0"], patch=40, seed=2, augment="d4").draw(0, i).turn for i in range(64)]
