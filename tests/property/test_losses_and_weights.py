@@ -89,6 +89,19 @@ def test_the_container_gives_back_what_went_in_and_notices_a_flipped_bit(kinds, 
         assert told == said and all(torch.equal(again[n], t) for n, t in tensors.items())
 
 
+@pytest.mark.parametrize("size", [640, 896, 1152, 1408])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path, size: int) -> None:
+    for pad in range(size):
+        data, _ = pack({"w": torch.ones(2)}, {"note": "x" * pad})
+        if int.from_bytes(data[:8], "little") == size:
+            break
+    else:
+        pytest.fail(f"no padding makes a header of {size} bytes")
+    assert data[0] == 0x80
+    (tmp_path / "x").write_bytes(data)
+    assert torch.equal(unpack(tmp_path / "x")[0]["w"], torch.ones(2))
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 4, 8, 16]))
 @CALM
 def test_padding_reaches_the_next_multiple_and_keeps_the_image(height, width, stride) -> None:

@@ -96,7 +96,8 @@ def digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
 def _check_header(path: Path, data: bytes) -> dict[str, str]:
     if not data:
         raise ModelError(f"{path}: expected weights, got 0 bytes; copy the file again")
-    if (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05") or data[:2] == b"PK":
+    # a header of 640 bytes begins as a pickle does: what follows the length tells them apart
+    if (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05" and data[8:9] != b"{") or data[:2] == b"PK":
         raise ModelError(
             f"{path}: expected safetensors, got a pickle or a torch archive, which can run code when it is read and is never opened here; "
             "convert it with safetensors.torch.save_file where you trust it"
