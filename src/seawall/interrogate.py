@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from seawall import __version__
 from seawall.attacks.aim import as_found, check, check_logits, take_aim, usable
 from seawall.attacks.goal import AWAY
 from seawall.attacks.passes import count_passes
@@ -32,6 +31,7 @@ from seawall.keys import Keys
 from seawall.models.extremes import extreme_images
 from seawall.models.threshold import ThresholdNet
 from seawall.modules import forward_kept
+from seawall.provenance import code_version
 from seawall.threat import ThreatModel
 from seawall.threat.model import CEILING, FLOOR
 from seawall.types import Batch, SegmentationModel
@@ -344,7 +344,7 @@ class _Known:
         self.path = None if home is None or not isinstance(model, nn.Module) else home / CACHE
         self.parts, self.seed = parts, seed
         if self.path is not None and isinstance(model, nn.Module):
-            self.base = repr((__version__, model_digest(model), _digest(parts), seed, ask))
+            self.base = repr((code_version(), model_digest(model), _digest(parts), seed, ask))
 
     def answers(self, kind: str, threat: ThreatModel, put: Callable[[Batch, Keys], Answers]) -> Answers:
         """Return the answers to a question, asked now if they are not known."""

@@ -12,7 +12,7 @@ from seawall.errors import ModelError
 from seawall.types import Batch, SegmentationModel
 
 
-def device_of(model: SegmentationModel | nn.Module) -> torch.device | None:
+def device_of(model: object) -> torch.device | None:
     """Return the device of a model's first parameter or buffer; None for a model without any."""
     if not isinstance(model, nn.Module):
         return None
@@ -20,7 +20,7 @@ def device_of(model: SegmentationModel | nn.Module) -> torch.device | None:
     return None if first is None else first.device
 
 
-def to_device_of(model: SegmentationModel | nn.Module, batch: Batch) -> Batch:
+def to_device_of(model: object, batch: Batch) -> Batch:
     """Return the batch on the model's device; as it is where the model has none."""
     device = device_of(model)
     return batch if device is None or device == batch.image.device else batch.to(device)

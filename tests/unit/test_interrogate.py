@@ -273,7 +273,9 @@ def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return put
 
 
-def test_answers_are_kept_and_asked_again_when_anything_changes(tmp_path: Path, questions: list[str]) -> None:
+def test_answers_are_kept_and_asked_again_when_anything_changes(
+    tmp_path: Path, questions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Probable()
 
     def asked(*texts: str, ask: Interrogation = QUICK) -> int:
@@ -288,6 +290,8 @@ def test_answers_are_kept_and_asked_again_when_anything_changes(tmp_path: Path, 
     with torch.no_grad():
         next(model.parameters()).add_(0.01)
     assert asked("linf 1% reflectance") == 2, "another model"
+    monkeypatch.setattr("seawall.interrogate.code_version", lambda: "of another checkout")
+    assert asked("linf 1% reflectance") == 2, "other code"
     (tmp_path / "interrogation.json").write_text("torn")
     assert asked("linf 1% reflectance") == 2
 

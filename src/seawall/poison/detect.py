@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
-from seawall.modules import to_device_of
+from seawall.modules import eval_mode, to_device_of
 from seawall.types import Batch
 
 Array = NDArray[np.float64]
@@ -72,13 +72,11 @@ def activations(
     Raises:
         DataError: The layer does not give maps (B, D, h, w), or no chip has such pixels.
     """
-    was = [(module, module.training) for module in model.modules()]
     caught: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, given, out: caught.append(out.detach()))
     chips, rows = list[str](), list[Array]()
-    model.eval()
     try:
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for batch in batches:
                 caught.clear()
                 model(to_device_of(model, batch).image)
@@ -97,8 +95,6 @@ def activations(
                         rows.append(mean[i].double().cpu().numpy())
     finally:
         hook.remove()
-        for module, mode in was:
-            module.training = mode
     if not rows:
         raise DataError(
             f"activations: expected chips with valid pixels of class {klass}, got none; choose another class"

@@ -15,6 +15,7 @@ from torch.nn import functional
 from seawall.errors import DataError, UsageError
 from seawall.keys import Keys
 from seawall.losses import masked_mean
+from seawall.modules import to_device_of
 from seawall.poison.budget import allowance
 from seawall.types import Batch, SegmentationModel
 
@@ -73,7 +74,7 @@ class Target:
         if isinstance(model, torch.nn.Module):
             model.eval()
         with torch.no_grad():
-            said = model(self.batch.image.to(device_of(model))).argmax(1).to(self.region.device)
+            said = model(to_device_of(model, self.batch).image).argmax(1).to(self.region.device)
         if isinstance(model, torch.nn.Module):
             model.train(was)
         return float((said == self.klass)[self.pixels].float().mean())
@@ -194,12 +195,6 @@ def random_control(
     return replace(
         batch, image=torch.where(batch.seen[:, None], batch.image + noise * column(eps, batch.image), batch.image)
     )
-
-
-def device_of(model: object) -> torch.device:
-    """Return where a network's weights lie; the CPU for anything else."""
-    weights = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-    return next((weight.device for weight in weights), torch.device("cpu"))
 
 
 def pixel_loss(logits: Tensor, label: Tensor) -> Tensor:

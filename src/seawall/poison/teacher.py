@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from seawall.errors import DataError, UsageError
 from seawall.keys import Keys
+from seawall.modules import to_device_of
 from seawall.poison.budget import Of, allowance, check_budget, check_class, rings_of
 from seawall.poison.ground import Ground, Label, Mask, relabel
 from seawall.poison.pixels import Side, candidates
 from seawall.poison.rings import distance
 from seawall.poison.sources import stored_array
-from seawall.poison.target import device_of
 from seawall.registry import register
 from seawall.types import Batch, Loss
 
@@ -39,7 +39,7 @@ def model_teacher(model: Callable[[Tensor], Tensor]) -> Teacher:
 
     def teach(batch: Batch) -> Tensor:
         with torch.no_grad():
-            return _in_evaluation(model, batch.image.to(device_of(model)))
+            return _in_evaluation(model, to_device_of(model, batch).image)
 
     return teach
 
@@ -53,7 +53,7 @@ def saliency_teacher(model: nn.Module, loss: Loss) -> Teacher:
     def teach(batch: Batch) -> Tensor:
         planes = []
         for i in range(len(batch)):
-            asked = batch.select([i]).to(device_of(model))
+            asked = to_device_of(model, batch.select([i]))
             image = asked.image.detach().clone().requires_grad_()
             with torch.enable_grad():
                 value = loss(_in_evaluation(model, image), asked.label, asked.valid)
