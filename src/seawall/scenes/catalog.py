@@ -33,6 +33,7 @@ from seawall.models.standardize import Standardize
 from seawall.models.weights import spec_of
 from seawall.scenes.product import NODATA, SCALE, SceneResult, palette, slug_of
 from seawall.scenes.source import digest_file
+from seawall.types import ModelSpec
 
 FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 EXTENSIONS = (
@@ -40,7 +41,7 @@ EXTENSIONS = (
     "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
     FILE,
-    "https://stac-extensions.github.io/processing/v1.2.0/schema.json",
+    "https://stac-extensions.github.io/processing/v1.1.0/schema.json",
 )
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 BEGIN = datetime(2014, 4, 3, tzinfo=UTC)
@@ -146,6 +147,7 @@ def model_item(model: nn.Module, digest: str, weights: Path, folder: Path) -> di
             "created": _text(now),
             "title": spec.note or f"{spec.architecture} for {', '.join(spec.classes)}",
             "gsd": spec.gsd_m,
+            "bands": _bands(spec),  # the model extension reads them here, the core schema wants them in an asset, too
             "seawall:unit": spec.unit,
             "seawall:digest": digest,
         },
@@ -205,10 +207,14 @@ def _output(model: nn.Module) -> ModelOutput:
     )
 
 
+def _bands(spec: ModelSpec) -> list[dict[str, str]]:
+    return [{"name": name} for name in spec.bands]
+
+
 def _weights(model: nn.Module, file: Path, folder: Path) -> pystac.Asset:
     extra: dict[str, object] = {
         "mlm:artifact_type": "safetensors",
-        "bands": [{"name": name} for name in spec_of(model).bands],
+        "bands": _bands(spec_of(model)),
         "file:size": file.stat().st_size,
         "file:checksum": "1220" + digest_file(file),  # multihash: sha2-256, 32 bytes
     }
