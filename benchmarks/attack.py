@@ -20,9 +20,9 @@ from seawall.attacks.apgd import APGD
 from seawall.attacks.bim import BIM
 from seawall.attacks.pgd import PGD
 from seawall.attacks.segpgd import SegPGD
-from seawall.keys import Keys
 from seawall.models.unet import UNet
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec
 
 SPEC = ModelSpec(("B02", "B03", "B04", "B08", "B11", "B12"), ("land", "water"), "reflectance", 10.0)

@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 import torch
 
-from seawall.keys import Keys
-from seawall.poison import noise_text
+from seawall.poison.text import noise_text
 from seawall.registry import build, entries
+from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise, Setting
 
 BUDGET = 0.1

@@ -30,9 +30,9 @@ from seawall.attacks.padam_ce import PAdamCE
 from seawall.attacks.pgd import PGD
 from seawall.attacks.tsallis import TsallisPGD
 from seawall.datasets.loader import whole
-from seawall.keys import Keys
 from seawall.orders import threat_for
 from seawall.recipe import Recipe, make_recipe
+from seawall.rng import Keys
 from seawall.stages.gather import divide, gather
 from seawall.stages.learn import train_one
 from seawall.stages.run import Run

@@ -40,9 +40,9 @@ from seawall.datasets.curate import curate
 from seawall.datasets.simulated import Simulated
 from seawall.datasets.writer import ChipWriter
 from seawall.imagery.raster import read_raster
-from seawall.keys import Keys
 from seawall.labels.confident import precision_recall
 from seawall.labels.rule import parse_rule
+from seawall.rng import Keys
 
 NOISES = (
     "symmetric 10%", "patches 10%", "dilate 10% exact=true", "erode 30% exact=true of=class", "drop-objects 50% of=objects",

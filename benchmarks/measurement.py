@@ -21,8 +21,8 @@ from pathlib import Path
 
 from loader import BANDS, make_folder
 
-from seawall.datasets import ChipFolder
-from seawall.evaluate import CLEAN
+from seawall.datasets.chips import ChipFolder
+from seawall.evaluate.case import CLEAN
 from seawall.measurement import ChipSource, measure_model
 from seawall.models.threshold import Threshold
 from seawall.records import RecordLog

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torchmetrics import JaccardIndex
 
-from seawall.metrics import Tally, confusion, iou
+from seawall.figures.ratios import Tally, iou
+from seawall.metrics.counts import confusion
 
 GOAL = 50
 

@@ -39,12 +39,12 @@ from seawall.attacks.segpgd import SegPGD
 from seawall.attacks.square import Square
 from seawall.attacks.tsallis import TsallisPGD
 from seawall.datasets.loader import whole
-from seawall.figures import worst_each, worst_ratio
+from seawall.figures.worst import worst_each, worst_ratio
 from seawall.interrogate import Interrogation
-from seawall.keys import Keys
 from seawall.models.weights import load_model
 from seawall.orders import threat_for
 from seawall.recipe import Recipe, make_recipe
+from seawall.rng import Keys
 from seawall.stages.gather import divide, gather
 from seawall.stages.learn import train_one
 from seawall.stages.run import Run
@@ -52,7 +52,7 @@ from seawall.suites.halmosi import Halmosi
 from seawall.suites.member import Attack, Member, Suite
 from seawall.suites.own import Seawall
 from seawall.suites.sea import SEA
-from seawall.threat import ThreatModel
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 

@@ -41,11 +41,11 @@ from seawall.datasets.curate import curate
 from seawall.datasets.loader import patches, whole
 from seawall.datasets.simulated import Simulated
 from seawall.datasets.splits import Split, kfold_groups, split_groups
-from seawall.keys import Keys
 from seawall.label_noise import Relabel
 from seawall.labels.confident import Opinion, suspect
 from seawall.learning.relabel import mend
-from seawall.metrics import confusion
+from seawall.metrics.counts import confusion
+from seawall.rng import Keys
 from seawall.train import Training, fit
 from seawall.types import ModelSpec
 

@@ -16,7 +16,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
-from seawall.evaluate import write_example
+from seawall.evaluate.example import write_example
 from seawall.facts import Clock
 from seawall.history import HistoryLog
 from seawall.imagery.grid import Grid
@@ -25,7 +25,7 @@ from seawall.recipe import make_recipe
 from seawall.records import Record, RecordLog
 from seawall.scenes.catalog import scene_item
 from seawall.scenes.product import SceneResult
-from seawall.threat import parse_threat
+from seawall.threat.text import parse_threat
 from seawall.types import ModelSpec
 
 RECIPE = "fake-0a1b2c3d"

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from seawall.datasets.chips import ChipFolder
     from seawall.datasets.loader import patches, whole
     from seawall.infer import predict_many, predict_scene
-    from seawall.keys import Keys
     from seawall.models.adapter import adapt
     from seawall.models.weights import load_model, save_model
     from seawall.recipe import Recipe, read_recipe
     from seawall.registry import build, entries, find, register
     from seawall.result import Result
+    from seawall.rng import Keys
     from seawall.threat import ThreatModel, parse_threat
     from seawall.types import Batch, ModelSpec
 
@@ -30,7 +30,7 @@ _HOMES = {
     "seawall.datasets.chips": ("ChipFolder",),
     "seawall.datasets.loader": ("patches", "whole"),
     "seawall.infer": ("predict_many", "predict_scene"),
-    "seawall.keys": ("Keys",),
+    "seawall.rng": ("Keys",),
     "seawall.models.adapter": ("adapt",),
     "seawall.models.weights": ("load_model", "save_model"),
     "seawall.recipe": ("Recipe", "read_recipe"),

@@ -10,7 +10,7 @@ from seawall.result import Progress, Result, of_stage, silent
 
 if TYPE_CHECKING:
     from seawall.inputs import Sample
-    from seawall.threat import ThreatModel
+    from seawall.threat.model import ThreatModel
     from seawall.types import SegmentationModel
 
 Choice = TypeVar("Choice", bound=str)
@@ -424,7 +424,7 @@ def report(run: Path | str) -> Result:
     Command:
         seawall report runs/demo-1a2b3c4d
     """
-    from seawall.report import write_report
+    from seawall.report.page import write_report
 
     page = write_report(Path(run))
     return Result(facts={"report": str(page), "size_kb": round(page.stat().st_size / 1024)})
@@ -440,9 +440,9 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     Command:
         seawall methods --kind attack
     """
-    from seawall import checkup
+    from seawall import doctor
 
-    return Result(*checkup.settings(kind, name)) if name else Result(table=checkup.methods(kind))
+    return Result(*doctor.settings(kind, name)) if name else Result(table=doctor.methods(kind))
 
 
 def doctor() -> Result:
@@ -451,9 +451,9 @@ def doctor() -> Result:
     Command:
         seawall doctor
     """
-    from seawall import checkup
+    from seawall import doctor
 
-    return Result(table=checkup.packages(), facts=checkup.machine())
+    return Result(table=doctor.packages(), facts=doctor.machine())
 
 
 def _maybe(path: Path | str | None) -> Path | None:

@@ -14,12 +14,14 @@ from seawall import registry
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.parts import check_part, select_chips
 from seawall.errors import UsageError
-from seawall.evaluate import CLEAN, Case
-from seawall.figures import card, figures, with_doubts
-from seawall.files import RunLock
+from seawall.evaluate.case import CLEAN, Case
+from seawall.figures.aggregate import figures
+from seawall.figures.card import card
+from seawall.figures.doubts import with_doubts
 from seawall.infer import Survey, predict_many
 from seawall.inputs import Sample, as_batch, as_model
 from seawall.interrogate import Interrogation
+from seawall.io import RunLock
 from seawall.measurement import ChipSource, measure_model, recipe_ids, rows_of
 from seawall.models.weights import load_model, spec_of, split_of
 from seawall.orders import threat_for
@@ -28,9 +30,9 @@ from seawall.report.flags import explain
 from seawall.result import Progress, of_stage
 from seawall.runtime import Runtime, find_device
 from seawall.scenes.product import slug_of
-from seawall.suites import cases as attacks_of
-from seawall.suites import parse_suite
-from seawall.threat import ThreatModel
+from seawall.suites.member import cases as attacks_of
+from seawall.suites.member import parse_suite
+from seawall.threat.model import ThreatModel
 from seawall.types import SegmentationModel
 
 Row = dict[str, str | int | float | None]

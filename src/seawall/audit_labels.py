@@ -25,9 +25,8 @@ from seawall.datasets.splits import kfold_groups
 from seawall.datasets.store import IGNORE, encode_label
 from seawall.errors import DataError, UsageError
 from seawall.facts import digest_chips
-from seawall.files import RunLock, atomic, csv_cells, write_atomic
 from seawall.infer import model_digest
-from seawall.keys import Keys
+from seawall.io import RunLock, atomic, csv_cells, write_atomic
 from seawall.labels.confident import Opinion, Suspicion, agreed, softmin, suspect
 from seawall.labels.evidence import combined, tail_evidence
 from seawall.labels.offset import label_shift
@@ -37,6 +36,7 @@ from seawall.learning.supervised import Supervised
 from seawall.models.standardize import Standardize
 from seawall.models.weights import load_model, split_of
 from seawall.result import Progress
+from seawall.rng import Keys
 from seawall.sheet import Card, write_sheet
 from seawall.train import Training, fit
 from seawall.types import Batch, ModelSpec, Setting

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seawall.errors import ModelError, RunError
-from seawall.files import write_atomic
+from seawall.io import write_atomic
 from seawall.models.container import pack, unpack
 from seawall.models.weights import state_of
 
@@ -37,7 +37,7 @@ class Standing:
         stale: Checks since then.
         ending: How the training ended; "" while it goes on.
         rows: History rows of the epochs done.
-        versions: Code that took part, oldest first, as `seawall.provenance.code_version` names it.
+        versions: Code that took part, oldest first, as `seawall.version.code_version` names it.
     """
 
     epoch: int = 0

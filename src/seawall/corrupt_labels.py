@@ -19,10 +19,9 @@ from seawall.datasets.pieces import sha
 from seawall.datasets.splits import record_split, split_chips
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, SeawallError, UsageError
-from seawall.files import RunLock, write_atomic
+from seawall.io import RunLock, write_atomic
 from seawall.label_noise import batch_of, marks_of, noise_alone, noise_keys, noise_of_chips
-from seawall.poison import Realized, realized
-from seawall.poison.realized import Described, allowed_pixels
+from seawall.poison.realized import Described, Realized, allowed_pixels, realized
 from seawall.poison.sources import source_digest
 from seawall.poison.text import read_noise, spoken_budget
 from seawall.recipe import change_recipe

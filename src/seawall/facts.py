@@ -19,9 +19,9 @@ import torch
 from seawall import __version__
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.splits import Split, split_facts
-from seawall.files import write_atomic
 from seawall.imagery.sensors import band_noise
-from seawall.provenance import code_version
+from seawall.io import write_atomic
+from seawall.version import code_version
 
 
 @dataclass(frozen=True)

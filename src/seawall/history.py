@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seawall.errors import RunError
-from seawall.files import write_atomic
+from seawall.io import write_atomic
 
 Row = Mapping[str, float | int | bool | None]
 

@@ -14,8 +14,8 @@ import rasterio
 from torch import nn
 
 from seawall.errors import ImageryError, ModelError, RunError, SeawallError
-from seawall.files import RunLock
 from seawall.imagery.radiometry import Hints
+from seawall.io import RunLock
 from seawall.models.identity import identify, model_digest
 from seawall.models.weights import check_finite, digest_of, spec_of, state_of
 from seawall.runtime import Runtime, find_device

@@ -23,18 +23,17 @@ from seawall.attacks.random import Random
 from seawall.attacks.square import Square
 from seawall.attacks.transfer import Transfer
 from seawall.errors import UsageError
-from seawall.evaluate import Asked, Case
+from seawall.evaluate.case import Asked, Case
 from seawall.figures.doubts import SLACK, doubts, with_doubts
-from seawall.files import write_atomic
 from seawall.infer import model_digest
-from seawall.keys import Keys
+from seawall.io import write_atomic
 from seawall.models.extremes import extreme_images
 from seawall.models.threshold import ThresholdNet
 from seawall.modules import forward_kept
-from seawall.provenance import code_version
-from seawall.threat import ThreatModel
-from seawall.threat.model import CEILING, FLOOR
+from seawall.rng import Keys
+from seawall.threat.model import CEILING, FLOOR, ThreatModel
 from seawall.types import Batch, SegmentationModel
+from seawall.version import code_version
 
 __all__ = [
     "NOT_INTERROGATED", "QUICK", "Answers", "Interrogation", "doubts", "interrogate", "interrogated", "not_interrogated",

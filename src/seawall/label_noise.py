@@ -22,12 +22,12 @@ from seawall import registry
 from seawall.datasets.chips import Chip, ChipFolder
 from seawall.datasets.store import IGNORE
 from seawall.errors import UsageError, did_you_mean
-from seawall.files import write_atomic
-from seawall.keys import Keys
+from seawall.io import write_atomic
 from seawall.poison.sources import placed, source_digest
 from seawall.poison.thirds import Thirds, assign_thirds
-from seawall.provenance import code_version
+from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise, Setting, Unit
+from seawall.version import code_version
 
 MEMORY_BYTES = 64 * 2**20
 """Corrupted label planes of one noise kept in memory, one byte per pixel; the others are read from the disk again."""

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import dump_header
 from seawall.datasets.loader import whole
-from seawall.evaluate import Case, evaluate, fitted, missing
+from seawall.evaluate.case import Case, fitted
+from seawall.evaluate.matrix import evaluate, missing
 from seawall.facts import source_digest
 from seawall.infer import model_digest
 from seawall.interrogate import Interrogation, interrogated, not_interrogated
 from seawall.models.weights import digest_of, spec_of, split_of
-from seawall.provenance import code_version
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel
+from seawall.version import code_version
 
 BATCH = 8
 """Chips in memory at a time; the batch before goes when the next is there."""

@@ -7,16 +7,17 @@ from typing import Literal, cast
 
 from seawall import registry
 from seawall.errors import RecipeError, UsageError
-from seawall.evaluate import Case
+from seawall.evaluate.case import Case
 from seawall.imagery.sensors import band_noise, resolve
 from seawall.imagery.simulate import ALL13
 from seawall.label_noise import NoiseContext, build_noise
 from seawall.labels.rule import parse_rule
 from seawall.recipe import Data, Method, Recipe
 from seawall.schedule import make_training
-from seawall.suites import Suite
-from seawall.suites import cases as attacks_of
-from seawall.threat import ThreatModel, parse_threat
+from seawall.suites.member import Suite
+from seawall.suites.member import cases as attacks_of
+from seawall.threat.model import ThreatModel
+from seawall.threat.text import parse_threat
 from seawall.types import ModelSpec, Unit
 
 WORDS = {"chips": "a chip folder", "simulated": "simulated scenes", "files": "files"}

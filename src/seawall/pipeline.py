@@ -16,12 +16,13 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.splits import Split
 from seawall.errors import RecipeError, RunError
 from seawall.facts import Clock, data_facts, digest_chips, note_environment
-from seawall.figures import figures, with_doubts
-from seawall.files import RunLock, write_atomic
+from seawall.figures.aggregate import figures
+from seawall.figures.doubts import with_doubts
+from seawall.io import RunLock, write_atomic
 from seawall.models.weights import read_spec
 from seawall.orders import check_distinct, vet
 from seawall.recipe import Recipe
-from seawall.report import write_report
+from seawall.report.page import write_report
 from seawall.result import Progress
 from seawall.stages.gather import divide, gather
 from seawall.stages.learn import check, learn, maker, realize, spec_of_chips, train_one, training_of

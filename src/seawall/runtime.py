@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from seawall.errors import ModelError, RunError, UsageError, did_you_mean
-from seawall.files import write_atomic
+from seawall.io import write_atomic
 from seawall.models.weights import spec_of
 from seawall.modules import device_of, eval_mode, forward_kept
 from seawall.types import ModelSpec

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.files import write_atomic
+from seawall.io import write_atomic
 from seawall.report.pictures import CLASSES, address, fit, png
 
 Mask = NDArray[np.bool_]

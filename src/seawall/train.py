@@ -29,17 +29,17 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from seawall.checkpoint import Checkpoints, Standing, sweep
 from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_you_mean
-from seawall.files import RunLock
 from seawall.history import History, HistoryLog, Row, finite
-from seawall.keys import Keys
+from seawall.io import RunLock
 from seawall.launch import listening
 from seawall.models.container import digest
 from seawall.models.standardize import Standardize
 from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of
 from seawall.processes import OtherProcessError, add_up, at_home, on_first, share_of, start_fabric
-from seawall.provenance import code_version
+from seawall.rng import Keys
 from seawall.schedule import HARMLESS, Training, default_monitor, learning_rate, make_training
 from seawall.types import Batch, Objective
+from seawall.version import code_version
 
 __all__ = ["Check", "Feed", "History", "Progress", "SeekableFeed", "Training", "fit", "make_training"]
 

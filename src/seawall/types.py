@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seawall.errors import DataError, UsageError
-from seawall.keys import Keys
+from seawall.rng import Keys
 
 Unit = Literal["reflectance", "sigma0_db", "gamma0_db", "stretched"]
 """Physical unit of an image. `stretched` is an 8-bit picture of unknown stretch: not physical."""

@@ -3,7 +3,7 @@
 import pytest
 
 from seawall.registry import Entry
-from seawall.testing import Check, case_id, contract_cases
+from seawall.testing.suite import Check, case_id, contract_cases
 
 CASES = [case for kind in ("attack", "corruption", "loss", "noise") for case in contract_cases(kind)]
 

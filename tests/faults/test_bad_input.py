@@ -22,7 +22,7 @@ import rasterio
 from affine import Affine
 
 from seawall.datasets.chips import ChipFolder
-from seawall.files import RunLock
+from seawall.io import RunLock
 from seawall.models.threshold import Threshold
 from seawall.models.weights import save_model
 from seawall.recipe import read_recipe
@@ -437,7 +437,7 @@ def test_a_second_run_on_a_folder_is_refused_and_changes_nothing(home: Path, tmp
 
 
 def test_a_folder_of_a_dead_run_is_taken_over(home: Path, tmp_path: Path) -> None:
-    code = "import os, sys; from pathlib import Path; from seawall.files import RunLock; RunLock(Path(sys.argv[1])).__enter__(); os.kill(os.getpid(), 9)"
+    code = "import os, sys; from pathlib import Path; from seawall.io import RunLock; RunLock(Path(sys.argv[1])).__enter__(); os.kill(os.getpid(), 9)"
     for folder in ("rows", "maps", "chips"):
         dead = subprocess.run([sys.executable, "-c", code, str(tmp_path / folder)], check=False)
         assert dead.returncode == -signal.SIGKILL and (tmp_path / folder / ".lock").exists()

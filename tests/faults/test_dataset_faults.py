@@ -13,9 +13,10 @@ import pytest
 import rasterio
 from affine import Affine
 
-from seawall.datasets import ChipFolder, curate
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.curate import curate
 from seawall.errors import DataError, RunError
-from seawall.files import RunLock
+from seawall.io import RunLock
 
 BANDS = ("B02", "B03", "B04", "B08")
 AT = Affine(10, 0, 500000, 0, -10, 4000000)
@@ -269,7 +270,7 @@ def test_a_source_that_changes_under_way_fails_that_chip_only(good, tmp_path):
 def test_a_folder_is_never_served_with_a_broken_chip(good, tmp_path):
     folder = curate(good, tmp_path / "out").folder
     cut_off(folder.root / folder.rows[2].image)
-    from seawall.datasets import patches
+    from seawall.datasets.loader import patches
 
     with pytest.raises(DataError, match=r"g_ok2\.tif"):
         list(patches(ChipFolder.open(folder.root), folder.ids, patch=32, batch=4, workers=2))

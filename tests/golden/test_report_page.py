@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from seawall.recipe import Recipe
-from seawall.report import write_report
 from seawall.report.folder import DataFacts, Epoch, Example, NoiseFacts, RunFacts, Scene, SceneFacts, SceneTruth
+from seawall.report.page import write_report
 from terminal import cli
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")

@@ -26,11 +26,9 @@ def test_it_fits_the_code_and_names_tests_that_exist(mutant: Mutant) -> None:
 def test_a_missed_bug_is_told_from_a_caught_one() -> None:
     tests = ("tests/unit/test_keys.py",)
     seedless = Mutant(
-        "keys", "the seed means nothing", "src/seawall/keys.py", "str(self.seed), *self.path", "*self.path", tests
+        "keys", "the seed means nothing", "src/seawall/rng.py", "str(self.seed), *self.path", "*self.path", tests
     )
-    harmless = Mutant(
-        "keys", "only prose", "src/seawall/keys.py", "Return keys for a sub-purpose", "Return keys", tests
-    )
+    harmless = Mutant("keys", "only prose", "src/seawall/rng.py", "Return keys for a sub-purpose", "Return keys", tests)
     copies = Copies(1, 120)
     try:
         assert [copies.tests_pass(tests), copies.tests_pass(tests, seedless), copies.tests_pass(tests, harmless)] == [

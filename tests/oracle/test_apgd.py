@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from seawall.attacks.apgd import APGD
 from seawall.attacks.pixels import Masked
-from seawall.keys import Keys
-from seawall.testing import ground_batch, uneven_model
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.testing.ground import ground_batch, uneven_model
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch
 
 EPS = 0.004

@@ -5,11 +5,11 @@ import torch
 
 from seawall.attacks.apgd import APGD
 from seawall.attacks.pgd import PGD
-from seawall.keys import Keys
 from seawall.registry import build, entries
-from seawall.testing import ground_batch, linear_model, worst_accuracy
-from seawall.testing.ground import accuracy
-from seawall.threat import Patch, ThreatModel
+from seawall.rng import Keys
+from seawall.testing.ground import accuracy, ground_batch, linear_model, worst_accuracy
+from seawall.threat.model import ThreatModel
+from seawall.threat.region import Patch
 
 THREATS = {
     "plain": ThreatModel("linf", 0.02),

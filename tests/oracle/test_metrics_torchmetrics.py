@@ -17,15 +17,10 @@ from torchmetrics.classification import (
 )
 
 from seawall.figures.intervals import Resamples, ends
-from seawall.metrics import (
-    Tally,
-    calibration_counts,
-    confusion,
-    expected_calibration_error,
-    iou,
-    measure,
-    pooled,
-)
+from seawall.figures.ratios import Tally, iou, measure
+from seawall.metrics.calibration import calibration_counts, expected_calibration_error
+from seawall.metrics.counts import confusion
+from seawall.metrics.summary import pooled
 
 
 def scene(classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

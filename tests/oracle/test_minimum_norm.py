@@ -12,12 +12,13 @@ from seawall.attacks.dag import DAG
 from seawall.attacks.fgsm import FGSM
 from seawall.attacks.free import Field, prox_l2, prox_linf
 from seawall.attacks.pdpgd import PDPGD
-from seawall.evaluate import Case, evaluate
-from seawall.figures import figures
-from seawall.keys import Keys
+from seawall.evaluate.case import Case
+from seawall.evaluate.matrix import evaluate
+from seawall.figures.aggregate import figures
 from seawall.records import RecordLog
-from seawall.testing import ground_batch, linear_model
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.testing.ground import ground_batch, linear_model
+from seawall.threat.model import ThreatModel
 
 FAR = torch.full((3, 1, 4, 5), 1e9)
 ONES = torch.ones(3, 1, 4, 5)

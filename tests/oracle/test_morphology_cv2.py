@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seawall.keys import Keys
 from seawall.poison.ground import Ground
 from seawall.poison.morphology import Close, Dilate, Erode, Open
 from seawall.poison.rings import closings, dilations, distance, erosions, openings
+from seawall.rng import Keys
 from seawall.types import Batch
 
 MASKS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14))

@@ -10,8 +10,8 @@ from seawall.attacks.fgsm import FGSM
 from seawall.attacks.mifgsm import MIFGSM
 from seawall.attacks.padam_ce import PAdamCE
 from seawall.attacks.pgd import PGD
-from seawall.keys import Keys
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec
 
 SPEC = ModelSpec(("B03", "B04", "B08"), ("land", "water", "cloud"), "reflectance", 10.0)

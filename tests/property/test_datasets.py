@@ -4,12 +4,15 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seawall.datasets import ChipFolder, ChipHeader, check_disjoint, split_facts, split_groups
-from seawall.datasets.index import ChipRow, dump_row, load_row
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.index import ChipHeader, ChipRow, dump_row, load_row
 from seawall.datasets.pieces import cut
+from seawall.datasets.splits import check_disjoint, split_facts, split_groups
 from seawall.datasets.store import decode_image, encode_image
 from seawall.imagery.raster import Grid
-from seawall.labels import INDICES, otsu, parse_rule
+from seawall.labels.rule import parse_rule
+from seawall.labels.threshold import otsu
+from seawall.labels.water import INDICES
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
 

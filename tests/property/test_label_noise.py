@@ -10,19 +10,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seawall.keys import Keys
-from seawall.poison import apply, realized
 from seawall.poison.boundary import Jitter, Shift, shore_distance
 from seawall.poison.budget import allowance
 from seawall.poison.ground import Ground
 from seawall.poison.morphology import Close, Dilate, Erode, Open
 from seawall.poison.objects import DropObjects, MergeObjects, objects
 from seawall.poison.pixels import Patches, Pixels
+from seawall.poison.realized import apply, realized
 from seawall.poison.sources import IndexThreshold, Stale, WrongSource
 from seawall.poison.teacher import FeatureDependent, GradientDirected
 from seawall.poison.thirds import Thirds
 from seawall.poison.transition import ClassDependent, Symmetric
 from seawall.registry import build, entries
+from seawall.rng import Keys
 from seawall.types import Batch
 
 RINGS = [Erode, Dilate, Open, Close]

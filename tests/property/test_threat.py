@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seawall.keys import Keys
-from seawall.threat import Patch, ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
+from seawall.threat.region import Patch
 
 BANDS = 3
 strengths = st.floats(0.001, 0.5)

@@ -7,12 +7,11 @@ from torch import nn
 from seawall.attacks.pgd import PGD
 from seawall.defenses.adversarial import Adversarial
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.learning.supervised import Supervised
 from seawall.registry import build
-from seawall.testing import ground_batch, linear_model
-from seawall.testing.ground import accuracy
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.testing.ground import accuracy, ground_batch, linear_model
+from seawall.threat.model import ThreatModel
 from seawall.types import Objective
 
 TEXT = {"loss": "ce", "threat": "linf 3% reflectance", "attack": "pgd", "attack_settings": {"steps": 3}}

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from seawall import attacks, registry
-from seawall.attacks import Hide, LeastLikely, Towards, Untargeted, parse_goal
 from seawall.attacks.apgd import APGD
 from seawall.attacks.bim import BIM
 from seawall.attacks.climb import Adam, Momentum
 from seawall.attacks.fgsm import FGSM
 from seawall.attacks.fischer import Fischer
+from seawall.attacks.goal import Hide, LeastLikely, Towards, Untargeted, parse_goal
 from seawall.attacks.ifgsm import IFGSM, grey_steps
 from seawall.attacks.masked_ce import MaskedCE
 from seawall.attacks.passes import count_passes
@@ -24,10 +24,11 @@ from seawall.attacks.pixels import JensenShannon
 from seawall.attacks.random import Random
 from seawall.attacks.segpgd import SegPGD
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.keys import Keys
 from seawall.registry import Entry, build, entries
-from seawall.testing import checks, ground_batch, linear_model, uneven_model
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.testing.ground import ground_batch, linear_model, uneven_model
+from seawall.testing.suite import checks
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch
 
 EPS = ThreatModel("linf", 0.03, low=0.0)

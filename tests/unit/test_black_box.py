@@ -18,14 +18,14 @@ from seawall.attacks.square import Square
 from seawall.attacks.transfer import Transfer
 from seawall.attacks.universal import Universal, UniversalPerChip
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.evaluate import Case
-from seawall.evaluate import fitted as fitted_cases
-from seawall.keys import Keys
+from seawall.evaluate.case import Case
+from seawall.evaluate.case import fitted as fitted_cases
 from seawall.registry import build
+from seawall.rng import Keys
 from seawall.suites.own import Seawall
-from seawall.testing import ground_batch, linear_model, uneven_model
-from seawall.testing.ground import accuracy
-from seawall.threat import ThreatModel, parse_threat
+from seawall.testing.ground import accuracy, ground_batch, linear_model, uneven_model
+from seawall.threat.model import ThreatModel
+from seawall.threat.text import parse_threat
 from seawall.types import Batch
 
 EPS = ThreatModel("linf", 0.03, low=0.0)

@@ -6,24 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.keys import Keys
-from seawall.metrics import calibration_counts, expected_calibration_error
+from seawall.metrics.calibration import calibration_counts, expected_calibration_error
+from seawall.rng import Keys
 from seawall.types import Batch, ModelSpec
-from seawall.uncertainty import (
-    Ensemble,
-    MonteCarloDropout,
-    SinglePass,
-    Symmetries,
-    Temperature,
-    conformal_threshold,
-    entropy,
-    fit_conformal,
-    fit_temperature,
-    gather,
-    margin,
-    missed_shares,
-    temperature_of,
-)
+from seawall.uncertainty.conformal import conformal_threshold, fit_conformal, missed_shares
+from seawall.uncertainty.dropout import MonteCarloDropout
+from seawall.uncertainty.ensemble import Ensemble
+from seawall.uncertainty.maps import entropy, gather, margin
+from seawall.uncertainty.single import SinglePass
+from seawall.uncertainty.temperature import Temperature, fit_temperature, temperature_of
+from seawall.uncertainty.tta import Symmetries
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 

@@ -8,9 +8,10 @@ import pytest
 import rasterio
 from affine import Affine
 
-from seawall.datasets import ChipFolder, ChipHeader, ChipWriter
-from seawall.datasets.index import seal
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.index import ChipHeader, seal
 from seawall.datasets.store import ALIGN, HOLE, encode_image, encode_label
+from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError
 from seawall.imagery.raster import Grid, open_raster
 

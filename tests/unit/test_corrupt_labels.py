@@ -14,8 +14,8 @@ from seawall.datasets.index import ChipHeader
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, PartialError, UsageError
 from seawall.imagery.grid import Grid
-from seawall.keys import Keys
-from seawall.poison import parse_noise
+from seawall.poison.text import parse_noise
+from seawall.rng import Keys
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
 

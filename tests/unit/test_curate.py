@@ -9,13 +9,17 @@ import pytest
 import rasterio
 from affine import Affine
 
-from seawall.datasets import ChipFolder, Simulated, class_shares, curate, split_groups
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.curate import curate
 from seawall.datasets.pieces import cut
 from seawall.datasets.prepare import read_label
+from seawall.datasets.sampling import class_shares
+from seawall.datasets.simulated import Simulated
 from seawall.datasets.sources import blank_from, hints_from, product_of
+from seawall.datasets.splits import split_groups
 from seawall.errors import DataError, UsageError
 from seawall.imagery.radiometry import Hints
-from seawall.labels import parse_rule
+from seawall.labels.rule import parse_rule
 
 BANDS = ("B2", "B3", "B4", "B8")
 AT = Affine(10, 0, 500000, 0, -10, 4000000)
@@ -256,7 +260,7 @@ def test_a_csv_index_says_bands_scale_and_groups(tmp_path):
     with pytest.raises(DataError, match="start with 'z'"):
         curate(path, tmp_path / "o2", select="z")
     with pytest.raises(DataError, match="column 's3'"):
-        from seawall.datasets import IndexTable
+        from seawall.datasets.sources import IndexTable
 
         IndexTable(path, "s3")
 

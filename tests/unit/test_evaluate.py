@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from seawall.attacks.fgsm import FGSM
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.evaluate import CLEAN, NON_FINITE, Case, evaluate, missing, write_example, write_examples
-from seawall.figures import figures, worst_case
-from seawall.keys import Keys
+from seawall.evaluate.case import CLEAN, Case
+from seawall.evaluate.example import write_example
+from seawall.evaluate.matrix import NON_FINITE, evaluate, missing, write_examples
+from seawall.figures.aggregate import figures
+from seawall.figures.suite import worst_case
 from seawall.records import Record, RecordLog
-from seawall.threat import parse_threat
+from seawall.rng import Keys
+from seawall.threat.text import parse_threat
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
 SPEC = ModelSpec(("B04", "B03", "B02"), ("land", "water"), "reflectance", 10.0)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from seawall.figures import figures
-from seawall.metrics import calibration_counts, expected_calibration_error
+from seawall.figures.aggregate import figures
+from seawall.metrics.calibration import calibration_counts, expected_calibration_error
 from seawall.records import Record
 
 

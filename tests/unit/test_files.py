@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seawall import files
+from seawall import io
 from seawall.errors import RunError
-from seawall.files import RunLock, atomic, csv_cells, inside, write_atomic
+from seawall.io import RunLock, atomic, csv_cells, inside, write_atomic
 
 
 def test_a_failed_write_keeps_the_earlier_file_and_leaves_nothing(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_failed_write_keeps_the_earlier_file_and_leaves_nothing(tmp_path: Path
 
 def test_a_writer_killed_midway_leaves_no_final_file(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from seawall.files import atomic\n"
+        "import os, sys; from pathlib import Path; from seawall.io import atomic\n"
         "with atomic(Path(sys.argv[1])) as f:\n f.write(b'half'); f.flush(); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], check=False)
@@ -69,9 +69,9 @@ def test_a_refused_run_leaves_the_lock_of_the_owner(tmp_path: Path) -> None:
 STAMPEDE = """
 import os, sys, time
 from pathlib import Path
-from seawall import files
+from seawall import io as files
 from seawall.errors import RunError
-from seawall.files import RunLock
+from seawall.io import RunLock
 root, start = Path(sys.argv[1]), float(sys.argv[2])
 for trial in range(int(sys.argv[3])):
     folder = root / str(trial)
@@ -134,14 +134,14 @@ def test_a_link_out_of_a_folder_is_not_inside(tmp_path: Path) -> None:
 def test_a_lock_file_that_its_owner_removes_meanwhile_is_not_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, real, late = tmp_path / ".lock", files.fcntl.flock, []
+    lock, real, late = tmp_path / ".lock", io.fcntl.flock, []
 
     def flock(handle: int, how: int) -> None:
         if not late:
             late.append(lock.unlink())  # the owner ends between the opening and the locking of its file
         real(handle, how)
 
-    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setattr(io.fcntl, "flock", flock)
     with RunLock(tmp_path):
         assert lock.read_text() == str(os.getpid())
         with pytest.raises(RunError, match="held by process"), RunLock(tmp_path):

@@ -10,17 +10,18 @@ from seawall.attacks.fischer import Fischer
 from seawall.attacks.goal import Hide
 from seawall.attacks.pgd import PGD
 from seawall.errors import RecipeError
-from seawall.evaluate import CLEAN, Case, evaluate, write_examples
+from seawall.evaluate.case import CLEAN, Case
 from seawall.evaluate.hiding import fooled_and_preserved
-from seawall.figures import figures
+from seawall.evaluate.matrix import evaluate, write_examples
+from seawall.figures.aggregate import figures
 from seawall.orders import cases_of, vet
 from seawall.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog
 from seawall.report.book import Book
 from seawall.report.hidden import hiding
 from seawall.stages.measure import example_cases
-from seawall.testing import ground_batch, linear_model
-from seawall.threat import ThreatModel
+from seawall.testing.ground import ground_batch, linear_model
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec
 
 COVER = ("water", "wet soil", "bare soil", "grass", "forest", "built-up", "snow", "cloud")

@@ -11,16 +11,17 @@ from torch.nn import functional
 import seawall
 from seawall.attacks.passes import count_passes
 from seawall.attacks.pgd import PGD
-from seawall.evaluate import CLEAN, Case
-from seawall.figures import doubts, with_doubts
+from seawall.evaluate.case import CLEAN, Case
+from seawall.figures.doubts import doubts, with_doubts
 from seawall.interrogate import QUICK, Interrogation, interrogate, interrogated
-from seawall.keys import Keys
 from seawall.models.extremes import extreme_images
 from seawall.models.threshold import Threshold, ThresholdNet
-from seawall.records import Record, RecordLog
+from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.report.flags import explain
-from seawall.testing import ground_batch, linear_model
-from seawall.threat import ThreatFacts, ThreatModel, parse_threat
+from seawall.rng import Keys
+from seawall.testing.ground import ground_batch, linear_model
+from seawall.threat.model import ThreatModel
+from seawall.threat.text import parse_threat
 from seawall.types import Batch, ModelSpec
 
 EPS = ThreatModel("linf", 0.03, low=0.0)

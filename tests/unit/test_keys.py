@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seawall.keys import Keys
+from seawall.rng import Keys
 
 
 @given(st.permutations(["a", "b", "c", "d"]), st.integers(0, 2**31))

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from seawall.errors import DataError, RadiometryError, UsageError
-from seawall.keys import Keys
-from seawall.poison import apply, assign_thirds, model_teacher, noise_text, parse_noise, realized, saliency_teacher
 from seawall.poison.boundary import Jitter, Shift
 from seawall.poison.morphology import Dilate, Erode
 from seawall.poison.objects import DropObjects, MergeObjects
 from seawall.poison.pixels import Patches, Pixels
+from seawall.poison.realized import apply, realized
 from seawall.poison.sources import IndexThreshold, Stale, WrongSource
-from seawall.poison.teacher import FeatureDependent, GradientDirected
-from seawall.poison.text import spoken_budget
-from seawall.poison.thirds import Thirds
+from seawall.poison.teacher import FeatureDependent, GradientDirected, model_teacher, saliency_teacher
+from seawall.poison.text import noise_text, parse_noise, spoken_budget
+from seawall.poison.thirds import Thirds, assign_thirds
 from seawall.poison.transition import ClassDependent, Symmetric
+from seawall.rng import Keys
 from seawall.types import Batch
 
 

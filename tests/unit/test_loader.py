@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from seawall.datasets import ChipHeader, ChipWriter, Sampler, patches, whole
-from seawall.datasets.loader import PatchFeed
+from seawall.datasets.index import ChipHeader
+from seawall.datasets.loader import PatchFeed, patches, whole
+from seawall.datasets.sampling import Sampler
+from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)

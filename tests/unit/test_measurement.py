@@ -13,20 +13,21 @@ from torch import Tensor
 
 from seawall import api, audit, interrogate, measurement
 from seawall.attacks.pgd import PGD
-from seawall.datasets import ChipFolder, ChipHeader, ChipWriter
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.index import ChipHeader
 from seawall.datasets.loader import whole
-from seawall.evaluate import CLEAN, Case
-from seawall.evaluate.case import MEASURES
+from seawall.datasets.writer import ChipWriter
+from seawall.evaluate.case import CLEAN, MEASURES, Case
 from seawall.interrogate import Interrogation
-from seawall.keys import Keys
 from seawall.measurement import ChipSource, measure_model, mixed_chips, recipe_ids, rows_of, settings_text
 from seawall.models.threshold import Threshold
 from seawall.models.weights import save_model, set_split
 from seawall.records import RecordLog, read_records
+from seawall.rng import Keys
 from seawall.split_record import SplitRecord
-from seawall.suites import cases as attacks_of
-from seawall.suites import parse_suite
-from seawall.threat import ThreatModel
+from seawall.suites.member import cases as attacks_of
+from seawall.suites.member import parse_suite
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)

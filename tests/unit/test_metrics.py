@@ -8,21 +8,11 @@ import torch
 
 from seawall.errors import DataError, UsageError
 from seawall.figures.intervals import Resamples, ends
-from seawall.metrics import (
-    Bodies,
-    Tally,
-    confusion,
-    edge_band,
-    f1,
-    iou,
-    measure,
-    miou,
-    pooled,
-    specificity,
-    summarize,
-)
-from seawall.metrics.counts import _count_wide
-from seawall.metrics.sizes import NAMES
+from seawall.figures.ratios import Tally, f1, iou, measure, miou, specificity
+from seawall.metrics.calibration import edge_band
+from seawall.metrics.counts import _count_wide, confusion
+from seawall.metrics.sizes import NAMES, Bodies
+from seawall.metrics.summary import pooled, summarize
 
 
 def test_counts_by_hand() -> None:

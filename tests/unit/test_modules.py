@@ -10,7 +10,7 @@ from torch import nn
 
 import seawall
 from seawall.errors import DataError, ModelError
-from seawall.evaluate import evaluate
+from seawall.evaluate.matrix import evaluate
 from seawall.imagery.raster import Grid, write_cog
 from seawall.infer import predict_scene
 from seawall.models.threshold import Threshold
@@ -18,7 +18,8 @@ from seawall.modules import device_of, eval_mode, forward_kept, to_device_of
 from seawall.poison.detect import activations
 from seawall.records import RecordLog
 from seawall.types import Batch, ModelSpec
-from seawall.uncertainty import fit_conformal, fit_temperature, missed_shares
+from seawall.uncertainty.conformal import fit_conformal, missed_shares
+from seawall.uncertainty.temperature import fit_temperature
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 

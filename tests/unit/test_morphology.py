@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from seawall.errors import DataError, UsageError
-from seawall.keys import Keys
-from seawall.poison import apply, assign_thirds, meters_of, rings_of
+from seawall.poison.budget import meters_of, rings_of
 from seawall.poison.morphology import Close, Dilate, Erode, Open, erosion_odds
-from seawall.poison.thirds import Thirds
+from seawall.poison.realized import apply
+from seawall.poison.thirds import Thirds, assign_thirds
+from seawall.rng import Keys
 from seawall.types import Batch
 
 

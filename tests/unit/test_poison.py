@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from seawall.errors import DataError, UsageError
-from seawall.keys import Keys
 from seawall.models.unet import UNet
 from seawall.poison import clean_label
 from seawall.poison.clean_label import GradientMatching, MetaPoison, Noise, cosine, flip, join
@@ -28,6 +27,7 @@ from seawall.poison.target import Target, choose, insert, random_control, victim
 from seawall.poison.teacher import model_teacher, saliency_teacher
 from seawall.poison.unrolled import said, trained_weights, training_loss, unroll
 from seawall.registry import entries
+from seawall.rng import Keys
 from seawall.testing.ground import ground_batch, linear_model
 from seawall.testing.state import quiet_random, same_batch, same_bits, same_snapshot, snapshot
 from seawall.types import Batch, ModelSpec

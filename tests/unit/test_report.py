@@ -17,7 +17,7 @@ import pytest
 from seawall.errors import RunError
 from seawall.recipe import Recipe, make_recipe
 from seawall.records import Record, RecordLog
-from seawall.report import pictures, write_report
+from seawall.report import pictures
 from seawall.report.adversary import robustness
 from seawall.report.blocks import Chart, Table
 from seawall.report.book import CLEAN, WORST, Book
@@ -27,6 +27,7 @@ from seawall.report.flags import explain
 from seawall.report.folder import Epoch, NoiseFacts, Run, RunFacts, read_run
 from seawall.report.hidden import hiding
 from seawall.report.noise import Corrupted
+from seawall.report.page import write_report
 from seawall.report.published import TABLES
 from seawall.report.robust import families
 from seawall.report.scores import clean_scores, labels_of, side_by_side
@@ -34,7 +35,7 @@ from seawall.report.setting import learning
 from seawall.report.svg import Axis, Box, spread
 from seawall.report.told import summary, tiles
 from seawall.report.words import DASH, Budget
-from seawall.threat import parse_threat
+from seawall.threat.text import parse_threat
 from seawall.types import ModelSpec
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")

@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
-from seawall.keys import Keys
 from seawall.labels.confident import Opinion
 from seawall.learning.co_teaching import CoTeaching, small
 from seawall.learning.correction import BackwardCorrected, ForwardCorrected, backward_corrected, forward_corrected
@@ -18,6 +17,7 @@ from seawall.losses import CE, as_loss
 from seawall.models.twins import Twins
 from seawall.models.weights import load_model, save_model
 from seawall.registry import build
+from seawall.rng import Keys
 from seawall.train import Training, fit
 from seawall.types import Batch, ModelSpec
 

@@ -9,7 +9,7 @@ import torch
 from affine import Affine
 from torch import nn
 
-from seawall.datasets import curate
+from seawall.datasets.curate import curate
 from seawall.errors import DataError, ImageryError, RadiometryError
 from seawall.imagery.radiometry import Detection, Hints, detect, scale_for
 from seawall.imagery.seen import Tally, rule_for

@@ -7,9 +7,10 @@ import pytest
 import shapely
 from pyproj import CRS, Transformer
 
-from seawall.datasets import (
-    ChipFolder,
-    ChipHeader,
+from seawall.datasets.chips import ChipFolder
+from seawall.datasets.ground import near, overlaps
+from seawall.datasets.index import ChipHeader, ChipRow
+from seawall.datasets.splits import (
     Split,
     check_disjoint,
     groups_without_water,
@@ -18,8 +19,6 @@ from seawall.datasets import (
     split_facts,
     split_groups,
 )
-from seawall.datasets.ground import near, overlaps
-from seawall.datasets.index import ChipRow
 from seawall.errors import DataError, UsageError
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
@@ -294,7 +293,7 @@ def test_classes_without_water_have_no_water_share():
 
 
 def test_the_real_chips_split_by_group(real_chips, tmp_path):
-    from seawall.datasets import curate
+    from seawall.datasets.curate import curate
 
     folder = curate(real_chips, tmp_path / "hls", select="hls_").folder
     split = split_groups(folder, 0)

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 
 from seawall.errors import DataError
-from seawall.metrics import binarize, gray, otsu, scores_of, srip_scores
+from seawall.metrics.srip import binarize, gray, otsu, scores_of, srip_scores
 
 ALL = np.ones((8, 8), bool)
 

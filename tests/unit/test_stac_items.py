@@ -22,7 +22,7 @@ from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
 from seawall.models.weights import load_model, save_model
 from seawall.types import ModelSpec
-from seawall.uncertainty import Temperature
+from seawall.uncertainty.temperature import Temperature
 
 SCHEMAS = Path(__file__).parents[1] / "stac_schemas"
 RASTER = "https://stac-extensions.github.io/raster/v2.0.0/schema.json"

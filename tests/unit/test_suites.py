@@ -6,14 +6,15 @@ import pytest
 
 import seawall
 from seawall.errors import UsageError
-from seawall.evaluate import CLEAN, Case, evaluate
-from seawall.figures import worst_case
-from seawall.keys import Keys
+from seawall.evaluate.case import CLEAN, Case
+from seawall.evaluate.matrix import evaluate
+from seawall.figures.suite import worst_case
 from seawall.records import RecordLog
 from seawall.registry import build, entries
-from seawall.suites import Suite, cases, parse_suite
-from seawall.testing import ground_batch, linear_model
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.suites.member import Suite, cases, parse_suite
+from seawall.testing.ground import ground_batch, linear_model
+from seawall.threat.model import ThreatModel
 
 EPS = ThreatModel("linf", 0.03, low=0.0)
 

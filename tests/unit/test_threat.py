@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
-from seawall.threat import Clouds, Everywhere, Patch, ThreatModel, parse_threat
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
+from seawall.threat.region import Clouds, Everywhere, Patch
+from seawall.threat.text import parse_threat
 from seawall.types import ModelSpec
 
 OPTICAL = ModelSpec(("B02", "B03", "B08"), ("land", "water"), "reflectance", 10.0)

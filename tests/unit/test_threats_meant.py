@@ -8,14 +8,13 @@ import torch
 from seawall.attacks.pgd import PGD
 from seawall.errors import UsageError
 from seawall.imagery.sensors import band_noise
-from seawall.keys import Keys
 from seawall.orders import cases_of, each_band, threat_for
 from seawall.recipe import make_recipe
 from seawall.report.book import Book
 from seawall.report.robust import by_band
-from seawall.testing import ground_batch, linear_model
-from seawall.testing.ground import accuracy
-from seawall.threat import parse_threat
+from seawall.rng import Keys
+from seawall.testing.ground import accuracy, ground_batch, linear_model
+from seawall.threat.text import parse_threat
 from seawall.types import Batch, ModelSpec
 
 S2 = linear_model().spec  # B02, B03
@@ -86,7 +85,8 @@ def test_each_band_alone_is_one_word_of_a_recipe_and_a_figure_of_the_page() -> N
     assert texts == ["linf 3% reflectance", "linf 3% reflectance bands=B02", "linf 3% reflectance bands=B03"]
     assert each_band("linf 1% reflectance", S2) == ["linf 1% reflectance"]
 
-    from seawall.evaluate import CLEAN, evaluate
+    from seawall.evaluate.case import CLEAN
+    from seawall.evaluate.matrix import evaluate
     from seawall.records import RecordLog
 
     log = RecordLog(Path("/nonexistent/never-written"))

@@ -13,18 +13,18 @@ import torch
 
 from seawall import train
 from seawall.errors import DataError, ModelError, RunError, StoppedError, UsageError
-from seawall.files import RunLock
 from seawall.history import read_history
+from seawall.io import RunLock
 from seawall.learning.supervised import Supervised
 from seawall.losses import CE
 from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
 from seawall.models.weights import load_model, read_spec
 from seawall.processes import OtherProcessError, add_up, on_first
-from seawall.provenance import code_version
 from seawall.registry import build
 from seawall.train import DivergedError, Training, fit, make_training
 from seawall.types import Batch, ModelSpec
+from seawall.version import code_version
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 QUICK = Training(epochs=3, steps_per_epoch=4, batch=4, patch=16, lr=1e-2, warmup=0.0, save_s=1e-9, tensorboard=False)

@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seawall.figures import WORST, Candidates, figures, worst_case, worst_each, worst_pooled, worst_ratio
+from seawall.figures.aggregate import figures
+from seawall.figures.suite import WORST, worst_case
+from seawall.figures.worst import Candidates, worst_each, worst_pooled, worst_ratio
 from seawall.records import Record
 
 CLASSES = ("land", "water")

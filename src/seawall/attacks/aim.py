@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seawall.attacks.goal import Goal
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.threat import ThreatModel
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from seawall.attacks.climb import check_steps
 from seawall.attacks.free import ENOUGH, Field, Smallest, Solved, check_enough, margin, search
 from seawall.attacks.goal import AWAY, Goal
-from seawall.keys import Keys
 from seawall.registry import register
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 KEEP = 0.8  # of every moving average

@@ -13,9 +13,9 @@ from seawall.attacks.climb import check_steps
 from seawall.attacks.goal import AWAY, Goal
 from seawall.attacks.pixels import CE, AnyLoss, PixelLoss
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.registry import register
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 RED_EPS = (2.0, 1.5, 1.0)

@@ -13,8 +13,9 @@ from seawall.attacks.chase import Chase
 from seawall.attacks.goal import Goal
 from seawall.attacks.pixels import PixelLoss
 from seawall.errors import UsageError
-from seawall.keys import Keys
-from seawall.threat import Ball, ThreatModel
+from seawall.rng import Keys
+from seawall.threat.ball import Ball
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 

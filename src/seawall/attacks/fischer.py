@@ -13,9 +13,9 @@ from seawall.attacks.climb import Steepest, climb
 from seawall.attacks.goal import Hide
 from seawall.attacks.ifgsm import check_level, grey_steps
 from seawall.attacks.pixels import CE
-from seawall.keys import Keys
 from seawall.registry import register
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim, usable
 from seawall.attacks.goal import Goal
 from seawall.errors import ModelError, UsageError
-from seawall.keys import Keys
-from seawall.threat import Ball, ThreatModel
+from seawall.rng import Keys
+from seawall.threat.ball import Ball
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 FAR = 1e6  # a ball so many times eps holds every image that the bounds allow

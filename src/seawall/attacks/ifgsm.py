@@ -11,9 +11,9 @@ from seawall.attacks.climb import Steepest, climb
 from seawall.attacks.goal import Goal, Untargeted
 from seawall.attacks.pixels import CE
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.registry import register
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 OWN = Untargeted("prediction")

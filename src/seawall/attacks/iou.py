@@ -14,9 +14,10 @@ from seawall.attacks.climb import check_steps, climb
 from seawall.attacks.goal import AWAY
 from seawall.attacks.pixels import AnyLoss, PixelLoss, Sigmoid
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.registry import register
-from seawall.threat import Ball, ThreatModel
+from seawall.rng import Keys
+from seawall.threat.ball import Ball
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
 COUNT = Sigmoid()

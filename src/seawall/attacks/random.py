@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from seawall.attacks.aim import check
-from seawall.keys import Keys
 from seawall.registry import register
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 

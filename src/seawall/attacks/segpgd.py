@@ -9,9 +9,9 @@ from torch import Tensor
 from seawall.attacks.climb import Steepest, check_steps, climb
 from seawall.attacks.goal import AWAY, Goal
 from seawall.attacks.pixels import Seg
-from seawall.keys import Keys
 from seawall.registry import register
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 

@@ -11,9 +11,10 @@ from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim
 from seawall.attacks.climb import check_steps
 from seawall.attacks.goal import AWAY, Goal
 from seawall.attacks.pixels import AnyLoss, JensenShannon
-from seawall.keys import Keys
 from seawall.registry import register
-from seawall.threat import Ball, ThreatModel
+from seawall.rng import Keys
+from seawall.threat.ball import Ball
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 JS = JensenShannon()

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from seawall import registry
 from seawall.attacks.aim import check, usable
 from seawall.errors import ModelError, UsageError
-from seawall.keys import Keys
 from seawall.models.weights import load_model
 from seawall.registry import register
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
 Plain = bool | int | float | str | tuple[float, ...]

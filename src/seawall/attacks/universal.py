@@ -14,9 +14,9 @@ from seawall.attacks.climb import check_steps
 from seawall.attacks.goal import Goal, Hide, Untargeted
 from seawall.attacks.pixels import CE, AnyLoss, probability
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.keys import Keys
 from seawall.registry import register
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 AWAY = Untargeted("prediction")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from seawall.datasets.chips import ChipFolder
 from seawall.errors import DataError, UsageError, did_you_mean
-from seawall.keys import Keys
+from seawall.rng import Keys
 
 BALANCES = ("area", "classes")
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 from seawall.datasets.pieces import NO_HINTS, FileItem, Item, Lost, add, merge
 from seawall.errors import DataError, UsageError
-from seawall.files import inside
 from seawall.imagery.radiometry import Hints
 from seawall.imagery.sensors import OPTICAL, RADAR
+from seawall.io import inside
 
 IMAGE_FOLDERS = ("images", "image", "img", "imgs", "s2", "s1")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "gt", "annotations")

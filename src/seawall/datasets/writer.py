@@ -26,8 +26,8 @@ from seawall.datasets.index import (
 )
 from seawall.datasets.store import IGNORE, Encoded, encode_image, encode_label
 from seawall.errors import DataError
-from seawall.files import write_atomic
 from seawall.imagery.raster import Grid
+from seawall.io import write_atomic
 from seawall.split_record import SplitSettings
 
 JOURNAL = "journal.jsonl"

@@ -13,10 +13,11 @@ from torch import Tensor
 from seawall import registry
 from seawall.errors import UsageError
 from seawall.imagery.sensors import band_noise
-from seawall.keys import Keys
 from seawall.losses import CE, LossField
 from seawall.registry import register
-from seawall.threat import ThreatModel, parse_threat
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
+from seawall.threat.text import parse_threat
 from seawall.types import Batch, SegmentationModel
 
 Plain = bool | int | float | str | tuple[float, ...]

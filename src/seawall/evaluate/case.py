@@ -13,8 +13,8 @@ from seawall.attacks.free import MinimumNorm, Solved
 from seawall.attacks.goal import Hide, Towards
 from seawall.attacks.universal import SetAttack
 from seawall.errors import ModelError, UsageError, did_you_mean
-from seawall.keys import Keys
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel, Threat
 
 MEASURES: Mapping[str, str] = {

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seawall.evaluate.case import MEASURES, Case
-from seawall.metrics import Bodies, calibration_counts, edge_band, gray, srip_scores
-from seawall.metrics.sizes import NAMES
-from seawall.records import Record, RecordLog
-from seawall.threat import ThreatFacts, ThreatModel
+from seawall.metrics.calibration import calibration_counts, edge_band
+from seawall.metrics.sizes import NAMES, Bodies
+from seawall.metrics.srip import gray, srip_scores
+from seawall.records import Record, RecordLog, ThreatFacts
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 NOT_PHYSICAL = "not-physical"

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import DataError
-from seawall.files import atomic, write_atomic
 from seawall.imagery.preview import Stretch, channels
+from seawall.io import atomic, write_atomic
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]

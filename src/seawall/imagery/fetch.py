@@ -15,7 +15,7 @@ from typing import IO
 from urllib.parse import urljoin, urlsplit
 
 from seawall.errors import ImageryError
-from seawall.files import atomic
+from seawall.io import atomic
 
 _CHUNK = 2**20
 _PAGE = re.compile(rb"^\s*<(!doctype\s+html|html)", re.IGNORECASE)

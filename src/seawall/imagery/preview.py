@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.files import atomic
 from seawall.imagery.raster import open_raster
+from seawall.io import atomic
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]

@@ -22,13 +22,13 @@ from defusedxml.common import DefusedXmlException
 from numpy.typing import NDArray
 
 from seawall.errors import ImageryError, RadiometryError
-from seawall.files import inside
 from seawall.imagery.archive import Budget, unpack
 from seawall.imagery.cog import CogWriter
 from seawall.imagery.grid import Grid
 from seawall.imagery.radiometry import Hints
 from seawall.imagery.raster import Raster, Window, open_raster
 from seawall.imagery.sensors import OPTICAL, resolve
+from seawall.io import inside
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

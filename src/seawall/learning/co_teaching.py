@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.losses import check_input, cross_entropy, masked_mean
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
 
 _EPOCH = re.compile(r"@(\d+)\.\d+$")

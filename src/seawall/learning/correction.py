@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from seawall.errors import DataError, UsageError
-from seawall.keys import Keys
 from seawall.losses import check_input, masked_mean
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
 
 PATRINI = "arXiv:1609.03683"

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from seawall.files import write_atomic
+from seawall.io import write_atomic
 from seawall.losses import cross_entropy, masked_mean_per_image
 from seawall.types import Batch
 

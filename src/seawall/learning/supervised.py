@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from seawall.keys import Keys
 from seawall.losses import CE, LossField
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from seawall.models.threshold import RULES, ThresholdNet
-from seawall.threat import Ball
+from seawall.threat.ball import Ball
 
 DEFINED = 2e-6
 """Sum of the bands of a ratio that is safely above the one from which on `ThresholdNet` calls it defined."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seawall import __version__, registry
 from seawall.errors import ModelError, RunError, UsageError
-from seawall.files import write_atomic
+from seawall.io import write_atomic
 from seawall.models.container import digest, pack, unpack
 from seawall.models.standardize import Standardize
 from seawall.split_record import ATTRIBUTE, SplitRecord

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.poison.budget import Of, allowance, check_budget, check_class, check_gsd, rings_of
 from seawall.poison.ground import Ground, Label, Mask, relabel
 from seawall.poison.pixels import correlated
 from seawall.poison.realized import Plain
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch
 
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.poison.target import Target, column
 from seawall.poison.unrolled import said, trained_weights, training_loss, unroll
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch
 
 Eps = float | tuple[float, ...]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.poison.budget import allowance
 from seawall.poison.target import column, random_control
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch
 
 Boxes = tuple[int, int, int, int]

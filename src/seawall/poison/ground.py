@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
+from seawall.rng import Keys
 from seawall.types import Batch
 
 Mask = NDArray[np.bool_]

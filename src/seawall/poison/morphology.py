@@ -10,11 +10,11 @@ from typing import ClassVar, Literal, final
 import numpy as np
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.poison.budget import Of, allowance, check_budget, check_class, rings_of
 from seawall.poison.ground import Ground, Label, Mask, relabel
 from seawall.poison.rings import Steps, closings, dilations, erosions, openings
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch
 
 KERNELS = (3, 5, 7)

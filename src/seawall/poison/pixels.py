@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.poison.budget import allowance, check_budget, check_class
 from seawall.poison.ground import Ground, Label, Mask, relabel
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch
 
 Side = Literal["both", "remove", "add"]

@@ -10,10 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from seawall.errors import DataError
-from seawall.keys import Keys
 from seawall.poison.budget import allowance
 from seawall.poison.ground import Mask
 from seawall.poison.rings import distance
+from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise
 
 

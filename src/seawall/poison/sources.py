@@ -16,7 +16,6 @@ from torch import Tensor
 from seawall.errors import DataError, UsageError
 from seawall.imagery.grid import Grid
 from seawall.imagery.raster import read_raster
-from seawall.keys import Keys
 from seawall.labels.offset import positional_error
 from seawall.labels.rule import IGNORE, parse_rule
 from seawall.poison.boundary import shore_distance
@@ -25,6 +24,7 @@ from seawall.poison.ground import Ground, Label, relabel
 from seawall.poison.pixels import correlated
 from seawall.poison.realized import Plain
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise
 
 if TYPE_CHECKING:

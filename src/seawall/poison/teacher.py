@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seawall.errors import DataError, UsageError
-from seawall.keys import Keys
 from seawall.modules import to_device_of
 from seawall.poison.budget import Of, allowance, check_budget, check_class, rings_of
 from seawall.poison.ground import Ground, Label, Mask, relabel
@@ -24,6 +23,7 @@ from seawall.poison.pixels import Side, candidates
 from seawall.poison.rings import distance
 from seawall.poison.sources import stored_array
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch, Loss
 
 Teacher = Callable[[Batch], Tensor]

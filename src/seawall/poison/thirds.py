@@ -9,12 +9,12 @@ from itertools import islice
 from typing import Literal, final
 
 from seawall.errors import DataError, UsageError
-from seawall.keys import Keys
 from seawall.poison.budget import Of
 from seawall.poison.ground import Ground, Label, relabel
 from seawall.poison.morphology import REPORT, Dilate, Erode
 from seawall.poison.realized import allowed_pixels
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch
 
 Part = Literal["erode", "dilate", "untouched"]

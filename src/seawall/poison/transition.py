@@ -9,10 +9,10 @@ from typing import final
 import numpy as np
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.poison.budget import allowance, check_budget
 from seawall.poison.ground import Ground, Label, relabel
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch
 
 SURVEY = "arXiv:2003.10471"

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from seawall.files import write_atomic
+from seawall.io import write_atomic
 from seawall.report.adversary import robustness
 from seawall.report.blocks import Section
 from seawall.report.book import Book

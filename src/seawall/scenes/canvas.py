@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import RunError
-from seawall.files import write_atomic
+from seawall.io import write_atomic
 
 Window = tuple[int, int, int, int]
 """Row, column, height, width."""

@@ -21,9 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from seawall.errors import ImageryError, RunError
-from seawall.files import write_atomic
 from seawall.imagery.cog import FULL_DISK
 from seawall.imagery.raster import CogWriter
+from seawall.io import write_atomic
 from seawall.models.weights import save_model
 from seawall.scenes.canvas import Canvas, no_room
 from seawall.scenes.catalog import acquired, model_item, scene_item

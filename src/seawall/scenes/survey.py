@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from seawall.errors import PartialError, UsageError
-from seawall.files import inside
 from seawall.imagery.radiometry import Hints
+from seawall.io import inside
 from seawall.runtime import Runtime
 from seawall.scenes.product import SceneResult
 from seawall.scenes.tiles import Plan

@@ -18,13 +18,13 @@ from seawall.datasets.store import IGNORE
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.facts import digest_chips
 from seawall.history import History
-from seawall.keys import Keys
 from seawall.label_noise import CorruptedLabels, noise_of_chips
 from seawall.launch import run_processes
-from seawall.metrics import confusion
+from seawall.metrics.counts import confusion
 from seawall.models.standardize import Standardize
 from seawall.models.weights import load_model, set_split
 from seawall.recipe import Method, Network
+from seawall.rng import Keys
 from seawall.schedule import MEAN, Training, default_monitor, make_training
 from seawall.stages.run import Run
 from seawall.stages.worker import job_of

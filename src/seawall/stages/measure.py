@@ -13,7 +13,8 @@ from seawall.attacks.fischer import Fischer
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.loader import whole
 from seawall.datasets.splits import Split
-from seawall.evaluate import CLEAN, Case, fitted, write_examples
+from seawall.evaluate.case import CLEAN, Case, fitted
+from seawall.evaluate.matrix import write_examples
 from seawall.interrogate import QUICK
 from seawall.measurement import ChipSource, measure_model, mixed_chips
 from seawall.models.threshold import ThresholdNet

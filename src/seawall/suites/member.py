@@ -9,8 +9,8 @@ from torch import Tensor
 
 from seawall import registry
 from seawall.errors import UsageError
-from seawall.keys import Keys
-from seawall.threat import ThreatModel
+from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel, Setting
 
 

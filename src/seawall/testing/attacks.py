@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from seawall.attacks.universal import SetAttack
-from seawall.keys import Keys
 from seawall.registry import Entry
+from seawall.rng import Keys
 from seawall.testing.ground import accuracy, ground_batch, linear_model, uneven_model, worst_accuracy
 from seawall.testing.state import copy_batch, made, quiet_random, same_batch, same_bits, same_snapshot, snapshot
-from seawall.threat import Patch, ThreatModel
+from seawall.threat.model import ThreatModel
+from seawall.threat.region import Patch
 from seawall.types import Batch, SegmentationModel
 
 Attack = Callable[[SegmentationModel, Batch, ThreatModel, Keys], Tensor]

@@ -7,8 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from seawall.keys import Keys
 from seawall.registry import Entry
+from seawall.rng import Keys
 from seawall.testing.ground import ground_batch
 from seawall.testing.state import made, quiet_random, same_bits
 from seawall.types import Corruption

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seawall.threat import ThreatModel
+from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel, Unit
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")

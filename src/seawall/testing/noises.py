@@ -7,8 +7,8 @@ from typing import cast
 
 import torch
 
-from seawall.keys import Keys
 from seawall.registry import Entry
+from seawall.rng import Keys
 from seawall.testing.ground import ground_batch
 from seawall.testing.state import copy_batch, made, quiet_random, same_batch, same_bits
 from seawall.types import Batch, LabelNoise

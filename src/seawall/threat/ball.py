@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from seawall.keys import Keys
+from seawall.rng import Keys
 
 INSIDE = 2e-6  # an l2 projection lands this share inside, so that rounding cannot put it outside again
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from seawall.errors import UsageError
-from seawall.keys import Keys
 from seawall.records import ThreatFacts
+from seawall.rng import Keys
 from seawall.threat.ball import Ball
 from seawall.threat.region import Region
 from seawall.types import Unit

@@ -11,8 +11,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from seawall.errors import ModelError, UsageError
-from seawall.keys import Keys
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import SegmentationModel
 from seawall.uncertainty.predictor import Predictor
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from seawall.errors import ModelError
-from seawall.keys import Keys
+from seawall.rng import Keys
 from seawall.types import SegmentationModel
 from seawall.uncertainty.predictor import Predictor
 

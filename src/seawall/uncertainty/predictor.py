@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from seawall.keys import Keys
+from seawall.rng import Keys
 from seawall.types import SegmentationModel
 from seawall.uncertainty.maps import Prediction, gather
 

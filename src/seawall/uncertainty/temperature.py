@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from seawall.errors import DataError, UsageError
-from seawall.keys import Keys
 from seawall.modules import to_device_of
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
 
 COLDEST, HOTTEST = 0.01, 100.0

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from seawall.keys import Keys
 from seawall.registry import register
+from seawall.rng import Keys
 from seawall.types import SegmentationModel
 from seawall.uncertainty.predictor import Predictor
 
