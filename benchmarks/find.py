@@ -39,7 +39,7 @@ from seawall.datasets.chips import Chip, ChipFolder
 from seawall.datasets.curate import curate
 from seawall.datasets.simulated import Simulated
 from seawall.datasets.writer import ChipWriter
-from seawall.imagery.raster import read_raster
+from seawall.geo.raster import read_raster
 from seawall.labels.confident import precision_recall
 from seawall.labels.rule import parse_rule
 from seawall.rng import Keys

@@ -18,9 +18,9 @@ from rasterio.transform import from_origin
 
 from seawall.evaluate.example import write_example
 from seawall.facts import Clock
+from seawall.geo.grid import Grid
+from seawall.geo.preview import write_preview
 from seawall.history import HistoryLog
-from seawall.imagery.grid import Grid
-from seawall.imagery.preview import write_preview
 from seawall.recipe import make_recipe
 from seawall.records import Record, RecordLog
 from seawall.scenes.catalog import scene_item

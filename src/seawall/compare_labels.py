@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import DataError, UsageError
-from seawall.imagery.raster import Grid, open_raster, write_cog
+from seawall.geo.raster import Grid, open_raster, write_cog
 from seawall.labels.agreement import Trust, compare_masks, disagreement_map, trust_table
 from seawall.labels.offset import positional_error
 from seawall.labels.vector import rasterize_layer

@@ -19,7 +19,7 @@ import torch
 from seawall import __version__
 from seawall.datasets.chips import ChipFolder
 from seawall.datasets.splits import Split, split_facts
-from seawall.imagery.sensors import band_noise
+from seawall.geo.sensors import band_noise
 from seawall.io import write_atomic
 from seawall.version import code_version
 

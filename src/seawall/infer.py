@@ -14,7 +14,7 @@ import rasterio
 from torch import nn
 
 from seawall.errors import ImageryError, ModelError, RunError, SeawallError
-from seawall.imagery.radiometry import Hints
+from seawall.geo.radiometry import Hints
 from seawall.io import RunLock
 from seawall.models.identity import identify, model_digest
 from seawall.models.weights import check_finite, digest_of, spec_of, state_of

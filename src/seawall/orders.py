@@ -8,7 +8,7 @@ from typing import Literal, cast
 from seawall import registry
 from seawall.errors import RecipeError, UsageError
 from seawall.evaluate.case import Case
-from seawall.imagery.sensors import band_noise, resolve
+from seawall.geo.sensors import band_noise, resolve
 from seawall.imagery.simulate import ALL13
 from seawall.label_noise import NoiseContext, build_noise
 from seawall.labels.rule import parse_rule

@@ -162,7 +162,7 @@ def test_a_mixed_dataset_is_refused_before_any_work(tmp_path, change, match):
 
 
 def test_an_offset_that_contradicts_the_values_fails_that_chip(good, tmp_path):
-    from seawall.imagery.radiometry import Hints
+    from seawall.geo.radiometry import Hints
 
     report = curate(good, tmp_path / "out", hints=Hints(gain=1e-4, offset=0.0, offset_applied=True))
     assert len(report.made) == 8

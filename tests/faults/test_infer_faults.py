@@ -18,8 +18,8 @@ from affine import Affine
 from torch import nn
 
 from seawall.errors import ImageryError, ModelError, RadiometryError, RunError, UsageError
-from seawall.imagery.radiometry import Hints
-from seawall.imagery.raster import Grid, write_cog
+from seawall.geo.radiometry import Hints
+from seawall.geo.raster import Grid, write_cog
 from seawall.infer import predict_many, predict_scene
 from seawall.scenes.canvas import Canvas
 from seawall.types import ModelSpec

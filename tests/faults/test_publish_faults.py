@@ -15,8 +15,8 @@ from affine import Affine
 from torch import nn
 
 from seawall.errors import RunError
-from seawall.imagery.cog import FULL_DISK
-from seawall.imagery.raster import Grid, write_cog
+from seawall.geo.cog import FULL_DISK
+from seawall.geo.raster import Grid, write_cog
 from seawall.infer import predict_scene
 from seawall.scenes.publish import finished
 from seawall.types import ModelSpec
@@ -126,7 +126,7 @@ def test_an_error_between_two_renames_puts_the_older_map_back(scene, tmp_path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", broken)
-        patch.setattr("seawall.imagery.cog.Path.replace", broken)
+        patch.setattr("seawall.geo.cog.Path.replace", broken)
         with pytest.raises(RunError, match="a full disk"):
             predict_scene(Pixel(20.0), scene, out)
     assert finished(out, "a", first.key) is not None

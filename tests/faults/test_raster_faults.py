@@ -16,8 +16,8 @@ import rasterio
 from affine import Affine
 
 from seawall.errors import ImageryError
-from seawall.imagery import cog
-from seawall.imagery.raster import CogWriter, Grid, Limits, open_raster, read_raster, write_cog
+from seawall.geo import cog
+from seawall.geo.raster import CogWriter, Grid, Limits, open_raster, read_raster, write_cog
 
 NOISE = np.random.default_rng(0).integers(0, 4000, (2, 300, 300)).astype(np.uint16)
 
@@ -131,7 +131,7 @@ def test_a_flipped_bit_of_a_lerc_block_never_gives_other_pixels(tmp_path: Path) 
 def test_only_the_blocks_that_are_read_are_checked_and_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from seawall.imagery import raster
+    from seawall.geo import raster
 
     looked: list[int] = []
     true = raster.inflates
@@ -188,7 +188,7 @@ def test_a_png_with_right_chunks_and_too_few_pixels_is_refused(tmp_path: Path) -
 
 
 def test_an_interlaced_png_is_counted_by_its_seven_passes() -> None:
-    from seawall.imagery.checksums import _png_bytes
+    from seawall.geo.raster_guards import _png_bytes
 
     head = struct.pack(">IIBBBBB", 5, 3, 8, 2, 0, 0, 1)
     # Passes of a 5x3 image: 1x1, 1x1, 2x0, 1... as the PNG specification's table 8.2 gives them.
@@ -197,17 +197,17 @@ def test_an_interlaced_png_is_counted_by_its_seven_passes() -> None:
 
 
 def test_a_damaged_block_table_is_an_imagery_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from seawall.imagery import door
+    from seawall.geo import raster_guards
 
     class Broken:
         driver, name, interleaving, height, width = "GTiff", str(tiled(tmp_path / "a.tif")), None, 64, 64
         indexes, block_shapes = (1,), [(64, 64)]
 
         def get_tag_item(self, *_: object, **__: object) -> str:
-            raise door.CPLE_BaseError(1, 1, "TIFFFetchDirectory: cannot read")
+            raise raster_guards.CPLE_BaseError(1, 1, "TIFFFetchDirectory: cannot read")
 
     with pytest.raises(ImageryError, match="says where its blocks are, got a damaged one"):
-        door.check_blocks("a.tif", Broken())  # type: ignore[arg-type]
+        raster_guards.check_blocks("a.tif", Broken())  # type: ignore[arg-type]
 
 
 def test_floats_of_16_bits_are_read_as_floats(tmp_path: Path) -> None:
@@ -273,8 +273,8 @@ def test_a_writer_killed_at_any_time_leaves_no_file_under_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     code = (
-        "import numpy as np, sys\nfrom pathlib import Path\nfrom seawall.imagery.raster import *\n"
-        f"from seawall.imagery import cog\ncog.IN_MEMORY = {size}\n"
+        "import numpy as np, sys\nfrom pathlib import Path\nfrom seawall.geo.raster import *\n"
+        f"from seawall.geo import cog\ncog.IN_MEMORY = {size}\n"
         f"with CogWriter(Path({str(tmp_path / 'a.tif')!r}), Grid(1024, 1024), 'float32', bands=('p',)) as sink:\n"
         "    sink.write(np.random.rand(1, 512, 1024).astype('float32'))\n"
         "    print('half', flush=True)\n    sys.stdin.read()\n"

@@ -9,7 +9,7 @@ from seawall.datasets.index import ChipHeader, ChipRow, dump_row, load_row
 from seawall.datasets.pieces import cut
 from seawall.datasets.splits import check_disjoint, split_facts, split_groups
 from seawall.datasets.store import decode_image, encode_image
-from seawall.imagery.raster import Grid
+from seawall.geo.raster import Grid
 from seawall.labels.rule import parse_rule
 from seawall.labels.threshold import otsu
 from seawall.labels.water import INDICES

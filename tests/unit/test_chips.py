@@ -13,7 +13,7 @@ from seawall.datasets.index import ChipHeader, seal
 from seawall.datasets.store import ALIGN, HOLE, encode_image, encode_label
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError
-from seawall.imagery.raster import Grid, open_raster
+from seawall.geo.raster import Grid, open_raster
 
 BANDS = ("B03", "B08", "B11")
 HEADER = ChipHeader(BANDS, "reflectance", ("land", "water"), 10.0, "sentinel-2-l2a", "made up")

@@ -13,7 +13,7 @@ from seawall.datasets.chips import ChipFolder
 from seawall.datasets.index import ChipHeader
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, PartialError, UsageError
-from seawall.imagery.grid import Grid
+from seawall.geo.grid import Grid
 from seawall.poison.text import parse_noise
 from seawall.rng import Keys
 

@@ -18,7 +18,7 @@ from seawall.datasets.simulated import Simulated
 from seawall.datasets.sources import blank_from, hints_from, product_of
 from seawall.datasets.splits import split_groups
 from seawall.errors import DataError, UsageError
-from seawall.imagery.radiometry import Hints
+from seawall.geo.radiometry import Hints
 from seawall.labels.rule import parse_rule
 
 BANDS = ("B2", "B3", "B4", "B8")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from seawall import attacks, registry
-from seawall.imagery.raster import Grid, write_cog
+from seawall.geo.raster import Grid, write_cog
 from seawall.models.threshold import Threshold
 from seawall.models.weights import save_model
 from seawall.types import Batch, ModelSpec

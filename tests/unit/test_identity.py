@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import seawall
-from seawall.imagery.raster import Grid, write_cog
+from seawall.geo.raster import Grid, write_cog
 from seawall.infer import model_digest, predict_scene
 from seawall.models.adapter import adapt
 from seawall.models.identity import identify

@@ -12,7 +12,7 @@ from pystac.extensions.mlm import MLMExtension
 from torch import nn
 
 from seawall.errors import ModelError, PartialError, UsageError
-from seawall.imagery.raster import Grid, write_cog
+from seawall.geo.raster import Grid, write_cog
 from seawall.infer import Survey, find_scenes, model_digest, predict_many, predict_scene
 from seawall.models.adapter import adapt
 from seawall.scenes import paint

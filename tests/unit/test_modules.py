@@ -11,7 +11,7 @@ from torch import nn
 import seawall
 from seawall.errors import DataError, ModelError
 from seawall.evaluate.matrix import evaluate
-from seawall.imagery.raster import Grid, write_cog
+from seawall.geo.raster import Grid, write_cog
 from seawall.infer import predict_scene
 from seawall.models.threshold import Threshold
 from seawall.modules import device_of, eval_mode, forward_kept, to_device_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from seawall.errors import ImageryError, RadiometryError
-from seawall.imagery.radiometry import (
+from seawall.geo.radiometry import (
     Detection,
     Hints,
     check_same,
@@ -17,7 +17,7 @@ from seawall.imagery.radiometry import (
     scale_for,
     to_physical,
 )
-from seawall.imagery.raster import Grid, Raster, read_raster
+from seawall.geo.raster import Grid, Raster, read_raster
 
 ALL = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 SIX = ("B02", "B03", "B04", "B08", "B11", "B12")

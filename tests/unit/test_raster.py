@@ -9,7 +9,7 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 
 from seawall.errors import ImageryError
-from seawall.imagery.raster import CogWriter, Grid, open_raster, read_raster, write_cog
+from seawall.geo.raster import CogWriter, Grid, open_raster, read_raster, write_cog
 
 UTM = Grid(64, 48, Affine(10, 0, 500000, 0, -10, 4000000), "EPSG:32631")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from seawall.imagery.preview import SIDE, Stretch, write_preview
+from seawall.geo.preview import SIDE, Stretch, write_preview
 from seawall.report.book import Book
 from seawall.report.folder import DataFacts, Run, RunFacts, Scene, SceneFacts, SceneTruth, read_run
 from seawall.report.scenes import scene_maps, shifted, true_share

@@ -11,9 +11,9 @@ import rasterio
 from affine import Affine
 
 from seawall.errors import ImageryError, RadiometryError
+from seawall.geo.radiometry import detect, scale_for, to_physical
+from seawall.geo.raster import read_raster
 from seawall.imagery import safe
-from seawall.imagery.radiometry import detect, scale_for, to_physical
-from seawall.imagery.raster import read_raster
 from seawall.imagery.safe import open_safe, stack
 
 L2A = """<?xml version="1.0" encoding="UTF-8"?>

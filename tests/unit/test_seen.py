@@ -11,9 +11,9 @@ from torch import nn
 
 from seawall.datasets.curate import curate
 from seawall.errors import DataError, ImageryError, RadiometryError
-from seawall.imagery.radiometry import Detection, Hints, detect, scale_for
-from seawall.imagery.seen import Tally, rule_for
-from seawall.imagery.values import EXTREME_SHARE
+from seawall.geo.radiometry import Detection, Hints, detect, scale_for
+from seawall.geo.seen import Tally, rule_for
+from seawall.geo.unit_detection import EXTREME_SHARE
 from seawall.infer import predict_scene
 from seawall.report.flags import explain
 from seawall.types import ModelSpec

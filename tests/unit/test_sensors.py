@@ -5,7 +5,7 @@ import math
 import pytest
 
 from seawall.errors import ImageryError
-from seawall.imagery.sensors import SENSORS, find_sensor, known, resolve
+from seawall.geo.sensors import SENSORS, find_sensor, known, resolve
 
 
 def test_tables_have_their_bands() -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from seawall.errors import ImageryError, UsageError
+from seawall.geo.radiometry import detect
 from seawall.imagery.fractal import meander, noise, parcels, stream
 from seawall.imagery.ground import make_ground
-from seawall.imagery.radiometry import detect
 from seawall.imagery.simulate import ALL13, observe_s1, simulate_s1, simulate_s2
 from seawall.imagery.spectra import COVERS, MATERIALS
 

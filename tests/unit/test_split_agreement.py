@@ -16,7 +16,7 @@ from seawall.datasets.parts import SEEN_IN_TRAINING, select_chips
 from seawall.datasets.splits import record_split, split_chips
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, UsageError
-from seawall.imagery.raster import Grid
+from seawall.geo.raster import Grid
 from seawall.models.threshold import Threshold
 from seawall.models.weights import load_model, save_model, set_split, split_of
 from seawall.pipeline import train_only

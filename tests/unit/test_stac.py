@@ -9,11 +9,11 @@ from affine import Affine
 from pyproj import Transformer
 
 from seawall.errors import ImageryError, RadiometryError
+from seawall.geo.radiometry import Hints
+from seawall.geo.raster import Grid, Limits, write_cog
 from seawall.imagery.boxes import Box
 from seawall.imagery.catalog import StacItem, file_name, read_catalog
 from seawall.imagery.fetch import Access
-from seawall.imagery.radiometry import Hints
-from seawall.imagery.raster import Grid, Limits, write_cog
 from seawall.imagery.stac import load
 
 GRID = Grid(60, 60, Affine(10, 0, 600000, 0, -10, 5000000), "EPSG:32633")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from affine import Affine
 
-from seawall.imagery.raster import Grid, write_cog
+from seawall.geo.raster import Grid, write_cog
 from seawall.infer import predict_scene
 from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet

@@ -12,7 +12,7 @@ from torch import nn
 
 from seawall.datasets.simulated import Simulated
 from seawall.errors import UsageError
-from seawall.imagery.raster import Grid, open_raster, write_cog
+from seawall.geo.raster import Grid, open_raster, write_cog
 from seawall.imagery.simulate import simulate_s2
 from seawall.infer import predict_scene
 from seawall.models.threshold import Threshold

@@ -7,7 +7,7 @@ import torch
 
 from seawall.attacks.pgd import PGD
 from seawall.errors import UsageError
-from seawall.imagery.sensors import band_noise
+from seawall.geo.sensors import band_noise
 from seawall.orders import cases_of, each_band, threat_for
 from seawall.recipe import make_recipe
 from seawall.report.book import Book

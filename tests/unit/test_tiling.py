@@ -185,7 +185,7 @@ def test_a_smaller_overlap_is_flagged_and_a_tile_that_cannot_hold_it_is_refused(
 
 
 def test_the_flag_travels_with_the_map(tmp_path):
-    from seawall.imagery.raster import Grid, write_cog
+    from seawall.geo.raster import Grid, write_cog
 
     grid = Grid(160, 170, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
     write_cog(tmp_path / "a.tif", scene(160, 170), grid, bands=SPEC.bands, nodata=float("nan"))

@@ -11,7 +11,7 @@ from affine import Affine
 from pyproj import Transformer
 
 from seawall.errors import DataError, UsageError
-from seawall.imagery.raster import Grid
+from seawall.geo.raster import Grid
 from seawall.labels import vector
 from seawall.labels.vector import rasterize_layer
 

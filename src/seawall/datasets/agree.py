@@ -10,7 +10,7 @@ from seawall.datasets.pieces import Piece, nameless
 from seawall.datasets.prepare import GSD_APART, find_scale
 from seawall.datasets.sources import band_order
 from seawall.errors import DataError, RadiometryError
-from seawall.imagery.sensors import known, resolve
+from seawall.geo.sensors import known, resolve
 from seawall.types import Unit
 
 T = TypeVar("T")

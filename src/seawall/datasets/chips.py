@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from seawall.datasets.index import ChipHeader, ChipRow, read_index
 from seawall.datasets.store import IGNORE, decode_image, map_pixels
 from seawall.errors import DataError, did_you_mean
-from seawall.imagery.raster import Grid
+from seawall.geo.raster import Grid
 from seawall.io import inside
 from seawall.types import Unit
 

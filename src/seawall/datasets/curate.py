@@ -20,7 +20,7 @@ from seawall.datasets.pieces import NO_HINTS, Item, Lost, Piece, Source, sha
 from seawall.datasets.prepare import EmptyChipError, Labeler, name_bands, prepare
 from seawall.datasets.writer import ChipWriter
 from seawall.errors import DataError, RunError, SeawallError, UsageError
-from seawall.imagery.radiometry import Hints
+from seawall.geo.radiometry import Hints
 from seawall.io import RunLock, write_atomic
 from seawall.types import Unit
 

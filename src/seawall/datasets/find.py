@@ -11,7 +11,7 @@ from seawall.datasets.pieces import Source
 from seawall.datasets.simulated import Simulated
 from seawall.datasets.sources import IndexTable, Pairs, Sen1Floods11
 from seawall.errors import DataError, UsageError, did_you_mean
-from seawall.imagery.radiometry import Hints
+from seawall.geo.radiometry import Hints
 
 KINDS = ("auto", "pairs", "index", "sen1floods11", "simulated")
 

@@ -15,7 +15,7 @@ from affine import Affine
 from pydantic import TypeAdapter, ValidationError
 
 from seawall.errors import DataError
-from seawall.imagery.raster import Grid
+from seawall.geo.raster import Grid
 from seawall.io import write_atomic
 from seawall.split_record import SplitRecord
 from seawall.types import Unit

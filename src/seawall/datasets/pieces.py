@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import DataError, ImageryError
-from seawall.imagery.radiometry import Hints, Scale, hints_of
-from seawall.imagery.raster import Grid, Raster, Window, open_raster
-from seawall.imagery.sensors import known, resolve
+from seawall.geo.radiometry import Hints, Scale, hints_of
+from seawall.geo.raster import Grid, Raster, Window, open_raster
+from seawall.geo.sensors import known, resolve
 
 NO_HINTS = Hints()
 SAMPLE = 96  # pixels: side of the windows that tell a scene's unit

@@ -14,10 +14,10 @@ from seawall.datasets.pieces import Item, Piece, nameless
 from seawall.datasets.store import IGNORE
 from seawall.datasets.writer import check_label
 from seawall.errors import DataError
-from seawall.imagery.radiometry import Detection, Finding, Scale, detect, scale_for, to_physical
-from seawall.imagery.raster import Grid
-from seawall.imagery.seen import rule_for
-from seawall.imagery.sensors import known, resolve
+from seawall.geo.radiometry import Detection, Finding, Scale, detect, scale_for, to_physical
+from seawall.geo.raster import Grid
+from seawall.geo.seen import rule_for
+from seawall.geo.sensors import known, resolve
 
 GSD_APART = 2.0  # times larger or smaller is another resolution; degrees near the poles stay within
 

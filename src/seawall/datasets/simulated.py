@@ -12,9 +12,9 @@ import numpy as np
 from seawall import __version__
 from seawall.datasets.pieces import Item, Lost, Piece, cut, sha
 from seawall.errors import UsageError, did_you_mean
+from seawall.geo.radiometry import Hints, Scale
+from seawall.geo.raster import Window
 from seawall.imagery.fractal import stream
-from seawall.imagery.radiometry import Hints, Scale
-from seawall.imagery.raster import Window
 from seawall.imagery.simulate import ALL13, SimScene, simulate_s1, simulate_s2
 
 

@@ -12,8 +12,8 @@ from typing import Literal
 
 from seawall.datasets.pieces import NO_HINTS, FileItem, Item, Lost, add, merge
 from seawall.errors import DataError, UsageError
-from seawall.imagery.radiometry import Hints
-from seawall.imagery.sensors import OPTICAL, RADAR
+from seawall.geo.radiometry import Hints
+from seawall.geo.sensors import OPTICAL, RADAR
 from seawall.io import inside
 
 IMAGE_FOLDERS = ("images", "image", "img", "imgs", "s2", "s1")

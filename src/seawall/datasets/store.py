@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from rasterio.io import MemoryFile
 
 from seawall.errors import DataError
-from seawall.imagery.door import COMPLETE, WRITER
-from seawall.imagery.raster import Grid
+from seawall.geo.raster import Grid
+from seawall.geo.raster_guards import COMPLETE, WRITER
 from seawall.types import FILL
 
 IGNORE = 255  # label of a pixel that does not count, in files only: inside the library `valid` says it

@@ -26,7 +26,7 @@ from seawall.datasets.index import (
 )
 from seawall.datasets.store import IGNORE, Encoded, encode_image, encode_label
 from seawall.errors import DataError
-from seawall.imagery.raster import Grid
+from seawall.geo.raster import Grid
 from seawall.io import write_atomic
 from seawall.split_record import SplitSettings
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seawall import registry
 from seawall.errors import UsageError
-from seawall.imagery.sensors import band_noise
+from seawall.geo.sensors import band_noise
 from seawall.losses import CE, LossField
 from seawall.registry import register
 from seawall.rng import Keys

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import DataError
-from seawall.imagery.preview import Stretch, channels
+from seawall.geo.preview import Stretch, channels
 from seawall.io import atomic, write_atomic
 
 Image = NDArray[np.float32]

@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 from seawall.errors import ImageryError
+from seawall.geo.radiometry import Hints
+from seawall.geo.sensors import known, resolve
 from seawall.imagery.fetch import Access, check_url, fetch
-from seawall.imagery.radiometry import Hints
-from seawall.imagery.sensors import known, resolve
 
 JSON_BYTES = 16 * 2**20
 DEPTH = 12

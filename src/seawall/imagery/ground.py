@@ -10,8 +10,8 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from seawall.errors import UsageError
+from seawall.geo.grid import Grid
 from seawall.imagery.fractal import Field, Rng, blur, distance, meander, noise, stream
-from seawall.imagery.grid import Grid
 from seawall.imagery.hydrography import Waters
 from seawall.imagery.landcover import Land
 from seawall.imagery.spectra import COVERS, cover_table

@@ -22,12 +22,12 @@ from defusedxml.common import DefusedXmlException
 from numpy.typing import NDArray
 
 from seawall.errors import ImageryError, RadiometryError
+from seawall.geo.cog import CogWriter
+from seawall.geo.grid import Grid
+from seawall.geo.radiometry import Hints
+from seawall.geo.raster import Raster, Window, open_raster
+from seawall.geo.sensors import OPTICAL, resolve
 from seawall.imagery.archive import Budget, unpack
-from seawall.imagery.cog import CogWriter
-from seawall.imagery.grid import Grid
-from seawall.imagery.radiometry import Hints
-from seawall.imagery.raster import Raster, Window, open_raster
-from seawall.imagery.sensors import OPTICAL, resolve
 from seawall.io import inside
 
 if TYPE_CHECKING:

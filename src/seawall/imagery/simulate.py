@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import UsageError
+from seawall.geo.grid import Grid
+from seawall.geo.sensors import OPTICAL, SENSORS, Band, resolve
 from seawall.imagery.fractal import Field, blur, look_up, noise, ramp, resize, stream
-from seawall.imagery.grid import Grid
 from seawall.imagery.ground import Ground, Mask, make_ground
-from seawall.imagery.sensors import OPTICAL, SENSORS, Band, resolve
 from seawall.imagery.spectra import CLOUD, COVERS, DIFFUSE, bottom_share, land_tables, power_table, sky, water_parts
 from seawall.types import FILL
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.imagery.sensors import OPTICAL, RADAR, SENSORS
+from seawall.geo.sensors import OPTICAL, RADAR, SENSORS
 
 COVERS = ("water", "wet soil", "bare soil", "cropland", "grassland", "forest", "marsh", "urban")
 """Land cover classes of simulated scenes."""

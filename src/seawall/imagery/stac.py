@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from seawall.errors import ImageryError, RadiometryError
+from seawall.geo.grid import Grid
+from seawall.geo.radiometry import Hints
+from seawall.geo.raster import Limits, Raster, open_raster
+from seawall.geo.sensors import resolve
 from seawall.imagery.boxes import Box
 from seawall.imagery.catalog import Json, StacItem, mapping
 from seawall.imagery.fetch import Access, check_url
-from seawall.imagery.grid import Grid
-from seawall.imagery.radiometry import Hints
-from seawall.imagery.raster import Limits, Raster, open_raster
-from seawall.imagery.sensors import resolve
 
 
 def search(

@@ -18,7 +18,7 @@ from pyproj.exceptions import CRSError, ProjError
 from rasterio.features import rasterize
 
 from seawall.errors import DataError, UsageError
-from seawall.imagery.raster import Grid
+from seawall.geo.raster import Grid
 
 FORMATS: Mapping[str, str] = {
     ".shp": "ESRI Shapefile",

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seawall.errors import DataError, UsageError
-from seawall.imagery.grid import Grid
-from seawall.imagery.raster import read_raster
+from seawall.geo.grid import Grid
+from seawall.geo.raster import read_raster
 from seawall.labels.offset import positional_error
 from seawall.labels.rule import IGNORE, parse_rule
 from seawall.poison.boundary import shore_distance

@@ -21,8 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from seawall.errors import ImageryError, RunError
-from seawall.imagery.cog import FULL_DISK
-from seawall.imagery.raster import CogWriter
+from seawall.geo.cog import FULL_DISK
+from seawall.geo.raster import CogWriter
 from seawall.io import write_atomic
 from seawall.models.weights import save_model
 from seawall.scenes.canvas import Canvas, no_room

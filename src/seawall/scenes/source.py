@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import ImageryError, ModelError, RadiometryError, UsageError
-from seawall.imagery.radiometry import Finding, Hints, Scale, detect, hints_of, scale_for, to_physical
-from seawall.imagery.raster import Raster, RasterSource, Window, open_raster
-from seawall.imagery.seen import PixelRule, Tally, rule_for
-from seawall.imagery.sensors import known, resolve
+from seawall.geo.radiometry import Finding, Hints, Scale, detect, hints_of, scale_for, to_physical
+from seawall.geo.raster import Raster, RasterSource, Window, open_raster
+from seawall.geo.seen import PixelRule, Tally, rule_for
+from seawall.geo.sensors import known, resolve
 from seawall.types import FILL, ModelSpec
 
 Floats = NDArray[np.float32]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from seawall.errors import PartialError, UsageError
-from seawall.imagery.radiometry import Hints
+from seawall.geo.radiometry import Hints
 from seawall.io import inside
 from seawall.runtime import Runtime
 from seawall.scenes.product import SceneResult

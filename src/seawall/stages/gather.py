@@ -13,7 +13,7 @@ from seawall.datasets.index import is_chip_folder
 from seawall.datasets.simulated import Simulated
 from seawall.datasets.splits import Split, split_chips
 from seawall.errors import RecipeError
-from seawall.imagery.radiometry import Hints
+from seawall.geo.radiometry import Hints
 from seawall.labels.rule import parse_rule
 from seawall.orders import vet_data
 from seawall.stages.run import Run

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from seawall.datasets.chips import ChipFolder
-from seawall.imagery.preview import write_preview
-from seawall.imagery.raster import open_raster, write_cog
+from seawall.geo.preview import write_preview
+from seawall.geo.raster import open_raster, write_cog
 from seawall.imagery.simulate import simulate_s1, simulate_s2
 from seawall.infer import predict_scene
 from seawall.io import write_atomic

@@ -22,10 +22,20 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window as _Window
 
 from seawall.errors import ImageryError, did_you_mean
-from seawall.imagery.checksums import Span, check_png, inflates
-from seawall.imagery.cog import CogWriter, write_cog
-from seawall.imagery.door import Limits, check_blocks, check_path, check_size, name_band, shares_blocks, what_is
-from seawall.imagery.grid import Grid
+from seawall.geo.cog import CogWriter, write_cog
+from seawall.geo.grid import Grid
+from seawall.geo.raster_guards import (
+    Limits,
+    Span,
+    check_blocks,
+    check_path,
+    check_png,
+    check_size,
+    inflates,
+    name_band,
+    shares_blocks,
+    what_is,
+)
 
 __all__ = ["CogWriter", "Grid", "Limits", "Raster", "RasterSource", "Window", "open_raster", "read_raster", "write_cog"]
 
@@ -116,7 +126,7 @@ class RasterSource:
         Returns:
             Data (C, H, W) float32, and seen (H, W): finite in all of these bands, inside the file's mask, and not
             nodata: in any of them if the declared value cannot be a measurement (-9999), in all of them if it could be
-            one (0). What the unit of the numbers adds to that is `seawall.imagery.seen`.
+            one (0). What the unit of the numbers adds to that is `seawall.geo.seen`.
 
         Raises:
             ImageryError: A block cannot be decoded or is not what its checksum says (it is named), a band is not there,

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import RadiometryError
-from seawall.imagery.radiometry import Scale
-from seawall.imagery.raster import measurable
-from seawall.imagery.values import DECIBELS, EXTREME_SHARE, POWER, REFLECTANCE, Finding, extremes_text, percent
+from seawall.geo.radiometry import Scale
+from seawall.geo.raster import measurable
+from seawall.geo.unit_detection import DECIBELS, EXTREME_SHARE, POWER, REFLECTANCE, Finding, extremes_text, percent
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

@@ -22,8 +22,8 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from seawall.errors import ImageryError
-from seawall.imagery.door import COMPLETE, WRITER, check_blocks
-from seawall.imagery.grid import Grid
+from seawall.geo.grid import Grid
+from seawall.geo.raster_guards import COMPLETE, WRITER, check_blocks
 
 Color = tuple[int, int, int] | tuple[int, int, int, int]
 BLOCK = 512

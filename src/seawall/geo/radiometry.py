@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import ImageryError, RadiometryError
-from seawall.imagery.raster import Raster
-from seawall.imagery.values import (
+from seawall.geo.raster import Raster
+from seawall.geo.unit_detection import (
     OFFSET_DN,
     SAMPLE,
     Detection,

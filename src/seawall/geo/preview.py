@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.imagery.raster import open_raster
+from seawall.geo.raster import open_raster
 from seawall.io import atomic
 
 Image = NDArray[np.float32]

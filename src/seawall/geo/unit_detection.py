@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.imagery.sensors import RADAR, known, resolve
+from seawall.geo.sensors import RADAR, known, resolve
 
 Kind = Literal["reflectance", "dn10000", "dn10000_offset", "uint8", "db", "linear", "unknown"]
 
