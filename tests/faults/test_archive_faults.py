@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from seawall.errors import ImageryError
-from seawall.imagery.archive import Budget, check_entries, check_name, unpack
+from seawall.imagery.download import Budget, check_entries, check_name, unpack
 
 
 def pack(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:

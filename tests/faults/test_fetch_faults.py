@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from seawall.errors import ImageryError
-from seawall.imagery.boxes import Box
-from seawall.imagery.catalog import StacItem
-from seawall.imagery.fetch import Access, check_url, fetch
-from seawall.imagery.stac import search
+from seawall.imagery.areas import Box
+from seawall.imagery.download import Access, check_url, fetch
+from seawall.imagery.stac import StacItem, search
 
 BODY = b"II*\0" + bytes(range(256)) * 64
 HERE = Access(network=True, private=True, timeout_s=5)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from seawall.errors import DataError
-from seawall.imagery.boxes import Box, read_boxes
+from seawall.imagery.areas import Box, read_boxes
 
 
 def write(folder: Path, text: str) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 
 from seawall.errors import UsageError
-from seawall.imagery.boxes import Box
+from seawall.imagery.areas import Box
 from seawall.imagery.earthengine import Ask, image_url, mask_url
 
 BOX = Box("lake", 10.0, 10.2, 50.2, 50.1)

@@ -11,10 +11,9 @@ from pyproj import Transformer
 from seawall.errors import ImageryError, RadiometryError
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Grid, Limits, write_cog
-from seawall.imagery.boxes import Box
-from seawall.imagery.catalog import StacItem, file_name, read_catalog
-from seawall.imagery.fetch import Access
-from seawall.imagery.stac import load
+from seawall.imagery.areas import Box
+from seawall.imagery.download import Access
+from seawall.imagery.stac import StacItem, file_name, load, read_catalog
 
 GRID = Grid(60, 60, Affine(10, 0, 600000, 0, -10, 5000000), "EPSG:32633")
 NUMBERS = np.random.default_rng(0).integers(1000, 4000, (2, 60, 60)).astype(np.uint16)

@@ -1,1 +1,1 @@
-"""Sentinel imagery: sensors, radiometry, guarded rasters, products, catalogs and simulated scenes."""
+"""Where images come from: SAFE products, STAC catalogs, Earth Engine, downloads."""

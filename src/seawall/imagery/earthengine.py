@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from seawall.errors import UsageError
-from seawall.imagery.boxes import Box
+from seawall.imagery.areas import Box
 
 COLLECTION = "COPERNICUS/S2_HARMONIZED"
 

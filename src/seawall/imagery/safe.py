@@ -27,7 +27,7 @@ from seawall.geo.grid import Grid
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Raster, Window, open_raster
 from seawall.geo.sensors import OPTICAL, resolve
-from seawall.imagery.archive import Budget, unpack
+from seawall.imagery.download import Budget, unpack
 from seawall.io import inside
 
 if TYPE_CHECKING:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 
@@ -11,10 +16,9 @@ from seawall.errors import ImageryError, RadiometryError
 from seawall.geo.grid import Grid
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Limits, Raster, open_raster
-from seawall.geo.sensors import resolve
-from seawall.imagery.boxes import Box
-from seawall.imagery.catalog import Json, StacItem, mapping
-from seawall.imagery.fetch import Access, check_url
+from seawall.geo.sensors import known, resolve
+from seawall.imagery.areas import Box
+from seawall.imagery.download import Access, check_url, fetch
 
 
 def search(
@@ -148,3 +152,215 @@ def _self_link(raw: Mapping[str, Json], url: str) -> str:
         if said.get("rel") == "self" and urlsplit(str(said.get("href"))).hostname == urlsplit(url).hostname:
             return str(said["href"])
     return url
+
+
+JSON_BYTES = 16 * 2**20
+DEPTH = 12
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+
+
+@dataclass(frozen=True)
+class StacItem:
+    """One scene of a catalog.
+
+    Args:
+        raw: The item as it came.
+        home: Where it came from: an address, or a local file.
+        root: Local folder that its files must stay in; None for an address.
+    """
+
+    raw: Mapping[str, Json]
+    home: str
+    root: Path | None = None
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return str(self.raw.get("id", ""))
+
+    @property
+    def properties(self) -> Mapping[str, Json]:
+        """Its properties."""
+        return mapping(self.raw.get("properties"))
+
+    @property
+    def cloud(self) -> float:
+        """Cloud cover in percent; 100 if it does not say."""
+        value = self.properties.get("eo:cloud_cover")
+        return float(value) if isinstance(value, int | float) else 100.0
+
+    def asset_of(self, band: str) -> str:
+        """Return the key of the asset that holds a band.
+
+        Raises:
+            ImageryError: No asset holds it alone.
+        """
+        wanted = resolve((band,))[0]
+        found: dict[str, str] = {}
+        for key, asset in mapping(self.raw.get("assets")).items():
+            for name in _names(key, mapping(asset)):
+                if known((name,)):
+                    found.setdefault(resolve((name,))[0], key)
+                    break
+        if wanted not in found:
+            raise ImageryError(
+                f"{self.id}: expected an asset with {wanted}, got {', '.join(sorted(found)) or 'none'}; choose other bands"
+            )
+        return found[wanted]
+
+    def hints(self, asset: str) -> Hints:
+        """Return what the item says about the stored numbers of an asset."""
+        said = self.asset(asset)
+        gain, offset = _scaling(said)
+        applied = self._property("earthsearch:boa_offset_applied", "s2:boa_offset_applied", "boa_offset_applied")
+        baseline = self._property("s2:processing_baseline", "processing:version", "processing_baseline")
+        return Hints(
+            gain=gain,
+            offset=offset,
+            offset_applied=applied if isinstance(applied, bool) else None,
+            baseline=str(baseline) if baseline is not None else None,
+        )
+
+    def href(self, asset: str, access: Access = Access()) -> str:
+        """Return where an asset is: a checked path, or a checked address.
+
+        Raises:
+            ImageryError: The reference leads out of the catalog: another scheme or host, an absolute path, "..".
+        """
+        text = self.asset(asset).get("href")
+        if not isinstance(text, str) or not text or any(ord(c) < 32 for c in text):
+            raise ImageryError(f"{self.id}.{asset}: expected an href, got {text!r}; refuse the item")
+        if self.root is not None:
+            return str(_inside(self.root, Path(self.home).parent, text, f"{self.id}.{asset}"))
+        own = urlsplit(self.home).hostname or ""
+        return check_url(urljoin(self.home, text), access, tuple(dict.fromkeys((own, *access.hosts))))
+
+    def download(self, asset: str, folder: Path, access: Access) -> Path:
+        """Fetch an asset under a name made from its key; a local one is only pointed to.
+
+        Raises:
+            ImageryError: As `href` and `seawall.imagery.download.fetch`.
+        """
+        where = self.href(asset, access)
+        if self.root is not None:
+            return Path(where)
+        suffix = re.sub(r"[^a-z0-9.]", "", Path(urlsplit(where).path).suffix.lower())[:8] or ".tif"
+        path = folder / f"{file_name(self.id)}_{file_name(asset)}{suffix}"
+        checksum = self.asset(asset).get("file:checksum")
+        fetch(where, path, access, checksum=checksum if isinstance(checksum, str) else None)
+        return path
+
+    def asset(self, key: str) -> Mapping[str, Json]:
+        """Return an asset.
+
+        Raises:
+            ImageryError: The item has none of that key.
+        """
+        assets = mapping(self.raw.get("assets"))
+        if key not in assets:
+            raise ImageryError(f"{self.id}: expected asset {key!r}, got {', '.join(assets) or 'none'}; choose another")
+        return mapping(assets[key])
+
+    def _property(self, *names: str) -> Json:
+        return next((self.properties[name] for name in names if name in self.properties), None)
+
+
+def file_name(text: str) -> str:
+    """Return text made safe as a part of a file name.
+
+    Example:
+        >>> file_name("../B03 (10 m)")
+        'B03-10-m'
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.")[:100] or "unnamed"
+
+
+def read_catalog(path: Path, access: Access = Access()) -> list[StacItem]:
+    """Read the items of a local static catalog: a catalog, collection, item or item collection file.
+
+    Args:
+        path: The JSON file; everything it links to must lie in its folder.
+        access: Bounds: how many items.
+
+    Raises:
+        ImageryError: A link leads out of the folder, a file is no JSON, or there are too many items.
+    """
+    root = path.parent.resolve()
+    items = list(islice(_walk(path.resolve(), root, set(), 0), access.items + 1))
+    if len(items) > access.items:
+        raise ImageryError(f"{path}: expected at most {access.items} items, got more; raise Access.items")
+    return items
+
+
+def _scaling(asset: Mapping[str, Json]) -> tuple[float | None, float | None]:
+    """Return gain and offset, in the words of STAC 1.0 (raster:bands) or 1.1 (bands, raster:scale)."""
+    places: list[Mapping[str, Json]] = [asset]
+    for name in ("raster:bands", "bands"):
+        listed = asset.get(name)
+        if isinstance(listed, Sequence) and not isinstance(listed, str):
+            places += [mapping(band) for band in listed[:1]]
+    values: list[float | None] = []
+    for key in ("scale", "offset"):
+        found = [p[k] for p in places for k in (f"raster:{key}", key) if isinstance(p.get(k), int | float)]
+        values.append(float(found[0]) if found else None)  # type: ignore[arg-type]
+    return values[0], values[1]
+
+
+def _names(key: str, asset: Mapping[str, Json]) -> Iterator[str]:
+    """Yield what an asset may be called, if it holds one band."""
+    for name in ("eo:bands", "bands"):
+        listed = asset.get(name)
+        if isinstance(listed, Sequence) and not isinstance(listed, str):
+            if len(listed) > 1:
+                return
+            for band in listed:
+                said = mapping(band)
+                yield from (str(said[k]) for k in ("name", "eo:common_name", "common_name") if k in said)
+    yield key.removesuffix("-jp2")
+
+
+def _walk(path: Path, root: Path, seen: set[Path], depth: int) -> Iterator[StacItem]:
+    if path in seen or depth > DEPTH:
+        return
+    seen.add(path)
+    raw = _read(path)
+    if raw.get("type") == "FeatureCollection":
+        features = raw.get("features")
+        for item in features if isinstance(features, Sequence) else ():
+            yield StacItem(mapping(item), str(path), root)
+        return
+    if raw.get("type") == "Feature":
+        yield StacItem(raw, str(path), root)
+        return
+    links = raw.get("links")
+    for link in links if isinstance(links, Sequence) else ():
+        said = mapping(link)
+        if said.get("rel") in ("item", "child"):
+            yield from _walk(_inside(root, path.parent, str(said.get("href", "")), str(path)), root, seen, depth + 1)
+
+
+def _read(path: Path) -> Mapping[str, Json]:
+    try:
+        if path.stat().st_size > JSON_BYTES:
+            raise ImageryError(f"{path}: expected at most {JSON_BYTES} bytes of JSON, got more; split the catalog")
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as bad:
+        raise ImageryError(f"{path}: expected a STAC file, got {bad}; fetch the catalog again") from bad
+    if not isinstance(raw, dict):
+        raise ImageryError(f"{path}: expected a STAC object, got {type(raw).__name__}; fetch the catalog again")
+    return raw
+
+
+def _inside(root: Path, folder: Path, href: str, where: str) -> Path:
+    parts = urlsplit(href)
+    if parts.scheme or parts.netloc or href.startswith(("/", "\\")) or not href:
+        raise ImageryError(f"{where}: expected a relative reference, got {href!r}; refuse the catalog")
+    path = (folder / href).resolve()
+    if not path.is_relative_to(root):
+        raise ImageryError(f"{where}: expected a file inside {root}, got {href!r}; refuse the catalog")
+    return path
+
+
+def mapping(value: Json) -> Mapping[str, Json]:
+    """Return the value if it is an object, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
