@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from seawall.imagery.simulate import simulate_s2
 from seawall.models.blocks import Segmenter
 from seawall.models.unet import UNet
 from seawall.poison.clean_label import GradientMatching, MetaPoison
@@ -38,6 +37,7 @@ from seawall.poison.detect import Array, Verdict, activation_clustering, activat
 from seawall.poison.dirty import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
 from seawall.poison.target import Target, choose, insert, victims
 from seawall.rng import Keys
+from seawall.simulate.scene import simulate_s2
 from seawall.types import Batch, ModelSpec
 
 BANDS = ("B03", "B08", "B11")

@@ -9,11 +9,11 @@ from seawall import registry
 from seawall.errors import RecipeError, UsageError
 from seawall.evaluate.case import Case
 from seawall.geo.sensors import band_noise, resolve
-from seawall.imagery.simulate import ALL13
 from seawall.label_noise import NoiseContext, build_noise
 from seawall.labels.rule import parse_rule
 from seawall.recipe import Data, Method, Recipe
 from seawall.schedule import make_training
+from seawall.simulate.scene import ALL13
 from seawall.suites.member import Suite
 from seawall.suites.member import cases as attacks_of
 from seawall.threat.model import ThreatModel

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seawall.imagery.simulate import simulate_s1, simulate_s2
+from seawall.simulate.scene import simulate_s1, simulate_s2
 
 GOLDEN = Path(__file__).with_name("scenes.json")
 NAMES = ("golden-0", "golden-1", "golden-2", "golden-3")

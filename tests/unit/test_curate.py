@@ -300,7 +300,7 @@ def test_simulated_scenes_keep_their_truth(tmp_path):
     report = curate(Simulated(3, 64, bands=("B03", "B08")), tmp_path / "out", chip=32)
     folder = report.folder
     assert len(folder) == 12 and folder.groups().keys() == {"sim000", "sim001", "sim002"}
-    from seawall.imagery.simulate import simulate_s2
+    from seawall.simulate.scene import simulate_s2
 
     scene = simulate_s2("sim001", 64, ("B03", "B08"))
     chip = folder.read("sim001_r32c0")

@@ -5,10 +5,10 @@ import pytest
 
 from seawall.errors import ImageryError, UsageError
 from seawall.geo.radiometry import detect
-from seawall.imagery.fractal import meander, noise, parcels, stream
-from seawall.imagery.ground import make_ground
-from seawall.imagery.simulate import ALL13, observe_s1, simulate_s1, simulate_s2
-from seawall.imagery.spectra import COVERS, MATERIALS
+from seawall.simulate.noise_fields import meander, noise, parcels, stream
+from seawall.simulate.scene import ALL13, observe_s1, simulate_s1, simulate_s2
+from seawall.simulate.spectra import COVERS, MATERIALS
+from seawall.simulate.terrain import make_ground
 
 
 def band(scene: object, name: str) -> np.ndarray:

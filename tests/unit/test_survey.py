@@ -13,10 +13,10 @@ from torch import nn
 from seawall.datasets.simulated import Simulated
 from seawall.errors import UsageError
 from seawall.geo.raster import Grid, open_raster, write_cog
-from seawall.imagery.simulate import simulate_s2
 from seawall.infer import predict_scene
 from seawall.models.threshold import Threshold
 from seawall.recipe import Recipe, Scene
+from seawall.simulate.scene import simulate_s2
 from seawall.stages.run import Run
 from seawall.stages.survey import compare_with_truth, simulate_input, survey
 from seawall.types import ModelSpec

@@ -14,8 +14,8 @@ from seawall.datasets.pieces import Item, Lost, Piece, cut, sha
 from seawall.errors import UsageError, did_you_mean
 from seawall.geo.radiometry import Hints, Scale
 from seawall.geo.raster import Window
-from seawall.imagery.fractal import stream
-from seawall.imagery.simulate import ALL13, SimScene, simulate_s1, simulate_s2
+from seawall.simulate.noise_fields import stream
+from seawall.simulate.scene import ALL13, SimScene, simulate_s1, simulate_s2
 
 
 @dataclass(frozen=True)

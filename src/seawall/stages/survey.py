@@ -16,10 +16,10 @@ from torch import nn
 from seawall.datasets.chips import ChipFolder
 from seawall.geo.preview import write_preview
 from seawall.geo.raster import open_raster, write_cog
-from seawall.imagery.simulate import simulate_s1, simulate_s2
 from seawall.infer import predict_scene
 from seawall.io import write_atomic
 from seawall.scenes.product import NODATA, SceneResult
+from seawall.simulate.scene import simulate_s1, simulate_s2
 from seawall.stages.run import Run
 
 Mask = NDArray[np.bool_]

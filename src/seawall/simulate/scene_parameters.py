@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seawall.imagery.fractal import Rng
+from seawall.simulate.noise_fields import Rng
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from seawall.errors import UsageError
 from seawall.geo.grid import Grid
-from seawall.imagery.fractal import Field, Rng, blur, distance, meander, noise, stream
-from seawall.imagery.hydrography import Waters
-from seawall.imagery.landcover import Land
-from seawall.imagery.spectra import COVERS, cover_table
-from seawall.imagery.traits import Traits, draw_traits
+from seawall.simulate.land_cover import Land, Waters
+from seawall.simulate.noise_fields import Field, Rng, blur, distance, meander, noise, stream
+from seawall.simulate.scene_parameters import Traits, draw_traits
+from seawall.simulate.spectra import COVERS, cover_table
 
 Mask = NDArray[np.bool_]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from seawall.errors import UsageError
 from seawall.geo.grid import Grid
 from seawall.geo.sensors import OPTICAL, SENSORS, Band, resolve
-from seawall.imagery.fractal import Field, blur, look_up, noise, ramp, resize, stream
-from seawall.imagery.ground import Ground, Mask, make_ground
-from seawall.imagery.spectra import CLOUD, COVERS, DIFFUSE, bottom_share, land_tables, power_table, sky, water_parts
+from seawall.simulate.noise_fields import Field, blur, look_up, noise, ramp, resize, stream
+from seawall.simulate.spectra import CLOUD, COVERS, DIFFUSE, bottom_share, land_tables, power_table, sky, water_parts
+from seawall.simulate.terrain import Ground, Mask, make_ground
 from seawall.types import FILL
 
 ALL13 = OPTICAL
