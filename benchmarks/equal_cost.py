@@ -29,7 +29,7 @@ from seawall.attacks.jensen_shannon import JensenShannonAttack
 from seawall.attacks.padam_ce import PAdamCE
 from seawall.attacks.pgd import PGD
 from seawall.attacks.tsallis import TsallisPGD
-from seawall.datasets.loader import whole
+from seawall.data.loader import whole
 from seawall.orders import threat_for
 from seawall.recipe import Recipe, make_recipe
 from seawall.rng import Keys

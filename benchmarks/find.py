@@ -35,10 +35,10 @@ import torch
 
 from seawall import api
 from seawall.corrupt_labels import batch_of, marks_of, noise_for
-from seawall.datasets.chips import Chip, ChipFolder
-from seawall.datasets.curate import curate
-from seawall.datasets.simulated import Simulated
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chips import Chip, ChipFolder
+from seawall.data.curate import curate
+from seawall.data.simulated import Simulated
+from seawall.data.writer import ChipWriter
 from seawall.geo.raster import read_raster
 from seawall.labels.confident import precision_recall
 from seawall.labels.rule import parse_rule

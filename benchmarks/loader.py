@@ -23,11 +23,10 @@ import rasterio
 import torch
 from rasterio.windows import Window
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import ChipHeader
-from seawall.datasets.loader import patches
-from seawall.datasets.sampling import Sampler
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chips import ChipFolder
+from seawall.data.index import ChipHeader
+from seawall.data.loader import Sampler, patches
+from seawall.data.writer import ChipWriter
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12", "B01", "B05", "B06", "B07", "B8A", "B09", "B10")
 

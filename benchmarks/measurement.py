@@ -21,7 +21,7 @@ from pathlib import Path
 
 from loader import BANDS, make_folder
 
-from seawall.datasets.chips import ChipFolder
+from seawall.data.chips import ChipFolder
 from seawall.evaluate.case import CLEAN
 from seawall.measurement import ChipSource, measure_model
 from seawall.models.threshold import Threshold

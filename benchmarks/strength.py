@@ -38,7 +38,7 @@ from seawall.attacks.pgd import PGD
 from seawall.attacks.segpgd import SegPGD
 from seawall.attacks.square import Square
 from seawall.attacks.tsallis import TsallisPGD
-from seawall.datasets.loader import whole
+from seawall.data.loader import whole
 from seawall.figures.worst import worst_each, worst_ratio
 from seawall.interrogate import Interrogation
 from seawall.models.weights import load_model

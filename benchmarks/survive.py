@@ -36,11 +36,11 @@ import torch
 
 from seawall import registry
 from seawall.corrupt_labels import noise_for
-from seawall.datasets.chips import Chip, ChipFolder
-from seawall.datasets.curate import curate
-from seawall.datasets.loader import patches, whole
-from seawall.datasets.simulated import Simulated
-from seawall.datasets.splits import Split, kfold_groups, split_groups
+from seawall.data.chips import Chip, ChipFolder
+from seawall.data.curate import curate
+from seawall.data.loader import patches, whole
+from seawall.data.simulated import Simulated
+from seawall.data.splits import Split, kfold_groups, split_groups
 from seawall.label_noise import Relabel
 from seawall.labels.confident import Opinion, suspect
 from seawall.learning.relabel import mend

@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from seawall.api import attack, corrupt, curate, doctor, methods, predict, run
-    from seawall.datasets.chips import ChipFolder
-    from seawall.datasets.loader import patches, whole
+    from seawall.data.chips import ChipFolder
+    from seawall.data.loader import patches, whole
     from seawall.infer import predict_many, predict_scene
     from seawall.models.adapter import adapt
     from seawall.models.weights import load_model, save_model
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "seawall.api": ("attack", "corrupt", "curate", "doctor", "methods", "predict", "run"),
-    "seawall.datasets.chips": ("ChipFolder",),
-    "seawall.datasets.loader": ("patches", "whole"),
+    "seawall.data.chips": ("ChipFolder",),
+    "seawall.data.loader": ("patches", "whole"),
     "seawall.infer": ("predict_many", "predict_scene"),
     "seawall.rng": ("Keys",),
     "seawall.models.adapter": ("adapt",),

@@ -96,7 +96,7 @@ def curate(
     Command:
         seawall curate my/pairs --out chips/mine --group "(.*)_\\d+"
     """
-    from seawall.datasets.curate import curate as make
+    from seawall.data.curate import curate as make
     from seawall.labels.rule import parse_rule
 
     done = make(

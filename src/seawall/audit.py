@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import nn
 
 from seawall import registry
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.parts import check_part, select_chips
+from seawall.data.chips import ChipFolder
+from seawall.data.selection import check_part, select_chips
 from seawall.errors import UsageError
 from seawall.evaluate.case import CLEAN, Case
 from seawall.figures.aggregate import figures

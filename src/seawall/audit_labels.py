@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from seawall import registry
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.loader import patches, whole
-from seawall.datasets.parts import SEEN_IN_TRAINING, select_chips
-from seawall.datasets.pieces import sha
-from seawall.datasets.splits import kfold_groups
-from seawall.datasets.store import IGNORE, encode_label
+from seawall.data.chip_format import IGNORE, encode_label
+from seawall.data.chips import ChipFolder
+from seawall.data.loader import patches, whole
+from seawall.data.raw_chips import sha
+from seawall.data.selection import SEEN_IN_TRAINING, select_chips
+from seawall.data.splits import kfold_groups
 from seawall.errors import DataError, UsageError
 from seawall.facts import digest_chips
 from seawall.infer import model_digest

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from seawall import __version__
-from seawall.datasets.chips import Chip, ChipFolder
-from seawall.datasets.parts import check_part
-from seawall.datasets.pieces import sha
-from seawall.datasets.splits import record_split, split_chips
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chips import Chip, ChipFolder
+from seawall.data.raw_chips import sha
+from seawall.data.selection import check_part
+from seawall.data.splits import record_split, split_chips
+from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, SeawallError, UsageError
 from seawall.io import RunLock, write_atomic
 from seawall.label_noise import batch_of, marks_of, noise_alone, noise_keys, noise_of_chips

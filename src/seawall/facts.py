@@ -17,8 +17,8 @@ from typing import cast
 import torch
 
 from seawall import __version__
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.splits import Split, split_facts
+from seawall.data.chips import ChipFolder
+from seawall.data.splits import Split, split_facts
 from seawall.geo.sensors import band_noise
 from seawall.io import write_atomic
 from seawall.version import code_version

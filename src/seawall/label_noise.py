@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from seawall import registry
-from seawall.datasets.chips import Chip, ChipFolder
-from seawall.datasets.store import IGNORE
+from seawall.data.chip_format import IGNORE
+from seawall.data.chips import Chip, ChipFolder
 from seawall.errors import UsageError, did_you_mean
 from seawall.io import write_atomic
 from seawall.poison.sources import placed, source_digest

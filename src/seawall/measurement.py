@@ -10,9 +10,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import dump_header
-from seawall.datasets.loader import whole
+from seawall.data.chips import ChipFolder
+from seawall.data.index import dump_header
+from seawall.data.loader import whole
 from seawall.evaluate.case import Case, fitted
 from seawall.evaluate.matrix import evaluate, missing
 from seawall.facts import source_digest

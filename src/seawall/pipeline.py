@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seawall.checkpoint import differences
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.splits import Split
+from seawall.data.chips import ChipFolder
+from seawall.data.splits import Split
 from seawall.errors import RecipeError, RunError
 from seawall.facts import Clock, data_facts, digest_chips, note_environment
 from seawall.figures.aggregate import figures

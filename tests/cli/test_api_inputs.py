@@ -9,7 +9,7 @@ from torch import nn
 
 import seawall
 from seawall import api
-from seawall.datasets.loader import whole
+from seawall.data.loader import whole
 from seawall.errors import DataError, ModelError
 from seawall.models.threshold import Threshold
 from seawall.types import Batch, ModelSpec

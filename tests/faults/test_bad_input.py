@@ -21,7 +21,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from seawall.datasets.chips import ChipFolder
+from seawall.data.chips import ChipFolder
 from seawall.io import RunLock
 from seawall.models.threshold import Threshold
 from seawall.models.weights import save_model

@@ -13,8 +13,8 @@ import pytest
 import rasterio
 from affine import Affine
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.curate import curate
+from seawall.data.chips import ChipFolder
+from seawall.data.curate import curate
 from seawall.errors import DataError, RunError
 from seawall.io import RunLock
 
@@ -181,7 +181,7 @@ def test_nothing_but_bad_chips_is_one_clear_line(tmp_path):
 
 
 def test_a_full_disk_stops_with_what_is_done_kept(good, tmp_path, monkeypatch):
-    from seawall.datasets import writer
+    from seawall.data import writer
 
     write, count = writer.write_atomic, [0]
 
@@ -270,7 +270,7 @@ def test_a_source_that_changes_under_way_fails_that_chip_only(good, tmp_path):
 def test_a_folder_is_never_served_with_a_broken_chip(good, tmp_path):
     folder = curate(good, tmp_path / "out").folder
     cut_off(folder.root / folder.rows[2].image)
-    from seawall.datasets.loader import patches
+    from seawall.data.loader import patches
 
     with pytest.raises(DataError, match=r"g_ok2\.tif"):
         list(patches(ChipFolder.open(folder.root), folder.ids, patch=32, batch=4, workers=2))

@@ -4,11 +4,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import ChipHeader, ChipRow, dump_row, load_row
-from seawall.datasets.pieces import cut
-from seawall.datasets.splits import check_disjoint, split_facts, split_groups
-from seawall.datasets.store import decode_image, encode_image
+from seawall.data.chip_format import decode_image, encode_image
+from seawall.data.chips import ChipFolder
+from seawall.data.index import ChipHeader, ChipRow, dump_row, load_row
+from seawall.data.raw_chips import cut
+from seawall.data.splits import check_disjoint, split_facts, split_groups
 from seawall.geo.raster import Grid
 from seawall.labels.rule import parse_rule
 from seawall.labels.threshold import otsu

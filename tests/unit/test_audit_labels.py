@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from seawall import api, audit_labels
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import ChipHeader
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chips import ChipFolder
+from seawall.data.index import ChipHeader
+from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 from seawall.labels.evidence import combined, tail_evidence
 from seawall.learning.dynamics import Dynamics, margin

@@ -8,10 +8,10 @@ import pytest
 import rasterio
 from affine import Affine
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import ChipHeader, seal
-from seawall.datasets.store import ALIGN, HOLE, encode_image, encode_label
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chip_format import ALIGN, HOLE, encode_image, encode_label
+from seawall.data.chips import ChipFolder
+from seawall.data.index import ChipHeader, seal
+from seawall.data.writer import ChipWriter
 from seawall.errors import DataError
 from seawall.geo.raster import Grid, open_raster
 

@@ -9,9 +9,9 @@ from affine import Affine
 
 from seawall import api
 from seawall.corrupt_labels import batch_of, noise_for
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import ChipHeader
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chips import ChipFolder
+from seawall.data.index import ChipHeader
+from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, PartialError, UsageError
 from seawall.geo.grid import Grid
 from seawall.poison.text import parse_noise

@@ -9,14 +9,14 @@ import pytest
 import rasterio
 from affine import Affine
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.curate import curate
-from seawall.datasets.pieces import cut
-from seawall.datasets.prepare import read_label
-from seawall.datasets.sampling import class_shares
-from seawall.datasets.simulated import Simulated
-from seawall.datasets.sources import blank_from, hints_from, product_of
-from seawall.datasets.splits import split_groups
+from seawall.data.chips import ChipFolder
+from seawall.data.curate import curate
+from seawall.data.loader import class_shares
+from seawall.data.preparation import read_label
+from seawall.data.raw_chips import cut
+from seawall.data.simulated import Simulated
+from seawall.data.sources import blank_from, hints_from, product_of
+from seawall.data.splits import split_groups
 from seawall.errors import DataError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.labels.rule import parse_rule
@@ -212,7 +212,7 @@ def test_flags_reach_the_report_of_the_run_and_of_the_curation(tmp_path):
 def test_chips_made_by_other_rules_are_made_again(pairs, tmp_path, monkeypatch):
     curate(pairs, tmp_path / "out")
     assert len(curate(pairs, tmp_path / "out").kept) == 6
-    monkeypatch.setattr(sys.modules["seawall.datasets.curate"], "RULES", 99)
+    monkeypatch.setattr(sys.modules["seawall.data.curate"], "RULES", 99)
     assert len(curate(pairs, tmp_path / "out").made) == 6
 
 
@@ -260,7 +260,7 @@ def test_a_csv_index_says_bands_scale_and_groups(tmp_path):
     with pytest.raises(DataError, match="start with 'z'"):
         curate(path, tmp_path / "o2", select="z")
     with pytest.raises(DataError, match="column 's3'"):
-        from seawall.datasets.sources import IndexTable
+        from seawall.data.sources import IndexTable
 
         IndexTable(path, "s3")
 

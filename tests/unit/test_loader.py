@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from seawall.datasets.index import ChipHeader
-from seawall.datasets.loader import PatchFeed, patches, whole
-from seawall.datasets.sampling import Sampler
-from seawall.datasets.writer import ChipWriter
+from seawall.data.index import ChipHeader
+from seawall.data.loader import PatchFeed, Sampler, patches, whole
+from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
@@ -221,7 +220,7 @@ def test_a_broken_chip_is_named_through_the_threads(tmp_path):
 
 
 def test_many_chips_keep_few_maps_open(tmp_path, monkeypatch):
-    from seawall.datasets import chips
+    from seawall.data import chips
 
     monkeypatch.setattr(chips, "OPEN_MAPS", 4)
     writer = ChipWriter(tmp_path, HEADER)

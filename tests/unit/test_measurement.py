@@ -13,10 +13,10 @@ from torch import Tensor
 
 from seawall import api, audit, interrogate, measurement
 from seawall.attacks.pgd import PGD
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import ChipHeader
-from seawall.datasets.loader import whole
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chips import ChipFolder
+from seawall.data.index import ChipHeader
+from seawall.data.loader import whole
+from seawall.data.writer import ChipWriter
 from seawall.evaluate.case import CLEAN, MEASURES, Case
 from seawall.interrogate import Interrogation
 from seawall.measurement import ChipSource, measure_model, mixed_chips, recipe_ids, rows_of, settings_text

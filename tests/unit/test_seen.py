@@ -9,7 +9,7 @@ import torch
 from affine import Affine
 from torch import nn
 
-from seawall.datasets.curate import curate
+from seawall.data.curate import curate
 from seawall.errors import DataError, ImageryError, RadiometryError
 from seawall.geo.radiometry import Detection, Hints, detect, scale_for
 from seawall.geo.seen import Tally, rule_for

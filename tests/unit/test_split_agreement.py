@@ -9,12 +9,12 @@ from affine import Affine
 
 from seawall import api
 from seawall.corrupt_labels import part_of
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.curate import curate
-from seawall.datasets.index import ChipHeader
-from seawall.datasets.parts import SEEN_IN_TRAINING, select_chips
-from seawall.datasets.splits import record_split, split_chips
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chips import ChipFolder
+from seawall.data.curate import curate
+from seawall.data.index import ChipHeader
+from seawall.data.selection import SEEN_IN_TRAINING, select_chips
+from seawall.data.splits import record_split, split_chips
+from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 from seawall.geo.raster import Grid
 from seawall.models.threshold import Threshold
@@ -272,7 +272,7 @@ def test_an_audit_of_labels_by_weights_that_learned_from_them_is_flagged(chips: 
 
 
 def test_a_batch_has_no_parts(chips: ChipFolder, tmp_path: Path):
-    from seawall.datasets.loader import whole
+    from seawall.data.loader import whole
 
     batch = next(iter(whole(chips, chips.ids[:2])))
     with pytest.raises(UsageError, match="all or auto for a Batch"):

@@ -7,10 +7,10 @@ import pytest
 import shapely
 from pyproj import CRS, Transformer
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.ground import near, overlaps
-from seawall.datasets.index import ChipHeader, ChipRow
-from seawall.datasets.splits import (
+from seawall.data.chips import ChipFolder
+from seawall.data.footprints import near, overlaps
+from seawall.data.index import ChipHeader, ChipRow
+from seawall.data.splits import (
     Split,
     check_disjoint,
     groups_without_water,
@@ -293,7 +293,7 @@ def test_classes_without_water_have_no_water_share():
 
 
 def test_the_real_chips_split_by_group(real_chips, tmp_path):
-    from seawall.datasets.curate import curate
+    from seawall.data.curate import curate
 
     folder = curate(real_chips, tmp_path / "hls", select="hls_").folder
     split = split_groups(folder, 0)

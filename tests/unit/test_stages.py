@@ -10,10 +10,10 @@ import torch
 
 from seawall import api, facts, label_noise
 from seawall.checkpoint import differences
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import ChipHeader
-from seawall.datasets.splits import Split
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chips import ChipFolder
+from seawall.data.index import ChipHeader
+from seawall.data.splits import Split
+from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, RecipeError, RunError, UsageError
 from seawall.facts import note_environment
 from seawall.label_noise import CorruptedLabels, NoiseContext, Relabel, build_noise, marks_of

@@ -10,7 +10,7 @@ import torch
 from affine import Affine
 from torch import nn
 
-from seawall.datasets.simulated import Simulated
+from seawall.data.simulated import Simulated
 from seawall.errors import UsageError
 from seawall.geo.raster import Grid, open_raster, write_cog
 from seawall.infer import predict_scene

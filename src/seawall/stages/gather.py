@@ -7,11 +7,11 @@ import json
 import os
 from pathlib import Path
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.curate import curate
-from seawall.datasets.index import is_chip_folder
-from seawall.datasets.simulated import Simulated
-from seawall.datasets.splits import Split, split_chips
+from seawall.data.chips import ChipFolder
+from seawall.data.curate import curate
+from seawall.data.index import is_chip_folder
+from seawall.data.simulated import Simulated
+from seawall.data.splits import Split, split_chips
 from seawall.errors import RecipeError
 from seawall.geo.radiometry import Hints
 from seawall.labels.rule import parse_rule

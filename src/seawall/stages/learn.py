@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from seawall import registry
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.loader import PatchFeed, whole
-from seawall.datasets.splits import Split, record_split
-from seawall.datasets.store import IGNORE
+from seawall.data.chip_format import IGNORE
+from seawall.data.chips import ChipFolder
+from seawall.data.loader import PatchFeed, whole
+from seawall.data.splits import Split, record_split
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.facts import digest_chips
 from seawall.history import History

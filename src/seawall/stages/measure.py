@@ -10,9 +10,9 @@ from typing import cast
 from torch import nn
 
 from seawall.attacks.fischer import Fischer
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.loader import whole
-from seawall.datasets.splits import Split
+from seawall.data.chips import ChipFolder
+from seawall.data.loader import whole
+from seawall.data.splits import Split
 from seawall.evaluate.case import CLEAN, Case, fitted
 from seawall.evaluate.matrix import write_examples
 from seawall.interrogate import QUICK

@@ -13,7 +13,7 @@ import rasterio
 from numpy.typing import NDArray
 from torch import nn
 
-from seawall.datasets.chips import ChipFolder
+from seawall.data.chips import ChipFolder
 from seawall.geo.preview import write_preview
 from seawall.geo.raster import open_raster, write_cog
 from seawall.infer import predict_scene

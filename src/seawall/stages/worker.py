@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from seawall.datasets.chips import ChipFolder
+from seawall.data.chips import ChipFolder
 from seawall.launch import Progress, worker
 from seawall.recipe import make_recipe
 from seawall.stages.gather import divide

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from seawall.datasets.agree import choose_header
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.find import find_source
-from seawall.datasets.index import ChipHeader
-from seawall.datasets.pieces import NO_HINTS, Item, Lost, Piece, Source, sha
-from seawall.datasets.prepare import EmptyChipError, Labeler, name_bands, prepare
-from seawall.datasets.writer import ChipWriter
+from seawall.data.chips import ChipFolder
+from seawall.data.index import ChipHeader
+from seawall.data.preparation import EmptyChipError, Labeler, choose_header, name_bands, prepare
+from seawall.data.raw_chips import NO_HINTS, Item, Lost, Piece, Source, sha
+from seawall.data.sources import find_source
+from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, RunError, SeawallError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.io import RunLock, write_atomic

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.index import (
+from seawall.data.chip_format import IGNORE, Encoded, encode_image, encode_label
+from seawall.data.chips import ChipFolder
+from seawall.data.index import (
     NAME,
     ChipHeader,
     ChipRow,
@@ -24,7 +25,6 @@ from seawall.datasets.index import (
     read_index,
     write_index,
 )
-from seawall.datasets.store import IGNORE, Encoded, encode_image, encode_label
 from seawall.errors import DataError
 from seawall.geo.raster import Grid
 from seawall.io import write_atomic

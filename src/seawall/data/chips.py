@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.datasets.index import ChipHeader, ChipRow, read_index
-from seawall.datasets.store import IGNORE, decode_image, map_pixels
+from seawall.data.chip_format import IGNORE, decode_image, map_pixels
+from seawall.data.index import ChipHeader, ChipRow, read_index
 from seawall.errors import DataError, did_you_mean
 from seawall.geo.raster import Grid
 from seawall.io import inside

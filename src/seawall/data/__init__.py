@@ -1,13 +1,12 @@
 """Chips with labels: folders and their index, splits, the loader, and the curation that makes them."""
 
-from seawall.datasets.chips import Chip, ChipFolder
-from seawall.datasets.curate import CurateReport, Estimate, curate
-from seawall.datasets.index import ChipHeader, ChipRow
-from seawall.datasets.loader import patches, whole
-from seawall.datasets.sampling import Sampler, class_shares
-from seawall.datasets.simulated import Simulated
-from seawall.datasets.sources import IndexTable, Pairs, Sen1Floods11
-from seawall.datasets.splits import (
+from seawall.data.chips import Chip, ChipFolder
+from seawall.data.curate import CurateReport, Estimate, curate
+from seawall.data.index import ChipHeader, ChipRow
+from seawall.data.loader import Sampler, class_shares, patches, whole
+from seawall.data.simulated import Simulated
+from seawall.data.sources import IndexTable, Pairs, Sen1Floods11
+from seawall.data.splits import (
     Split,
     check_disjoint,
     groups_without_water,
@@ -18,7 +17,7 @@ from seawall.datasets.splits import (
     split_facts,
     split_groups,
 )
-from seawall.datasets.writer import ChipWriter
+from seawall.data.writer import ChipWriter
 
 __all__ = [
     "Chip",

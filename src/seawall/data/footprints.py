@@ -12,7 +12,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 from scipy.spatial import cKDTree
 
-from seawall.datasets.index import ChipRow
+from seawall.data.index import ChipRow
 from seawall.errors import DataError
 
 WORLD = "EPSG:6933"  # equal area, meters: distances east-west stretch towards the poles, areas do not

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from seawall.datasets.chips import ChipFolder
-from seawall.datasets.splits import labelled, recorded_parts, split_chips
+from seawall.data.chips import ChipFolder
+from seawall.data.splits import labelled, recorded_parts, split_chips
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.split_record import PARTS, SplitRecord
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from seawall import __version__
-from seawall.datasets.pieces import Item, Lost, Piece, cut, sha
+from seawall.data.raw_chips import Item, Lost, Piece, cut, sha
 from seawall.errors import UsageError, did_you_mean
 from seawall.geo.radiometry import Hints, Scale
 from seawall.geo.raster import Window
