@@ -41,7 +41,7 @@ from seawall.data.simulated import Simulated
 from seawall.data.writer import ChipWriter
 from seawall.geo.raster import read_raster
 from seawall.labels.confident import precision_recall
-from seawall.labels.rule import parse_rule
+from seawall.labels.indices import parse_rule
 from seawall.rng import Keys
 
 NOISES = (

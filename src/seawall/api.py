@@ -97,7 +97,7 @@ def curate(
         seawall curate my/pairs --out chips/mine --group "(.*)_\\d+"
     """
     from seawall.data.curate import curate as make
-    from seawall.labels.rule import parse_rule
+    from seawall.labels.indices import parse_rule
 
     done = make(
         source, Path(out), kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR), bands=bands or None, names=names,

@@ -29,8 +29,8 @@ from seawall.infer import model_digest
 from seawall.io import RunLock, atomic, csv_cells, write_atomic
 from seawall.labels.confident import Opinion, Suspicion, agreed, softmin, suspect
 from seawall.labels.evidence import combined, tail_evidence
-from seawall.labels.offset import label_shift
-from seawall.labels.rule import Rule, parse_rule
+from seawall.labels.indices import Rule, parse_rule
+from seawall.labels.registration import label_shift
 from seawall.learning.dynamics import Dynamics, Learned
 from seawall.learning.supervised import Supervised
 from seawall.models.standardize import Standardize

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from seawall.errors import DataError, UsageError
 from seawall.geo.raster import Grid, open_raster, write_cog
 from seawall.labels.agreement import Trust, compare_masks, disagreement_map, trust_table
-from seawall.labels.offset import positional_error
+from seawall.labels.registration import positional_error
 from seawall.labels.vector import rasterize_layer
 from seawall.result import Row
 

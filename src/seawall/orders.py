@@ -10,7 +10,7 @@ from seawall.errors import RecipeError, UsageError
 from seawall.evaluate.case import Case
 from seawall.geo.sensors import band_noise, resolve
 from seawall.label_noise import NoiseContext, build_noise
-from seawall.labels.rule import parse_rule
+from seawall.labels.indices import parse_rule
 from seawall.recipe import Data, Method, Recipe
 from seawall.schedule import make_training
 from seawall.simulate.scene import ALL13

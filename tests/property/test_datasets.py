@@ -10,9 +10,8 @@ from seawall.data.index import ChipHeader, ChipRow, dump_row, load_row
 from seawall.data.raw_chips import cut
 from seawall.data.splits import check_disjoint, split_facts, split_groups
 from seawall.geo.raster import Grid
-from seawall.labels.rule import parse_rule
+from seawall.labels.indices import INDICES, parse_rule
 from seawall.labels.threshold import otsu
-from seawall.labels.water import INDICES
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
 

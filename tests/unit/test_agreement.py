@@ -7,7 +7,7 @@ import pytest
 
 from seawall.errors import DataError, UsageError
 from seawall.labels.agreement import compare_masks, disagreement_map, shore_distances, shoreline, trust_table
-from seawall.labels.offset import label_shift, positional_error
+from seawall.labels.registration import label_shift, positional_error
 
 
 def half(cols, size=10):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from seawall.errors import ModelError, UsageError
-from seawall.labels.rule import parse_rule
+from seawall.labels.indices import parse_rule
 from seawall.models.adapter import PROBABILITIES, adapt
 from seawall.models.blocks import make_norm
 from seawall.models.dense_unet import DenseUNet

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from seawall.errors import DataError, RadiometryError, UsageError
-from seawall.labels.rule import REPORT, parse_rule
-from seawall.labels.water import INDICES, awei_nsh, awei_sh, mndwi, ndwi, water_index
+from seawall.labels.indices import INDICES, REPORT, awei_nsh, awei_sh, mndwi, ndwi, parse_rule, water_index
 
 BANDS = ("B02", "B03", "B08", "B11", "B12")
 

@@ -1,8 +1,18 @@
-"""Labels from images: water indices, thresholds, and rules that join the two."""
+"""Labels from images and vector layers: water indices, thresholds, agreement of sources, registration error."""
 
-from seawall.labels.rule import REPORT, Labelled, Rule, parse_rule
+from seawall.labels.indices import (
+    INDICES,
+    REPORT,
+    Labelled,
+    Rule,
+    awei_nsh,
+    awei_sh,
+    mndwi,
+    ndwi,
+    parse_rule,
+    water_index,
+)
 from seawall.labels.threshold import Threshold, fixed, otsu
-from seawall.labels.water import INDICES, awei_nsh, awei_sh, mndwi, ndwi, water_index
 
 __all__ = [
     "INDICES",

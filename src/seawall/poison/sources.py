@@ -16,8 +16,8 @@ from torch import Tensor
 from seawall.errors import DataError, UsageError
 from seawall.geo.grid import Grid
 from seawall.geo.raster import read_raster
-from seawall.labels.offset import positional_error
-from seawall.labels.rule import IGNORE, parse_rule
+from seawall.labels.indices import IGNORE, parse_rule
+from seawall.labels.registration import positional_error
 from seawall.poison.boundary import shore_distance
 from seawall.poison.budget import allowance, check_budget, check_class
 from seawall.poison.ground import Ground, Label, relabel

@@ -14,7 +14,7 @@ from seawall.data.simulated import Simulated
 from seawall.data.splits import Split, split_chips
 from seawall.errors import RecipeError
 from seawall.geo.radiometry import Hints
-from seawall.labels.rule import parse_rule
+from seawall.labels.indices import parse_rule
 from seawall.orders import vet_data
 from seawall.stages.run import Run
 
