@@ -40,7 +40,7 @@ from seawall.data.curate import curate
 from seawall.data.simulated import Simulated
 from seawall.data.writer import ChipWriter
 from seawall.geo.raster import read_raster
-from seawall.labels.confident import precision_recall
+from seawall.label_audit.confident_learning import precision_recall
 from seawall.labels.indices import parse_rule
 from seawall.rng import Keys
 

@@ -41,9 +41,9 @@ from seawall.data.curate import curate
 from seawall.data.loader import patches, whole
 from seawall.data.simulated import Simulated
 from seawall.data.splits import Split, kfold_groups, split_groups
+from seawall.label_audit.confident_learning import Opinion, suspect
+from seawall.label_audit.relabel import mend
 from seawall.label_noise import Relabel
-from seawall.labels.confident import Opinion, suspect
-from seawall.learning.relabel import mend
 from seawall.metrics.counts import confusion
 from seawall.rng import Keys
 from seawall.train import Training, fit

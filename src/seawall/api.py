@@ -366,7 +366,7 @@ def audit_labels(
     Command:
         seawall audit-labels chips/mine --rule "mndwi > 0" --out audits/mine
     """
-    from seawall.audit_labels import audit_chips
+    from seawall.label_audit.audit import audit_chips
 
     return Result(
         *audit_chips(
@@ -401,7 +401,7 @@ def compare_labels(
     Command:
         seawall compare-labels ndwi.tif rivers.gpkg --reference hand.tif --out disagreement.tif
     """
-    from seawall.compare_labels import compare_labels as compare
+    from seawall.label_audit.compare import compare_labels as compare
 
     return Result(
         *compare(

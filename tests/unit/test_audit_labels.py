@@ -9,18 +9,19 @@ import rasterio
 import torch
 from torch import nn
 
-from seawall import api, audit_labels
+from seawall import api
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
-from seawall.labels.evidence import combined, tail_evidence
-from seawall.learning.dynamics import Dynamics, margin
+from seawall.label_audit import audit
+from seawall.label_audit.confident_learning import combined, tail_evidence
+from seawall.label_audit.contact_sheet import BLANK, SUSPECT, Card, montage, preview
+from seawall.label_audit.training_dynamics import Dynamics, margin
 from seawall.models.adapter import adapt
 from seawall.models.threshold import Threshold
 from seawall.models.weights import save_model
 from seawall.report.pictures import CLASSES
-from seawall.sheet import BLANK, SUSPECT, Card, montage, preview
 from seawall.testing.ground import ground_batch, uneven_model
 from seawall.testing.state import same_snapshot, snapshot
 from seawall.types import ModelSpec
@@ -202,9 +203,9 @@ def test_each_chip_is_judged_by_the_model_that_did_not_learn_from_its_group(tmp_
             next(v for v in net.parameters() if v.ndim == 1)[1] = float(len(taught))
         return net.eval(), Dynamics(list, home / "dynamics.jsonl")
 
-    monkeypatch.setattr(audit_labels, "_teach", teach)
-    teaching = audit_labels.Teaching("unet", 3, 1, 0, "cpu")
-    said, _ = audit_labels._cross_validate(chips, tmp_path / "out", teaching, lambda *_: None)
+    monkeypatch.setattr(audit, "_teach", teach)
+    teaching = audit.Teaching("unet", 3, 1, 0, "cpu")
+    said, _ = audit._cross_validate(chips, tmp_path / "out", teaching, lambda *_: None)
     assert len(taught) == 3 and set(said) == set(chips.ids)
     for id_, path in said.items():
         fold = [number for number, ids in enumerate(taught, 1) if id_ not in ids]

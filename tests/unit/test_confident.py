@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seawall.errors import DataError
-from seawall.labels.confident import Opinion, agreed, precision_recall, softmin, suspect
+from seawall.label_audit.confident_learning import Opinion, agreed, precision_recall, softmin, suspect
 
 
 def world(seed: int, chips: int = 4, classes: int = 2, size: int = 24, flips: float = 0.1):

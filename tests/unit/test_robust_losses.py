@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
-from seawall.labels.confident import Opinion
+from seawall.label_audit.confident_learning import Opinion
+from seawall.label_audit.relabel import mend
 from seawall.learning.co_teaching import CoTeaching, small
 from seawall.learning.correction import BackwardCorrected, ForwardCorrected, backward_corrected, forward_corrected
-from seawall.learning.relabel import mend
 from seawall.learning.robust import GCE, SCE, Bootstrap, BoundaryTolerant, NoiseRobustDice, rings
 from seawall.losses import CE, as_loss
 from seawall.models.twins import Twins

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import UsageError
-from seawall.labels.confident import Opinion, suspect
+from seawall.label_audit.confident_learning import Opinion, suspect
 
 Labels = Mapping[str, NDArray[np.int64]]
 Judge = Callable[[Labels], Callable[[], Iterable[Opinion]]]

@@ -27,17 +27,16 @@ from seawall.errors import DataError, UsageError
 from seawall.facts import digest_chips
 from seawall.infer import model_digest
 from seawall.io import RunLock, atomic, csv_cells, write_atomic
-from seawall.labels.confident import Opinion, Suspicion, agreed, softmin, suspect
-from seawall.labels.evidence import combined, tail_evidence
+from seawall.label_audit.confident_learning import Opinion, Suspicion, agreed, combined, softmin, suspect, tail_evidence
+from seawall.label_audit.contact_sheet import Card, write_sheet
+from seawall.label_audit.training_dynamics import Dynamics, Learned
 from seawall.labels.indices import Rule, parse_rule
 from seawall.labels.registration import label_shift
-from seawall.learning.dynamics import Dynamics, Learned
 from seawall.learning.supervised import Supervised
 from seawall.models.standardize import Standardize
 from seawall.models.weights import load_model, split_of
 from seawall.result import Progress
 from seawall.rng import Keys
-from seawall.sheet import Card, write_sheet
 from seawall.train import Training, fit
 from seawall.types import Batch, ModelSpec, Setting
 
