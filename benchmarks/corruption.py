@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from seawall.poison.text import noise_text
+from seawall.label_noise.build import noise_text
 from seawall.registry import build, entries
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise, Setting

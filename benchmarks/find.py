@@ -34,7 +34,6 @@ import numpy as np
 import torch
 
 from seawall import api
-from seawall.corrupt_labels import batch_of, marks_of, noise_for
 from seawall.data.chips import Chip, ChipFolder
 from seawall.data.curate import curate
 from seawall.data.simulated import Simulated
@@ -42,6 +41,7 @@ from seawall.data.writer import ChipWriter
 from seawall.geo.raster import read_raster
 from seawall.label_audit.confident_learning import precision_recall
 from seawall.labels.indices import parse_rule
+from seawall.pipeline.corrupt_labels import batch_of, marks_of, noise_for
 from seawall.rng import Keys
 
 NOISES = (

@@ -35,7 +35,6 @@ import numpy as np
 import torch
 
 from seawall import registry
-from seawall.corrupt_labels import noise_for
 from seawall.data.chips import Chip, ChipFolder
 from seawall.data.curate import curate
 from seawall.data.loader import patches, whole
@@ -43,8 +42,9 @@ from seawall.data.simulated import Simulated
 from seawall.data.splits import Split, kfold_groups, split_groups
 from seawall.label_audit.confident_learning import Opinion, suspect
 from seawall.label_audit.relabel import mend
-from seawall.label_noise import Relabel
+from seawall.label_noise.build import Relabel
 from seawall.metrics.counts import confusion
+from seawall.pipeline.corrupt_labels import noise_for
 from seawall.rng import Keys
 from seawall.train import Training, fit
 from seawall.types import ModelSpec

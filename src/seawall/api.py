@@ -320,7 +320,7 @@ def corrupt(
     Command:
         seawall corrupt chips/mine --noise "dilate 10%" --out chips/dilated
     """
-    from seawall import corrupt_labels
+    from seawall.pipeline import corrupt_labels
 
     return Result(
         *corrupt_labels.corrupt_chips(

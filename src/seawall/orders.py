@@ -9,7 +9,7 @@ from seawall import registry
 from seawall.errors import RecipeError, UsageError
 from seawall.evaluate.case import Case
 from seawall.geo.sensors import band_noise, resolve
-from seawall.label_noise import NoiseContext, build_noise
+from seawall.label_noise.build import NoiseContext, build_noise
 from seawall.labels.indices import parse_rule
 from seawall.recipe import Data, Method, Recipe
 from seawall.schedule import make_training

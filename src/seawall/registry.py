@@ -20,7 +20,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "attack": ("seawall.attacks",),
     "suite": ("seawall.suites",),
     "corruption": ("seawall.corruptions",),
-    "noise": ("seawall.poison",),
+    "noise": ("seawall.label_noise",),
     "poison": ("seawall.poison",),
     "fault": ("seawall.faults",),
     "defense": ("seawall.defenses",),

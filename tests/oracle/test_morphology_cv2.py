@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seawall.poison.ground import Ground
-from seawall.poison.morphology import Close, Dilate, Erode, Open
-from seawall.poison.rings import closings, dilations, distance, erosions, openings
+from seawall.label_noise.erode_dilate import Close, Dilate, Erode, Open
+from seawall.label_noise.label_view import Ground
+from seawall.label_noise.morphology import closings, dilations, distance, erosions, openings
 from seawall.rng import Keys
 from seawall.types import Batch
 

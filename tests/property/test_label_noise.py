@@ -10,17 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from seawall.poison.boundary import Jitter, Shift, shore_distance
-from seawall.poison.budget import allowance
-from seawall.poison.ground import Ground
-from seawall.poison.morphology import Close, Dilate, Erode, Open
-from seawall.poison.objects import DropObjects, MergeObjects, objects
-from seawall.poison.pixels import Patches, Pixels
-from seawall.poison.realized import apply, realized
-from seawall.poison.sources import IndexThreshold, Stale, WrongSource
-from seawall.poison.teacher import FeatureDependent, GradientDirected
-from seawall.poison.thirds import Thirds
-from seawall.poison.transition import ClassDependent, Symmetric
+from seawall.label_noise.erode_dilate import Close, Dilate, Erode, Open, Thirds
+from seawall.label_noise.geometry import DropObjects, Jitter, MergeObjects, Shift, objects, shore_distance
+from seawall.label_noise.label_difference import apply, realized
+from seawall.label_noise.label_view import Ground, allowance
+from seawall.label_noise.pixels import ClassDependent, Patches, Pixels, Symmetric
+from seawall.label_noise.sources import IndexThreshold, Stale, WrongSource
+from seawall.label_noise.teacher import FeatureDependent, GradientDirected
 from seawall.registry import build, entries
 from seawall.rng import Keys
 from seawall.types import Batch

@@ -8,13 +8,13 @@ import pytest
 from affine import Affine
 
 from seawall import api
-from seawall.corrupt_labels import batch_of, noise_for
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, PartialError, UsageError
 from seawall.geo.grid import Grid
-from seawall.poison.text import parse_noise
+from seawall.label_noise.build import parse_noise
+from seawall.pipeline.corrupt_labels import batch_of, noise_for
 from seawall.rng import Keys
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)

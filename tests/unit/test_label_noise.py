@@ -9,16 +9,13 @@ import torch
 from torch import nn
 
 from seawall.errors import DataError, RadiometryError, UsageError
-from seawall.poison.boundary import Jitter, Shift
-from seawall.poison.morphology import Dilate, Erode
-from seawall.poison.objects import DropObjects, MergeObjects
-from seawall.poison.pixels import Patches, Pixels
-from seawall.poison.realized import apply, realized
-from seawall.poison.sources import IndexThreshold, Stale, WrongSource
-from seawall.poison.teacher import FeatureDependent, GradientDirected, model_teacher, saliency_teacher
-from seawall.poison.text import noise_text, parse_noise, spoken_budget
-from seawall.poison.thirds import Thirds, assign_thirds
-from seawall.poison.transition import ClassDependent, Symmetric
+from seawall.label_noise.build import noise_text, parse_noise, spoken_budget
+from seawall.label_noise.erode_dilate import Dilate, Erode, Thirds, assign_thirds
+from seawall.label_noise.geometry import DropObjects, Jitter, MergeObjects, Shift
+from seawall.label_noise.label_difference import apply, realized
+from seawall.label_noise.pixels import ClassDependent, Patches, Pixels, Symmetric
+from seawall.label_noise.sources import IndexThreshold, Stale, WrongSource
+from seawall.label_noise.teacher import FeatureDependent, GradientDirected, model_teacher, saliency_teacher
 from seawall.rng import Keys
 from seawall.types import Batch
 

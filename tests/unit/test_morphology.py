@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from seawall.errors import DataError, UsageError
-from seawall.poison.budget import meters_of, rings_of
-from seawall.poison.morphology import Close, Dilate, Erode, Open, erosion_odds
-from seawall.poison.realized import apply
-from seawall.poison.thirds import Thirds, assign_thirds
+from seawall.label_noise.erode_dilate import Close, Dilate, Erode, Open, Thirds, assign_thirds, erosion_odds
+from seawall.label_noise.label_difference import apply
+from seawall.label_noise.label_view import meters_of, rings_of
 from seawall.rng import Keys
 from seawall.types import Batch
 

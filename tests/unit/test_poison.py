@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from seawall.errors import DataError, UsageError
+from seawall.label_noise.teacher import model_teacher, saliency_teacher
 from seawall.models.unet import UNet
 from seawall.poison import clean_label
 from seawall.poison.clean_label import GradientMatching, MetaPoison, Noise, cosine, flip, join
@@ -24,7 +25,6 @@ from seawall.poison.detect import (
 )
 from seawall.poison.dirty import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
 from seawall.poison.target import Target, choose, insert, random_control, victims
-from seawall.poison.teacher import model_teacher, saliency_teacher
 from seawall.poison.unrolled import said, trained_weights, training_loss, unroll
 from seawall.registry import entries
 from seawall.rng import Keys

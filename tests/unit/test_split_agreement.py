@@ -8,7 +8,6 @@ import pytest
 from affine import Affine
 
 from seawall import api
-from seawall.corrupt_labels import part_of
 from seawall.data.chips import ChipFolder
 from seawall.data.curate import curate
 from seawall.data.index import ChipHeader
@@ -20,6 +19,7 @@ from seawall.geo.raster import Grid
 from seawall.models.threshold import Threshold
 from seawall.models.weights import load_model, save_model, set_split, split_of
 from seawall.pipeline import train_only
+from seawall.pipeline.corrupt_labels import part_of
 from seawall.recipe import make_recipe
 from seawall.records import read_records
 from seawall.result import silent

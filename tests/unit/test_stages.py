@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from seawall import api, facts, label_noise
+from seawall import api, facts
 from seawall.checkpoint import differences
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
@@ -16,10 +16,10 @@ from seawall.data.splits import Split
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, RecipeError, RunError, UsageError
 from seawall.facts import note_environment
-from seawall.label_noise import CorruptedLabels, NoiseContext, Relabel, build_noise, marks_of
+from seawall.label_noise import build
+from seawall.label_noise.build import CorruptedLabels, NoiseContext, Relabel, build_noise, marks_of, read_noise
 from seawall.orders import check_distinct
 from seawall.pipeline import same_experiment, train_only
-from seawall.poison.text import read_noise
 from seawall.recipe import Recipe, make_recipe
 from seawall.schedule import MEAN
 from seawall.stages.gather import gather
@@ -166,7 +166,7 @@ def test_corrupted_labels_are_made_once_and_bounded_in_memory(tmp_path: Path, mo
     made: list[str] = []
     real = Relabel.__call__
     monkeypatch.setattr(Relabel, "__call__", lambda self, chip: (made.append(chip.id), real(self, chip))[1])
-    monkeypatch.setattr(label_noise, "MEMORY_BYTES", 2 * 32 * 32)
+    monkeypatch.setattr(build, "MEMORY_BYTES", 2 * 32 * 32)
     run = run_of(tmp_path / "run", training={"settings": QUICK}, noises=[{"name": "symmetric", "rates": [0.1, 0.2]}])
     realize(run, chips, split)
     for network in run.recipe.networks[1:]:

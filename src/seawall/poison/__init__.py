@@ -1,10 +1,10 @@
 """Wrong labels on purpose: label noise and morphological attacks within exact budgets, and records of what they did."""
 
-from seawall.poison.budget import meters_of, rings_of
-from seawall.poison.realized import Realized, apply, realized
-from seawall.poison.teacher import model_teacher, saliency_teacher
-from seawall.poison.text import noise_text, parse_noise
-from seawall.poison.thirds import assign_thirds
+from seawall.label_noise.build import noise_text, parse_noise
+from seawall.label_noise.erode_dilate import assign_thirds
+from seawall.label_noise.label_difference import Realized, apply, realized
+from seawall.label_noise.label_view import meters_of, rings_of
+from seawall.label_noise.teacher import model_teacher, saliency_teacher
 
 __all__ = [
     "Realized",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seawall.errors import UsageError
-from seawall.poison.budget import allowance
+from seawall.label_noise.label_view import allowance
 from seawall.poison.target import column, random_control
 from seawall.registry import register
 from seawall.rng import Keys

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
+from seawall.label_noise.label_view import allowance
 from seawall.losses import masked_mean
 from seawall.modules import to_device_of
-from seawall.poison.budget import allowance
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
 

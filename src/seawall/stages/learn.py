@@ -18,7 +18,7 @@ from seawall.data.splits import Split, record_split
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.facts import digest_chips
 from seawall.history import History
-from seawall.label_noise import CorruptedLabels, noise_of_chips
+from seawall.label_noise.build import CorruptedLabels, noise_of_chips
 from seawall.launch import run_processes
 from seawall.metrics.counts import confusion
 from seawall.models.standardize import Standardize

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.poison.ground import Ground, Mask
+from seawall.label_noise.label_view import Ground, Mask
 
 Plane = NDArray[np.uint8]
 Steps = Callable[[Ground, int], Iterator[Mask]]

@@ -16,13 +16,12 @@ from torch import Tensor
 from seawall.errors import DataError, UsageError
 from seawall.geo.grid import Grid
 from seawall.geo.raster import read_raster
+from seawall.label_noise.geometry import shore_distance
+from seawall.label_noise.label_difference import Plain
+from seawall.label_noise.label_view import Ground, Label, allowance, check_budget, check_class, relabel
+from seawall.label_noise.pixels import correlated
 from seawall.labels.indices import IGNORE, parse_rule
 from seawall.labels.registration import positional_error
-from seawall.poison.boundary import shore_distance
-from seawall.poison.budget import allowance, check_budget, check_class
-from seawall.poison.ground import Ground, Label, relabel
-from seawall.poison.pixels import correlated
-from seawall.poison.realized import Plain
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise

@@ -20,10 +20,17 @@ from seawall.data.splits import record_split, split_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, SeawallError, UsageError
 from seawall.io import RunLock, write_atomic
-from seawall.label_noise import batch_of, marks_of, noise_alone, noise_keys, noise_of_chips
-from seawall.poison.realized import Described, Realized, allowed_pixels, realized
-from seawall.poison.sources import source_digest
-from seawall.poison.text import read_noise, spoken_budget
+from seawall.label_noise.build import (
+    batch_of,
+    marks_of,
+    noise_alone,
+    noise_keys,
+    noise_of_chips,
+    read_noise,
+    spoken_budget,
+)
+from seawall.label_noise.label_difference import Described, Realized, allowed_pixels, realized
+from seawall.label_noise.sources import source_digest
 from seawall.recipe import change_recipe
 from seawall.result import Progress
 from seawall.split_record import SplitRecord, SplitSettings

@@ -16,12 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seawall.errors import DataError, UsageError
+from seawall.label_noise.label_view import (
+    Ground,
+    Label,
+    Mask,
+    Of,
+    allowance,
+    check_budget,
+    check_class,
+    relabel,
+    rings_of,
+)
+from seawall.label_noise.morphology import distance
+from seawall.label_noise.pixels import Side, candidates
+from seawall.label_noise.sources import stored_array
 from seawall.modules import to_device_of
-from seawall.poison.budget import Of, allowance, check_budget, check_class, rings_of
-from seawall.poison.ground import Ground, Label, Mask, relabel
-from seawall.poison.pixels import Side, candidates
-from seawall.poison.rings import distance
-from seawall.poison.sources import stored_array
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, Loss

@@ -10,9 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from seawall.errors import DataError
-from seawall.poison.budget import allowance
-from seawall.poison.ground import Mask
-from seawall.poison.rings import distance
+from seawall.label_noise.label_view import Mask, allowance
+from seawall.label_noise.morphology import distance
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise
 
@@ -137,7 +136,7 @@ def allowed_pixels(noise: LabelNoise, batch: Batch) -> tuple[int | None, ...]:
 
     Example:
         >>> import torch
-        >>> from seawall.poison.morphology import Erode
+        >>> from seawall.label_noise.erode_dilate import Erode
         >>> label = torch.tensor([[[1, 1], [0, 0]]])
         >>> batch = Batch.of(torch.zeros(1, 1, 2, 2), label)
         >>> allowed_pixels(Erode(budget=0.5), batch), allowed_pixels(Erode(budget=0.5, of="class"), batch)
