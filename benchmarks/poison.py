@@ -32,10 +32,10 @@ from torch.nn import functional
 
 from seawall.models.blocks import Segmenter
 from seawall.models.unet import UNet
-from seawall.poison.clean_label import GradientMatching, MetaPoison
-from seawall.poison.detect import Array, Verdict, activation_clustering, activations, spectral_signatures
-from seawall.poison.dirty import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
-from seawall.poison.target import Target, choose, insert, victims
+from seawall.poisoning.backdoor import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
+from seawall.poisoning.clean_label import GradientMatching, MetaPoison
+from seawall.poisoning.detection import Array, Verdict, activation_clustering, activations, spectral_signatures
+from seawall.poisoning.target import Target, choose, insert, victims
 from seawall.rng import Keys
 from seawall.simulate.scene import simulate_s2
 from seawall.types import Batch, ModelSpec

@@ -21,7 +21,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "suite": ("seawall.suites",),
     "corruption": ("seawall.corruptions",),
     "noise": ("seawall.label_noise",),
-    "poison": ("seawall.poison",),
+    "poison": ("seawall.poisoning",),
     "fault": ("seawall.faults",),
     "defense": ("seawall.defenses",),
     "loss": ("seawall.losses", "seawall.learning"),

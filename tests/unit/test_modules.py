@@ -15,7 +15,7 @@ from seawall.geo.raster import Grid, write_cog
 from seawall.infer import predict_scene
 from seawall.models.threshold import Threshold
 from seawall.modules import device_of, eval_mode, forward_kept, to_device_of
-from seawall.poison.detect import activations
+from seawall.poisoning.detection import activations
 from seawall.records import RecordLog
 from seawall.types import Batch, ModelSpec
 from seawall.uncertainty.conformal import fit_conformal, missed_shares

@@ -14,18 +14,18 @@ from torch import nn
 from seawall.errors import DataError, UsageError
 from seawall.label_noise.teacher import model_teacher, saliency_teacher
 from seawall.models.unet import UNet
-from seawall.poison import clean_label
-from seawall.poison.clean_label import GradientMatching, MetaPoison, Noise, cosine, flip, join
-from seawall.poison.detect import (
+from seawall.poisoning import clean_label
+from seawall.poisoning.backdoor import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
+from seawall.poisoning.clean_label import GradientMatching, MetaPoison, Noise, cosine, flip, join
+from seawall.poisoning.detection import (
     activation_clustering,
     activations,
     beyond,
     false_alarm_rate,
     spectral_signatures,
 )
-from seawall.poison.dirty import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
-from seawall.poison.target import Target, choose, insert, random_control, victims
-from seawall.poison.unrolled import said, trained_weights, training_loss, unroll
+from seawall.poisoning.target import Target, choose, insert, random_control, victims
+from seawall.poisoning.unrolled_training import said, trained_weights, training_loss, unroll
 from seawall.registry import entries
 from seawall.rng import Keys
 from seawall.testing.ground import ground_batch, linear_model

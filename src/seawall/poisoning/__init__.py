@@ -1,4 +1,4 @@
-"""Wrong labels on purpose: label noise and morphological attacks within exact budgets, and records of what they did."""
+"""Poisoned training chips: backdoors, clean-label poisons, and their detection."""
 
 from seawall.label_noise.build import noise_text, parse_noise
 from seawall.label_noise.erode_dilate import assign_thirds

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import UsageError
-from seawall.poison.target import Target, column
-from seawall.poison.unrolled import said, trained_weights, training_loss, unroll
+from seawall.poisoning.target import Target, column
+from seawall.poisoning.unrolled_training import said, trained_weights, training_loss, unroll
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from seawall.losses import masked_mean
-from seawall.poison.target import pixel_loss
+from seawall.poisoning.target import pixel_loss
 from seawall.types import Batch
 
 Weights = Mapping[str, Tensor]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seawall.errors import UsageError
 from seawall.label_noise.label_view import allowance
-from seawall.poison.target import column, random_control
+from seawall.poisoning.target import column, random_control
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch
