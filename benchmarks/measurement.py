@@ -24,7 +24,7 @@ from loader import BANDS, make_folder
 from seawall.data.chips import ChipFolder
 from seawall.evaluate.case import CLEAN
 from seawall.measurement import ChipSource, measure_model
-from seawall.models.threshold import Threshold
+from seawall.models.water_index import Threshold
 from seawall.records import RecordLog
 from seawall.types import ModelSpec
 

@@ -17,8 +17,7 @@ from torch.optim import Optimizer
 
 from seawall.errors import ModelError, RunError
 from seawall.io import write_atomic
-from seawall.models.container import pack, unpack
-from seawall.models.weights import state_of
+from seawall.models.weights import pack, state_of, unpack
 
 KEPT = 2
 

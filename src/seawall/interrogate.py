@@ -27,8 +27,7 @@ from seawall.evaluate.case import Asked, Case
 from seawall.figures.doubts import SLACK, doubts, with_doubts
 from seawall.infer import model_digest
 from seawall.io import write_atomic
-from seawall.models.extremes import extreme_images
-from seawall.models.threshold import ThresholdNet
+from seawall.models.water_index import ThresholdNet, extreme_images
 from seawall.modules import forward_kept
 from seawall.rng import Keys
 from seawall.threat.model import CEILING, FLOOR, ThreatModel

@@ -32,9 +32,8 @@ from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_y
 from seawall.history import History, HistoryLog, Row, finite
 from seawall.io import RunLock
 from seawall.launch import listening
-from seawall.models.container import digest
-from seawall.models.standardize import Standardize
-from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of
+from seawall.models.blocks import Standardize
+from seawall.models.weights import check_finite, digest, load_model, save_model, spec_of, spec_to_json, state_of
 from seawall.processes import OtherProcessError, add_up, at_home, on_first, share_of, start_fabric
 from seawall.rng import Keys
 from seawall.schedule import HARMLESS, Training, default_monitor, learning_rate, make_training

@@ -11,7 +11,7 @@ import seawall
 from seawall import api
 from seawall.data.loader import whole
 from seawall.errors import DataError, ModelError
-from seawall.models.threshold import Threshold
+from seawall.models.water_index import Threshold
 from seawall.types import Batch, ModelSpec
 
 SMALL = (

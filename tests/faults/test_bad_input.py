@@ -23,7 +23,7 @@ from affine import Affine
 
 from seawall.data.chips import ChipFolder
 from seawall.io import RunLock
-from seawall.models.threshold import Threshold
+from seawall.models.water_index import Threshold
 from seawall.models.weights import save_model
 from seawall.recipe import read_recipe
 from seawall.types import ModelSpec

@@ -88,7 +88,7 @@ def attempt(folder: Path, kind: str, count: int, seconds: float = 0.0) -> bool:
 def look(folder: Path) -> None:
     """Open every artifact that has its final name."""
     from seawall.history import read_history
-    from seawall.models.container import unpack
+    from seawall.models.weights import unpack
 
     for path in (*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")):
         unpack(path)

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from seawall.errors import ModelError, RunError
-from seawall.models.container import pack
 from seawall.models.unet import UNet
-from seawall.models.weights import load_model, save_model, spec_to_json, state_of
+from seawall.models.weights import load_model, pack, save_model, spec_to_json, state_of
 from seawall.types import ModelSpec
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)

@@ -14,7 +14,7 @@ from seawall.errors import ModelError
 from seawall.labels.threshold import best_split
 from seawall.losses import BCE, CE, Dice, Focal, Jaccard, Sum
 from seawall.models.blocks import pad_to
-from seawall.models.container import pack, unpack
+from seawall.models.weights import pack, unpack
 from seawall.schedule import Training, learning_rate
 
 CALM = settings(deadline=None, max_examples=60)  # a busy machine is no failure

@@ -19,7 +19,7 @@ from seawall.label_audit.confident_learning import combined, tail_evidence
 from seawall.label_audit.contact_sheet import BLANK, SUSPECT, Card, montage, preview
 from seawall.label_audit.training_dynamics import Dynamics, margin
 from seawall.models.adapter import adapt
-from seawall.models.threshold import Threshold
+from seawall.models.water_index import Threshold
 from seawall.models.weights import save_model
 from seawall.report.pictures import CLASSES
 from seawall.testing.ground import ground_batch, uneven_model

@@ -13,7 +13,7 @@ from torch import nn
 
 from seawall import attacks, registry
 from seawall.geo.raster import Grid, write_cog
-from seawall.models.threshold import Threshold
+from seawall.models.water_index import Threshold
 from seawall.models.weights import save_model
 from seawall.types import Batch, ModelSpec
 

@@ -16,8 +16,8 @@ from seawall.geo.raster import Grid, write_cog
 from seawall.infer import model_digest, predict_scene
 from seawall.models.adapter import adapt
 from seawall.models.identity import identify
-from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
+from seawall.models.water_index import Threshold
 from seawall.models.weights import load_model, save_model
 from seawall.records import RecordLog
 from seawall.types import Batch, ModelSpec

@@ -14,8 +14,7 @@ from seawall.attacks.pgd import PGD
 from seawall.evaluate.case import CLEAN, Case
 from seawall.figures.doubts import doubts, with_doubts
 from seawall.interrogate import QUICK, Interrogation, interrogate, interrogated
-from seawall.models.extremes import extreme_images
-from seawall.models.threshold import Threshold, ThresholdNet
+from seawall.models.water_index import Threshold, ThresholdNet, extreme_images
 from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.report.flags import explain
 from seawall.rng import Keys

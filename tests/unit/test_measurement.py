@@ -20,7 +20,7 @@ from seawall.data.writer import ChipWriter
 from seawall.evaluate.case import CLEAN, MEASURES, Case
 from seawall.interrogate import Interrogation
 from seawall.measurement import ChipSource, measure_model, mixed_chips, recipe_ids, rows_of, settings_text
-from seawall.models.threshold import Threshold
+from seawall.models.water_index import Threshold
 from seawall.models.weights import save_model, set_split
 from seawall.records import RecordLog, read_records
 from seawall.rng import Keys

@@ -8,11 +8,10 @@ from torch import nn
 from seawall.errors import ModelError, UsageError
 from seawall.labels.indices import parse_rule
 from seawall.models.adapter import PROBABILITIES, adapt
-from seawall.models.blocks import make_norm
+from seawall.models.blocks import Standardize, make_norm
 from seawall.models.dense_unet import DenseUNet
-from seawall.models.standardize import Standardize
-from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
+from seawall.models.water_index import Threshold
 from seawall.registry import build, entries
 from seawall.types import Batch, ModelSpec
 

@@ -13,7 +13,7 @@ from seawall.errors import DataError, ModelError
 from seawall.evaluate.matrix import evaluate
 from seawall.geo.raster import Grid, write_cog
 from seawall.infer import predict_scene
-from seawall.models.threshold import Threshold
+from seawall.models.water_index import Threshold
 from seawall.modules import device_of, eval_mode, forward_kept, to_device_of
 from seawall.poisoning.detection import activations
 from seawall.records import RecordLog

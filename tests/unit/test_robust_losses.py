@@ -14,7 +14,7 @@ from seawall.learning.co_teaching import CoTeaching, small
 from seawall.learning.correction import BackwardCorrected, ForwardCorrected, backward_corrected, forward_corrected
 from seawall.learning.robust import GCE, SCE, Bootstrap, BoundaryTolerant, NoiseRobustDice, rings
 from seawall.losses import CE, as_loss
-from seawall.models.twins import Twins
+from seawall.models.dual_network import Twins
 from seawall.models.weights import load_model, save_model
 from seawall.registry import build
 from seawall.rng import Keys

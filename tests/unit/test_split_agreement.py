@@ -16,7 +16,7 @@ from seawall.data.splits import record_split, split_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 from seawall.geo.raster import Grid
-from seawall.models.threshold import Threshold
+from seawall.models.water_index import Threshold
 from seawall.models.weights import load_model, save_model, set_split, split_of
 from seawall.pipeline import train_only
 from seawall.pipeline.corrupt_labels import part_of

@@ -18,8 +18,8 @@ from affine import Affine
 
 from seawall.geo.raster import Grid, write_cog
 from seawall.infer import predict_scene
-from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
+from seawall.models.water_index import Threshold
 from seawall.models.weights import load_model, save_model
 from seawall.types import ModelSpec
 from seawall.uncertainty.temperature import Temperature

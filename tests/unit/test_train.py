@@ -17,8 +17,8 @@ from seawall.history import read_history
 from seawall.io import RunLock
 from seawall.learning.supervised import Supervised
 from seawall.losses import CE
-from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
+from seawall.models.water_index import Threshold
 from seawall.models.weights import load_model, read_spec
 from seawall.processes import OtherProcessError, add_up, on_first
 from seawall.registry import build

@@ -7,11 +7,10 @@ from torch import nn
 
 from seawall.errors import ModelError
 from seawall.models.adapter import adapt
-from seawall.models.container import pack, unpack
 from seawall.models.dense_unet import DenseUNet
-from seawall.models.threshold import Threshold
 from seawall.models.unet import UNet
-from seawall.models.weights import digest_of, load_model, read_spec, save_model, set_split, split_of
+from seawall.models.water_index import Threshold
+from seawall.models.weights import digest_of, load_model, pack, read_spec, save_model, set_split, split_of, unpack
 from seawall.split_record import SplitRecord, SplitSettings
 from seawall.types import Batch, ModelSpec
 

@@ -33,7 +33,7 @@ from seawall.label_audit.training_dynamics import Dynamics, Learned
 from seawall.labels.indices import Rule, parse_rule
 from seawall.labels.registration import label_shift
 from seawall.learning.supervised import Supervised
-from seawall.models.standardize import Standardize
+from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, split_of
 from seawall.result import Progress
 from seawall.rng import Keys

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import ModelError
-from seawall.models.standardize import Standardize
+from seawall.models.blocks import Standardize
 from seawall.types import ModelSpec
 
 PROBABILITIES = "already softmax"

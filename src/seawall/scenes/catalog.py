@@ -29,7 +29,7 @@ from torch import nn
 from seawall import __version__
 from seawall.errors import UsageError
 from seawall.geo.grid import Grid
-from seawall.models.standardize import Standardize
+from seawall.models.blocks import Standardize
 from seawall.models.weights import spec_of
 from seawall.scenes.product import NODATA, SCALE, SceneResult, palette, slug_of
 from seawall.scenes.source import digest_file

@@ -21,7 +21,7 @@ from seawall.history import History
 from seawall.label_noise.build import CorruptedLabels, noise_of_chips
 from seawall.launch import run_processes
 from seawall.metrics.counts import confusion
-from seawall.models.standardize import Standardize
+from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, set_split
 from seawall.recipe import Method, Network
 from seawall.rng import Keys

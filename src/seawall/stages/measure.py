@@ -17,7 +17,7 @@ from seawall.evaluate.case import CLEAN, Case, fitted
 from seawall.evaluate.matrix import write_examples
 from seawall.interrogate import QUICK
 from seawall.measurement import ChipSource, measure_model, mixed_chips
-from seawall.models.threshold import ThresholdNet
+from seawall.models.water_index import ThresholdNet
 from seawall.orders import baseline_name, cases_of
 from seawall.runtime import find_device
 from seawall.stages.learn import maker, spec_of_chips

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from seawall import registry
 from seawall.errors import UsageError
-from seawall.models.blocks import Segmenter, check_spec, pad_to
-from seawall.models.standardize import Standardize
+from seawall.models.blocks import Segmenter, Standardize, check_spec, pad_to
 from seawall.registry import register
 from seawall.types import ModelSpec, Setting
 
