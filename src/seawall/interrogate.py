@@ -18,7 +18,6 @@ from seawall.attacks.aim import as_found, check, check_logits, take_aim, usable
 from seawall.attacks.goal import AWAY
 from seawall.attacks.passes import count_passes
 from seawall.attacks.pgd import PGD
-from seawall.attacks.pixels import cross_entropy
 from seawall.attacks.random import Random
 from seawall.attacks.square import Square
 from seawall.attacks.transfer import Transfer
@@ -27,6 +26,7 @@ from seawall.evaluate.case import Asked, Case
 from seawall.figures.doubts import SLACK, doubts, with_doubts
 from seawall.infer import model_digest
 from seawall.io import write_atomic
+from seawall.losses.attack import cross_entropy
 from seawall.models.water_index import ThresholdNet, extreme_images
 from seawall.modules import forward_kept
 from seawall.rng import Keys

@@ -24,7 +24,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "poison": ("seawall.poisoning",),
     "fault": ("seawall.faults",),
     "defense": ("seawall.defenses",),
-    "loss": ("seawall.losses", "seawall.learning"),
+    "loss": ("seawall.losses",),
     "objective": ("seawall.learning", "seawall.defenses"),
     "model": ("seawall.models",),
     "uncertainty": ("seawall.uncertainty",),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from seawall.errors import ModelError
 from seawall.labels.threshold import best_split
-from seawall.losses import BCE, CE, Dice, Focal, Jaccard, Sum
+from seawall.losses.segmentation import BCE, CE, Dice, Focal, Jaccard, Sum
 from seawall.models.blocks import pad_to
 from seawall.models.weights import pack, unpack
 from seawall.schedule import Training, learning_rate

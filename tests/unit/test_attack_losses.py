@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.aim import Aim
-from seawall.attacks.pixels import (
+from seawall.losses.attack import (  # fmt: skip
     NAMES,
     Balanced,
     Cos,
@@ -21,7 +21,7 @@ from seawall.attacks.pixels import (
     Spherical,
     Tsallis,
     standing,
-)  # fmt: skip
+)
 
 
 def ground(classes: int = 3, scale: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:

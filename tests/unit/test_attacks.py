@@ -20,10 +20,10 @@ from seawall.attacks.ifgsm import IFGSM, grey_steps
 from seawall.attacks.masked_ce import MaskedCE
 from seawall.attacks.passes import count_passes
 from seawall.attacks.pgd import PGD
-from seawall.attacks.pixels import JensenShannon
 from seawall.attacks.random import Random
 from seawall.attacks.segpgd import SegPGD
 from seawall.errors import DataError, ModelError, UsageError
+from seawall.losses.attack import JensenShannon
 from seawall.registry import Entry, build, entries
 from seawall.rng import Keys
 from seawall.testing.ground import ground_batch, linear_model, uneven_model

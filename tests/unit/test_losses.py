@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
-from seawall.losses import (
+from seawall.losses.segmentation import (
     BCE,
     CE,
     Dice,

@@ -12,8 +12,8 @@ from seawall.label_audit.confident_learning import Opinion
 from seawall.label_audit.relabel import mend
 from seawall.learning.co_teaching import CoTeaching, small
 from seawall.learning.correction import BackwardCorrected, ForwardCorrected, backward_corrected, forward_corrected
-from seawall.learning.robust import GCE, SCE, Bootstrap, BoundaryTolerant, NoiseRobustDice, rings
-from seawall.losses import CE, as_loss
+from seawall.losses.robust import GCE, SCE, Bootstrap, BoundaryTolerant, NoiseRobustDice, rings
+from seawall.losses.segmentation import CE, as_loss
 from seawall.models.dual_network import Twins
 from seawall.models.weights import load_model, save_model
 from seawall.registry import build

@@ -16,7 +16,7 @@ from seawall.errors import DataError, ModelError, RunError, StoppedError, UsageE
 from seawall.history import read_history
 from seawall.io import RunLock
 from seawall.learning.supervised import Supervised
-from seawall.losses import CE
+from seawall.losses.segmentation import CE
 from seawall.models.unet import UNet
 from seawall.models.water_index import Threshold
 from seawall.models.weights import load_model, read_spec

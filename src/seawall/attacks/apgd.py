@@ -11,8 +11,8 @@ from seawall.attacks.aim import as_found, check, take_aim, usable
 from seawall.attacks.chase import Chase
 from seawall.attacks.climb import check_steps
 from seawall.attacks.goal import AWAY, Goal
-from seawall.attacks.pixels import CE, AnyLoss, PixelLoss
 from seawall.errors import UsageError
+from seawall.losses.attack import CE, AnyLoss, PixelLoss
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

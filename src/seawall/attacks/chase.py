@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.aim import Aim, check_logits
-from seawall.attacks.pixels import CrossEntropy, PixelLoss, cross_entropy
 from seawall.errors import ModelError
+from seawall.losses.attack import CrossEntropy, PixelLoss, cross_entropy
 from seawall.threat.ball import Ball
 from seawall.types import SegmentationModel
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from seawall.attacks.aim import Aim, as_found, check, take_aim, usable
 from seawall.attacks.chase import Chase
 from seawall.attacks.goal import Goal
-from seawall.attacks.pixels import PixelLoss
 from seawall.errors import UsageError
+from seawall.losses.attack import PixelLoss
 from seawall.rng import Keys
 from seawall.threat.ball import Ball
 from seawall.threat.model import ThreatModel

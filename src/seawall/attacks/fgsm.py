@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seawall.attacks.climb import Steepest, climb
 from seawall.attacks.goal import AWAY, Goal
-from seawall.attacks.pixels import CE
+from seawall.losses.attack import CE
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

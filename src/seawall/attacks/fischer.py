@@ -12,7 +12,7 @@ from seawall.attacks.aim import Aim, as_found, check, check_logits, classes, usa
 from seawall.attacks.climb import Steepest, climb
 from seawall.attacks.goal import Hide
 from seawall.attacks.ifgsm import check_level, grey_steps
-from seawall.attacks.pixels import CE
+from seawall.losses.attack import CE
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

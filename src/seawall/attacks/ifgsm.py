@@ -9,8 +9,8 @@ from torch import Tensor
 
 from seawall.attacks.climb import Steepest, climb
 from seawall.attacks.goal import Goal, Untargeted
-from seawall.attacks.pixels import CE
 from seawall.errors import UsageError
+from seawall.losses.attack import CE
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

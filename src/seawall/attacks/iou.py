@@ -12,8 +12,8 @@ from torch import Tensor
 from seawall.attacks.aim import Aim, as_found, check, usable
 from seawall.attacks.climb import check_steps, climb
 from seawall.attacks.goal import AWAY
-from seawall.attacks.pixels import AnyLoss, PixelLoss, Sigmoid
 from seawall.errors import UsageError
+from seawall.losses.attack import AnyLoss, PixelLoss, Sigmoid
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.ball import Ball

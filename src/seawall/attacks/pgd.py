@@ -9,8 +9,8 @@ from torch import Tensor
 
 from seawall.attacks.climb import Steepest, check_steps, climb
 from seawall.attacks.goal import AWAY, Goal
-from seawall.attacks.pixels import CE, AnyLoss
 from seawall.errors import UsageError
+from seawall.losses.attack import CE, AnyLoss
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

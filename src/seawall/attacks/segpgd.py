@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seawall.attacks.climb import Steepest, check_steps, climb
 from seawall.attacks.goal import AWAY, Goal
-from seawall.attacks.pixels import Seg
+from seawall.losses.attack import Seg
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

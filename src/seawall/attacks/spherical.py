@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seawall.attacks.apgd import APGD, RED_EPS, SHARES
 from seawall.attacks.goal import AWAY, Goal
-from seawall.attacks.pixels import Spherical
+from seawall.losses.attack import Spherical
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

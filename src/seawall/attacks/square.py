@@ -10,7 +10,7 @@ from torch import Tensor
 from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim
 from seawall.attacks.climb import check_steps
 from seawall.attacks.goal import AWAY, Goal
-from seawall.attacks.pixels import AnyLoss, JensenShannon
+from seawall.losses.attack import AnyLoss, JensenShannon
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.ball import Ball

@@ -12,8 +12,8 @@ from torch import Tensor
 from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim, usable
 from seawall.attacks.climb import check_steps
 from seawall.attacks.goal import Goal, Hide, Untargeted
-from seawall.attacks.pixels import CE, AnyLoss, probability
 from seawall.errors import DataError, ModelError, UsageError
+from seawall.losses.attack import CE, AnyLoss, probability
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

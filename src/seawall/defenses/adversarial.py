@@ -13,7 +13,7 @@ from torch import Tensor
 from seawall import registry
 from seawall.errors import UsageError
 from seawall.geo.sensors import band_noise
-from seawall.losses import CE, LossField
+from seawall.losses.segmentation import CE, LossField
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

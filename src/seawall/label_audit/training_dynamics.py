@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seawall.io import write_atomic
-from seawall.losses import cross_entropy, masked_mean_per_image
+from seawall.losses.segmentation import cross_entropy, masked_mean_per_image
 from seawall.types import Batch
 
 PAPER = "arXiv:2001.10528"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seawall.errors import UsageError
-from seawall.losses import check_input, cross_entropy, masked_mean
+from seawall.losses.segmentation import check_input, cross_entropy, masked_mean
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seawall.errors import DataError, UsageError
-from seawall.losses import check_input, masked_mean
+from seawall.losses.segmentation import check_input, masked_mean
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel

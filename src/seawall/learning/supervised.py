@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from seawall.losses import CE, LossField
+from seawall.losses.segmentation import CE, LossField
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
 from seawall.label_noise.label_view import allowance
-from seawall.losses import masked_mean
+from seawall.losses.segmentation import masked_mean
 from seawall.modules import to_device_of
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel

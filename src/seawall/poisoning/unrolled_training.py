@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from seawall.losses import masked_mean
+from seawall.losses.segmentation import masked_mean
 from seawall.poisoning.target import pixel_loss
 from seawall.types import Batch
 

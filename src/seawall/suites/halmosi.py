@@ -11,7 +11,7 @@ from seawall.attacks.dag import DAG
 from seawall.attacks.padam_ce import PAdamCE
 from seawall.attacks.padam_cos import PAdamCos
 from seawall.attacks.pdpgd import PDPGD
-from seawall.attacks.pixels import JensenShannon, Masked, PixelLoss, Seg, Spherical
+from seawall.losses.attack import JensenShannon, Masked, PixelLoss, Seg, Spherical
 from seawall.registry import register
 from seawall.suites.member import Attack, Member
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seawall.errors import UsageError
-from seawall.losses import check_input, cross_entropy, masked_mean, one_hot
+from seawall.losses.segmentation import check_input, cross_entropy, masked_mean, one_hot
 from seawall.registry import register
 
 
