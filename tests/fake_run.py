@@ -25,7 +25,7 @@ from seawall.recipe import make_recipe
 from seawall.records import Record, RecordLog
 from seawall.scenes.catalog import scene_item
 from seawall.scenes.product import SceneResult
-from seawall.threat.text import parse_threat
+from seawall.threat.parser import parse_threat
 from seawall.types import ModelSpec
 
 RECIPE = "fake-0a1b2c3d"

@@ -17,7 +17,7 @@ from seawall.simulate.scene import ALL13
 from seawall.suites.member import Suite
 from seawall.suites.member import cases as attacks_of
 from seawall.threat.model import ThreatModel
-from seawall.threat.text import parse_threat
+from seawall.threat.parser import parse_threat
 from seawall.types import ModelSpec, Unit
 
 WORDS = {"chips": "a chip folder", "simulated": "simulated scenes", "files": "files"}

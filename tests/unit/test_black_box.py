@@ -25,7 +25,7 @@ from seawall.rng import Keys
 from seawall.suites.own import Seawall
 from seawall.testing.ground import accuracy, ground_batch, linear_model, uneven_model
 from seawall.threat.model import ThreatModel
-from seawall.threat.text import parse_threat
+from seawall.threat.parser import parse_threat
 from seawall.types import Batch
 
 EPS = ThreatModel("linf", 0.03, low=0.0)

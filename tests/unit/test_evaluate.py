@@ -19,7 +19,7 @@ from seawall.figures.aggregate import figures
 from seawall.figures.suite import worst_case
 from seawall.records import Record, RecordLog
 from seawall.rng import Keys
-from seawall.threat.text import parse_threat
+from seawall.threat.parser import parse_threat
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
 SPEC = ModelSpec(("B04", "B03", "B02"), ("land", "water"), "reflectance", 10.0)

@@ -20,7 +20,7 @@ from seawall.report.flags import explain
 from seawall.rng import Keys
 from seawall.testing.ground import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
-from seawall.threat.text import parse_threat
+from seawall.threat.parser import parse_threat
 from seawall.types import Batch, ModelSpec
 
 EPS = ThreatModel("linf", 0.03, low=0.0)

@@ -35,7 +35,7 @@ from seawall.report.setting import learning
 from seawall.report.svg import Axis, Box, spread
 from seawall.report.told import summary, tiles
 from seawall.report.words import DASH, Budget
-from seawall.threat.text import parse_threat
+from seawall.threat.parser import parse_threat
 from seawall.types import ModelSpec
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")

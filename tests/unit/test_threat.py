@@ -6,8 +6,8 @@ import torch
 from seawall.errors import UsageError
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
+from seawall.threat.parser import parse_threat
 from seawall.threat.region import Clouds, Everywhere, Patch
-from seawall.threat.text import parse_threat
 from seawall.types import ModelSpec
 
 OPTICAL = ModelSpec(("B02", "B03", "B08"), ("land", "water"), "reflectance", 10.0)

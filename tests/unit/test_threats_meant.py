@@ -14,7 +14,7 @@ from seawall.report.book import Book
 from seawall.report.robust import by_band
 from seawall.rng import Keys
 from seawall.testing.ground import accuracy, ground_batch, linear_model
-from seawall.threat.text import parse_threat
+from seawall.threat.parser import parse_threat
 from seawall.types import Batch, ModelSpec
 
 S2 = linear_model().spec  # B02, B03

@@ -10,7 +10,7 @@ from torch import Tensor
 from seawall.attacks.aim import Aim, check_logits
 from seawall.errors import ModelError
 from seawall.losses.attack import CrossEntropy, PixelLoss, cross_entropy
-from seawall.threat.ball import Ball
+from seawall.threat.model import Ball
 from seawall.types import SegmentationModel
 
 

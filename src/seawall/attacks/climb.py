@@ -14,8 +14,7 @@ from seawall.attacks.goal import Goal
 from seawall.errors import UsageError
 from seawall.losses.attack import PixelLoss
 from seawall.rng import Keys
-from seawall.threat.ball import Ball
-from seawall.threat.model import ThreatModel
+from seawall.threat.model import Ball, ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 

@@ -13,8 +13,7 @@ from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim, us
 from seawall.attacks.goal import Goal
 from seawall.errors import ModelError, UsageError
 from seawall.rng import Keys
-from seawall.threat.ball import Ball
-from seawall.threat.model import ThreatModel
+from seawall.threat.model import Ball, ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 FAR = 1e6  # a ball so many times eps holds every image that the bounds allow

@@ -16,8 +16,7 @@ from seawall.errors import UsageError
 from seawall.losses.attack import AnyLoss, PixelLoss, Sigmoid
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.threat.ball import Ball
-from seawall.threat.model import ThreatModel
+from seawall.threat.model import Ball, ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
 COUNT = Sigmoid()

@@ -13,8 +13,7 @@ from seawall.attacks.goal import AWAY, Goal
 from seawall.losses.attack import AnyLoss, JensenShannon
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.threat.ball import Ball
-from seawall.threat.model import ThreatModel
+from seawall.threat.model import Ball, ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 JS = JensenShannon()

@@ -17,7 +17,7 @@ from seawall.losses.segmentation import CE, LossField
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
-from seawall.threat.text import parse_threat
+from seawall.threat.parser import parse_threat
 from seawall.types import Batch, SegmentationModel
 
 Plain = bool | int | float | str | tuple[float, ...]

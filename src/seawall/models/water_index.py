@@ -16,7 +16,7 @@ from seawall.labels.threshold import SEPARABILITY, split_histogram
 from seawall.models.blocks import settings_of
 from seawall.modules import to_device_of
 from seawall.registry import register
-from seawall.threat.ball import Ball
+from seawall.threat.model import Ball
 from seawall.types import FILL, Batch, ModelSpec
 
 FINE, BINS = 65536, 256

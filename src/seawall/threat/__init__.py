@@ -9,9 +9,8 @@ Example:
 """
 
 from seawall.records import ThreatFacts
-from seawall.threat.ball import Ball
-from seawall.threat.model import ThreatModel
+from seawall.threat.model import Ball, ThreatModel
+from seawall.threat.parser import parse_threat
 from seawall.threat.region import Clouds, Everywhere, Patch, Region
-from seawall.threat.text import parse_threat
 
 __all__ = ["Ball", "Clouds", "Everywhere", "Patch", "Region", "ThreatFacts", "ThreatModel", "parse_threat"]
