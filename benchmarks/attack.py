@@ -17,9 +17,7 @@ import torch
 from torch.nn import functional
 
 from seawall.attacks.apgd import APGD
-from seawall.attacks.bim import BIM
-from seawall.attacks.pgd import PGD
-from seawall.attacks.segpgd import SegPGD
+from seawall.attacks.gradient import BIM, PGD, SegPGD
 from seawall.models.unet import UNet
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

@@ -23,12 +23,9 @@ import numpy as np
 import torch
 from strength import Counts, counted, some, worst
 
-from seawall.attacks.apgd import APGD
-from seawall.attacks.cospgd import CosPGD
-from seawall.attacks.jensen_shannon import JensenShannonAttack
-from seawall.attacks.padam_ce import PAdamCE
-from seawall.attacks.pgd import PGD
-from seawall.attacks.tsallis import TsallisPGD
+from seawall.attacks.apgd import APGD, JensenShannonAttack, TsallisPGD
+from seawall.attacks.gradient import PGD, CosPGD, PAdamCE
+from seawall.attacks.suites import SEA, Attack, Seawall, Suite
 from seawall.data.loader import whole
 from seawall.orders import threat_for
 from seawall.recipe import Recipe, make_recipe
@@ -36,9 +33,6 @@ from seawall.rng import Keys
 from seawall.stages.gather import divide, gather
 from seawall.stages.learn import train_one
 from seawall.stages.run import Run
-from seawall.suites.member import Attack, Suite
-from seawall.suites.own import Seawall
-from seawall.suites.sea import SEA
 from seawall.types import Batch, SegmentationModel
 
 ARCHITECTURES: Mapping[str, Mapping[str, object]] = {

@@ -26,18 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seawall.attacks.apgd import APGD
-from seawall.attacks.balanced_ce import BalancedCE
-from seawall.attacks.bim import BIM
-from seawall.attacks.cospgd import CosPGD
-from seawall.attacks.jensen_shannon import JensenShannonAttack
-from seawall.attacks.masked_ce import MaskedCE
-from seawall.attacks.mifgsm import MIFGSM
-from seawall.attacks.padam_ce import PAdamCE
-from seawall.attacks.pgd import PGD
-from seawall.attacks.segpgd import SegPGD
+from seawall.attacks.apgd import APGD, BalancedCE, JensenShannonAttack, MaskedCE, TsallisPGD
+from seawall.attacks.gradient import BIM, MIFGSM, PGD, CosPGD, PAdamCE, SegPGD
 from seawall.attacks.square import Square
-from seawall.attacks.tsallis import TsallisPGD
+from seawall.attacks.suites import SEA, Attack, Halmosi, Member, Seawall, Suite
 from seawall.data.loader import whole
 from seawall.figures.worst import worst_each, worst_ratio
 from seawall.interrogate import Interrogation
@@ -48,10 +40,6 @@ from seawall.rng import Keys
 from seawall.stages.gather import divide, gather
 from seawall.stages.learn import train_one
 from seawall.stages.run import Run
-from seawall.suites.halmosi import Halmosi
-from seawall.suites.member import Attack, Member, Suite
-from seawall.suites.own import Seawall
-from seawall.suites.sea import SEA
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 

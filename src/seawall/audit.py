@@ -11,6 +11,8 @@ from pathlib import Path
 from torch import nn
 
 from seawall import registry
+from seawall.attacks.suites import cases as attacks_of
+from seawall.attacks.suites import parse_suite
 from seawall.data.chips import ChipFolder
 from seawall.data.selection import check_part, select_chips
 from seawall.errors import UsageError
@@ -30,8 +32,6 @@ from seawall.report.flags import explain
 from seawall.result import Progress, of_stage
 from seawall.runtime import Runtime, find_device
 from seawall.scenes.product import slug_of
-from seawall.suites.member import cases as attacks_of
-from seawall.suites.member import parse_suite
 from seawall.threat.model import ThreatModel
 from seawall.types import SegmentationModel
 

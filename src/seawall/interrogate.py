@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from seawall.attacks.aim import as_found, check, check_logits, take_aim, usable
-from seawall.attacks.goal import AWAY
-from seawall.attacks.passes import count_passes
-from seawall.attacks.pgd import PGD
-from seawall.attacks.random import Random
-from seawall.attacks.square import Square
+from seawall.attacks.cost import count_passes
+from seawall.attacks.gradient import PGD
+from seawall.attacks.square import Random, Square
+from seawall.attacks.target import AWAY, as_found, check, check_logits, take_aim, usable
 from seawall.attacks.transfer import Transfer
 from seawall.errors import UsageError
 from seawall.evaluate.case import Asked, Case

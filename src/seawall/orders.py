@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Literal, cast
 
 from seawall import registry
+from seawall.attacks.suites import Suite
+from seawall.attacks.suites import cases as attacks_of
 from seawall.errors import RecipeError, UsageError
 from seawall.evaluate.case import Case
 from seawall.geo.sensors import band_noise, resolve
@@ -14,8 +16,6 @@ from seawall.labels.indices import parse_rule
 from seawall.recipe import Data, Method, Recipe
 from seawall.schedule import make_training
 from seawall.simulate.scene import ALL13
-from seawall.suites.member import Suite
-from seawall.suites.member import cases as attacks_of
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.types import ModelSpec, Unit

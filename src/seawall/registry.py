@@ -18,7 +18,7 @@ from seawall.types import Setting
 
 HOMES: Mapping[str, tuple[str, ...]] = {
     "attack": ("seawall.attacks",),
-    "suite": ("seawall.suites",),
+    "suite": ("seawall.attacks",),
     "corruption": ("seawall.corruptions",),
     "noise": ("seawall.label_noise",),
     "poison": ("seawall.poisoning",),

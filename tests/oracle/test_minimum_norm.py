@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.alma_prox import ALMAProx, _penalty, _slope
-from seawall.attacks.dag import DAG
-from seawall.attacks.fgsm import FGSM
-from seawall.attacks.free import Field, prox_l2, prox_linf
+from seawall.attacks.gradient import FGSM
+from seawall.attacks.minimum_norm import DAG, Field, prox_l2, prox_linf
 from seawall.attacks.pdpgd import PDPGD
 from seawall.evaluate.case import Case
 from seawall.evaluate.matrix import evaluate

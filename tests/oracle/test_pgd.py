@@ -5,11 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seawall.attacks.bim import BIM
-from seawall.attacks.fgsm import FGSM
-from seawall.attacks.mifgsm import MIFGSM
-from seawall.attacks.padam_ce import PAdamCE
-from seawall.attacks.pgd import PGD
+from seawall.attacks.gradient import BIM, FGSM, MIFGSM, PGD, PAdamCE
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec

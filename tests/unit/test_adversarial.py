@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from seawall.attacks.pgd import PGD
+from seawall.attacks.gradient import PGD
 from seawall.defenses.adversarial import Adversarial
 from seawall.errors import UsageError
 from seawall.learning.supervised import Supervised

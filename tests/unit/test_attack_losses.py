@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seawall.attacks.aim import Aim
+from seawall.attacks.target import Aim
 from seawall.losses.attack import (  # fmt: skip
     NAMES,
     Balanced,

@@ -10,18 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from seawall import attacks, registry
-from seawall.attacks.apgd import APGD
-from seawall.attacks.bim import BIM
-from seawall.attacks.climb import Adam, Momentum
-from seawall.attacks.fgsm import FGSM
-from seawall.attacks.fischer import Fischer
-from seawall.attacks.goal import Hide, LeastLikely, Towards, Untargeted, parse_goal
-from seawall.attacks.ifgsm import IFGSM, grey_steps
-from seawall.attacks.masked_ce import MaskedCE
-from seawall.attacks.passes import count_passes
-from seawall.attacks.pgd import PGD
-from seawall.attacks.random import Random
-from seawall.attacks.segpgd import SegPGD
+from seawall.attacks.apgd import APGD, MaskedCE
+from seawall.attacks.ascent import Adam, Momentum
+from seawall.attacks.cost import count_passes
+from seawall.attacks.fischer import IFGSM, Fischer, grey_steps
+from seawall.attacks.gradient import BIM, FGSM, PGD, SegPGD
+from seawall.attacks.square import Random
+from seawall.attacks.target import Hide, LeastLikely, Towards, Untargeted, parse_goal
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.losses.attack import JensenShannon
 from seawall.registry import Entry, build, entries

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import seawall
+from seawall.attacks.cost import count_passes
 from seawall.attacks.fischer import Fischer
-from seawall.attacks.goal import Hide, Towards
+from seawall.attacks.gradient import PGD
 from seawall.attacks.iou import IoUAttack
-from seawall.attacks.passes import count_passes
-from seawall.attacks.pgd import PGD
-from seawall.attacks.random import Random
-from seawall.attacks.square import Square
+from seawall.attacks.square import Random, Square
+from seawall.attacks.suites import Seawall
+from seawall.attacks.target import Hide, Towards
 from seawall.attacks.transfer import Transfer
 from seawall.attacks.universal import Universal, UniversalPerChip
 from seawall.errors import DataError, ModelError, UsageError
@@ -22,7 +22,6 @@ from seawall.evaluate.case import Case
 from seawall.evaluate.case import fitted as fitted_cases
 from seawall.registry import build
 from seawall.rng import Keys
-from seawall.suites.own import Seawall
 from seawall.testing.ground import accuracy, ground_batch, linear_model, uneven_model
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat

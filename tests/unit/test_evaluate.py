@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seawall.attacks.fgsm import FGSM
+from seawall.attacks.gradient import FGSM
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.evaluate.case import CLEAN, Case
 from seawall.evaluate.example import write_example

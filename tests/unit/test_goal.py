@@ -2,7 +2,7 @@
 
 import torch
 
-from seawall.attacks.goal import Hide, nearest_other
+from seawall.attacks.target import Hide, nearest_other
 from seawall.testing.ground import linear_model
 from seawall.types import Batch
 

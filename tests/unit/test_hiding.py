@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from seawall.attacks.fischer import Fischer
-from seawall.attacks.goal import Hide
-from seawall.attacks.pgd import PGD
+from seawall.attacks.gradient import PGD
+from seawall.attacks.target import Hide
 from seawall.errors import RecipeError
 from seawall.evaluate.case import CLEAN, Case
 from seawall.evaluate.hiding import fooled_and_preserved

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import seawall
-from seawall.attacks.passes import count_passes
-from seawall.attacks.pgd import PGD
+from seawall.attacks.cost import count_passes
+from seawall.attacks.gradient import PGD
 from seawall.evaluate.case import CLEAN, Case
 from seawall.figures.doubts import doubts, with_doubts
 from seawall.interrogate import QUICK, Interrogation, interrogate, interrogated

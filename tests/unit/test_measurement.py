@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from seawall import api, audit, interrogate, measurement
-from seawall.attacks.pgd import PGD
+from seawall.attacks.gradient import PGD
+from seawall.attacks.suites import cases as attacks_of
+from seawall.attacks.suites import parse_suite
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.loader import whole
@@ -25,8 +27,6 @@ from seawall.models.weights import save_model, set_split
 from seawall.records import RecordLog, read_records
 from seawall.rng import Keys
 from seawall.split_record import SplitRecord
-from seawall.suites.member import cases as attacks_of
-from seawall.suites.member import parse_suite
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
 

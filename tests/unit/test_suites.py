@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import seawall
+from seawall.attacks.suites import Suite, cases, parse_suite
 from seawall.errors import UsageError
 from seawall.evaluate.case import CLEAN, Case
 from seawall.evaluate.matrix import evaluate
@@ -12,7 +13,6 @@ from seawall.figures.suite import worst_case
 from seawall.records import RecordLog
 from seawall.registry import build, entries
 from seawall.rng import Keys
-from seawall.suites.member import Suite, cases, parse_suite
 from seawall.testing.ground import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seawall.attacks.climb import check_steps
-from seawall.attacks.free import ENOUGH, Field, Smallest, Solved, check_enough, margin, search
-from seawall.attacks.goal import AWAY, Goal
+from seawall.attacks.ascent import check_steps
+from seawall.attacks.minimum_norm import ENOUGH, Field, Smallest, Solved, check_enough, margin, search
+from seawall.attacks.target import AWAY, Goal
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

@@ -7,12 +7,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from seawall.attacks.aim import as_found, check, take_aim, usable
-from seawall.attacks.chase import Chase
-from seawall.attacks.climb import check_steps
-from seawall.attacks.goal import AWAY, Goal
+from seawall.attacks.ascent import Chase, check_steps
+from seawall.attacks.target import AWAY, Goal, as_found, check, take_aim, usable
 from seawall.errors import UsageError
-from seawall.losses.attack import CE, AnyLoss, PixelLoss
+from seawall.losses.attack import CE, AnyLoss, Balanced, JensenShannon, Masked, PixelLoss, Spherical, Tsallis
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
@@ -169,3 +167,157 @@ def _check(own: _Memory, window: int) -> None:
 
 def _column(values: Tensor) -> Tensor:
     return values[:, None, None, None]
+
+
+@register("attack", "masked-ce", paper="arXiv:2306.12941", smoke={"steps": 10}, traits=("stochastic",))
+@dataclass(frozen=True)
+class MaskedCE:
+    """APGD on the cross-entropy of the pixels that are still right.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Gradient steps; one forward and one backward pass each.
+        radii: Ball of each stage in multiples of eps; the last is 1.
+        shares: Share of the steps that each stage gets.
+
+    Paper: Croce, Singh, Hein 2024, arXiv:2306.12941, section 3. Differs: counts valid pixels only.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 300
+    radii: tuple[float, ...] = RED_EPS
+    shares: tuple[float, ...] = SHARES
+
+    def __post_init__(self) -> None:
+        self._climb()
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        return self._climb()(model, batch, threat, keys)
+
+    def _climb(self) -> APGD:
+        return APGD(self.goal, Masked(), self.steps, self.radii, self.shares)
+
+
+@register("attack", "balanced-ce", paper="arXiv:2306.12941", smoke={"steps": 10}, traits=("stochastic",))
+@dataclass(frozen=True)
+class BalancedCE:
+    """APGD on the masked cross-entropy with each class weighted by one over its pixels.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Gradient steps; one forward and one backward pass each.
+        radii: Ball of each stage in multiples of eps; the last is 1.
+        shares: Share of the steps that each stage gets.
+        weights: Weight per class; empty weighs by each image's own valid pixels.
+
+    Paper: Croce, Singh, Hein 2024, arXiv:2306.12941, section 3. Differs: counts valid pixels only; without `weights`
+    the pixels are counted in each image, where the paper counts the training set.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 300
+    radii: tuple[float, ...] = RED_EPS
+    shares: tuple[float, ...] = SHARES
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._climb()
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        return self._climb()(model, batch, threat, keys)
+
+    def _climb(self) -> APGD:
+        return APGD(self.goal, Balanced(self.weights), self.steps, self.radii, self.shares)
+
+
+@register("attack", "js", paper="arXiv:2306.12941", smoke={"steps": 10}, traits=("stochastic",))
+@dataclass(frozen=True)
+class JensenShannonAttack:
+    """APGD on the Jensen-Shannon divergence of prediction and label, in closed form.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Gradient steps; one forward and one backward pass each.
+        radii: Ball of each stage in multiples of eps; the last is 1.
+        shares: Share of the steps that each stage gets.
+
+    Paper: Croce, Singh, Hein 2024, arXiv:2306.12941, section 3. Differs: counts valid pixels only.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 300
+    radii: tuple[float, ...] = RED_EPS
+    shares: tuple[float, ...] = SHARES
+
+    def __post_init__(self) -> None:
+        self._climb()
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        return self._climb()(model, batch, threat, keys)
+
+    def _climb(self) -> APGD:
+        return APGD(self.goal, JensenShannon(), self.steps, self.radii, self.shares)
+
+
+@register("attack", "spherical", paper="arXiv:2306.12941v1", smoke={"steps": 10}, traits=("weak", "stochastic"))
+@dataclass(frozen=True)
+class MaskedSpherical:
+    """APGD on the cosine of the logits with the label, over the pixels that are still right.
+
+    Weak on two classes: the angle of opposite logits (-z, z) does not change, so their gradient vanishes.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Gradient steps; one forward and one backward pass each.
+        radii: Ball of each stage in multiples of eps; the last is 1.
+        shares: Share of the steps that each stage gets.
+
+    Paper: Croce, Singh, Hein 2023, arXiv:2306.12941v1. Differs: counts valid pixels only.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 300
+    radii: tuple[float, ...] = RED_EPS
+    shares: tuple[float, ...] = SHARES
+
+    def __post_init__(self) -> None:
+        self._climb()
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        return self._climb()(model, batch, threat, keys)
+
+    def _climb(self) -> APGD:
+        return APGD(self.goal, Spherical(), self.steps, self.radii, self.shares)
+
+
+@register("attack", "tsallis", paper="Matyasko et al. 2026", smoke={"steps": 10}, traits=("stochastic",))
+@dataclass(frozen=True)
+class TsallisPGD:
+    """APGD on the Tsallis cross-entropy, q moving linearly over each stage.
+
+    Args:
+        goal: What the adversary wants.
+        steps: Gradient steps; one forward and one backward pass each.
+        radii: Ball of each stage in multiples of eps; the last is 1.
+        shares: Share of the steps that each stage gets.
+        first: q at the first step of each stage; below 1, pixels that have fallen count for less.
+        last: q that the stage moves to; 1 is cross-entropy.
+
+    Paper: Matyasko et al., IJCNN 2026. Differs: counts valid pixels only.
+    """
+
+    goal: Goal = AWAY
+    steps: int = 300
+    radii: tuple[float, ...] = RED_EPS
+    shares: tuple[float, ...] = SHARES
+    first: float = -2.0
+    last: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._climb()
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        return self._climb()(model, batch, threat, keys)
+
+    def _climb(self) -> APGD:
+        return APGD(self.goal, Tsallis(self.first, self.last), self.steps, self.radii, self.shares)

@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from seawall.attacks.aim import Aim, as_found, check, usable
-from seawall.attacks.climb import check_steps, climb
-from seawall.attacks.goal import AWAY
+from seawall.attacks.ascent import check_steps, climb
+from seawall.attacks.target import AWAY, Aim, as_found, check, usable
 from seawall.errors import UsageError
 from seawall.losses.attack import AnyLoss, PixelLoss, Sigmoid
 from seawall.registry import register

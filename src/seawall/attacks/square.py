@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim
-from seawall.attacks.climb import check_steps
-from seawall.attacks.goal import AWAY, Goal
+from seawall.attacks.ascent import check_steps
+from seawall.attacks.target import AWAY, Aim, Goal, as_found, check, check_logits, take_aim
 from seawall.losses.attack import AnyLoss, JensenShannon
 from seawall.registry import register
 from seawall.rng import Keys
@@ -136,3 +135,15 @@ def _by_cell(loss: Tensor, cell: Tensor) -> Tensor:
         1, index, flat
     )
     return sums.gather(1, index).view_as(loss)
+
+
+@register("attack", "random", traits=("weak", "black-box", "stochastic"))
+@dataclass(frozen=True)
+class Random:
+    """A random image of the threat set; it never asks the model."""
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        check("random", model, batch, threat)
+        if threat.radius == 0:
+            return batch.image.detach().clone()
+        return threat.start(batch.image, batch.seen, keys.fold("random"))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seawall import registry
-from seawall.attacks.aim import check, usable
+from seawall.attacks.target import check, usable
 from seawall.errors import ModelError, UsageError
 from seawall.models.weights import load_model
 from seawall.registry import register

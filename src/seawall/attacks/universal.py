@@ -9,9 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from seawall.attacks.aim import Aim, as_found, check, check_logits, take_aim, usable
-from seawall.attacks.climb import check_steps
-from seawall.attacks.goal import Goal, Hide, Untargeted
+from seawall.attacks.ascent import check_steps
+from seawall.attacks.target import Aim, Goal, Hide, Untargeted, as_found, check, check_logits, take_aim, usable
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.losses.attack import CE, AnyLoss, probability
 from seawall.registry import register

@@ -9,8 +9,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from seawall.attacks.free import MinimumNorm, Solved
-from seawall.attacks.goal import Hide, Towards
+from seawall.attacks.minimum_norm import MinimumNorm, Solved
+from seawall.attacks.target import Hide, Towards
 from seawall.attacks.universal import SetAttack
 from seawall.errors import ModelError, UsageError, did_you_mean
 from seawall.rng import Keys

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from seawall.attacks.free import Solved
+from seawall.attacks.minimum_norm import Solved
 from seawall.errors import DataError, ModelError
 from seawall.evaluate.case import CLEAN, Case, hidden_class
 from seawall.evaluate.cells import PARTS, Ground, Setting

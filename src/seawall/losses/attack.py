@@ -11,7 +11,7 @@ from pydantic import PlainValidator
 from torch import Tensor
 from torch.nn import functional
 
-from seawall.attacks.aim import Aim, classes
+from seawall.attacks.target import Aim, classes
 from seawall.errors import UsageError, did_you_mean
 
 
