@@ -46,7 +46,7 @@ from seawall.label_noise.build import Relabel
 from seawall.metrics.counts import confusion
 from seawall.pipeline.corrupt_labels import noise_for
 from seawall.rng import Keys
-from seawall.train import Training, fit
+from seawall.training.loop import Training, fit
 from seawall.types import ModelSpec
 
 RATES: Mapping[str, tuple[float, float]] = {

@@ -1,4 +1,4 @@
-"""Training step of `seawall.train.fit` against a bare PyTorch loop with the same network, loss, optimizer and batches.
+"""Training step of `seawall.training.loop.fit` against a bare PyTorch loop with the same network, loss, optimizer and batches.
 
 Rounds of the two alternate in one process, so that the machine's mood hits both; what is printed is the median of
 the per-round ratios and its quartiles. Goal: at most 1.05.
@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from seawall.learning.supervised import Supervised
 from seawall.models.unet import UNet
-from seawall.train import Training, fit
+from seawall.training.loop import Training, fit
+from seawall.training.objectives.supervised import Supervised
 from seawall.types import Batch, ModelSpec
 
 SPEC = ModelSpec(("B02", "B03", "B04", "B08", "B11", "B12"), ("land", "water"), "reflectance", 10.0)

@@ -14,10 +14,10 @@ from seawall.geo.sensors import band_noise, resolve
 from seawall.label_noise.build import NoiseContext, build_noise
 from seawall.labels.indices import parse_rule
 from seawall.recipe import Data, Method, Recipe
-from seawall.schedule import make_training
 from seawall.simulate.scene import ALL13
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
+from seawall.training.configuration import make_training
 from seawall.types import ModelSpec, Unit
 
 WORDS = {"chips": "a chip folder", "simulated": "simulated scenes", "files": "files"}

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seawall.checkpoint import differences
 from seawall.data.chips import ChipFolder
 from seawall.data.splits import Split
 from seawall.errors import RecipeError, RunError
@@ -29,6 +28,7 @@ from seawall.stages.learn import check, learn, maker, realize, spec_of_chips, tr
 from seawall.stages.measure import measure
 from seawall.stages.run import Run
 from seawall.stages.survey import survey
+from seawall.training.checkpoint import differences
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seawall.errors import RecipeError, did_you_mean, expected
-from seawall.schedule import HARMLESS
 from seawall.split_record import SplitSettings
+from seawall.training.configuration import HARMLESS
 
 
 class Part(BaseModel):
@@ -94,7 +94,7 @@ class Learn(Part):
 
     Args:
         objective: What is minimized; its loss is one of its settings, as `{loss = "ce + dice"}`.
-        settings: Fields of `seawall.train.Training`: epochs, patch, batch, lr and so on.
+        settings: Fields of `seawall.training.loop.Training`: epochs, patch, batch, lr and so on.
         augment: "d4" shows every patch in one of its eight orientations.
         balance: "classes" centers the patches on every class alike, "area" draws them evenly.
         devices: Processes that share every batch, one per device; batch norms see each process's share only.

@@ -25,7 +25,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "fault": ("seawall.faults",),
     "defense": ("seawall.defenses",),
     "loss": ("seawall.losses",),
-    "objective": ("seawall.learning", "seawall.defenses"),
+    "objective": ("seawall.training.objectives",),
     "model": ("seawall.models",),
     "uncertainty": ("seawall.uncertainty",),
 }

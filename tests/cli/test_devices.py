@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from seawall.errors import DataError, RunError, StoppedError, UsageError
-from seawall.launch import run_processes
 from seawall.models.weights import load_model
 from seawall.recipe import Recipe
+from seawall.training.launch import run_processes
 from terminal import cli
 from tiny import pair
 
@@ -74,7 +74,7 @@ def test_a_run_takes_the_devices_too(
 WORKER = """
 import os, signal, sys, time
 from seawall.errors import DataError, RunError
-from seawall.launch import worker
+from seawall.training.launch import worker
 
 class OtherProcessError(RunError):
     pass
@@ -109,7 +109,7 @@ if __name__ == "__main__":
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "fake_worker.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr("seawall.launch.GRACE_S", 2.0)
+    monkeypatch.setattr("seawall.training.launch.GRACE_S", 2.0)
     return "fake_worker"
 
 
@@ -153,7 +153,7 @@ def test_a_stop_reaches_every_process(module: str, tmp_path: Path) -> None:
 
 def test_the_processes_end_with_the_one_that_started_them(module: str, tmp_path: Path) -> None:
     code = (
-        "from seawall.launch import run_processes\n"
+        "from seawall.training.launch import run_processes\n"
         f"run_processes('fake_worker', {{'kind': 'asked', 'ready': {str(tmp_path / 'ready')!r}}}, 2, 'x', print)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -182,8 +182,8 @@ def state(pid: str) -> str:
 
 
 def test_an_index_and_several_devices_contradict_each_other() -> None:
-    from seawall.processes import start_fabric
-    from seawall.schedule import Training
+    from seawall.training.configuration import Training
+    from seawall.training.distributed import start_fabric
 
     with pytest.raises(UsageError, match=r"CUDA|devices: expected 1 with 'cuda:0', got 2"):
         start_fabric("cuda:0", 2, Training())

@@ -19,9 +19,9 @@ def victim(folder: Path, kind: str, count: int) -> None:
     """Train in this process; die at the count-th call of `kind`."""
     import torch
 
-    from seawall.learning.supervised import Supervised
     from seawall.models.unet import UNet
-    from seawall.train import Training, fit
+    from seawall.training.loop import Training, fit
+    from seawall.training.objectives.supervised import Supervised
     from seawall.types import Batch, ModelSpec
 
     torch.set_num_threads(1)
@@ -87,8 +87,8 @@ def attempt(folder: Path, kind: str, count: int, seconds: float = 0.0) -> bool:
 
 def look(folder: Path) -> None:
     """Open every artifact that has its final name."""
-    from seawall.history import read_history
     from seawall.models.weights import unpack
+    from seawall.training.checkpoint import read_history
 
     for path in (*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")):
         unpack(path)
@@ -124,7 +124,7 @@ def harness(home: Path, timed: int) -> None:
 
 
 def read(folder: Path):
-    from seawall.history import read_history
+    from seawall.training.checkpoint import read_history
 
     return read_history(folder / "history.jsonl")
 

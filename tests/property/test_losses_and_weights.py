@@ -15,7 +15,7 @@ from seawall.labels.threshold import best_split
 from seawall.losses.segmentation import BCE, CE, Dice, Focal, Jaccard, Sum
 from seawall.models.blocks import pad_to
 from seawall.models.weights import pack, unpack
-from seawall.schedule import Training, learning_rate
+from seawall.training.configuration import Training, learning_rate
 
 CALM = settings(deadline=None, max_examples=60)  # a busy machine is no failure
 LOSSES = st.sampled_from(

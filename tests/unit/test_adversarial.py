@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from seawall.attacks.gradient import PGD
-from seawall.defenses.adversarial import Adversarial
 from seawall.errors import UsageError
-from seawall.learning.supervised import Supervised
 from seawall.registry import build
 from seawall.rng import Keys
 from seawall.testing.ground import accuracy, ground_batch, linear_model
 from seawall.threat.model import ThreatModel
+from seawall.training.objectives.adversarial import Adversarial
+from seawall.training.objectives.supervised import Supervised
 from seawall.types import Objective
 
 TEXT = {"loss": "ce", "threat": "linf 3% reflectance", "attack": "pgd", "attack_settings": {"steps": 3}}

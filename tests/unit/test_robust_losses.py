@@ -10,15 +10,20 @@ from torch.nn import functional
 from seawall.errors import DataError, UsageError
 from seawall.label_audit.confident_learning import Opinion
 from seawall.label_audit.relabel import mend
-from seawall.learning.co_teaching import CoTeaching, small
-from seawall.learning.correction import BackwardCorrected, ForwardCorrected, backward_corrected, forward_corrected
 from seawall.losses.robust import GCE, SCE, Bootstrap, BoundaryTolerant, NoiseRobustDice, rings
 from seawall.losses.segmentation import CE, as_loss
 from seawall.models.dual_network import Twins
 from seawall.models.weights import load_model, save_model
 from seawall.registry import build
 from seawall.rng import Keys
-from seawall.train import Training, fit
+from seawall.training.loop import Training, fit
+from seawall.training.objectives.co_teaching import CoTeaching, small
+from seawall.training.objectives.correction import (
+    BackwardCorrected,
+    ForwardCorrected,
+    backward_corrected,
+    forward_corrected,
+)
 from seawall.types import Batch, ModelSpec
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from seawall import api, facts
-from seawall.checkpoint import differences
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.splits import Split
@@ -21,10 +20,11 @@ from seawall.label_noise.build import CorruptedLabels, NoiseContext, Relabel, bu
 from seawall.orders import check_distinct
 from seawall.pipeline import same_experiment, train_only
 from seawall.recipe import Recipe, make_recipe
-from seawall.schedule import MEAN
 from seawall.stages.gather import gather
 from seawall.stages.learn import check, labels_of, realize, train_one, training_of
 from seawall.stages.run import Run
+from seawall.training.checkpoint import differences
+from seawall.training.configuration import MEAN
 from seawall.types import LabelNoise, ModelSpec
 from tiny import pair
 

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from seawall import train
 from seawall.errors import DataError, ModelError, RunError, StoppedError, UsageError
-from seawall.history import read_history
 from seawall.io import RunLock
-from seawall.learning.supervised import Supervised
 from seawall.losses.segmentation import CE
 from seawall.models.unet import UNet
 from seawall.models.water_index import Threshold
 from seawall.models.weights import load_model, read_spec
-from seawall.processes import OtherProcessError, add_up, on_first
 from seawall.registry import build
-from seawall.train import DivergedError, Training, fit, make_training
+from seawall.training import loop
+from seawall.training.checkpoint import read_history
+from seawall.training.distributed import OtherProcessError, add_up, on_first
+from seawall.training.loop import DivergedError, Training, fit, make_training
+from seawall.training.objectives.supervised import Supervised
 from seawall.types import Batch, ModelSpec
 from seawall.version import code_version
 
@@ -471,8 +471,8 @@ def test_a_stop_that_comes_last_is_not_swallowed(tmp_path: Path, monkeypatch: py
         return accuracy(model)
 
     if when == "end":
-        real = train.load_model
-        monkeypatch.setattr(train, "load_model", lambda *args, **kwargs: (stop(), real(*args, **kwargs))[1])
+        real = loop.load_model
+        monkeypatch.setattr(loop, "load_model", lambda *args, **kwargs: (stop(), real(*args, **kwargs))[1])
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(StoppedError, match="goes on from there"):
         fit(make(), QUIET, feed, checking, QUICK, tmp_path / "cut")
@@ -545,7 +545,7 @@ def test_a_resume_inside_an_epoch_does_not_make_what_was_done(tmp_path: Path) ->
 def test_a_resume_with_other_code_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoppedError):
         fit(make(), QUIET, Seekable((1, 1)), accuracy, QUICK, tmp_path)
-    monkeypatch.setattr(train, "code_version", lambda: "9.9+new")
+    monkeypatch.setattr(loop, "code_version", lambda: "9.9+new")
     told: list[str] = []
     history = fit(make(), QUIET, toy, accuracy, QUICK, tmp_path, progress=lambda done, total, note: told.append(note))
     assert history.versions == (code_version(), "9.9+new")

@@ -32,12 +32,12 @@ from seawall.label_audit.contact_sheet import Card, write_sheet
 from seawall.label_audit.training_dynamics import Dynamics, Learned
 from seawall.labels.indices import Rule, parse_rule
 from seawall.labels.registration import label_shift
-from seawall.learning.supervised import Supervised
 from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, split_of
 from seawall.result import Progress
 from seawall.rng import Keys
-from seawall.train import Training, fit
+from seawall.training.loop import Training, fit
+from seawall.training.objectives.supervised import Supervised
 from seawall.types import Batch, ModelSpec, Setting
 
 Facts = dict[str, str | int | float | None]

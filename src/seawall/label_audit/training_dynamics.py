@@ -39,7 +39,7 @@ class Learned:
 class Dynamics:
     """Watches a training: after each epoch, the loss and margin of every chip go into a JSON lines file.
 
-    `check` fits `seawall.train.fit(check=...)`. A resumed training does not count an epoch twice: a row's key is the
+    `check` fits `seawall.training.loop.fit(check=...)`. A resumed training does not count an epoch twice: a row's key is the
     content of the weights.
 
     Args:

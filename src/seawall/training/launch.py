@@ -77,7 +77,7 @@ def run_processes(module: str, job: Mapping[str, object], count: int, where: str
     others are stopped, and its error is raised here. SIGINT and SIGTERM are passed on to all.
 
     Args:
-        module: A module that calls `seawall.launch.worker`.
+        module: A module that calls `seawall.training.launch.worker`.
         job: Plain values.
         count: How many processes.
         where: What is being done, for messages.

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from seawall.errors import DataError, RunError, UsageError
-from seawall.schedule import Training
+from seawall.training.configuration import Training
 from seawall.types import Batch
 
 Value = TypeVar("Value")

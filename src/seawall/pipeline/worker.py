@@ -1,4 +1,4 @@
-"""One process of a training that several share; started by `seawall.launch.run_processes`."""
+"""One process of a training that several share; started by `seawall.training.launch.run_processes`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from seawall.data.chips import ChipFolder
-from seawall.launch import Progress, worker
 from seawall.recipe import make_recipe
 from seawall.stages.gather import divide
 from seawall.stages.run import Run
+from seawall.training.launch import Progress, worker
 
 if TYPE_CHECKING:
     from seawall.recipe import Network

@@ -27,16 +27,15 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from seawall.checkpoint import Checkpoints, Standing, sweep
 from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_you_mean
-from seawall.history import History, HistoryLog, Row, finite
 from seawall.io import RunLock
-from seawall.launch import listening
 from seawall.models.blocks import Standardize
 from seawall.models.weights import check_finite, digest, load_model, save_model, spec_of, spec_to_json, state_of
-from seawall.processes import OtherProcessError, add_up, at_home, on_first, share_of, start_fabric
 from seawall.rng import Keys
-from seawall.schedule import HARMLESS, Training, default_monitor, learning_rate, make_training
+from seawall.training.checkpoint import Checkpoints, History, HistoryLog, Row, Standing, finite, sweep
+from seawall.training.configuration import HARMLESS, Training, default_monitor, learning_rate, make_training
+from seawall.training.distributed import OtherProcessError, add_up, at_home, on_first, share_of, start_fabric
+from seawall.training.launch import listening
 from seawall.types import Batch, Objective
 from seawall.version import code_version
 
@@ -88,7 +87,7 @@ def fit(
         folder: Gets model.safetensors, history.jsonl, checkpoints/ and tb/.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         devices: Processes; above 1 the program is started once more for each, unless torchrun or
-            `seawall.launch.run_processes` already did.
+            `seawall.training.launch.run_processes` already did.
         resume: Go on from the checkpoint in the folder; False starts over.
         seed: Names the random streams of the objective.
         context: More that decides the result, such as the digest of the data; a resume with another is refused.

@@ -1,1 +1,0 @@
-"""Defenses: what training minimizes, or what wraps a model at inference."""
