@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torchmetrics import JaccardIndex
 
-from seawall.figures.ratios import Tally, iou
 from seawall.metrics.counts import confusion
+from seawall.metrics.ratios import Tally, iou
 
 GOAL = 50
 

@@ -17,14 +17,13 @@ from seawall.data.chips import ChipFolder
 from seawall.data.selection import check_part, select_chips
 from seawall.errors import UsageError
 from seawall.evaluate.case import CLEAN, Case
-from seawall.figures.aggregate import figures
-from seawall.figures.card import card
-from seawall.figures.doubts import with_doubts
 from seawall.infer import Survey, predict_many
 from seawall.inputs import Sample, as_batch, as_model
 from seawall.interrogate import Interrogation
 from seawall.io import RunLock
 from seawall.measurement import ChipSource, measure_model, recipe_ids, rows_of
+from seawall.metrics.aggregate import figures
+from seawall.metrics.robustness_card import card, with_doubts
 from seawall.models.weights import load_model, spec_of, split_of
 from seawall.orders import threat_for
 from seawall.records import Record, RecordLog

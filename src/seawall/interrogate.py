@@ -21,10 +21,10 @@ from seawall.attacks.target import AWAY, as_found, check, check_logits, take_aim
 from seawall.attacks.transfer import Transfer
 from seawall.errors import UsageError
 from seawall.evaluate.case import Asked, Case
-from seawall.figures.doubts import SLACK, doubts, with_doubts
 from seawall.infer import model_digest
 from seawall.io import write_atomic
 from seawall.losses.attack import cross_entropy
+from seawall.metrics.robustness_card import SLACK, doubts, with_doubts
 from seawall.models.water_index import ThresholdNet, extreme_images
 from seawall.modules import forward_kept
 from seawall.rng import Keys

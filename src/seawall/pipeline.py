@@ -15,9 +15,9 @@ from seawall.data.chips import ChipFolder
 from seawall.data.splits import Split
 from seawall.errors import RecipeError, RunError
 from seawall.facts import Clock, data_facts, digest_chips, note_environment
-from seawall.figures.aggregate import figures
-from seawall.figures.doubts import with_doubts
 from seawall.io import RunLock, write_atomic
+from seawall.metrics.aggregate import figures
+from seawall.metrics.robustness_card import with_doubts
 from seawall.models.weights import read_spec
 from seawall.orders import check_distinct, vet
 from seawall.recipe import Recipe

@@ -16,11 +16,10 @@ from torchmetrics.classification import (
     MulticlassSpecificity,
 )
 
-from seawall.figures.intervals import Resamples, ends
-from seawall.figures.ratios import Tally, iou, measure
+from seawall.metrics.bootstrap import Resamples, ends
 from seawall.metrics.calibration import calibration_counts, expected_calibration_error
-from seawall.metrics.counts import confusion
-from seawall.metrics.summary import pooled
+from seawall.metrics.counts import confusion, pooled
+from seawall.metrics.ratios import Tally, iou, measure
 
 
 def scene(classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from seawall.attacks.minimum_norm import DAG, Field, prox_l2, prox_linf
 from seawall.attacks.pdpgd import PDPGD
 from seawall.evaluate.case import Case
 from seawall.evaluate.matrix import evaluate
-from seawall.figures.aggregate import figures
+from seawall.metrics.aggregate import figures
 from seawall.records import RecordLog
 from seawall.rng import Keys
 from seawall.testing.ground import ground_batch, linear_model

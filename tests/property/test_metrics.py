@@ -5,13 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seawall.figures.aggregate import figures
-from seawall.figures.intervals import Resamples, ends
-from seawall.figures.ratios import Tally, f1, iou, miou, recall
-from seawall.metrics.counts import confusion
-from seawall.metrics.sizes import Bodies
+from seawall.metrics.aggregate import figures
+from seawall.metrics.bootstrap import Resamples, ends
+from seawall.metrics.counts import confusion, summarize
+from seawall.metrics.object_sizes import Bodies
+from seawall.metrics.ratios import Tally, f1, iou, miou, recall
 from seawall.metrics.srip import srip_scores
-from seawall.metrics.summary import summarize
 from seawall.records import Record
 
 QUICK = settings(max_examples=40, deadline=None)

@@ -15,8 +15,8 @@ from seawall.errors import DataError, ModelError, UsageError
 from seawall.evaluate.case import CLEAN, Case
 from seawall.evaluate.example import write_example
 from seawall.evaluate.matrix import NON_FINITE, evaluate, missing, write_examples
-from seawall.figures.aggregate import figures
-from seawall.figures.suite import worst_case
+from seawall.metrics.aggregate import figures
+from seawall.metrics.worst_case import worst_case
 from seawall.records import Record, RecordLog
 from seawall.rng import Keys
 from seawall.threat.parser import parse_threat

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from seawall.figures.aggregate import figures
+from seawall.metrics.aggregate import figures
 from seawall.metrics.calibration import calibration_counts, expected_calibration_error
 from seawall.records import Record
 

@@ -13,7 +13,7 @@ from seawall.errors import RecipeError
 from seawall.evaluate.case import CLEAN, Case
 from seawall.evaluate.hiding import fooled_and_preserved
 from seawall.evaluate.matrix import evaluate, write_examples
-from seawall.figures.aggregate import figures
+from seawall.metrics.aggregate import figures
 from seawall.orders import cases_of, vet
 from seawall.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog

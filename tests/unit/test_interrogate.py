@@ -12,8 +12,8 @@ import seawall
 from seawall.attacks.cost import count_passes
 from seawall.attacks.gradient import PGD
 from seawall.evaluate.case import CLEAN, Case
-from seawall.figures.doubts import doubts, with_doubts
 from seawall.interrogate import QUICK, Interrogation, interrogate, interrogated
+from seawall.metrics.robustness_card import doubts, with_doubts
 from seawall.models.water_index import Threshold, ThresholdNet, extreme_images
 from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.report.flags import explain

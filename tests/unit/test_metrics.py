@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from seawall.errors import DataError, UsageError
-from seawall.figures.intervals import Resamples, ends
-from seawall.figures.ratios import Tally, f1, iou, measure, miou, specificity
+from seawall.metrics.bootstrap import Resamples, ends
 from seawall.metrics.calibration import edge_band
-from seawall.metrics.counts import _count_wide, confusion
-from seawall.metrics.sizes import NAMES, Bodies
-from seawall.metrics.summary import pooled, summarize
+from seawall.metrics.counts import _count_wide, confusion, pooled, summarize
+from seawall.metrics.object_sizes import NAMES, Bodies
+from seawall.metrics.ratios import Tally, f1, iou, measure, miou, specificity
 
 
 def test_counts_by_hand() -> None:

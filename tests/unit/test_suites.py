@@ -9,7 +9,7 @@ from seawall.attacks.suites import Suite, cases, parse_suite
 from seawall.errors import UsageError
 from seawall.evaluate.case import CLEAN, Case
 from seawall.evaluate.matrix import evaluate
-from seawall.figures.suite import worst_case
+from seawall.metrics.worst_case import worst_case
 from seawall.records import RecordLog
 from seawall.registry import build, entries
 from seawall.rng import Keys

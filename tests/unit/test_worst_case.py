@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seawall.figures.aggregate import figures
-from seawall.figures.suite import WORST, worst_case
-from seawall.figures.worst import Candidates, worst_each, worst_pooled, worst_ratio
+from seawall.metrics.aggregate import figures
+from seawall.metrics.worst_case import WORST, Candidates, worst_case, worst_each, worst_pooled, worst_ratio
 from seawall.records import Record
 
 CLASSES = ("land", "water")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seawall.evaluate.case import MEASURES, Case
 from seawall.metrics.calibration import calibration_counts, edge_band
-from seawall.metrics.sizes import NAMES, Bodies
+from seawall.metrics.object_sizes import NAMES, Bodies
 from seawall.metrics.srip import gray, srip_scores
 from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.threat.model import ThreatModel

@@ -17,8 +17,7 @@ from seawall.evaluate.case import CLEAN, Case, hidden_class
 from seawall.evaluate.cells import PARTS, Ground, Setting
 from seawall.evaluate.example import write_example
 from seawall.evaluate.hiding import hiding_records, hiding_rows
-from seawall.metrics.counts import confusion
-from seawall.metrics.summary import count_rows
+from seawall.metrics.counts import confusion, count_rows
 from seawall.modules import forward_kept
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel

@@ -1,7 +1,10 @@
 """Metrics: counts per chip first, ratios of counts last."""
 
-from seawall.figures.aggregate import figures
-from seawall.figures.ratios import (
+from seawall.metrics.aggregate import figures
+from seawall.metrics.calibration import Calibration, calibration_counts, edge_band, expected_calibration_error
+from seawall.metrics.counts import confusion, count_rows, pooled, summarize
+from seawall.metrics.object_sizes import Bodies
+from seawall.metrics.ratios import (
     CLASSWISE,
     OVERALL,
     Tally,
@@ -14,13 +17,8 @@ from seawall.figures.ratios import (
     recall,
     specificity,
 )
-from seawall.figures.suite import worst_case
-from seawall.figures.worst import Candidates, worst_each, worst_pooled, worst_ratio
-from seawall.metrics.calibration import Calibration, calibration_counts, edge_band, expected_calibration_error
-from seawall.metrics.counts import confusion
-from seawall.metrics.sizes import Bodies
 from seawall.metrics.srip import binarize, gray, otsu, scores_of, srip_scores
-from seawall.metrics.summary import count_rows, pooled, summarize
+from seawall.metrics.worst_case import Candidates, worst_case, worst_each, worst_pooled, worst_ratio
 
 dice = f1
 

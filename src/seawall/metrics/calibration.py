@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, max_pool2d
 
 from seawall.errors import UsageError
-from seawall.figures.ratios import Array, ratio
+from seawall.metrics.ratios import Array, ratio
 
 
 @dataclass(frozen=True)

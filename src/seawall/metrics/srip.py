@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import DataError
-from seawall.figures.ratios import Array, plain, ratio
+from seawall.metrics.ratios import Array, plain, ratio
 
 LEVELS = 256
 

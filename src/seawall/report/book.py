@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from seawall.figures.aggregate import figures
-from seawall.figures.doubts import with_doubts
-from seawall.figures.suite import WORST, worst_case
+from seawall.metrics.aggregate import figures
+from seawall.metrics.robustness_card import with_doubts
+from seawall.metrics.worst_case import WORST, worst_case
 from seawall.records import Record
 from seawall.report.folder import NoiseFacts
 from seawall.report.noise import Corrupted, corrupted

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from seawall.figures.worst import worst_ratio
+from seawall.metrics.worst_case import worst_ratio
 from seawall.records import Record
 from seawall.report.book import CLEAN, WORST, Book, Count, Setup
 from seawall.report.words import Budget

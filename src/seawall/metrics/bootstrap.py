@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.errors import UsageError, did_you_mean
-from seawall.figures.ratios import Array, Tally, measure, ratio
+from seawall.metrics.ratios import Array, Tally, measure, ratio
 
 AVERAGES = ("pooled", "per_chip", "per_group")
 
@@ -73,7 +73,7 @@ def average(tally: Tally, name: str, how: str, member: Array, weights: Array) ->
 
     Args:
         tally: Counts per chip, (N, K).
-        name: A ratio of `seawall.figures.ratios`.
+        name: A ratio of `seawall.metrics.ratios`.
         how: "pooled": ratio of summed counts; "per_chip": mean over the chips where it is defined;
             "per_group": mean over groups of the ratio pooled within the group.
         member: (G, N) membership.
