@@ -22,8 +22,8 @@ from pathlib import Path
 from loader import BANDS, make_folder
 
 from seawall.data.chips import ChipFolder
-from seawall.evaluate.case import CLEAN
-from seawall.measurement import ChipSource, measure_model
+from seawall.evaluation.case import CLEAN
+from seawall.evaluation.measurement import ChipSource, measure_model
 from seawall.models.water_index import Threshold
 from seawall.records import RecordLog
 from seawall.types import ModelSpec

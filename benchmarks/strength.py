@@ -31,7 +31,7 @@ from seawall.attacks.gradient import BIM, MIFGSM, PGD, CosPGD, PAdamCE, SegPGD
 from seawall.attacks.square import Square
 from seawall.attacks.suites import SEA, Attack, Halmosi, Member, Seawall, Suite
 from seawall.data.loader import whole
-from seawall.interrogate import Interrogation
+from seawall.evaluation.sanity_checks import Interrogation
 from seawall.metrics.worst_case import worst_each, worst_ratio
 from seawall.models.weights import load_model
 from seawall.orders import threat_for

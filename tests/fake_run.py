@@ -16,7 +16,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
-from seawall.evaluate.example import write_example
+from seawall.evaluation.examples import write_example
 from seawall.facts import Clock
 from seawall.geo.grid import Grid
 from seawall.geo.preview import write_preview

@@ -16,12 +16,12 @@ from seawall.attacks.suites import parse_suite
 from seawall.data.chips import ChipFolder
 from seawall.data.selection import check_part, select_chips
 from seawall.errors import UsageError
-from seawall.evaluate.case import CLEAN, Case
+from seawall.evaluation.case import CLEAN, Case
+from seawall.evaluation.measurement import ChipSource, measure_model, recipe_ids, rows_of
+from seawall.evaluation.sanity_checks import Interrogation
 from seawall.infer import Survey, predict_many
 from seawall.inputs import Sample, as_batch, as_model
-from seawall.interrogate import Interrogation
 from seawall.io import RunLock
-from seawall.measurement import ChipSource, measure_model, recipe_ids, rows_of
 from seawall.metrics.aggregate import figures
 from seawall.metrics.robustness_card import card, with_doubts
 from seawall.models.weights import load_model, spec_of, split_of

@@ -9,7 +9,7 @@ from seawall import registry
 from seawall.attacks.suites import Suite
 from seawall.attacks.suites import cases as attacks_of
 from seawall.errors import RecipeError, UsageError
-from seawall.evaluate.case import Case
+from seawall.evaluation.case import Case
 from seawall.geo.sensors import band_noise, resolve
 from seawall.label_noise.build import NoiseContext, build_noise
 from seawall.labels.indices import parse_rule

@@ -11,8 +11,8 @@ from seawall.attacks.alma_prox import ALMAProx, _penalty, _slope
 from seawall.attacks.gradient import FGSM
 from seawall.attacks.minimum_norm import DAG, Field, prox_l2, prox_linf
 from seawall.attacks.pdpgd import PDPGD
-from seawall.evaluate.case import Case
-from seawall.evaluate.matrix import evaluate
+from seawall.evaluation.case import Case
+from seawall.evaluation.evaluate import evaluate
 from seawall.metrics.aggregate import figures
 from seawall.records import RecordLog
 from seawall.rng import Keys

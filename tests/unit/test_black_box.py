@@ -18,8 +18,8 @@ from seawall.attacks.target import Hide, Towards
 from seawall.attacks.transfer import Transfer
 from seawall.attacks.universal import Universal, UniversalPerChip
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.evaluate.case import Case
-from seawall.evaluate.case import fitted as fitted_cases
+from seawall.evaluation.case import Case
+from seawall.evaluation.case import fitted as fitted_cases
 from seawall.registry import build
 from seawall.rng import Keys
 from seawall.testing.ground import accuracy, ground_batch, linear_model, uneven_model

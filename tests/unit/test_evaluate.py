@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from seawall.attacks.gradient import FGSM
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.evaluate.case import CLEAN, Case
-from seawall.evaluate.example import write_example
-from seawall.evaluate.matrix import NON_FINITE, evaluate, missing, write_examples
+from seawall.evaluation.case import CLEAN, Case
+from seawall.evaluation.evaluate import NON_FINITE, evaluate, missing, write_examples
+from seawall.evaluation.examples import write_example
 from seawall.metrics.aggregate import figures
 from seawall.metrics.worst_case import worst_case
 from seawall.records import Record, RecordLog

@@ -10,9 +10,9 @@ from seawall.attacks.fischer import Fischer
 from seawall.attacks.gradient import PGD
 from seawall.attacks.target import Hide
 from seawall.errors import RecipeError
-from seawall.evaluate.case import CLEAN, Case
-from seawall.evaluate.hiding import fooled_and_preserved
-from seawall.evaluate.matrix import evaluate, write_examples
+from seawall.evaluation.case import CLEAN, Case
+from seawall.evaluation.evaluate import evaluate, write_examples
+from seawall.evaluation.rows import fooled_and_preserved
 from seawall.metrics.aggregate import figures
 from seawall.orders import cases_of, vet
 from seawall.recipe import make_recipe, read_recipe

@@ -11,8 +11,8 @@ from torch.nn import functional
 import seawall
 from seawall.attacks.cost import count_passes
 from seawall.attacks.gradient import PGD
-from seawall.evaluate.case import CLEAN, Case
-from seawall.interrogate import QUICK, Interrogation, interrogate, interrogated
+from seawall.evaluation.case import CLEAN, Case
+from seawall.evaluation.sanity_checks import QUICK, Interrogation, interrogate, interrogated
 from seawall.metrics.robustness_card import doubts, with_doubts
 from seawall.models.water_index import Threshold, ThresholdNet, extreme_images
 from seawall.records import Record, RecordLog, ThreatFacts
@@ -290,7 +290,7 @@ def test_answers_are_kept_and_asked_again_when_anything_changes(
     with torch.no_grad():
         next(model.parameters()).add_(0.01)
     assert asked("linf 1% reflectance") == 2, "another model"
-    monkeypatch.setattr("seawall.interrogate.code_version", lambda: "of another checkout")
+    monkeypatch.setattr("seawall.evaluation.sanity_checks.code_version", lambda: "of another checkout")
     assert asked("linf 1% reflectance") == 2, "other code"
     (tmp_path / "interrogation.json").write_text("torn")
     assert asked("linf 1% reflectance") == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seawall import api, audit, interrogate, measurement
+from seawall import api, audit
 from seawall.attacks.gradient import PGD
 from seawall.attacks.suites import cases as attacks_of
 from seawall.attacks.suites import parse_suite
@@ -19,9 +19,10 @@ from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.loader import whole
 from seawall.data.writer import ChipWriter
-from seawall.evaluate.case import CLEAN, MEASURES, Case
-from seawall.interrogate import Interrogation
-from seawall.measurement import ChipSource, measure_model, mixed_chips, recipe_ids, rows_of, settings_text
+from seawall.evaluation import measurement, sanity_checks
+from seawall.evaluation.case import CLEAN, MEASURES, Case
+from seawall.evaluation.measurement import ChipSource, measure_model, mixed_chips, recipe_ids, rows_of, settings_text
+from seawall.evaluation.sanity_checks import Interrogation
 from seawall.models.water_index import Threshold
 from seawall.models.weights import save_model, set_split
 from seawall.records import RecordLog, read_records
@@ -233,4 +234,4 @@ def test_run_evaluate_and_attack_have_one_loop() -> None:
     from seawall.stages import measure
 
     assert audit.measure_model is measure.measure_model is measure_model
-    assert measurement.interrogated is interrogate.interrogated
+    assert measurement.interrogated is sanity_checks.interrogated

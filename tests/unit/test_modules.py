@@ -10,7 +10,7 @@ from torch import nn
 
 import seawall
 from seawall.errors import DataError, ModelError
-from seawall.evaluate.matrix import evaluate
+from seawall.evaluation.evaluate import evaluate
 from seawall.geo.raster import Grid, write_cog
 from seawall.infer import predict_scene
 from seawall.models.water_index import Threshold

@@ -7,8 +7,8 @@ import pytest
 import seawall
 from seawall.attacks.suites import Suite, cases, parse_suite
 from seawall.errors import UsageError
-from seawall.evaluate.case import CLEAN, Case
-from seawall.evaluate.matrix import evaluate
+from seawall.evaluation.case import CLEAN, Case
+from seawall.evaluation.evaluate import evaluate
 from seawall.metrics.worst_case import worst_case
 from seawall.records import RecordLog
 from seawall.registry import build, entries

@@ -85,8 +85,8 @@ def test_each_band_alone_is_one_word_of_a_recipe_and_a_figure_of_the_page() -> N
     assert texts == ["linf 3% reflectance", "linf 3% reflectance bands=B02", "linf 3% reflectance bands=B03"]
     assert each_band("linf 1% reflectance", S2) == ["linf 1% reflectance"]
 
-    from seawall.evaluate.case import CLEAN
-    from seawall.evaluate.matrix import evaluate
+    from seawall.evaluation.case import CLEAN
+    from seawall.evaluation.evaluate import evaluate
     from seawall.records import RecordLog
 
     log = RecordLog(Path("/nonexistent/never-written"))

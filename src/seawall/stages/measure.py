@@ -13,10 +13,10 @@ from seawall.attacks.fischer import Fischer
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole
 from seawall.data.splits import Split
-from seawall.evaluate.case import CLEAN, Case, fitted
-from seawall.evaluate.matrix import write_examples
-from seawall.interrogate import QUICK
-from seawall.measurement import ChipSource, measure_model, mixed_chips
+from seawall.evaluation.case import CLEAN, Case, fitted
+from seawall.evaluation.evaluate import write_examples
+from seawall.evaluation.measurement import ChipSource, measure_model, mixed_chips
+from seawall.evaluation.sanity_checks import QUICK
 from seawall.models.water_index import ThresholdNet
 from seawall.orders import baseline_name, cases_of
 from seawall.runtime import find_device

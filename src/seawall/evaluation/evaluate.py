@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from seawall.attacks.minimum_norm import Solved
 from seawall.errors import DataError, ModelError
-from seawall.evaluate.case import CLEAN, Case, hidden_class
-from seawall.evaluate.cells import PARTS, Ground, Setting
-from seawall.evaluate.example import write_example
-from seawall.evaluate.hiding import hiding_records, hiding_rows
+from seawall.evaluation.case import CLEAN, Case, hidden_class
+from seawall.evaluation.examples import write_example
+from seawall.evaluation.rows import PARTS, Ground, Setting, hiding_records, hiding_rows
 from seawall.metrics.counts import confusion, count_rows
 from seawall.modules import forward_kept
 from seawall.records import Record, RecordLog

@@ -1,8 +1,8 @@
 """The matrix model x method x chip, as rows."""
 
-from seawall.evaluate.case import CLEAN, MEASURES, Asked, Case, fitted
-from seawall.evaluate.example import write_example
-from seawall.evaluate.matrix import NON_FINITE, at_rest, evaluate, missing, write_examples
+from seawall.evaluation.case import CLEAN, MEASURES, Asked, Case, fitted
+from seawall.evaluation.evaluate import NON_FINITE, at_rest, evaluate, missing, write_examples
+from seawall.evaluation.examples import write_example
 
 __all__ = [
     "CLEAN",

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from seawall.data.chips import ChipFolder
 from seawall.data.index import dump_header
 from seawall.data.loader import whole
-from seawall.evaluate.case import Case, fitted
-from seawall.evaluate.matrix import evaluate, missing
+from seawall.evaluation.case import Case, fitted
+from seawall.evaluation.evaluate import evaluate, missing
+from seawall.evaluation.sanity_checks import Interrogation, interrogated, not_interrogated
 from seawall.facts import source_digest
 from seawall.infer import model_digest
-from seawall.interrogate import Interrogation, interrogated, not_interrogated
 from seawall.models.weights import digest_of, spec_of, split_of
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel

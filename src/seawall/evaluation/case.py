@@ -130,7 +130,7 @@ class Case:
     def _attacked(self, model: SegmentationModel, batch: Batch, threat: Threat, keys: Keys) -> Made:
         if isinstance(self.act, SetAttack):
             raise UsageError(
-                f"{self.method}: expected a noise that was fitted to a set, got none; call seawall.evaluate.fitted first"
+                f"{self.method}: expected a noise that was fitted to a set, got none; call seawall.evaluation.fitted first"
             )
         if isinstance(self.act, MinimumNorm):
             solved = self.act.solve(model, batch, cast(ThreatModel, threat), keys)

@@ -20,7 +20,7 @@ from seawall.attacks.square import Random, Square
 from seawall.attacks.target import AWAY, as_found, check, check_logits, take_aim, usable
 from seawall.attacks.transfer import Transfer
 from seawall.errors import UsageError
-from seawall.evaluate.case import Asked, Case
+from seawall.evaluation.case import Asked, Case
 from seawall.infer import model_digest
 from seawall.io import write_atomic
 from seawall.losses.attack import cross_entropy
