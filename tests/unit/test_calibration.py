@@ -11,11 +11,8 @@ from seawall.rng import Keys
 from seawall.types import Batch, ModelSpec
 from seawall.uncertainty.conformal import conformal_threshold, fit_conformal, missed_shares
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.ensemble import Ensemble
-from seawall.uncertainty.maps import entropy, gather, margin
-from seawall.uncertainty.single import SinglePass
+from seawall.uncertainty.predictor import Ensemble, SinglePass, Symmetries, entropy, gather, margin
 from seawall.uncertainty.temperature import Temperature, fit_temperature, temperature_of
-from seawall.uncertainty.tta import Symmetries
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 

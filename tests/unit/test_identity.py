@@ -22,10 +22,8 @@ from seawall.models.weights import load_model, save_model
 from seawall.records import RecordLog
 from seawall.types import Batch, ModelSpec
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.ensemble import Ensemble
-from seawall.uncertainty.single import SinglePass
+from seawall.uncertainty.predictor import Ensemble, SinglePass, Symmetries
 from seawall.uncertainty.temperature import Temperature
-from seawall.uncertainty.tta import Symmetries
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 

@@ -20,10 +20,8 @@ from seawall.scenes.tiles import blend
 from seawall.scenes.tiling import plan_tiles
 from seawall.types import ModelSpec
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.ensemble import Ensemble
-from seawall.uncertainty.single import SinglePass
+from seawall.uncertainty.predictor import Ensemble, SinglePass, Symmetries
 from seawall.uncertainty.temperature import Temperature
-from seawall.uncertainty.tta import Symmetries
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 SMALL_NETWORKS = {

@@ -2,12 +2,17 @@
 
 from seawall.uncertainty.conformal import Conformal, conformal_threshold, fit_conformal, missed_shares
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.ensemble import Ensemble
-from seawall.uncertainty.maps import Prediction, entropy, gather, margin
-from seawall.uncertainty.predictor import Predictor
-from seawall.uncertainty.single import SinglePass
+from seawall.uncertainty.predictor import (
+    Ensemble,
+    Prediction,
+    Predictor,
+    SinglePass,
+    Symmetries,
+    entropy,
+    gather,
+    margin,
+)
 from seawall.uncertainty.temperature import Scaled, Temperature, fit_temperature, temperature_of
-from seawall.uncertainty.tta import Symmetries
 
 __all__ = [
     "Conformal",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from math import lcm
 from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from seawall.errors import ModelError, UsageError
+from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import SegmentationModel
-from seawall.uncertainty.maps import Prediction, gather
 
 
 class Method(Protocol):
@@ -91,3 +93,150 @@ class Predictor(nn.Module):
         """Keys from the pixels: the same image draws alike in any batch."""
         pixels = image.detach().cpu().contiguous().numpy()
         return Keys(self.seed, tuple(hashlib.blake2b(chip.tobytes(), digest_size=8).hexdigest() for chip in pixels))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What several passes say together.
+
+    Args:
+        probability: (B, K, H, W) mean of the passes' probabilities.
+        entropy: (B, H, W) entropy of the mean, 0 to ln K: all that is unsure.
+        mutual_information: (B, H, W) the part of it that comes from passes that disagree, at least 0.
+        margin: (B, H, W) largest less second largest mean probability, 0 to 1: small is unsure.
+        variation: (B, H, W) 1 less the largest mean probability.
+        passes: Number of passes.
+    """
+
+    probability: Tensor
+    entropy: Tensor
+    mutual_information: Tensor
+    margin: Tensor
+    variation: Tensor
+    passes: int
+
+
+def gather(passes: Iterable[Tensor]) -> Prediction:
+    """Average the probabilities of several passes, one at a time, so that memory does not grow with them.
+
+    Args:
+        passes: Logits (B, K, H, W), one tensor per pass.
+
+    Raises:
+        UsageError: There is no pass.
+
+    Example:
+        >>> gather([torch.zeros(1, 2, 1, 1)] * 3).mutual_information.item()
+        0.0
+    """
+    total: Tensor | None = None
+    within: Tensor | None = None
+    count = 0
+    for logits in passes:
+        # double, so that the order of the passes is lost in rounding: flipping the image flips the map exactly
+        probability = torch.softmax(logits.double(), 1)
+        spread = entropy(probability)
+        total = probability if total is None else total + probability
+        within = spread if within is None else within + spread
+        count += 1
+    if total is None or within is None:
+        raise UsageError("uncertainty: expected at least one pass, got none; ask for one or more")
+    mean = total / count
+    whole = entropy(mean)
+    return Prediction(
+        mean.float(),
+        whole.float(),
+        (whole - within / count).clamp_min(0).float(),
+        margin(mean).float(),
+        (1 - mean.amax(1)).float(),
+        count,
+    )
+
+
+def entropy(probability: Tensor) -> Tensor:
+    """Return the entropy over classes: (B, K, ...) to (B, ...), 0 ln 0 taken as 0."""
+    return -torch.xlogy(probability, probability).sum(1)
+
+
+def margin(probability: Tensor) -> Tensor:
+    """Return the largest less the second largest probability; with one class the largest."""
+    if probability.shape[1] == 1:
+        return probability[:, 0]
+    best = probability.topk(2, 1).values
+    return best[:, 0] - best[:, 1]
+
+
+@register("uncertainty", "softmax")
+@dataclass(frozen=True)
+class SinglePass:
+    """One pass of the model; its mutual information is zero by definition."""
+
+    seeded: ClassVar[bool] = False
+
+    def __call__(self, model: SegmentationModel) -> Predictor:
+        return Predictor(model, self)
+
+    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
+        """Yield the model's logits."""
+        yield model(image)
+
+
+@register("uncertainty", "tta")
+@dataclass(frozen=True)
+class Symmetries:
+    """The mean over the eight symmetries of the square: turning the image turns the map, exactly."""
+
+    seeded: ClassVar[bool] = False
+
+    def __call__(self, model: SegmentationModel) -> Predictor:
+        return Predictor(model, self)
+
+    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
+        """Yield the logits of each symmetry, turned back."""
+        for turns in range(4):
+            for mirrored in (False, True):
+                yield undo(model(turn(image, turns, mirrored)), turns, mirrored)
+
+
+def turn(image: Tensor, turns: int, mirrored: bool) -> Tensor:
+    """Mirror, then turn by quarters."""
+    return (image.flip(-1) if mirrored else image).rot90(turns, (-2, -1))
+
+
+def undo(image: Tensor, turns: int, mirrored: bool) -> Tensor:
+    """Turn back, then mirror back."""
+    straight = image.rot90(-turns, (-2, -1))
+    return straight.flip(-1) if mirrored else straight
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The mean over independently trained models.
+
+    Args:
+        others: Models beside the one that it is called with.
+    """
+
+    others: tuple[SegmentationModel, ...]
+    seeded: ClassVar[bool] = False
+
+    def __call__(self, model: SegmentationModel) -> Predictor:
+        """Return the predictor of all models together.
+
+        Raises:
+            ModelError: The models do not have the same bands, classes and unit.
+        """
+        for other in self.others:
+            mine, theirs = model.spec, other.spec
+            if (mine.bands, mine.classes, mine.unit) != (theirs.bands, theirs.classes, theirs.unit):
+                raise ModelError(
+                    f"ensemble: expected {mine.bands} {mine.unit} to {mine.classes}, got {theirs.bands} {theirs.unit} "
+                    f"to {theirs.classes}; use models of one task"
+                )
+
+        return Predictor(model, self, others=self.others)
+
+    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
+        """Yield the logits of each member."""
+        for member in (model, *self.others):
+            yield member(image)
