@@ -65,7 +65,7 @@ def make_model(width: int, depth: int):
 
 def run_seawall(scene: Path, out: Path, args: argparse.Namespace) -> None:
     """Map the scene in a stream."""
-    from seawall.infer import predict_scene
+    from seawall.inference.predict import predict_scene
 
     model = make_model(args.width, args.depth)
     predict_scene(model, scene, out, tile=args.tile, overlap=args.overlap, batch=args.batch, device=args.device)
@@ -77,7 +77,7 @@ def run_naive(scene: Path, out: Path, args: argparse.Namespace) -> None:
     import rasterio
     import torch
 
-    from seawall.scenes.tiling import plan_tiles
+    from seawall.inference.tiling import plan_tiles
 
     model = make_model(args.width, args.depth)
     with rasterio.open(scene) as source:

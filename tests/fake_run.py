@@ -20,10 +20,10 @@ from seawall.evaluation.examples import write_example
 from seawall.facts import Clock
 from seawall.geo.grid import Grid
 from seawall.geo.preview import write_preview
+from seawall.inference.products import SceneResult
+from seawall.inference.stac_items import scene_item
 from seawall.recipe import make_recipe
 from seawall.records import Record, RecordLog
-from seawall.scenes.catalog import scene_item
-from seawall.scenes.product import SceneResult
 from seawall.threat.parser import parse_threat
 from seawall.training.checkpoint import HistoryLog
 from seawall.types import ModelSpec

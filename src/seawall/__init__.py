@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from seawall.api import attack, corrupt, curate, doctor, methods, predict, run
     from seawall.data.chips import ChipFolder
     from seawall.data.loader import patches, whole
-    from seawall.infer import predict_many, predict_scene
+    from seawall.inference.predict import predict_many, predict_scene
     from seawall.models.adapter import adapt
     from seawall.models.weights import load_model, save_model
     from seawall.recipe import Recipe, read_recipe
@@ -29,7 +29,7 @@ _HOMES = {
     "seawall.api": ("attack", "corrupt", "curate", "doctor", "methods", "predict", "run"),
     "seawall.data.chips": ("ChipFolder",),
     "seawall.data.loader": ("patches", "whole"),
-    "seawall.infer": ("predict_many", "predict_scene"),
+    "seawall.inference.predict": ("predict_many", "predict_scene"),
     "seawall.rng": ("Keys",),
     "seawall.models.adapter": ("adapt",),
     "seawall.models.weights": ("load_model", "save_model"),

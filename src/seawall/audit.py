@@ -19,7 +19,9 @@ from seawall.errors import UsageError
 from seawall.evaluation.case import CLEAN, Case
 from seawall.evaluation.measurement import ChipSource, measure_model, recipe_ids, rows_of
 from seawall.evaluation.sanity_checks import Interrogation
-from seawall.infer import Survey, predict_many
+from seawall.inference.backends import Runtime, find_device
+from seawall.inference.predict import Survey, predict_many
+from seawall.inference.products import slug_of
 from seawall.inputs import Sample, as_batch, as_model
 from seawall.io import RunLock
 from seawall.metrics.aggregate import figures
@@ -29,8 +31,6 @@ from seawall.orders import threat_for
 from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
 from seawall.result import Progress, of_stage
-from seawall.runtime import Runtime, find_device
-from seawall.scenes.product import slug_of
 from seawall.threat.model import ThreatModel
 from seawall.types import SegmentationModel
 

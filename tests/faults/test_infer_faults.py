@@ -20,8 +20,8 @@ from torch import nn
 from seawall.errors import ImageryError, ModelError, RadiometryError, RunError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Grid, write_cog
-from seawall.infer import predict_many, predict_scene
-from seawall.scenes.canvas import Canvas
+from seawall.inference.output_buffer import Canvas
+from seawall.inference.predict import predict_many, predict_scene
 from seawall.types import ModelSpec
 
 BANDS = ("B03", "B08")
@@ -249,7 +249,7 @@ import sys, time, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
 from test_infer_faults import Pixel
-from seawall.infer import predict_scene
+from seawall.inference.predict import predict_scene
 predict_scene(Pixel(), {scene!r}, {out!r}, tile=64, overlap=32, progress=lambda *said: time.sleep(0.02))
 """
 
@@ -295,7 +295,7 @@ def test_a_full_disk_is_said_and_cleaned_up(scene, out, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("seawall.scenes.canvas._reserve", full)
+        patch.setattr("seawall.inference.output_buffer._reserve", full)
         with pytest.raises(RunError, match=r"expected room for the products, got a full disk .*and run again"):
             predict_scene(Pixel(), scene, out, resume=False)
         assert not list(out.glob(".*"))
@@ -305,7 +305,7 @@ def test_a_full_disk_is_said_and_cleaned_up(scene, out, monkeypatch):
             full()
 
     with monkeypatch.context() as patch:
-        patch.setattr("seawall.scenes.canvas.os.fsync", full_later)
+        patch.setattr("seawall.inference.output_buffer.os.fsync", full_later)
         with pytest.raises(RunError, match=r"a full disk .*what is finished is kept"):
             predict_scene(Pixel(), scene, out, resume=False)
     assert (out / ".a.part").exists()
@@ -384,7 +384,7 @@ import resource, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
 from test_infer_faults import Pixel
-from seawall.infer import predict_scene
+from seawall.inference.predict import predict_scene
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 predict_scene(Pixel(), {small!r}, {out!r}, tile=256)
 before = peak()

@@ -17,8 +17,8 @@ from torch import nn
 from seawall.errors import RunError
 from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import Grid, write_cog
-from seawall.infer import predict_scene
-from seawall.scenes.publish import finished
+from seawall.inference.export import finished
+from seawall.inference.predict import predict_scene
 from seawall.types import ModelSpec
 
 GRID = Grid(70, 60, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
@@ -180,7 +180,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
 from test_publish_faults import Pixel
 from seawall.errors import SeawallError
-from seawall.infer import predict_scene
+from seawall.inference.predict import predict_scene
 said = []
 model = Pixel()
 for size in (1, 2):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from seawall.scenes.tiles import Axis, Plan, blend
+from seawall.inference.tiling import Axis, Plan, blend
 
 SIZES = st.integers(1, 300)
 TILES_LIST = [(64, 32), (96, 32), (128, 64), (64, 0), (160, 64)]

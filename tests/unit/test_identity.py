@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import seawall
 from seawall.geo.raster import Grid, write_cog
-from seawall.infer import model_digest, predict_scene
+from seawall.inference.predict import model_digest, predict_scene
 from seawall.models.adapter import adapt
 from seawall.models.identity import identify
 from seawall.models.unet import UNet

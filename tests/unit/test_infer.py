@@ -13,14 +13,14 @@ from torch import nn
 
 from seawall.errors import ModelError, PartialError, UsageError
 from seawall.geo.raster import Grid, write_cog
-from seawall.infer import Survey, find_scenes, model_digest, predict_many, predict_scene
+from seawall.inference import predict
+from seawall.inference.predict import Survey, find_scenes, model_digest, predict_many, predict_scene
+from seawall.inference.products import NODATA, SCALE, Question, Totals, encode, palette, tally
+from seawall.inference.scene import pieces
+from seawall.inference.settings import clean_name
+from seawall.inference.stac_items import acquired
+from seawall.inference.tiling import Plan, Strip
 from seawall.models.adapter import adapt
-from seawall.scenes import paint
-from seawall.scenes.catalog import acquired
-from seawall.scenes.product import NODATA, SCALE, Question, Totals, encode, palette, tally
-from seawall.scenes.source import pieces
-from seawall.scenes.survey import clean_name
-from seawall.scenes.tiles import Plan, Strip
 from seawall.types import ModelSpec
 
 GRID = Grid(130, 170, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
@@ -363,13 +363,13 @@ def test_unsure_begins_at_its_first_probability_and_ends_before_its_second():
 
 def test_the_memory_that_is_asked_for_is_in_mebibytes(tmp_path, monkeypatch):
     rooms = []
-    cut = paint.panels
+    cut = predict.panels
 
     def watched(plan, bands, classes, chunk, room):
         rooms.append(room)
         return cut(plan, bands, classes, chunk, room)
 
-    monkeypatch.setattr(paint, "panels", watched)
+    monkeypatch.setattr(predict, "panels", watched)
     predict_scene(Ndwi(), write_scene(tmp_path / "a.tif"), tmp_path, memory_mib=3)
     assert rooms == [3 * 1024 * 1024]
 
@@ -377,7 +377,7 @@ def test_the_memory_that_is_asked_for_is_in_mebibytes(tmp_path, monkeypatch):
 def test_panels_hold_no_more_than_their_room():
     plan = Plan.of(4000, 60000, 512, 64)
     for room in (64, 128, 512):
-        wide = max(right - left for left, right in paint.panels(plan, 6, 2, 512, room * 2**20))
+        wide = max(right - left for left, right in predict.panels(plan, 6, 2, 512, room * 2**20))
         column = (512 + 512) * (4 * 6 + 1) + (512 + 512) * (4 * 2 + 1)
         assert wide * column <= room * 2**20
         assert wide * column >= room * 2**20 / 8  # and use a good part of it

@@ -12,7 +12,7 @@ import seawall
 from seawall.errors import DataError, ModelError
 from seawall.evaluation.evaluate import evaluate
 from seawall.geo.raster import Grid, write_cog
-from seawall.infer import predict_scene
+from seawall.inference.predict import predict_scene
 from seawall.models.water_index import Threshold
 from seawall.modules import device_of, eval_mode, forward_kept, to_device_of
 from seawall.poisoning.detection import activations

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from seawall.errors import ModelError, RunError, UsageError
-from seawall.runtime import export_onnx, find_device, open_runtime, out_of_memory
+from seawall.inference.backends import export_onnx, find_device, open_runtime, out_of_memory
 from seawall.types import ModelSpec
 
 needs_deploy = pytest.mark.skipif(
@@ -123,7 +123,7 @@ def test_a_missing_extra_is_named(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr("seawall.runtime.importlib.import_module", missing)
+    monkeypatch.setattr("seawall.inference.backends.importlib.import_module", missing)
     with pytest.raises(RunError, match=r"pip install 'seawall\[deploy\]'"), open_runtime(Net(), "openvino"):
         pass
 

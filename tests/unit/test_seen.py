@@ -14,7 +14,7 @@ from seawall.errors import DataError, ImageryError, RadiometryError
 from seawall.geo.radiometry import Detection, Hints, detect, scale_for
 from seawall.geo.seen import Tally, rule_for
 from seawall.geo.unit_detection import EXTREME_SHARE
-from seawall.infer import predict_scene
+from seawall.inference.predict import predict_scene
 from seawall.report.flags import explain
 from seawall.types import ModelSpec
 
@@ -141,9 +141,9 @@ def test_undeclared_fill_of_any_share_never_makes_another_unit(share: float, fil
 def test_a_scene_far_larger_than_its_sample_is_refused_or_flagged_by_all_of_its_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from seawall.scenes import source
+    from seawall.inference import scene
 
-    monkeypatch.setattr(source, "SIDE", 4)
+    monkeypatch.setattr(scene, "SIDE", 4)
     data = ground()
     data[1, 30, 30:40] = 9999.0  # no window of the sample covers it
     result, chip, _ = both(tmp_path, data)

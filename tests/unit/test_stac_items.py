@@ -17,7 +17,7 @@ import pytest
 from affine import Affine
 
 from seawall.geo.raster import Grid, write_cog
-from seawall.infer import predict_scene
+from seawall.inference.predict import predict_scene
 from seawall.models.unet import UNet
 from seawall.models.water_index import Threshold
 from seawall.models.weights import load_model, save_model

@@ -13,7 +13,7 @@ from torch import nn
 from seawall.data.simulated import Simulated
 from seawall.errors import UsageError
 from seawall.geo.raster import Grid, open_raster, write_cog
-from seawall.infer import predict_scene
+from seawall.inference.predict import predict_scene
 from seawall.models.water_index import Threshold
 from seawall.recipe import Recipe, Scene
 from seawall.simulate.scene import simulate_s2

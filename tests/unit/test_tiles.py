@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from seawall.errors import UsageError
+from seawall.inference.tiling import ALIGN, Axis, Plan, blend
 from seawall.models.blocks import pad_to
-from seawall.scenes.tiles import ALIGN, Axis, Plan, blend
 
 
 def everything(height, width, bands=1):

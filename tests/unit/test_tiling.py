@@ -9,15 +9,14 @@ from torch.nn import functional
 
 from seawall import registry
 from seawall.errors import UsageError
-from seawall.infer import predict_scene
+from seawall.inference.predict import predict_scene
+from seawall.inference.tiling import blend, plan_tiles
 from seawall.models.adapter import adapt
 from seawall.models.dense_unet import DenseUNet
 from seawall.models.dual_network import Twins
 from seawall.models.receptive_field import measure_reach, receptive_field
 from seawall.models.unet import UNet
 from seawall.models.water_index import Threshold
-from seawall.scenes.tiles import blend
-from seawall.scenes.tiling import plan_tiles
 from seawall.types import ModelSpec
 from seawall.uncertainty.dropout import MonteCarloDropout
 from seawall.uncertainty.predictor import Ensemble, SinglePass, Symmetries

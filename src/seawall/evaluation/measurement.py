@@ -17,7 +17,7 @@ from seawall.evaluation.case import Case, fitted
 from seawall.evaluation.evaluate import evaluate, missing
 from seawall.evaluation.sanity_checks import Interrogation, interrogated, not_interrogated
 from seawall.facts import source_digest
-from seawall.infer import model_digest
+from seawall.inference.predict import model_digest
 from seawall.models.weights import digest_of, spec_of, split_of
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel

@@ -21,7 +21,7 @@ from seawall.attacks.target import AWAY, as_found, check, check_logits, take_aim
 from seawall.attacks.transfer import Transfer
 from seawall.errors import UsageError
 from seawall.evaluation.case import Asked, Case
-from seawall.infer import model_digest
+from seawall.inference.predict import model_digest
 from seawall.io import write_atomic
 from seawall.losses.attack import cross_entropy
 from seawall.metrics.robustness_card import SLACK, doubts, with_doubts

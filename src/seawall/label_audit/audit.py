@@ -25,7 +25,7 @@ from seawall.data.selection import SEEN_IN_TRAINING, select_chips
 from seawall.data.splits import kfold_groups
 from seawall.errors import DataError, UsageError
 from seawall.facts import digest_chips
-from seawall.infer import model_digest
+from seawall.inference.predict import model_digest
 from seawall.io import RunLock, atomic, csv_cells, write_atomic
 from seawall.label_audit.confident_learning import Opinion, Suspicion, agreed, combined, softmin, suspect, tail_evidence
 from seawall.label_audit.contact_sheet import Card, write_sheet

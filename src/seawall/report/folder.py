@@ -71,7 +71,7 @@ class RunFacts(Known):
 
 
 class SceneFacts(Known):
-    """The result of a whole-scene map, as `seawall.scenes.SceneResult` names it."""
+    """The result of a whole-scene map, as `seawall.inference.SceneResult` names it."""
 
     source: str = ""
     files: Mapping[str, str] = Field(default_factory=dict)

@@ -17,9 +17,9 @@ from seawall.evaluation.case import CLEAN, Case, fitted
 from seawall.evaluation.evaluate import write_examples
 from seawall.evaluation.measurement import ChipSource, measure_model, mixed_chips
 from seawall.evaluation.sanity_checks import QUICK
+from seawall.inference.backends import find_device
 from seawall.models.water_index import ThresholdNet
 from seawall.orders import baseline_name, cases_of
-from seawall.runtime import find_device
 from seawall.stages.learn import maker, spec_of_chips
 from seawall.stages.run import Run
 from seawall.types import ModelSpec, SegmentationModel

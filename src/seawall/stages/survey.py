@@ -16,9 +16,9 @@ from torch import nn
 from seawall.data.chips import ChipFolder
 from seawall.geo.preview import write_preview
 from seawall.geo.raster import open_raster, write_cog
-from seawall.infer import predict_scene
+from seawall.inference.predict import predict_scene
+from seawall.inference.products import NODATA, SceneResult
 from seawall.io import write_atomic
-from seawall.scenes.product import NODATA, SceneResult
 from seawall.simulate.scene import simulate_s1, simulate_s2
 from seawall.stages.run import Run
 

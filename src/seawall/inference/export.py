@@ -23,12 +23,12 @@ from torch import nn
 from seawall.errors import ImageryError, RunError
 from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import CogWriter
+from seawall.inference.output_buffer import Canvas, no_room
+from seawall.inference.products import NODATA, SCALE, SceneResult, layer_names, palette
+from seawall.inference.scene import Scene, digest_file
+from seawall.inference.stac_items import acquired, model_item, scene_item
 from seawall.io import write_atomic
 from seawall.models.weights import save_model
-from seawall.scenes.canvas import Canvas, no_room
-from seawall.scenes.catalog import acquired, model_item, scene_item
-from seawall.scenes.product import NODATA, SCALE, SceneResult, layer_names, palette
-from seawall.scenes.source import Scene, digest_file
 
 STAGING = 2.7
 """Bytes per pixel of a layer while it is written: the plain copy, the finished file and its overviews."""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.scenes.tiles import Strip
+from seawall.inference.tiling import Strip
 
 LAYERS = ("class", "probability", "uncertainty")
 """What is painted of a scene; see `layer_names` for the names of the products."""

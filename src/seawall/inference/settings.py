@@ -11,11 +11,10 @@ from pathlib import Path
 
 from seawall.errors import PartialError, UsageError
 from seawall.geo.radiometry import Hints
+from seawall.inference.backends import Runtime
+from seawall.inference.products import SceneResult
+from seawall.inference.tiling import TILE, Plan
 from seawall.io import inside
-from seawall.runtime import Runtime
-from seawall.scenes.product import SceneResult
-from seawall.scenes.tiles import Plan
-from seawall.scenes.tiling import TILE
 
 SUFFIXES = (".tif", ".tiff", ".jp2")
 """What counts as a scene in a folder."""

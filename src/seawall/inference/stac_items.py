@@ -29,10 +29,10 @@ from torch import nn
 from seawall import __version__
 from seawall.errors import UsageError
 from seawall.geo.grid import Grid
+from seawall.inference.products import NODATA, SCALE, SceneResult, palette, slug_of
+from seawall.inference.scene import digest_file
 from seawall.models.blocks import Standardize
 from seawall.models.weights import spec_of
-from seawall.scenes.product import NODATA, SCALE, SceneResult, palette, slug_of
-from seawall.scenes.source import digest_file
 from seawall.types import ModelSpec
 
 FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
