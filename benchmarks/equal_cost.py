@@ -27,12 +27,12 @@ from seawall.attacks.apgd import APGD, JensenShannonAttack, TsallisPGD
 from seawall.attacks.gradient import PGD, CosPGD, PAdamCE
 from seawall.attacks.suites import SEA, Attack, Seawall, Suite
 from seawall.data.loader import whole
-from seawall.orders import threat_for
+from seawall.pipeline.context import Run
+from seawall.pipeline.data import divide, gather
+from seawall.pipeline.training import train_one
+from seawall.pipeline.validate import threat_for
 from seawall.recipe import Recipe, make_recipe
 from seawall.rng import Keys
-from seawall.stages.gather import divide, gather
-from seawall.stages.learn import train_one
-from seawall.stages.run import Run
 from seawall.types import Batch, SegmentationModel
 
 ARCHITECTURES: Mapping[str, Mapping[str, object]] = {

@@ -34,12 +34,12 @@ from seawall.data.loader import whole
 from seawall.evaluation.sanity_checks import Interrogation
 from seawall.metrics.worst_case import worst_each, worst_ratio
 from seawall.models.weights import load_model
-from seawall.orders import threat_for
+from seawall.pipeline.context import Run
+from seawall.pipeline.data import divide, gather
+from seawall.pipeline.training import train_one
+from seawall.pipeline.validate import threat_for
 from seawall.recipe import Recipe, make_recipe
 from seawall.rng import Keys
-from seawall.stages.gather import divide, gather
-from seawall.stages.learn import train_one
-from seawall.stages.run import Run
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from seawall.evaluation.examples import write_example
-from seawall.facts import Clock
 from seawall.geo.grid import Grid
 from seawall.geo.preview import write_preview
 from seawall.inference.products import SceneResult
 from seawall.inference.stac_items import scene_item
+from seawall.pipeline.provenance import Clock
 from seawall.recipe import make_recipe
 from seawall.records import Record, RecordLog
 from seawall.threat.parser import parse_threat

@@ -52,12 +52,12 @@ def run(
 
     read = read_recipe(Path(recipe), (*changes, *_shared_by(devices)))  # before the slow imports: a typo costs nothing
 
-    from seawall import pipeline
+    from seawall.pipeline import run
 
-    done = pipeline.execute(read, Path(out), device=device, resume=resume, progress=progress)
+    done = run.execute(read, Path(out), device=device, resume=resume, progress=progress)
     maps = {f"{layer} map": path for layer, path in done.maps.items()}
-    facts = {"report": str(done.page), **maps, **pipeline.label_facts(done.run), **pipeline.other_code(done.code)}
-    return Result(facts, pipeline.summary(done.run), done.failed)
+    facts = {"report": str(done.page), **maps, **run.label_facts(done.run), **run.other_code(done.code)}
+    return Result(facts, run.summary(done.run), done.failed)
 
 
 def curate(
@@ -145,12 +145,12 @@ def train(
     Command:
         seawall train chips/mine --out runs/mine --set training.settings.epochs=20
     """
-    from seawall import pipeline
+    from seawall.pipeline import run
     from seawall.recipe import change_recipe
 
     tree = {"name": "train", "seed": seed, "data": {"source": str(chips), "kind": "chips"}, "model": {"name": model}}
     changed = change_recipe(tree, (*changes, *_shared_by(devices)))
-    return Result(*pipeline.train_only(changed, Path(out), device=device, resume=resume, progress=progress))
+    return Result(*run.train_only(changed, Path(out), device=device, resume=resume, progress=progress))
 
 
 def evaluate(
@@ -181,10 +181,12 @@ def evaluate(
     Command:
         seawall evaluate runs/mine/models/unet/model.safetensors chips/mine --part test
     """
-    from seawall import audit
+    from seawall.pipeline import trained_model
 
     return Result(
-        *audit.evaluate_chips(Path(weights), Path(chips), Path(out), part=part, device=device, progress=progress)
+        *trained_model.evaluate_chips(
+            Path(weights), Path(chips), Path(out), part=part, device=device, progress=progress
+        )
     )
 
 
@@ -227,10 +229,10 @@ def attack(
     Command:
         seawall attack runs/mine/models/unet/model.safetensors chips/mine --threat "linf 1% reflectance" --suite seawall
     """
-    from seawall import audit
+    from seawall.pipeline import trained_model
 
     return Result(
-        *audit.attack_chips(
+        *trained_model.attack_chips(
             _path_or(model),
             _path_or(data),
             threat,
@@ -282,9 +284,9 @@ def predict(
     Command:
         seawall predict runs/mine/models/unet/model.safetensors scene.tif --out maps
     """
-    from seawall import audit
+    from seawall.pipeline import trained_model
 
-    files, table, failed = audit.map_scenes(
+    files, table, failed = trained_model.map_scenes(
         Path(weights), Path(scene), Path(out), klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
         resume=resume, progress=progress,
     )  # fmt: skip

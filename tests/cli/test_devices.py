@@ -65,7 +65,7 @@ def test_a_run_takes_the_devices_too(
         asked.append(recipe.training.devices)
         raise StoppedError("x: expected no more, got asked; stop")
 
-    monkeypatch.setattr("seawall.pipeline.execute", execute)
+    monkeypatch.setattr("seawall.pipeline.run.execute", execute)
     (tmp_path / "r.toml").write_text('name = "x"')
     assert cli("run", tmp_path / "r.toml", *words).code == 130
     assert asked == [count]

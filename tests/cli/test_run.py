@@ -249,10 +249,10 @@ def test_labels_of_a_noise_are_kept_and_their_change_is_told(whole: Path) -> Non
     told = json.loads((whole / "facts.json").read_text())["noises"]["unet@erode-0.3"]
     assert told["noise"] == "erode" and told["rate"] == 0.3 and 0 < told["changed_share"] <= 0.3
     assert len(list((whole / "labels" / "unet@erode-0.3").glob("*.z"))) == told["chips"] == 4
-    from seawall.pipeline import label_facts
+    from seawall.pipeline.context import Run
+    from seawall.pipeline.run import label_facts
     from seawall.recipe import make_recipe
     from seawall.result import silent
-    from seawall.stages.run import Run
 
     printed = label_facts(Run(make_recipe({"name": "x"}), whole, "cpu", True, silent))
     assert printed == {

@@ -192,7 +192,7 @@ def test_a_value_that_blanks_pixels_must_be_in_all_bands(tmp_path):
 
 
 def test_flags_reach_the_report_of_the_run_and_of_the_curation(tmp_path):
-    from seawall.facts import data_facts
+    from seawall.pipeline.provenance import data_facts
 
     root = tmp_path / "in"
     for i in range(3):

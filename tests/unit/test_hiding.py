@@ -14,12 +14,12 @@ from seawall.evaluation.case import CLEAN, Case
 from seawall.evaluation.evaluate import evaluate, write_examples
 from seawall.evaluation.rows import fooled_and_preserved
 from seawall.metrics.aggregate import figures
-from seawall.orders import cases_of, vet
+from seawall.pipeline.evaluation import example_cases
+from seawall.pipeline.validate import cases_of, vet
 from seawall.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog
 from seawall.report.book import Book
 from seawall.report.hidden import hiding
-from seawall.stages.measure import example_cases
 from seawall.testing.ground import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seawall import api, audit
+from seawall import api
 from seawall.attacks.gradient import PGD
 from seawall.attacks.suites import cases as attacks_of
 from seawall.attacks.suites import parse_suite
@@ -25,6 +25,7 @@ from seawall.evaluation.measurement import ChipSource, measure_model, mixed_chip
 from seawall.evaluation.sanity_checks import Interrogation
 from seawall.models.water_index import Threshold
 from seawall.models.weights import save_model, set_split
+from seawall.pipeline import trained_model
 from seawall.records import RecordLog, read_records
 from seawall.rng import Keys
 from seawall.split_record import SplitRecord
@@ -231,7 +232,7 @@ def test_settings_are_read_to_the_bottom() -> None:
 
 
 def test_run_evaluate_and_attack_have_one_loop() -> None:
-    from seawall.stages import measure
+    from seawall.pipeline import evaluation
 
-    assert audit.measure_model is measure.measure_model is measure_model
+    assert trained_model.measure_model is evaluation.measure_model is measure_model
     assert measurement.interrogated is sanity_checks.interrogated

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from seawall.errors import RecipeError, UsageError
-from seawall.orders import vet, vet_data
-from seawall.pipeline import train_only
+from seawall.pipeline.context import Run
+from seawall.pipeline.data import gather
+from seawall.pipeline.run import train_only
+from seawall.pipeline.validate import vet, vet_data
 from seawall.recipe import Data, Recipe, make_recipe
-from seawall.stages.gather import gather
-from seawall.stages.run import Run
 from tiny import SIZE, marks, numbers, pair
 
 

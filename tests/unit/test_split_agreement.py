@@ -18,14 +18,14 @@ from seawall.errors import DataError, UsageError
 from seawall.geo.raster import Grid
 from seawall.models.water_index import Threshold
 from seawall.models.weights import load_model, save_model, set_split, split_of
-from seawall.pipeline import train_only
+from seawall.pipeline.context import Run
 from seawall.pipeline.corrupt_labels import part_of
+from seawall.pipeline.data import divide
+from seawall.pipeline.run import train_only
 from seawall.recipe import make_recipe
 from seawall.records import read_records
 from seawall.result import silent
 from seawall.split_record import SplitRecord, SplitSettings
-from seawall.stages.gather import divide
-from seawall.stages.run import Run
 from seawall.types import ModelSpec
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)

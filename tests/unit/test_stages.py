@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from seawall import api, facts
+from seawall import api
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.splits import Split
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, RecipeError, RunError, UsageError
-from seawall.facts import note_environment
 from seawall.label_noise import build
 from seawall.label_noise.build import CorruptedLabels, NoiseContext, Relabel, build_noise, marks_of, read_noise
-from seawall.orders import check_distinct
-from seawall.pipeline import same_experiment, train_only
+from seawall.pipeline import provenance
+from seawall.pipeline.context import Run
+from seawall.pipeline.data import gather
+from seawall.pipeline.provenance import note_environment
+from seawall.pipeline.run import same_experiment, train_only
+from seawall.pipeline.training import check, labels_of, realize, train_one, training_of
+from seawall.pipeline.validate import check_distinct
 from seawall.recipe import Recipe, make_recipe
-from seawall.stages.gather import gather
-from seawall.stages.learn import check, labels_of, realize, train_one, training_of
-from seawall.stages.run import Run
 from seawall.training.checkpoint import differences
 from seawall.training.configuration import MEAN
 from seawall.types import LabelNoise, ModelSpec
@@ -330,7 +331,7 @@ def test_another_code_version_is_noted_with_the_rows_before_it(tmp_path: Path, m
     assert len(note_environment(tmp_path)) == 1
     assert (tmp_path / "env.json").read_bytes() == first, "the same code again changes nothing"
     (tmp_path / "records.jsonl").write_text("{}\n" * 7)
-    monkeypatch.setattr(facts, "code_version", lambda: "9.9+new")
+    monkeypatch.setattr(provenance, "code_version", lambda: "9.9+new")
     old = json.loads(first)["code"]
     assert note_environment(tmp_path) == (old, "9.9+new")
     said = json.loads((tmp_path / "env.json").read_text())

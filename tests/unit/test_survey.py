@@ -15,10 +15,10 @@ from seawall.errors import UsageError
 from seawall.geo.raster import Grid, open_raster, write_cog
 from seawall.inference.predict import predict_scene
 from seawall.models.water_index import Threshold
+from seawall.pipeline.context import Run
+from seawall.pipeline.mapping import compare_with_truth, simulate_input, survey
 from seawall.recipe import Recipe, Scene
 from seawall.simulate.scene import simulate_s2
-from seawall.stages.run import Run
-from seawall.stages.survey import compare_with_truth, simulate_input, survey
 from seawall.types import ModelSpec
 
 BANDS = ("B03", "B08", "B11")

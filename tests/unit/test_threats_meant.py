@@ -8,7 +8,7 @@ import torch
 from seawall.attacks.gradient import PGD
 from seawall.errors import UsageError
 from seawall.geo.sensors import band_noise
-from seawall.orders import cases_of, each_band, threat_for
+from seawall.pipeline.validate import cases_of, each_band, threat_for
 from seawall.recipe import make_recipe
 from seawall.report.book import Book
 from seawall.report.robust import by_band

@@ -16,9 +16,9 @@ from seawall.data.loader import whole
 from seawall.evaluation.case import Case, fitted
 from seawall.evaluation.evaluate import evaluate, missing
 from seawall.evaluation.sanity_checks import Interrogation, interrogated, not_interrogated
-from seawall.facts import source_digest
 from seawall.inference.predict import model_digest
 from seawall.models.weights import digest_of, spec_of, split_of
+from seawall.pipeline.provenance import source_digest
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel
 from seawall.version import code_version

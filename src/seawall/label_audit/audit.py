@@ -24,7 +24,6 @@ from seawall.data.raw_chips import sha
 from seawall.data.selection import SEEN_IN_TRAINING, select_chips
 from seawall.data.splits import kfold_groups
 from seawall.errors import DataError, UsageError
-from seawall.facts import digest_chips
 from seawall.inference.predict import model_digest
 from seawall.io import RunLock, atomic, csv_cells, write_atomic
 from seawall.label_audit.confident_learning import Opinion, Suspicion, agreed, combined, softmin, suspect, tail_evidence
@@ -34,6 +33,7 @@ from seawall.labels.indices import Rule, parse_rule
 from seawall.labels.registration import label_shift
 from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, split_of
+from seawall.pipeline.provenance import digest_chips
 from seawall.result import Progress
 from seawall.rng import Keys
 from seawall.training.loop import Training, fit

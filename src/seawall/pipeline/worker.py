@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from seawall.data.chips import ChipFolder
+from seawall.pipeline.context import Run
+from seawall.pipeline.data import divide
 from seawall.recipe import make_recipe
-from seawall.stages.gather import divide
-from seawall.stages.run import Run
 from seawall.training.launch import Progress, worker
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def job_of(run: Run, chips: ChipFolder, network: Network) -> dict[str, object]:
 
 def train(job: Mapping[str, object], progress: Progress) -> None:
     """Take part in the training of a job."""
-    from seawall.stages.learn import train_here  # its module starts this one
+    from seawall.pipeline.training import train_here  # its module starts this one
 
     def tell(stage: str, done: int, total: int, note: str = "") -> None:
         progress(done, total, note)

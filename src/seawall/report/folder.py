@@ -24,7 +24,7 @@ class Known(BaseModel):
 
 
 class DataFacts(Known):
-    """Facts about the chips and their split, as `seawall.facts.data_facts` writes them."""
+    """Facts about the chips and their split, as `seawall.pipeline.provenance.data_facts` writes them."""
 
     chips: int = 0
     unit: str = ""

@@ -19,9 +19,9 @@ from seawall.evaluation.measurement import ChipSource, measure_model, mixed_chip
 from seawall.evaluation.sanity_checks import QUICK
 from seawall.inference.backends import find_device
 from seawall.models.water_index import ThresholdNet
-from seawall.orders import baseline_name, cases_of
-from seawall.stages.learn import maker, spec_of_chips
-from seawall.stages.run import Run
+from seawall.pipeline.context import Run
+from seawall.pipeline.training import maker, spec_of_chips
+from seawall.pipeline.validate import baseline_name, cases_of
 from seawall.types import ModelSpec, SegmentationModel
 
 

@@ -27,7 +27,7 @@ from seawall.io import RunLock
 from seawall.metrics.aggregate import figures
 from seawall.metrics.robustness_card import card, with_doubts
 from seawall.models.weights import load_model, spec_of, split_of
-from seawall.orders import threat_for
+from seawall.pipeline.validate import threat_for
 from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
 from seawall.result import Progress, of_stage

@@ -16,15 +16,15 @@ from seawall.data.chips import ChipFolder
 from seawall.data.loader import PatchFeed, whole
 from seawall.data.splits import Split, record_split
 from seawall.errors import DataError, UsageError, did_you_mean
-from seawall.facts import digest_chips
 from seawall.label_noise.build import CorruptedLabels, noise_of_chips
 from seawall.metrics.counts import confusion
 from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, set_split
+from seawall.pipeline.context import Run
+from seawall.pipeline.provenance import digest_chips
 from seawall.pipeline.worker import job_of
 from seawall.recipe import Method, Network
 from seawall.rng import Keys
-from seawall.stages.run import Run
 from seawall.training.checkpoint import History
 from seawall.training.configuration import MEAN, Training, default_monitor, make_training
 from seawall.training.launch import run_processes
@@ -96,7 +96,7 @@ def train_one(run: Run, chips: ChipFolder, split: Split, network: Network) -> nn
     devices = run.recipe.training.devices
     if devices > 1:
         run_processes(
-            "seawall.pipeline.worker", job_of(run, chips, network), devices, f"train {network.name}",
+            "seawall.pipeline.run.worker", job_of(run, chips, network), devices, f"train {network.name}",
             run.say(f"train {network.name}"),
         )  # fmt: skip
     else:

@@ -14,20 +14,20 @@ from pathlib import Path
 from seawall.data.chips import ChipFolder
 from seawall.data.splits import Split
 from seawall.errors import RecipeError, RunError
-from seawall.facts import Clock, data_facts, digest_chips, note_environment
 from seawall.io import RunLock, write_atomic
 from seawall.metrics.aggregate import figures
 from seawall.metrics.robustness_card import with_doubts
 from seawall.models.weights import read_spec
-from seawall.orders import check_distinct, vet
+from seawall.pipeline.context import Run
+from seawall.pipeline.data import divide, gather
+from seawall.pipeline.evaluation import measure
+from seawall.pipeline.mapping import survey
+from seawall.pipeline.provenance import Clock, data_facts, digest_chips, note_environment
+from seawall.pipeline.training import check, learn, maker, realize, spec_of_chips, train_one, training_of
+from seawall.pipeline.validate import check_distinct, vet
 from seawall.recipe import Recipe
 from seawall.report.page import write_report
 from seawall.result import Progress
-from seawall.stages.gather import divide, gather
-from seawall.stages.learn import check, learn, maker, realize, spec_of_chips, train_one, training_of
-from seawall.stages.measure import measure
-from seawall.stages.run import Run
-from seawall.stages.survey import survey
 from seawall.training.checkpoint import differences
 
 

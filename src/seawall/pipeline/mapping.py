@@ -19,8 +19,8 @@ from seawall.geo.raster import open_raster, write_cog
 from seawall.inference.predict import predict_scene
 from seawall.inference.products import NODATA, SceneResult
 from seawall.io import write_atomic
+from seawall.pipeline.context import Run
 from seawall.simulate.scene import simulate_s1, simulate_s2
-from seawall.stages.run import Run
 
 Mask = NDArray[np.bool_]
 ROWS = 512

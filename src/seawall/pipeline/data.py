@@ -15,8 +15,8 @@ from seawall.data.splits import Split, split_chips
 from seawall.errors import RecipeError
 from seawall.geo.radiometry import Hints
 from seawall.labels.indices import parse_rule
-from seawall.orders import vet_data
-from seawall.stages.run import Run
+from seawall.pipeline.context import Run
+from seawall.pipeline.validate import vet_data
 
 
 def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...]]:
