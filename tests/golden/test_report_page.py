@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from seawall.recipe import Recipe
-from seawall.report.folder import DataFacts, Epoch, Example, NoiseFacts, RunFacts, Scene, SceneFacts, SceneTruth
 from seawall.report.page import write_report
+from seawall.report.run_reader import DataFacts, Epoch, Example, NoiseFacts, RunFacts, Scene, SceneFacts, SceneTruth
 from terminal import cli
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")
@@ -158,7 +158,7 @@ def test_names_made_of_markup_stay_text(tmp_path):
 
 
 def test_many_large_examples_keep_the_page_small(tmp_path, monkeypatch):
-    monkeypatch.setattr("seawall.report.swipes.BUDGET", 300_000)
+    monkeypatch.setattr("seawall.report.image_pairs.BUDGET", 300_000)
     run = fake_run.make_run(tmp_path, side=160, chips_per_place=1)
     for end in ("npz", "json"):
         shutil.copy(run / "examples" / f"00.{end}", run / "examples" / f"copy.{end}")

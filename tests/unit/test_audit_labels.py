@@ -21,7 +21,7 @@ from seawall.label_audit.training_dynamics import Dynamics, margin
 from seawall.models.adapter import adapt
 from seawall.models.water_index import Threshold
 from seawall.models.weights import save_model
-from seawall.report.pictures import CLASSES
+from seawall.report.images import CLASSES
 from seawall.testing.ground import ground_batch, uneven_model
 from seawall.testing.state import same_snapshot, snapshot
 from seawall.types import ModelSpec

@@ -18,8 +18,8 @@ from seawall.pipeline.evaluation import example_cases
 from seawall.pipeline.validate import cases_of, vet
 from seawall.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog
-from seawall.report.book import Book
-from seawall.report.hidden import hiding
+from seawall.report.damage import hiding
+from seawall.report.record_index import Book
 from seawall.testing.ground import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec

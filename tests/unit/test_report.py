@@ -17,24 +17,21 @@ import pytest
 from seawall.errors import RunError
 from seawall.recipe import Recipe, make_recipe
 from seawall.records import Record, RecordLog
-from seawall.report import pictures
-from seawall.report.adversary import robustness
-from seawall.report.blocks import Chart, Table
-from seawall.report.book import CLEAN, WORST, Book
+from seawall.report import images
 from seawall.report.charts import Point, Row, Series, intervals, lines
-from seawall.report.faults import bins, calibration, label_noise
+from seawall.report.damage import families, hiding
+from seawall.report.elements import Chart, Table
 from seawall.report.flags import explain
-from seawall.report.folder import Epoch, NoiseFacts, Run, RunFacts, read_run
-from seawall.report.hidden import hiding
-from seawall.report.noise import Corrupted
+from seawall.report.formatting import DASH, Budget
+from seawall.report.label_noise import bins, calibration, label_noise
 from seawall.report.page import write_report
-from seawall.report.published import TABLES
-from seawall.report.robust import families
-from seawall.report.scores import clean_scores, labels_of, side_by_side
-from seawall.report.setting import learning
+from seawall.report.record_index import CLEAN, WORST, Book, Corrupted
+from seawall.report.robustness import robustness
+from seawall.report.run_reader import Epoch, NoiseFacts, Run, RunFacts, read_run
+from seawall.report.run_section import learning
+from seawall.report.scores import TABLES, clean_scores, labels_of, side_by_side
+from seawall.report.summary import summary, tiles
 from seawall.report.svg import Axis, Box, spread
-from seawall.report.told import summary, tiles
-from seawall.report.words import DASH, Budget
 from seawall.threat.parser import parse_threat
 from seawall.types import ModelSpec
 
@@ -197,7 +194,7 @@ def test_published_figures_are_the_reports():
 
 def test_a_png_holds_its_pixels():
     image = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
-    data = pictures.png(image)
+    data = images.png(image)
     width, height = struct.unpack(">II", data[16:24])
     assert (width, height) == (5, 7)
     at, raw = 8, b""
@@ -212,7 +209,7 @@ def test_a_png_holds_its_pixels():
     assert (np.asarray(PIL.open(io.BytesIO(data))) == image).all()
     index = np.arange(6, dtype=np.uint8).reshape(2, 3) % 3
     colors = ((1, 2, 3, 255), (4, 5, 6, 0), (7, 8, 9, 128))
-    back = np.asarray(PIL.open(io.BytesIO(pictures.png(index, colors))).convert("RGBA"))
+    back = np.asarray(PIL.open(io.BytesIO(images.png(index, colors))).convert("RGBA"))
     assert (back == np.array(colors, np.uint8)[index]).all()
 
 

@@ -10,11 +10,11 @@ import pytest
 import rasterio
 
 from seawall.geo.preview import SIDE, Stretch, write_preview
-from seawall.report.book import Book
-from seawall.report.folder import DataFacts, Run, RunFacts, Scene, SceneFacts, SceneTruth, read_run
+from seawall.report.image_pairs import chips
+from seawall.report.record_index import Book
+from seawall.report.run_reader import DataFacts, Run, RunFacts, Scene, SceneFacts, SceneTruth, read_run
 from seawall.report.scenes import scene_maps, shifted, true_share
-from seawall.report.swipes import chips
-from seawall.report.told import summary, tiles
+from seawall.report.summary import summary, tiles
 from tiny import save
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")
@@ -137,7 +137,7 @@ def test_the_map_shows_the_scene_its_mistakes_its_place_and_its_scales(made):
 def test_mistakes_of_the_map_are_those_against_the_truth(made, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "seawall.report.pictures.mistakes",
+        "seawall.report.images.mistakes",
         lambda said, truth, klass, valid: drawn.append((said, truth, klass, valid)) or "",
     )
     scene_maps(read_run(made), [])

@@ -10,8 +10,8 @@ from seawall.errors import UsageError
 from seawall.geo.sensors import band_noise
 from seawall.pipeline.validate import cases_of, each_band, threat_for
 from seawall.recipe import make_recipe
-from seawall.report.book import Book
-from seawall.report.robust import by_band
+from seawall.report.damage import by_band
+from seawall.report.record_index import Book
 from seawall.rng import Keys
 from seawall.testing.ground import accuracy, ground_batch, linear_model
 from seawall.threat.parser import parse_threat

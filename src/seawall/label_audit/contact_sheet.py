@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.io import write_atomic
-from seawall.report.pictures import CLASSES, address, fit, png
+from seawall.report.images import CLASSES, address, fit, png
 
 Mask = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.report import pictures
-from seawall.report.blocks import Block, Facts, Layer, Panel, Prose, Ramp, Section, Swipe, Swipes, Table, line
-from seawall.report.book import Cell
+from seawall.report import images
+from seawall.report.elements import Block, Facts, Layer, Panel, Prose, Ramp, Section, Swipe, Swipes, Table, line
 from seawall.report.flags import doubtful
-from seawall.report.folder import TRUTH, Run, Scene, finite
-from seawall.report.words import DASH, area, count, percent, ratio, seconds
+from seawall.report.formatting import DASH, area, count, percent, ratio, seconds
+from seawall.report.record_index import Cell
+from seawall.report.run_reader import TRUTH, Run, Scene, finite
 
 SIDE = 900
 """A single scene is shown at most this large, in pixels; several share the room."""
@@ -183,16 +183,16 @@ def _map(run: Run, name: str, index: int, scene: Scene) -> Swipes:
     side = round(SIDE / min(len(run.scenes), MOST) ** 0.5)
     classes, meters = _read(folder / _file(scene, name, "class"), side)
     seen = classes != 255
-    colors = (*pictures.CLASSES, pictures.CLEAR)
+    colors = (*images.CLASSES, images.CLEAR)
     height, width = classes.shape
-    shown = np.where(seen, classes % len(pictures.CLASSES), len(pictures.CLASSES)).astype(np.uint8)
-    base = pictures.address(shown, colors)
+    shown = np.where(seen, classes % len(images.CLASSES), len(images.CLASSES)).astype(np.uint8)
+    base = images.address(shown, colors)
     photo = _preview(folder / f"{name}.preview.npz", classes.shape)
     over, keys = _overlays(folder, scene, classes, side)
     doubt = _doubt(folder / _file(scene, name, "uncertainty"), seen)
     if photo is not None:
         left, right = (
-            Layer("satellite image", pictures.address(photo), over),
+            Layer("satellite image", images.address(photo), over),
             Layer(f"{scene.result.klass} map", base, over),
         )
     else:
@@ -228,7 +228,7 @@ def _overlays(
         raise ValueError(f"{path.name}: expected {classes.shape} pixels like the map, got {truth.shape}")
     valid = (truth != 255) & (classes != 255)
     said = (classes == scene.result.classes.index(klass)).astype(np.uint8)
-    overlays = (("Mistakes", pictures.mistakes(said, truth, 1, valid)), ("Truth", pictures.found(truth, 1, valid)))
+    overlays = (("Mistakes", images.mistakes(said, truth, 1, valid)), ("Truth", images.found(truth, 1, valid)))
     return overlays, [("missed", f"{klass} missed"), ("invented", f"{klass} invented"), ("found", f"true {klass}")]
 
 
@@ -294,7 +294,7 @@ def _doubt(path: Path, seen: SEEN) -> str:
     if held is None:
         raise OSError(f"{path.name} is missing")
     value, there = held
-    return pictures.address(pictures.levels(value, there & seen, LEVELS, 0.0, 1.0), pictures.ramp(CALM, ALARM, LEVELS))
+    return images.address(images.levels(value, there & seen, LEVELS, 0.0, 1.0), images.ramp(CALM, ALARM, LEVELS))
 
 
 def _small(folder: Path, name: str, scene: Scene, seen: SEEN, doubt: str) -> tuple[Panel, ...]:
@@ -302,8 +302,8 @@ def _small(folder: Path, name: str, scene: Scene, seen: SEEN, doubt: str) -> tup
     panels = []
     held = _share(folder / _file(scene, name, "probability"), seen.shape)
     if held is not None:
-        index = pictures.levels(held[0], held[1] & seen, LEVELS, 0.0, 1.0)
-        picture = pictures.address(index, pictures.ramp(PALE, DEEP, LEVELS))
+        index = images.levels(held[0], held[1] & seen, LEVELS, 0.0, 1.0)
+        picture = images.address(index, images.ramp(PALE, DEEP, LEVELS))
         panels.append(Panel(f"probability of {scene.result.klass}", picture, Ramp("0", "1", (PALE, DEEP))))
     panels.append(Panel("where it is unsure (entropy)", doubt, Ramp("0, sure", "1, no idea", (CALM, ALARM))))
     return tuple(panels)

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seawall.recipe import Method, Noise, Threats
-from seawall.report.blocks import Block, Chart, Facts, Points, Prose, Section, Table
-from seawall.report.book import Book, said
 from seawall.report.charts import Point, Row, Series, bars, lines, palette
-from seawall.report.folder import DataFacts, Run, finite
-from seawall.report.noise import Corrupted
+from seawall.report.elements import Block, Chart, Facts, Points, Prose, Section, Table
+from seawall.report.formatting import count, listed, many, percent, plain, ratio, seconds, sizes
+from seawall.report.record_index import Book, Corrupted, said
+from seawall.report.run_reader import DataFacts, Run, finite
 from seawall.report.scores import labels_of
 from seawall.report.svg import Axis, nice
-from seawall.report.words import count, listed, many, percent, plain, ratio, seconds, sizes
 
 PARTS = ("train", "val", "test")
 STAGES = ("chips", "training", "evaluation", "scene")

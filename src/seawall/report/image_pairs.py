@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.report import pictures
-from seawall.report.blocks import Block, Layer, Panel, Ramp, Sentence, Swipe, Swipes
-from seawall.report.book import CLEAN, Book, Cell, key_text, said
-from seawall.report.folder import Example, Run, read_example
-from seawall.report.words import Budget, many, ratio
+from seawall.report import images
+from seawall.report.elements import Block, Layer, Panel, Ramp, Sentence, Swipe, Swipes
+from seawall.report.formatting import Budget, many, ratio
+from seawall.report.record_index import CLEAN, Book, Cell, key_text, said
+from seawall.report.run_reader import Example, Run, read_example
 
 SIDE = 320
 """Chips are shown at most this large, in pixels."""
@@ -72,8 +72,8 @@ def _chip(run: Run, book: Book, path: Path, index: int) -> Swipe:
     if len({clean.shape[:2], attacked.shape[:2], label.shape, valid.shape, preds[0].shape, preds[1].shape}) != 1:
         raise ValueError("pictures, labels and predictions differ in size")
     layers = [
-        Layer(name, pictures.address(photo), (
-            ("Mistakes", pictures.mistakes(pred, label, klass, valid)), (f"{run.klass.capitalize()} found", pictures.found(pred, klass, valid)),
+        Layer(name, images.address(photo), (
+            ("Mistakes", images.mistakes(pred, label, klass, valid)), (f"{run.klass.capitalize()} found", images.found(pred, klass, valid)),
         ))
         for name, photo, pred in (("clean", clean, preds[0]), ("attacked", attacked, preds[1]))
     ]  # fmt: skip
@@ -112,21 +112,21 @@ def _panels(
     valid: NDArray[np.bool_],
 ) -> tuple[Panel, ...]:
     """Return the small pictures under a pair: label, noise, target, predictions, differences."""
-    panels = [Panel("label", pictures.classes(label, valid))]
+    panels = [Panel("label", images.classes(label, valid))]
     for name, words in (("noise", "noise"), ("noise_restricted", "noise on the class only")):
         if name in arrays:
             panels.append(_noise(book, told, arrays[name], words))
     if "target" in arrays:
-        panels.append(Panel("the adversary’s target", pictures.classes(_thin(arrays["target"]), valid)))
+        panels.append(Panel("the adversary’s target", images.classes(_thin(arrays["target"]), valid)))
     panels += [
-        Panel("map, clean", pictures.classes(preds[0], valid)),
-        Panel("map, attacked", pictures.classes(preds[1], valid)),
+        Panel("map, clean", images.classes(preds[0], valid)),
+        Panel("map, attacked", images.classes(preds[1], valid)),
         Panel("what changed", _changed(preds[0], preds[1], valid)),
     ]
     if "pred_restricted" in arrays:
         third = _thin(arrays["pred_restricted"])
         panels += [
-            Panel("map, restricted noise", pictures.classes(third, valid)),
+            Panel("map, restricted noise", images.classes(third, valid)),
             Panel("what changed, restricted", _changed(preds[0], third, valid)),
         ]
     return tuple(panels)
@@ -139,26 +139,26 @@ STEPS = 13
 def _noise(book: Book, told: Example, picture: NDArray[np.generic], words: str) -> Panel:
     """Return the noise, averaged over the bands of the picture, with its scale in data units."""
     mean = (_photo(picture, 160).astype(np.float32).mean(2) - 128) / 127
-    colors = (*pictures.ramp(DARKER, NONE, STEPS // 2 + 1)[:-1], *pictures.ramp(NONE, BRIGHTER, STEPS // 2 + 1)[1:])
-    index = pictures.levels(mean, np.ones(mean.shape, bool), STEPS, -1.0, 1.0)
+    colors = (*images.ramp(DARKER, NONE, STEPS // 2 + 1)[:-1], *images.ramp(NONE, BRIGHTER, STEPS // 2 + 1)[1:])
+    index = images.levels(mean, np.ones(mean.shape, bool), STEPS, -1.0, 1.0)
     ends = ("darkest", "brightest")
     if told.largest_change is not None:
         unit = book.budget(told.threat).unit
         size = Budget("", "linf", (told.largest_change,), unit).spoken
         ends = (f"−{size.split(' ')[0]}", f"+{size}")
     bands = f", mean of {', '.join(dict.fromkeys(told.preview_bands))}" if told.preview_bands else ""
-    return Panel(words + bands, pictures.address(index, colors), Ramp(*ends, (DARKER, NONE, BRIGHTER)))
+    return Panel(words + bands, images.address(index, colors), Ramp(*ends, (DARKER, NONE, BRIGHTER)))
 
 
 def _changed(before: NDArray[np.generic], after: NDArray[np.generic], valid: NDArray[np.bool_]) -> str:
-    colors = ((236, 236, 232, 255), (200, 60, 30, 255), pictures.CLEAR)
-    return pictures.address(np.where(valid, (before != after).astype(np.uint8), 2).astype(np.uint8), colors)
+    colors = ((236, 236, 232, 255), (200, 60, 30, 255), images.CLEAR)
+    return images.address(np.where(valid, (before != after).astype(np.uint8), 2).astype(np.uint8), colors)
 
 
 def _photo(image: NDArray[np.generic], side: int = SIDE) -> NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"expected a uint8 picture (H, W, 3), got {image.dtype} {image.shape}")
-    return pictures.fit(image.astype(np.uint8, copy=False), side)
+    return images.fit(image.astype(np.uint8, copy=False), side)
 
 
 def _thin(image: NDArray[np.generic], side: int = SIDE) -> NDArray[np.generic]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from seawall.report.blocks import Block, Chart, Section, Table, line
-from seawall.report.book import CLEAN, WORST, Book, Cell, Setup, key_text, said
 from seawall.report.charts import Bins, Point, Series, lines, palette, reliability
-from seawall.report.harm import point
-from seawall.report.noise import Corrupted, kinds
-from seawall.report.robust import families, headline
+from seawall.report.damage import families, headline, point
+from seawall.report.elements import Block, Chart, Section, Table, line
+from seawall.report.formatting import DASH, percent, ratio
+from seawall.report.record_index import CLEAN, WORST, Book, Cell, Corrupted, Setup, key_text, kinds, said
 from seawall.report.svg import Axis
-from seawall.report.words import DASH, percent, ratio
 
 COLUMNS = (
     ("iou.pooled", "IoU, pooled"), ("iou.per_chip", "IoU, per chip"), ("precision.pooled", "Precision"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from seawall.report.book import Cell
 from seawall.report.charts import Drawing
 from seawall.report.flags import Flag
+from seawall.report.record_index import Cell
 
 Sentence = tuple[str | Cell, ...]
 """Words and numbers; each number keeps the key of its record."""

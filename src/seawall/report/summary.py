@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from seawall.report.adversary import worst_cell
-from seawall.report.blocks import Sentence
-from seawall.report.book import CLEAN, Book, Cell, Setup
-from seawall.report.folder import Run, Scene
-from seawall.report.noise import Corrupted
-from seawall.report.robust import families
+from seawall.report.damage import families
+from seawall.report.elements import Sentence
+from seawall.report.formatting import area, many, percent, ratio
+from seawall.report.record_index import CLEAN, Book, Cell, Corrupted, Setup
+from seawall.report.robustness import worst_cell
+from seawall.report.run_reader import Run, Scene
 from seawall.report.scenes import against_truth, shifted, value
-from seawall.report.words import area, many, percent, ratio
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from seawall.report.blocks import Block, Chart, Line, Section, Table, line
-from seawall.report.book import CLEAN, WORST, Book, Cell, Setup, key_text, said
 from seawall.report.charts import Point, Series, lines, palette
-from seawall.report.folder import Run
-from seawall.report.harm import bands, point, size_bias, water
-from seawall.report.hidden import hiding
-from seawall.report.robust import Attacked, families, headline
+from seawall.report.damage import Attacked, bands, families, headline, hiding, point, size_bias, water
+from seawall.report.elements import Block, Chart, Line, Section, Table, line
+from seawall.report.formatting import Budget, listed, many, percent, plain, ratio, seconds
+from seawall.report.record_index import CLEAN, WORST, Book, Cell, Setup, key_text, said
+from seawall.report.run_reader import Run
 from seawall.report.svg import Axis
-from seawall.report.words import Budget, listed, many, percent, plain, ratio, seconds
 
 MANY_CHIPS = 60
 
