@@ -11,7 +11,7 @@ from torch.nn import functional
 from seawall.attacks.apgd import APGD
 from seawall.losses.attack import Masked
 from seawall.rng import Keys
-from seawall.testing.ground import ground_batch, uneven_model
+from seawall.testing.fixtures import ground_batch, uneven_model
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch
 

@@ -7,7 +7,7 @@ from seawall.attacks.apgd import APGD
 from seawall.attacks.gradient import PGD
 from seawall.registry import build, entries
 from seawall.rng import Keys
-from seawall.testing.ground import accuracy, ground_batch, linear_model, worst_accuracy
+from seawall.testing.fixtures import accuracy, ground_batch, linear_model, worst_accuracy
 from seawall.threat.model import ThreatModel
 from seawall.threat.region import Patch
 

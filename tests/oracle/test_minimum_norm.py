@@ -16,7 +16,7 @@ from seawall.evaluation.evaluate import evaluate
 from seawall.metrics.aggregate import figures
 from seawall.records import RecordLog
 from seawall.rng import Keys
-from seawall.testing.ground import ground_batch, linear_model
+from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 
 FAR = torch.full((3, 1, 4, 5), 1e9)

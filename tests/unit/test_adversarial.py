@@ -8,7 +8,7 @@ from seawall.attacks.gradient import PGD
 from seawall.errors import UsageError
 from seawall.registry import build
 from seawall.rng import Keys
-from seawall.testing.ground import accuracy, ground_batch, linear_model
+from seawall.testing.fixtures import accuracy, ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 from seawall.training.objectives.adversarial import Adversarial
 from seawall.training.objectives.supervised import Supervised

@@ -21,7 +21,7 @@ from seawall.errors import DataError, ModelError, UsageError
 from seawall.losses.attack import JensenShannon
 from seawall.registry import Entry, build, entries
 from seawall.rng import Keys
-from seawall.testing.ground import ground_batch, linear_model, uneven_model
+from seawall.testing.fixtures import ground_batch, linear_model, uneven_model
 from seawall.testing.suite import checks
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch

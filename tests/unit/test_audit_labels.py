@@ -22,8 +22,8 @@ from seawall.models.adapter import adapt
 from seawall.models.water_index import Threshold
 from seawall.models.weights import save_model
 from seawall.report.images import CLASSES
-from seawall.testing.ground import ground_batch, uneven_model
-from seawall.testing.state import same_snapshot, snapshot
+from seawall.testing.assertions import same_snapshot, snapshot
+from seawall.testing.fixtures import ground_batch, uneven_model
 from seawall.types import ModelSpec
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)

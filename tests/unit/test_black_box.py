@@ -22,7 +22,7 @@ from seawall.evaluation.case import Case
 from seawall.evaluation.case import fitted as fitted_cases
 from seawall.registry import build
 from seawall.rng import Keys
-from seawall.testing.ground import accuracy, ground_batch, linear_model, uneven_model
+from seawall.testing.fixtures import accuracy, ground_batch, linear_model, uneven_model
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.types import Batch

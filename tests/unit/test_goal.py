@@ -3,7 +3,7 @@
 import torch
 
 from seawall.attacks.target import Hide, nearest_other
-from seawall.testing.ground import linear_model
+from seawall.testing.fixtures import linear_model
 from seawall.types import Batch
 
 

@@ -20,7 +20,7 @@ from seawall.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog
 from seawall.report.damage import hiding
 from seawall.report.record_index import Book
-from seawall.testing.ground import ground_batch, linear_model
+from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec
 

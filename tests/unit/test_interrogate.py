@@ -18,7 +18,7 @@ from seawall.models.water_index import Threshold, ThresholdNet, extreme_images
 from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.report.flags import explain
 from seawall.rng import Keys
-from seawall.testing.ground import ground_batch, linear_model
+from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.types import Batch, ModelSpec

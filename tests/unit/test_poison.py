@@ -28,8 +28,8 @@ from seawall.poisoning.target import Target, choose, insert, random_control, vic
 from seawall.poisoning.unrolled_training import said, trained_weights, training_loss, unroll
 from seawall.registry import entries
 from seawall.rng import Keys
-from seawall.testing.ground import ground_batch, linear_model
-from seawall.testing.state import quiet_random, same_batch, same_bits, same_snapshot, snapshot
+from seawall.testing.assertions import quiet_random, same_batch, same_bits, same_snapshot, snapshot
+from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.types import Batch, ModelSpec
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)

@@ -13,7 +13,7 @@ from seawall.metrics.worst_case import worst_case
 from seawall.records import RecordLog
 from seawall.registry import build, entries
 from seawall.rng import Keys
-from seawall.testing.ground import ground_batch, linear_model
+from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 
 EPS = ThreatModel("linf", 0.03, low=0.0)

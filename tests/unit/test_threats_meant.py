@@ -13,7 +13,7 @@ from seawall.recipe import make_recipe
 from seawall.report.damage import by_band
 from seawall.report.record_index import Book
 from seawall.rng import Keys
-from seawall.testing.ground import accuracy, ground_batch, linear_model
+from seawall.testing.fixtures import accuracy, ground_batch, linear_model
 from seawall.threat.parser import parse_threat
 from seawall.types import Batch, ModelSpec
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from seawall.attacks.universal import SetAttack
 from seawall.registry import Entry
 from seawall.rng import Keys
-from seawall.testing.ground import accuracy, ground_batch, linear_model, uneven_model, worst_accuracy
-from seawall.testing.state import copy_batch, made, quiet_random, same_batch, same_bits, same_snapshot, snapshot
+from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits, same_snapshot, snapshot
+from seawall.testing.fixtures import accuracy, ground_batch, linear_model, uneven_model, worst_accuracy
 from seawall.threat.model import ThreatModel
 from seawall.threat.region import Patch
 from seawall.types import Batch, SegmentationModel

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from seawall.registry import Entry
 from seawall.rng import Keys
-from seawall.testing.ground import ground_batch
-from seawall.testing.state import made, quiet_random, same_bits
+from seawall.testing.assertions import made, quiet_random, same_bits
+from seawall.testing.fixtures import ground_batch
 from seawall.types import Corruption
 
 SIZE = 24

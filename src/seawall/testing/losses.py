@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from seawall.registry import Entry
-from seawall.testing.ground import ground_batch, linear_model
-from seawall.testing.state import made, same_bits
+from seawall.testing.assertions import made, same_bits
+from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.types import Batch, Loss
 
 

@@ -9,8 +9,8 @@ import torch
 
 from seawall.registry import Entry
 from seawall.rng import Keys
-from seawall.testing.ground import ground_batch
-from seawall.testing.state import copy_batch, made, quiet_random, same_batch, same_bits
+from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
+from seawall.testing.fixtures import ground_batch
 from seawall.types import Batch, LabelNoise
 
 CLASSES = 2
