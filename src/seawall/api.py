@@ -52,12 +52,12 @@ def run(
 
     read = read_recipe(Path(recipe), (*changes, *_shared_by(devices)))  # before the slow imports: a typo costs nothing
 
-    from seawall.pipeline import run
+    from seawall.pipeline import run as pipeline
 
-    done = run.execute(read, Path(out), device=device, resume=resume, progress=progress)
+    done = pipeline.execute(read, Path(out), device=device, resume=resume, progress=progress)
     maps = {f"{layer} map": path for layer, path in done.maps.items()}
-    facts = {"report": str(done.page), **maps, **run.label_facts(done.run), **run.other_code(done.code)}
-    return Result(facts, run.summary(done.run), done.failed)
+    facts = {"report": str(done.page), **maps, **pipeline.label_facts(done.run), **pipeline.other_code(done.code)}
+    return Result(facts, pipeline.summary(done.run), done.failed)
 
 
 def curate(
@@ -145,12 +145,12 @@ def train(
     Command:
         seawall train chips/mine --out runs/mine --set training.settings.epochs=20
     """
-    from seawall.pipeline import run
+    from seawall.pipeline import run as pipeline
     from seawall.recipe import change_recipe
 
     tree = {"name": "train", "seed": seed, "data": {"source": str(chips), "kind": "chips"}, "model": {"name": model}}
     changed = change_recipe(tree, (*changes, *_shared_by(devices)))
-    return Result(*run.train_only(changed, Path(out), device=device, resume=resume, progress=progress))
+    return Result(*pipeline.train_only(changed, Path(out), device=device, resume=resume, progress=progress))
 
 
 def evaluate(
@@ -442,9 +442,9 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     Command:
         seawall methods --kind attack
     """
-    from seawall import doctor
+    from seawall import installation
 
-    return Result(*doctor.settings(kind, name)) if name else Result(table=doctor.methods(kind))
+    return Result(*installation.settings(kind, name)) if name else Result(table=installation.methods(kind))
 
 
 def doctor() -> Result:
@@ -453,9 +453,9 @@ def doctor() -> Result:
     Command:
         seawall doctor
     """
-    from seawall import doctor
+    from seawall import installation
 
-    return Result(table=doctor.packages(), facts=doctor.machine())
+    return Result(table=installation.packages(), facts=installation.machine())
 
 
 def _maybe(path: Path | str | None) -> Path | None:

@@ -22,8 +22,6 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "corruption": ("seawall.corruptions",),
     "noise": ("seawall.label_noise",),
     "poison": ("seawall.poisoning",),
-    "fault": ("seawall.faults",),
-    "defense": ("seawall.defenses",),
     "loss": ("seawall.losses",),
     "objective": ("seawall.training.objectives",),
     "model": ("seawall.models",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -25,3 +26,10 @@ def code_version() -> str:
         found.update(f"{path.relative_to(home)}\0".encode())
         found.update(path.read_bytes())
     return f"{__version__}+{found.hexdigest()}"
+
+
+@cache
+def module_digest(module: str) -> str:
+    """Return a hash of the file of an imported module; "" where it has none."""
+    path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else ""

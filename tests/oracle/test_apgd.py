@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seawall.attacks.apgd import APGD
-from seawall.losses.attack import Masked
+from seawall.attacks.losses import Masked
 from seawall.rng import Keys
 from seawall.testing.fixtures import ground_batch, uneven_model
 from seawall.threat.model import ThreatModel

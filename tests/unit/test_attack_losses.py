@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seawall.attacks.target import Aim
-from seawall.losses.attack import (  # fmt: skip
+from seawall.attacks.losses import (
     NAMES,
     Balanced,
     Cos,
@@ -22,6 +21,7 @@ from seawall.losses.attack import (  # fmt: skip
     Tsallis,
     standing,
 )
+from seawall.attacks.target import Aim
 
 
 def ground(classes: int = 3, scale: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:

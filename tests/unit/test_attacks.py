@@ -15,10 +15,10 @@ from seawall.attacks.ascent import Adam, Momentum
 from seawall.attacks.cost import count_passes
 from seawall.attacks.fischer import IFGSM, Fischer, grey_steps
 from seawall.attacks.gradient import BIM, FGSM, PGD, SegPGD
+from seawall.attacks.losses import JensenShannon
 from seawall.attacks.square import Random
 from seawall.attacks.target import Hide, LeastLikely, Towards, Untargeted, parse_goal
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.losses.attack import JensenShannon
 from seawall.registry import Entry, build, entries
 from seawall.rng import Keys
 from seawall.testing.fixtures import ground_batch, linear_model, uneven_model

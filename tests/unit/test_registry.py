@@ -63,10 +63,10 @@ import importlib, sys
 from pathlib import Path
 from seawall import registry
 from seawall.errors import UsageError
-import seawall.suites
+import seawall.attacks
 home = Path(sys.argv[1])
 (home / "broken.py").write_text("raise RuntimeError('of its author')")
-seawall.suites.__path__.append(str(home))
+seawall.attacks.__path__.append(str(home))
 for call in (1, 2):
     try:
         list(registry.entries("suite"))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.ascent import Chase, check_steps
+from seawall.attacks.losses import CE, AnyLoss, Balanced, JensenShannon, Masked, PixelLoss, Spherical, Tsallis
 from seawall.attacks.target import AWAY, Goal, as_found, check, take_aim, usable
 from seawall.errors import UsageError
-from seawall.losses.attack import CE, AnyLoss, Balanced, JensenShannon, Masked, PixelLoss, Spherical, Tsallis
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

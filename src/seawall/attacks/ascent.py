@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from seawall.attacks.losses import CrossEntropy, PixelLoss, cross_entropy
 from seawall.attacks.target import Aim, Goal, as_found, check, check_logits, take_aim, usable
 from seawall.errors import ModelError, UsageError
-from seawall.losses.attack import CrossEntropy, PixelLoss, cross_entropy
 from seawall.rng import Keys
 from seawall.threat.model import Ball, ThreatModel
 from seawall.types import Batch, SegmentationModel

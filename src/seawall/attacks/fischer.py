@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.ascent import Steepest, climb
+from seawall.attacks.losses import CE
 from seawall.attacks.target import Aim, Goal, Hide, Untargeted, as_found, check, check_logits, classes, usable
 from seawall.errors import UsageError
-from seawall.losses.attack import CE
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

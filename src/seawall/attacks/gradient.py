@@ -8,9 +8,9 @@ from typing import Literal
 from torch import Tensor
 
 from seawall.attacks.ascent import Adam, Momentum, Steepest, check_steps, climb
+from seawall.attacks.losses import CE, AnyLoss, Cos, Cosine, Seg
 from seawall.attacks.target import AWAY, Goal
 from seawall.errors import UsageError
-from seawall.losses.attack import CE, AnyLoss, Cos, Cosine, Seg
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

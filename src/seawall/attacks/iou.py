@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.ascent import check_steps, climb
+from seawall.attacks.losses import AnyLoss, PixelLoss, Sigmoid
 from seawall.attacks.target import AWAY, Aim, as_found, check, usable
 from seawall.errors import UsageError
-from seawall.losses.attack import AnyLoss, PixelLoss, Sigmoid
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import Ball, ThreatModel

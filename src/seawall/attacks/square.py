@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.ascent import check_steps
+from seawall.attacks.losses import AnyLoss, JensenShannon
 from seawall.attacks.target import AWAY, Aim, Goal, as_found, check, check_logits, take_aim
-from seawall.losses.attack import AnyLoss, JensenShannon
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import Ball, ThreatModel

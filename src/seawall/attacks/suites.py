@@ -14,10 +14,10 @@ from seawall.attacks.apgd import APGD, BalancedCE, JensenShannonAttack, MaskedCE
 from seawall.attacks.ascent import check_steps
 from seawall.attacks.gradient import PAdamCE, PAdamCos
 from seawall.attacks.iou import IoUAttack
+from seawall.attacks.losses import JensenShannon, Masked, PixelLoss, Seg, Spherical
 from seawall.attacks.minimum_norm import DAG
 from seawall.attacks.pdpgd import PDPGD
 from seawall.errors import UsageError
-from seawall.losses.attack import JensenShannon, Masked, PixelLoss, Seg, Spherical
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.ascent import check_steps
+from seawall.attacks.losses import CE, AnyLoss, probability
 from seawall.attacks.target import Aim, Goal, Hide, Untargeted, as_found, check, check_logits, take_aim, usable
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.losses.attack import CE, AnyLoss, probability
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

@@ -227,3 +227,9 @@ def _compare(path: Path, digest: str) -> None:
         raise DataError(
             f"{path}: expected sha256 {digest[:12]}, got {found[:12]}: truncated or changed; curate the folder again"
         )
+
+
+def digest_chips(chips: ChipFolder, ids: Iterable[str]) -> str:
+    """Return a hash of the content of these chips."""
+    text = "".join(f"{row.sha256}{row.label_sha256}" for row in map(chips.row, ids))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -18,10 +18,9 @@ from seawall.evaluation.evaluate import evaluate, missing
 from seawall.evaluation.sanity_checks import Interrogation, interrogated, not_interrogated
 from seawall.inference.predict import model_digest
 from seawall.models.weights import digest_of, spec_of, split_of
-from seawall.pipeline.provenance import source_digest
 from seawall.records import Record, RecordLog
 from seawall.types import Batch, SegmentationModel
-from seawall.version import code_version
+from seawall.version import code_version, module_digest
 
 BATCH = 8
 """Chips in memory at a time; the batch before goes when the next is there."""
@@ -202,7 +201,7 @@ def mixed_chips(chips: ChipFolder, ids: Iterable[str], count: int) -> tuple[str,
 def _name(value: object) -> str:
     """Name a class or function; one of another package with a hash of its file, because its version is not ours."""
     module = str(getattr(value, "__module__", ""))
-    outside = "" if module.split(".")[0] in ("seawall", "builtins") else f"@{source_digest(module)}"
+    outside = "" if module.split(".")[0] in ("seawall", "builtins") else f"@{module_digest(module)}"
     return f"{module}.{getattr(value, '__qualname__', '')}{outside}"
 
 

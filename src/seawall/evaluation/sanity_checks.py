@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from seawall.attacks.cost import count_passes
 from seawall.attacks.gradient import PGD
+from seawall.attacks.losses import cross_entropy
 from seawall.attacks.square import Random, Square
 from seawall.attacks.target import AWAY, as_found, check, check_logits, take_aim, usable
 from seawall.attacks.transfer import Transfer
@@ -23,7 +24,6 @@ from seawall.errors import UsageError
 from seawall.evaluation.case import Asked, Case
 from seawall.inference.predict import model_digest
 from seawall.io import write_atomic
-from seawall.losses.attack import cross_entropy
 from seawall.metrics.robustness_card import SLACK, doubts, with_doubts
 from seawall.models.water_index import ThresholdNet, extreme_images
 from seawall.modules import forward_kept

@@ -18,7 +18,7 @@ from torch import nn
 
 from seawall import registry
 from seawall.data.chip_format import IGNORE, encode_label
-from seawall.data.chips import ChipFolder
+from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.loader import patches, whole
 from seawall.data.raw_chips import sha
 from seawall.data.selection import SEEN_IN_TRAINING, select_chips
@@ -33,7 +33,6 @@ from seawall.labels.indices import Rule, parse_rule
 from seawall.labels.registration import label_shift
 from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, split_of
-from seawall.pipeline.provenance import digest_chips
 from seawall.result import Progress
 from seawall.rng import Keys
 from seawall.training.loop import Training, fit

@@ -26,7 +26,7 @@ from seawall.data.chips import Chip, ChipFolder
 from seawall.errors import UsageError, did_you_mean
 from seawall.io import write_atomic
 from seawall.label_noise.erode_dilate import Thirds, assign_thirds
-from seawall.label_noise.sources import placed, source_digest
+from seawall.label_noise.sources import placed, source_files_digest
 from seawall.registry import build, entries, find
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise, Setting, Unit
@@ -190,7 +190,7 @@ class CorruptedLabels:
     @property
     def identity(self) -> str:
         """What decides the planes besides the chips, short enough for a message."""
-        sources = "".join(source_digest(self.noise, id_) for id_ in self.folder.ids)
+        sources = "".join(source_files_digest(self.noise, id_) for id_ in self.folder.ids)
         digest = hashlib.blake2b(f"{self.noise!r}{sources}{self.seed}".encode(), digest_size=4).hexdigest()
         return f"{type(self.noise).__name__} {digest}"
 
@@ -221,7 +221,7 @@ class CorruptedLabels:
                 row.sha256,
                 row.label_sha256,
                 repr(noise_alone(self.noise, id_)),
-                source_digest(self.noise, id_),
+                source_files_digest(self.noise, id_),
                 str(self.seed),
                 id_,
                 code_version(),

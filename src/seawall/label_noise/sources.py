@@ -105,7 +105,7 @@ def _check_folder(noise: Stale | WrongSource, home: Path, chips: Sequence[str]) 
         )
 
 
-def source_digest(noise: LabelNoise, chip: str) -> str:
+def source_files_digest(noise: LabelNoise, chip: str) -> str:
     """Return the digest of the files that a noise reads for a chip; "" where it reads none."""
     source = getattr(noise, "source", None)
     if not isinstance(source, str):

@@ -1,1 +1,1 @@
-"""Losses per pixel: for training, for training on wrong labels, and for attacks."""
+"""Losses per pixel that training minimizes, on right labels and on wrong ones."""

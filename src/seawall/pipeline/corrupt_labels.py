@@ -30,7 +30,7 @@ from seawall.label_noise.build import (
     spoken_budget,
 )
 from seawall.label_noise.label_difference import Described, Realized, allowed_pixels, realized
-from seawall.label_noise.sources import source_digest
+from seawall.label_noise.sources import source_files_digest
 from seawall.recipe import change_recipe
 from seawall.result import Progress
 from seawall.split_record import SplitRecord, SplitSettings
@@ -88,7 +88,7 @@ class Order:
             chips.row(id_),
             [repr(noise_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
         )
-        sources = [source_digest(noise, id_) for noise in self.noises] if id_ in self.touched else []
+        sources = [source_files_digest(noise, id_) for noise in self.noises] if id_ in self.touched else []
         return sha(row.sha256, row.label_sha256, *done, *sources, str(self.seed), __version__, FORMAT)
 
 

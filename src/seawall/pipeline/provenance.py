@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -75,19 +72,6 @@ def data_facts(chips: ChipFolder, split: Split) -> dict[str, object]:
         "flags": chips.flags(),
         **split_facts(chips, split),
     }
-
-
-def digest_chips(chips: ChipFolder, ids: Iterable[str]) -> str:
-    """Return a hash of the content of these chips."""
-    text = "".join(f"{row.sha256}{row.label_sha256}" for row in map(chips.row, ids))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-@cache
-def source_digest(module: str) -> str:
-    """Return a hash of the file of an imported module; "" where it has none."""
-    path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else ""
 
 
 def environment() -> dict[str, str]:

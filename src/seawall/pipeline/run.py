@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seawall.data.chips import ChipFolder
+from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.splits import Split
 from seawall.errors import RecipeError, RunError
 from seawall.io import RunLock, write_atomic
@@ -22,7 +22,7 @@ from seawall.pipeline.context import Run
 from seawall.pipeline.data import divide, gather
 from seawall.pipeline.evaluation import measure
 from seawall.pipeline.mapping import survey
-from seawall.pipeline.provenance import Clock, data_facts, digest_chips, note_environment
+from seawall.pipeline.provenance import Clock, data_facts, note_environment
 from seawall.pipeline.training import check, learn, maker, realize, spec_of_chips, train_one, training_of
 from seawall.pipeline.validate import check_distinct, vet
 from seawall.recipe import Recipe

@@ -12,7 +12,7 @@ from torch import nn
 
 from seawall import registry
 from seawall.data.chip_format import IGNORE
-from seawall.data.chips import ChipFolder
+from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.loader import PatchFeed, whole
 from seawall.data.splits import Split, record_split
 from seawall.errors import DataError, UsageError, did_you_mean
@@ -21,7 +21,6 @@ from seawall.metrics.counts import confusion
 from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, set_split
 from seawall.pipeline.context import Run
-from seawall.pipeline.provenance import digest_chips
 from seawall.pipeline.worker import job_of
 from seawall.recipe import Method, Network
 from seawall.rng import Keys

@@ -108,8 +108,8 @@ def doubts(run: Run, book: Book, faults: Sequence[str]) -> Section:
         where = " ".join(part for part in (book.said(model), said(method), book.budget(threat).spoken) if part)
         for flag in flags:
             held.setdefault(explain(flag), {})[where] = None
-    for text, chips in run.data.flags.items():
-        held.setdefault(explain(text), {})[many(chips, "chip")] = None
+    for text, flagged in run.data.flags.items():
+        held.setdefault(explain(text), {})[many(flagged, "chip")] = None
     for name, scene in run.scenes.items():
         for flag in scene.result.flags:
             held.setdefault(explain(flag), {})[title(run, name, scene)] = None
