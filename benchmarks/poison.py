@@ -30,11 +30,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from seawall.arrays import DoubleArray
 from seawall.models.blocks import Segmenter
 from seawall.models.unet import UNet
 from seawall.poisoning.backdoor import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
 from seawall.poisoning.clean_label import GradientMatching, MetaPoison
-from seawall.poisoning.detection import Array, Verdict, activation_clustering, activations, spectral_signatures
+from seawall.poisoning.detection import Verdict, activation_clustering, activations, spectral_signatures
 from seawall.poisoning.target import Target, choose, insert, victims
 from seawall.rng import Keys
 from seawall.simulate.scene import simulate_s2
@@ -230,13 +231,15 @@ def backdoor(world: World, order: Order) -> dict[str, object]:
     return made
 
 
-def looked(world: World, net: Segmenter, batch: Batch, klass: int | None) -> tuple[tuple[str, ...], Array, Array]:
+def looked(
+    world: World, net: Segmenter, batch: Batch, klass: int | None
+) -> tuple[tuple[str, ...], DoubleArray, DoubleArray]:
     """Return ids, activations of the last block, and those of trusted chips."""
     names, features = activations(net, net.network.up[0], [batch], klass)
     return names, features, activations(net, net.network.up[0], [world.trusted], klass)[1]
 
 
-DETECTORS: Mapping[str, Callable[[Sequence[str], Array, Array, float], Verdict]] = {
+DETECTORS: Mapping[str, Callable[[Sequence[str], DoubleArray, DoubleArray, float], Verdict]] = {
     "spectral, trusted": lambda ids, x, known, share: spectral_signatures(ids, x, trusted=known, alarms=ALARMS),
     "clusters, trusted": lambda ids, x, known, share: activation_clustering(ids, x, trusted=known, alarms=ALARMS),
     "spectral, true share": lambda ids, x, known, share: spectral_signatures(ids, x, share),

@@ -10,13 +10,18 @@ from seawall.errors import PartialError, RunError
 Row = Mapping[str, str | int | float | None]
 Progress = Callable[[str, int, int, str], None]
 """Called as progress(stage, done, total, note)."""
+StageProgress = Callable[[int, int, str], None]
+"""Called as progress(done, total, note), within one stage."""
+MutableRow = dict[str, str | int | float | None]
+Failed = Sequence[tuple[str, str]]
+"""(item, reason) of items that were left out."""
 
 
 def silent(stage: str, done: int, total: int, note: str = "") -> None:
     """Report nothing."""
 
 
-def of_stage(progress: Progress, stage: str) -> Callable[[int, int, str], None]:
+def of_stage(progress: Progress, stage: str) -> StageProgress:
     """Return the progress of one stage, called as progress(done, total, note)."""
 
     def step(done: int, total: int, note: str = "") -> None:
@@ -38,7 +43,7 @@ class Result:
 
     facts: Row = field(default_factory=dict)
     table: Sequence[Row] = ()
-    failed: Sequence[tuple[str, str]] = ()
+    failed: Failed = ()
     done: int | None = None
 
     def data(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, RunError, SeawallError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.io import RunLock, write_atomic
+from seawall.result import StageProgress
 from seawall.types import Unit
 
 RULES = 2
@@ -31,9 +32,6 @@ LOOK = 12
 
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EFBIG)
 """Errors of the machine, not of a chip: the batch stops, what is done stays."""
-
-Progress = Callable[[int, int, str], None]
-"""Called with chips done, chips in all, and what is going on."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def curate(
     group: str = "",
     chip: int = 512,
     keep_empty: bool = False,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> CurateReport:
     """Make a chip folder.
 
@@ -157,7 +155,7 @@ class _Task:
     unit: Unit | None
     gsd_m: float | None
     chip: int
-    tell: Progress
+    tell: StageProgress
 
     @property
     def settings(self) -> str:

@@ -12,6 +12,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 from scipy.spatial import cKDTree
 
+from seawall.arrays import DoubleArray
 from seawall.data.index import ChipRow
 from seawall.errors import DataError
 
@@ -22,8 +23,6 @@ SLACK = 0.01  # pixels: neighbors share a border, not ground
 ROWS = 512  # chips compared at a time
 EDGE_POINTS = 16  # points per edge of an outline; the sides of a 110 km tile stay within a meter
 PAIRS = 4096  # pairs of outlines intersected at a time
-
-Array = NDArray[np.float64]
 
 
 def place_m(row: ChipRow) -> tuple[str, float, float]:
@@ -94,7 +93,7 @@ def _planar_overlaps(same: list[ChipRow]) -> Iterator[tuple[str, str]]:
 def _spherical_overlaps(by_crs: Mapping[str, list[ChipRow]]) -> Iterator[tuple[str, str]]:
     """Yield overlaps between coordinate systems, and within a geographic one across its longitude seam."""
     rows: list[ChipRow] = []
-    outlines: list[Array] = []
+    outlines: list[DoubleArray] = []
     for crs, same in by_crs.items():
         found = _outlines(crs, same)
         known = np.isfinite(found.reshape(len(found), -1)).all(1)
@@ -119,7 +118,7 @@ def _spherical_overlaps(by_crs: Mapping[str, list[ChipRow]]) -> Iterator[tuple[s
             yield rows[i].id, rows[j].id
 
 
-def _outlines(crs: str, rows: Sequence[ChipRow]) -> Array:
+def _outlines(crs: str, rows: Sequence[ChipRow]) -> DoubleArray:
     """Return densified outlines (N, P, 2) as longitude and latitude; NaN where the system has no place on the Earth."""
     t = np.linspace(0, 1, EDGE_POINTS, endpoint=False)
     zero, one = np.zeros_like(t), np.ones_like(t)
@@ -137,7 +136,7 @@ def _outlines(crs: str, rows: Sequence[ChipRow]) -> Array:
     return found
 
 
-def _lonlat_boxes(lonlat: Array) -> tuple[Array, NDArray[np.int64]]:
+def _lonlat_boxes(lonlat: DoubleArray) -> tuple[DoubleArray, NDArray[np.int64]]:
     """Return boxes (west, south, east, north) that cover each outline, and whose they are.
 
     An outline across the antimeridian has two boxes; one around a pole reaches it at all longitudes.
@@ -159,12 +158,12 @@ def _lonlat_boxes(lonlat: Array) -> tuple[Array, NDArray[np.int64]]:
     return np.concatenate([whole, rest]), np.concatenate([own, own[beyond]])
 
 
-def _directions(lonlat: Array) -> Array:
+def _directions(lonlat: DoubleArray) -> DoubleArray:
     lon, lat = np.radians(lonlat[..., 0]), np.radians(lonlat[..., 1])
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1)
 
 
-def _intersect(first: Array, second: Array) -> NDArray[np.bool_]:
+def _intersect(first: DoubleArray, second: DoubleArray) -> NDArray[np.bool_]:
     """Tell which outlines (N, P, 3) of directions share an area, each pair in the gnomonic plane between them."""
     middle = first.mean(1) + second.mean(1)
     middle /= np.linalg.norm(middle, axis=1, keepdims=True)
@@ -173,7 +172,7 @@ def _intersect(first: Array, second: Array) -> NDArray[np.bool_]:
     east /= np.linalg.norm(east, axis=1, keepdims=True)
     north = np.cross(middle, east)
 
-    def flat(outline: Array) -> NDArray[np.object_]:
+    def flat(outline: DoubleArray) -> NDArray[np.object_]:
         up, x, y = (np.einsum("npk,nk->np", outline, axis) for axis in (middle, east, north))
         return np.asarray(shapely.polygons(np.stack([x / up, y / up], -1)))
 
@@ -182,7 +181,7 @@ def _intersect(first: Array, second: Array) -> NDArray[np.bool_]:
     return np.asarray(shapely.area(shared) > 0)
 
 
-def _centers_m(rows: Sequence[ChipRow]) -> Array:
+def _centers_m(rows: Sequence[ChipRow]) -> DoubleArray:
     """Return the centers (N, 3) in meters from the center of the Earth."""
     found = np.empty((len(rows), 3))
     for i, row in enumerate(rows):
@@ -195,7 +194,7 @@ def _centers_m(rows: Sequence[ChipRow]) -> Array:
     return found
 
 
-def _box(row: ChipRow) -> Array:
+def _box(row: ChipRow) -> DoubleArray:
     """Bounds (left, bottom, right, top), shrunk by a hundredth of a pixel."""
     corners = [row.grid.point(r, c) for r in (SLACK, row.height - SLACK) for c in (SLACK, row.width - SLACK)]
     xs, ys = zip(*corners, strict=True)

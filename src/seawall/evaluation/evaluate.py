@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +19,10 @@ from seawall.evaluation.rows import PARTS, Ground, Setting, hiding_records, hidi
 from seawall.metrics.counts import confusion, count_rows
 from seawall.modules import forward_kept
 from seawall.records import Record, RecordLog
+from seawall.result import StageProgress
 from seawall.types import Batch, SegmentationModel
 
 NON_FINITE = "non-finite logits"
-Progress = Callable[[int, int, str], None]
 
 
 def evaluate(
@@ -41,7 +41,7 @@ def evaluate(
     pixel_area_m2: float | Mapping[str, float] | None = None,
     show: Collection[str] = (),
     examples: Path | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> list[Record]:
     """Measure a model on every chip under every case and append the rows to the log.
 

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray, FloatArray
 from seawall.errors import DataError
 from seawall.geo.preview import Stretch, channels
 from seawall.io import atomic, write_atomic
-
-Image = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 
 def write_example(
@@ -25,16 +23,16 @@ def write_example(
     method: str,
     threat: str,
     model: str,
-    clean: Image,
-    attacked: Image,
+    clean: FloatArray,
+    attacked: FloatArray,
     label: NDArray[np.integer],
     pred_clean: NDArray[np.integer],
     pred_attacked: NDArray[np.integer],
-    seen: Mask,
-    valid: Mask,
+    seen: BoolArray,
+    valid: BoolArray,
     bands: Sequence[str],
     target: NDArray[np.integer] | None = None,
-    restricted: Image | None = None,
+    restricted: FloatArray | None = None,
     pred_restricted: NDArray[np.integer] | None = None,
     extra: Mapping[str, str | float] | None = None,
     name: str | None = None,
@@ -116,7 +114,7 @@ def _safe(name: str) -> str:
     return re.sub(r"[^\w.@%+-]+", "_", name).lstrip("._")[:150] or "chip"
 
 
-def _noise(change: Image, seen: Mask, largest: float) -> NDArray[np.uint8]:
+def _noise(change: FloatArray, seen: BoolArray, largest: float) -> NDArray[np.uint8]:
     share = change / largest if largest > 0 else np.zeros_like(change)
     picture = np.clip(128 + share * 127, 0, 255).round().astype(np.uint8)
     return np.ascontiguousarray(np.where(seen, picture, 128).astype(np.uint8).transpose(1, 2, 0))

@@ -19,6 +19,7 @@ from seawall.evaluation.sanity_checks import Interrogation, interrogated, not_in
 from seawall.inference.predict import model_digest
 from seawall.models.weights import digest_of, spec_of, split_of
 from seawall.records import Record, RecordLog
+from seawall.result import StageProgress
 from seawall.types import Batch, SegmentationModel
 from seawall.version import code_version, module_digest
 
@@ -28,7 +29,6 @@ BATCH = 8
 WITHOUT_PIXELS = ("empty", "unlabelled")
 """Flags of chips that no number counts, so that they say nothing against one."""
 
-Say = Callable[[int, int, str], None]
 ChipFlags = Callable[[str], tuple[str, ...]]
 
 
@@ -89,7 +89,7 @@ class ChipSource:
 
 def measure_model(
     model: nn.Module, chips: ChipSource, cases: Sequence[Case], *, log: RecordLog, recipe: Callable[[Case], str], name: str,
-    seed: int, ask: Interrogation | None, say: Callable[[Case], Say], fit: Callable[[], Iterable[Batch]] | None = None,
+    seed: int, ask: Interrogation | None, say: Callable[[Case], StageProgress], fit: Callable[[], Iterable[Batch]] | None = None,
     show: Collection[str] = (), examples: Path | None = None,
 ) -> None:  # fmt: skip
     """Measure a model on chips under every case and append the rows to a log; what is there is not done again.
@@ -212,7 +212,7 @@ def _by_flags(chips: ChipSource) -> dict[tuple[str, ...], list[str]]:
     return found
 
 
-def _of_total(say: Say, before: int, total: int) -> Say:
+def _of_total(say: StageProgress, before: int, total: int) -> StageProgress:
     """Tell how many batches there will be, which a stream of them cannot; chips of other sizes make a few more."""
     return lambda done, _, note: say(before + done, max(before + done, total), note)
 

@@ -27,6 +27,7 @@ from seawall.io import write_atomic
 from seawall.metrics.robustness_card import SLACK, doubts, with_doubts
 from seawall.models.water_index import ThresholdNet, extreme_images
 from seawall.modules import forward_kept
+from seawall.result import StageProgress
 from seawall.rng import Keys
 from seawall.threat.model import CEILING, FLOOR, ThreatModel
 from seawall.types import Batch, SegmentationModel
@@ -45,8 +46,6 @@ SURVIVES = 0.25
 """Share of right pixels under an unbounded attack from which on the attack is thought broken."""
 NOT_INTERROGATED = "not-interrogated"
 CACHE = "interrogation.json"
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,7 @@ QUICK = Interrogation(chips=2, queries=25, unbounded=25)
 
 def interrogated(
     model: SegmentationModel, batches: Iterable[Batch], cases: Sequence[Case], seed: int, ask: Interrogation = QUICK, *,
-    home: Path | None = None, progress: Progress | None = None,
+    home: Path | None = None, progress: StageProgress | None = None,
 ) -> list[Case]:  # fmt: skip
     """Return the cases with the flags that their numbers carry, and what the interrogation cost.
 

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray, FloatArray
 from seawall.geo.raster import open_raster
 from seawall.io import atomic
-
-Image = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 
 COLORS = (("B04", "B03", "B02"), ("B12", "B08", "B04"), ("B11", "B08", "B03"))
 """Bands to show as red, green and blue, the first triple that is there."""
@@ -36,12 +34,12 @@ class Stretch:
         gamma: Exponent; below 1 it brightens what is dark.
     """
 
-    low: Image
+    low: FloatArray
     range: float
     gamma: float
 
     @staticmethod
-    def of(image: Image, seen: Mask) -> Stretch:
+    def of(image: FloatArray, seen: BoolArray) -> Stretch:
         """Return the stretch of a picture: from each band's 2nd percentile, over the widest band's way to its 98th.
 
         A few clouds make everything else dark under a linear stretch; a power that brings the median to a middle gray
@@ -60,7 +58,7 @@ class Stretch:
         gamma = math.log(MIDDLE) / math.log(middle) if 0 < middle < 1 else 1.0
         return Stretch(low, wide, min(max(gamma, GAMMA[0]), GAMMA[1]))
 
-    def __call__(self, image: Image, seen: Mask) -> NDArray[np.uint8]:
+    def __call__(self, image: FloatArray, seen: BoolArray) -> NDArray[np.uint8]:
         """Return (H, W, C) uint8; pixels that were not seen are black."""
         share = (image - self.low[:, None, None]) / self.range
         gray = (np.clip(np.nan_to_num(share), 0, 1) ** self.gamma * 255).round()

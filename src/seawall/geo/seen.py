@@ -18,15 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray, FloatArray
 from seawall.errors import RadiometryError
 from seawall.geo.radiometry import Scale
 from seawall.geo.raster import measurable
 from seawall.geo.unit_detection import DECIBELS, EXTREME_SHARE, POWER, REFLECTANCE, Finding, extremes_text, percent
-
-Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class PixelRule:
     blanks: str
     what: str
 
-    def apply(self, data: Floats, mask: Bools) -> tuple[Bools, Tally]:
+    def apply(self, data: FloatArray, mask: BoolArray) -> tuple[BoolArray, Tally]:
         """Return seen (H, W) and the counts.
 
         Args:
@@ -88,7 +85,7 @@ class PixelRule:
         counts = (np.count_nonzero(part) for part in (there, seen, extreme, zeros, one_held & seen))
         return seen, Tally(mask.size, *map(int, counts))
 
-    def _bands(self, data: Floats) -> tuple[Bools, Bools, Bools]:
+    def _bands(self, data: FloatArray) -> tuple[BoolArray, BoolArray, BoolArray]:
         """Return where a number is outside of the unit, where nodata makes the pixel unseen, where any band holds nodata."""
         shape = data.shape[1:]
         outside, held, one_held = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
@@ -106,7 +103,7 @@ class PixelRule:
             outside |= wild & ~mine
         return outside, held | every, one_held
 
-    def _zeros(self, data: Floats) -> Bools:
+    def _zeros(self, data: FloatArray) -> BoolArray:
         if self.blanks == "none":
             return np.zeros(data.shape[1:], bool)
         zeros = data[0] == 0

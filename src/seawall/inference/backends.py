@@ -15,17 +15,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from seawall.arrays import FloatArray
 from seawall.errors import ModelError, RunError, UsageError, did_you_mean
 from seawall.io import write_atomic
 from seawall.models.weights import spec_of
 from seawall.modules import device_of, eval_mode, forward_kept
 from seawall.types import ModelSpec
 
-Floats = NDArray[np.float32]
-Predict = Callable[[Floats], Floats]
+Predict = Callable[[FloatArray], FloatArray]
 Runtime = Literal["torch", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
 _EXPORT = ("onnx", "onnxscript", "onnxruntime")
@@ -69,7 +68,7 @@ def open_runtime(
         export_onnx(model, path)
         logits = _onnx(path) if runtime == "onnx" else _openvino(path)
 
-        def predict(images: Floats) -> Floats:
+        def predict(images: FloatArray) -> FloatArray:
             got = logits(images)
             _check(got.shape, spec, images.shape)
             return _softmax(got, temperature)
@@ -173,7 +172,9 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _torch(model: nn.Module, spec: ModelSpec, device: torch.device, temperature: float, images: Floats) -> Floats:
+def _torch(
+    model: nn.Module, spec: ModelSpec, device: torch.device, temperature: float, images: FloatArray
+) -> FloatArray:
     with torch.inference_mode():
         logits = forward_kept(model, torch.from_numpy(images).to(device))
         if not isinstance(logits, torch.Tensor):
@@ -193,7 +194,7 @@ def _check(got: tuple[int, ...], spec: ModelSpec, given: tuple[int, ...]) -> Non
         )
 
 
-def _softmax(logits: Floats, temperature: float) -> Floats:
+def _softmax(logits: FloatArray, temperature: float) -> FloatArray:
     scaled = logits / np.float32(temperature)
     scaled -= scaled.max(1, keepdims=True)
     np.exp(scaled, out=scaled)

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from seawall.arrays import ByteArray
 from seawall.errors import RunError
 from seawall.io import write_atomic
 
 Window = tuple[int, int, int, int]
 """Row, column, height, width."""
-Bytes = NDArray[np.uint8]
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of the operating system that mean a full disk, or a full share of it."""
 
@@ -70,7 +69,7 @@ class Canvas:
             raise no_room(self.folder.parent, bad, len(self.layers) * self.height * self.width) from bad
         return {}
 
-    def paint(self, window: Window, pixels: Mapping[str, Bytes], facts: Mapping[str, object]) -> None:
+    def paint(self, window: Window, pixels: Mapping[str, ByteArray], facts: Mapping[str, object]) -> None:
         """Put a window of every layer on the disk, then note it in the ledger.
 
         Args:
@@ -99,7 +98,7 @@ class Canvas:
         except OSError as bad:
             raise no_room(self.folder.parent, bad, len(self.layers) * height * width, kept=True) from bad
 
-    def rows(self, layer: str, step: int = 512) -> Iterator[tuple[int, Bytes]]:
+    def rows(self, layer: str, step: int = 512) -> Iterator[tuple[int, ByteArray]]:
         """Yield a layer's rows from top to bottom, as (first row, (step, width) pixels)."""
         for row in range(0, self.height, step):
             yield row, self._window(layer, (row, 0, min(step, self.height - row), self.width))
@@ -111,7 +110,7 @@ class Canvas:
     def _path(self, layer: str) -> Path:
         return self.folder / f"{layer}.raw"
 
-    def _window(self, layer: str, window: Window) -> Bytes:
+    def _window(self, layer: str, window: Window) -> ByteArray:
         row, col, height, width = window
         whole = np.fromfile(self._path(layer), np.uint8, count=height * self.width, offset=row * self.width)
         return whole.reshape(-1, self.width)[:, col : col + width]
@@ -166,7 +165,7 @@ def _reserve(file: int, size: int) -> None:
         os.ftruncate(file, size)
 
 
-def _digest(layers: Iterator[Bytes]) -> str:
+def _digest(layers: Iterator[ByteArray]) -> str:
     made = hashlib.blake2b(digest_size=16)
     for pixels in layers:
         made.update(pixels.tobytes())

@@ -16,6 +16,7 @@ import numpy as np
 import rasterio
 from torch import nn
 
+from seawall.arrays import FloatArray
 from seawall.errors import ImageryError, ModelError, RunError, SeawallError
 from seawall.geo.radiometry import Hints
 from seawall.inference.backends import Runtime, find_device, open_runtime, out_of_memory
@@ -24,10 +25,11 @@ from seawall.inference.output_buffer import Canvas, Window
 from seawall.inference.products import LAYERS, NODATA, Question, SceneResult, Totals, encode, layer_names, tally
 from seawall.inference.scene import Scene, open_scene
 from seawall.inference.settings import Job, SceneReport, Survey, clean_name, find_scenes
-from seawall.inference.tiling import Floats, Plan, Predict, blend, plan_tiles
+from seawall.inference.tiling import Plan, Predict, blend, plan_tiles
 from seawall.io import RunLock
 from seawall.models.identity import identify, model_digest
 from seawall.models.weights import check_finite, digest_of, spec_of, state_of
+from seawall.result import StageProgress
 
 __all__ = [
     "Job",
@@ -40,8 +42,6 @@ __all__ = [
     "predict_scene",
 ]
 
-Progress = Callable[[int, int, str], None]
-"""Called as progress(tiles done, tiles in all, scene)."""
 
 CACHE = 128 * 2**20
 """Bytes for GDAL's block cache; reads follow the blocks, so more would only be a copy of the scene in memory."""
@@ -73,7 +73,7 @@ def predict_scene(
     memory_mib: int = 512,
     device: str = "auto",
     resume: bool = True,
-    progress: Progress = silent,
+    progress: StageProgress = silent,
     weights: Path | str | None = None,
 ) -> SceneResult:
     """Map a whole scene: class, probability and uncertainty as cloud-optimized GeoTIFFs, area, STAC.
@@ -115,7 +115,7 @@ def predict_many(
     survey: Survey = Survey(),
     device: str = "auto",
     resume: bool = True,
-    progress: Progress = silent,
+    progress: StageProgress = silent,
     weights: Path | str | None = None,
 ) -> SceneReport:
     """Map many scenes; one that fails is listed with its reason and the others go on.
@@ -175,7 +175,7 @@ class _Mapper:
     survey: Survey
     device: str
     resume: bool
-    progress: Progress
+    progress: StageProgress
     notes: tuple[str, ...]
     weights: Path | None
 
@@ -320,7 +320,7 @@ class _Patient:
     def __init__(self, predict: Predict, batch: int) -> None:
         self._predict, self._batch, self._halved = predict, batch, False
 
-    def __call__(self, images: Floats) -> Floats:
+    def __call__(self, images: FloatArray) -> FloatArray:
         try:
             made = [self._predict(images[i : i + self._batch]) for i in range(0, len(images), self._batch)]
         except (MemoryError, RuntimeError) as bad:
@@ -337,7 +337,7 @@ class _Patient:
             )
         return whole
 
-    def _again(self, images: Floats) -> Floats:
+    def _again(self, images: FloatArray) -> FloatArray:
         if self._halved or self._batch == 1:
             raise RunError(
                 f"tile: expected a batch of {self._batch} tiles of {images.shape[-2]}x{images.shape[-1]} pixels to fit into "

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import ByteArray
 from seawall.inference.tiling import Strip
 
 LAYERS = ("class", "probability", "uncertainty")
@@ -19,7 +20,6 @@ STEPS = 250
 """Probability and uncertainty are stored as whole 1/250ths: value = stored * 0.004."""
 SCALE = 1 / STEPS
 
-Bytes = NDArray[np.uint8]
 Color = tuple[int, int, int]
 
 _COLORS: Mapping[str, Color] = {
@@ -197,7 +197,7 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^0-9A-Za-z_-]+", "_", name) or "class"
 
 
-def encode(strip: Strip, question: Question) -> dict[str, Bytes]:
+def encode(strip: Strip, question: Question) -> dict[str, ByteArray]:
     """Return the layers of a strip as bytes; unseen pixels are `NODATA` in each.
 
     Uncertainty is the entropy of the class probabilities over that of knowing nothing, ln K: 0 sure, 1 no idea.
@@ -258,7 +258,7 @@ def palette(classes: Sequence[str]) -> dict[int, Color]:
     return made
 
 
-def _steps(share: NDArray[np.float32]) -> Bytes:
+def _steps(share: NDArray[np.float32]) -> ByteArray:
     return np.clip(np.rint(share * STEPS), 0, STEPS).astype(np.uint8)
 
 

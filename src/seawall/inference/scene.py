@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray, FloatArray
 from seawall.errors import ImageryError, ModelError, RadiometryError, UsageError
 from seawall.geo.radiometry import Finding, Hints, Scale, detect, hints_of, scale_for, to_physical
 from seawall.geo.raster import Raster, RasterSource, Window, open_raster
@@ -19,8 +19,6 @@ from seawall.geo.seen import PixelRule, Tally, rule_for
 from seawall.geo.sensors import known, resolve
 from seawall.types import FILL, ModelSpec
 
-Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 PIECE = 2**22
 """Numbers read at once: the copies on the way to physical units stay small."""
 SAMPLES, SIDE = 24, 256
@@ -91,7 +89,7 @@ class Scene:
         height = self.source.block[0]
         return 256 // height * height if height <= 256 else min(height, 1024)
 
-    def fetch(self, row: int, col: int, height: int, width: int) -> tuple[Floats, Bools]:
+    def fetch(self, row: int, col: int, height: int, width: int) -> tuple[FloatArray, BoolArray]:
         """Read a window: data (C, H, W) in the model's unit, unseen pixels filled, and seen (H, W)."""
         odd = self.rule is not None and self.tally.seen < self.tally.pixels
         data = np.empty((len(self.bands), height, width), np.float32)
@@ -231,7 +229,7 @@ def _unit(
     return scale, findings
 
 
-def _hints(source: RasterSource, data: Floats, seen: Bools, bands: tuple[str, ...], more: Hints) -> Hints:
+def _hints(source: RasterSource, data: FloatArray, seen: BoolArray, bands: tuple[str, ...], more: Hints) -> Hints:
     """Return what the file says about the numbers of these bands; what the user says counts first."""
     at = [source.bands.index(name) for name in bands]
     picture = Raster(
@@ -249,7 +247,7 @@ def _hints(source: RasterSource, data: Floats, seen: Bools, bands: tuple[str, ..
     return replace(stated, **{f.name: getattr(more, f.name) for f in fields(more) if getattr(more, f.name) is not None})
 
 
-def _sample(source: RasterSource, bands: tuple[str, ...]) -> tuple[Floats, Bools]:
+def _sample(source: RasterSource, bands: tuple[str, ...]) -> tuple[FloatArray, BoolArray]:
     """Read windows spread over the scene; if they show nothing, all of the scene until something but 0 is seen."""
     height, width = source.grid.height, source.grid.width
     side = max(round(SAMPLES**0.5), 1)

@@ -21,17 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from seawall.arrays import BoolArray, FloatArray
 from seawall.errors import UsageError
 from seawall.models.receptive_field import ReceptiveField, receptive_field
 
 ALIGN = 32
 """Tile and overlap are multiples of this many pixels: the total stride of networks that pool five times."""
 
-Floats = NDArray[np.float32]
-Bools = NDArray[np.bool_]
-Fetch = Callable[[int, int, int, int], tuple[Floats, Bools]]
+Fetch = Callable[[int, int, int, int], tuple[FloatArray, BoolArray]]
 """Called as fetch(row, col, height, width); returns data (C, H, W) and seen (H, W)."""
-Predict = Callable[[Floats], Floats]
+Predict = Callable[[FloatArray], FloatArray]
 """Images (B, C, H, W) in data units to probabilities (B, K, H, W)."""
 
 
@@ -124,7 +123,7 @@ class Axis:
         low = start + self._margin if index else 0
         return low, self.size if last else min(start + self.length - self._margin, self.size)
 
-    def weights(self, index: int) -> Floats:
+    def weights(self, index: int) -> FloatArray:
         """Return a tile's weights over its support; over all tiles they add up to one at every pixel."""
         low, high = self.support(index)
         return (self._window(index) / self._totals[low:high]).astype(np.float32)
@@ -184,8 +183,8 @@ class Strip:
 
     row: int
     col: int
-    probability: Floats
-    seen: Bools
+    probability: FloatArray
+    seen: BoolArray
 
 
 def blend(
@@ -275,10 +274,10 @@ class _Source:
             self._data[:, to], self._seen[to] = data, seen
             self.bottom = until
 
-    def seen_at(self, low: int, high: int, left: int, right: int) -> Bools:
+    def seen_at(self, low: int, high: int, left: int, right: int) -> BoolArray:
         return self._seen[low - self.top : high - self.top, left - self.left : right - self.left]
 
-    def tile(self, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> Floats:
+    def tile(self, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> FloatArray:
         rows, cols = rows - self.top, cols - self.left
         top, left = int(rows.min()), int(cols.min())
         box = self._data[:, top : int(rows.max()) + 1, left : int(cols.max()) + 1]
@@ -295,7 +294,7 @@ class _Sheet:
         self.sum = np.zeros((classes, height, width), np.float32)
         self.seen = np.zeros((height, width), np.bool_)
 
-    def add(self, plan: Plan, k: int, j: int, probability: Floats, rows: tuple[int, int]) -> None:
+    def add(self, plan: Plan, k: int, j: int, probability: FloatArray, rows: tuple[int, int]) -> None:
         """Add a tile's weighted probabilities, clipped to the rows and columns of the window."""
         low, high = rows
         left, right = plan.cols.support(j)

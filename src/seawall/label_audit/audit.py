@@ -33,15 +33,12 @@ from seawall.labels.indices import Rule, parse_rule
 from seawall.labels.registration import label_shift
 from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, split_of
-from seawall.result import Progress
+from seawall.result import Failed, MutableRow, Progress
 from seawall.rng import Keys
 from seawall.training.loop import Training, fit
 from seawall.training.objectives.supervised import Supervised
 from seawall.types import Batch, ModelSpec, Setting
 
-Facts = dict[str, str | int | float | None]
-Row = dict[str, str | int | float | None]
-Failed = Sequence[tuple[str, str]]
 COLUMNS = (
     "rank",
     "chip",
@@ -93,7 +90,7 @@ class Teaching:
 def audit_chips(
     chips: Path, out: Path, *, weights: Path | None, folds: int, model: str, epochs: int, rule: str, worst: int, seed: int,
     device: str, progress: Progress,
-) -> tuple[Facts, list[Row], Failed]:  # fmt: skip
+) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Rank the chips of a folder by how wrong their labels look; write the list, the sheet and the suspect pixels.
 
     Raises:
@@ -129,7 +126,7 @@ def audit_chips(
         rows = _ranked([_judge(folder, found, o, second, learned.get(o.chip), out) for o in opinions()])
         _write_list(out, folder, found, rows)
         sheet = _show(folder, said, found, rows[:worst], out)
-    facts: Facts = {
+    facts: MutableRow = {
         "list": str(out / "suspects.csv"), "sheet": str(sheet), "picture": str(out / "sheet.png"), "pixels": str(out / "suspects"), "chips": len(rows),
         "suspect_px": sum(int(row["issues_px"] or 0) for row in rows), "issues_estimated": found.issues,
         **{
@@ -227,13 +224,13 @@ def _predict(net: nn.Module, folder: ChipFolder, ids: Sequence[str], out: Path, 
 
 def _judge(
     folder: ChipFolder, found: Suspicion, opinion: Opinion, second: Rule | None, learned: Learned | None, out: Path
-) -> Row:
+) -> MutableRow:
     """Return a chip's row, and write its suspect pixels as a GeoTIFF: 1 suspect, 0 not, 255 without a label."""
     wrong = found.find(opinion)
     marks = np.where(opinion.valid, wrong, IGNORE).astype(np.uint8)
     write_atomic(out / "suspects" / f"{opinion.chip}.tif", encode_label(marks, folder.row(opinion.chip).grid).data)
     valid = len(opinion.given)
-    row: Row = {
+    row: MutableRow = {
         "chip": opinion.chip, "group": folder.row(opinion.chip).group, "valid_px": valid,
         "evidence": None, **dict.fromkeys(WITNESSES),
         "issues_px": int(np.count_nonzero(wrong)),
@@ -259,7 +256,7 @@ def _judge(
     return row
 
 
-def _ranked(rows: list[Row]) -> list[Row]:
+def _ranked(rows: list[MutableRow]) -> list[MutableRow]:
     """Sort by the evidence of three witnesses: suspect pixels, a move of the whole label, and how it was learned.
 
     With a rule only the suspect pixels count that the rule holds against the label as well. Chips without a label
@@ -276,7 +273,7 @@ def _ranked(rows: list[Row]) -> list[Row]:
     for row in rows:
         row["evidence"] = combined([None if row[name] is None else float(row[name] or 0) for name in WITNESSES])
 
-    def key(row: Row) -> tuple[float, float, float, str]:
+    def key(row: MutableRow) -> tuple[float, float, float, str]:
         by = [row["evidence"], row["issue_share"], row["loss"]]
         first, second, third = (-float(-1 if value is None else value) for value in by)
         return (first, second, third, str(row["chip"]))
@@ -285,7 +282,7 @@ def _ranked(rows: list[Row]) -> list[Row]:
     return [{name: {**row, "rank": rank}[name] for name in COLUMNS} for rank, row in enumerate(ordered, 1)]
 
 
-def _write_list(out: Path, folder: ChipFolder, found: Suspicion, rows: Sequence[Row]) -> None:
+def _write_list(out: Path, folder: ChipFolder, found: Suspicion, rows: Sequence[MutableRow]) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
@@ -300,7 +297,9 @@ def _write_list(out: Path, folder: ChipFolder, found: Suspicion, rows: Sequence[
     write_atomic(out / "confident.json", json.dumps(facts, indent=1))
 
 
-def _show(folder: ChipFolder, said: Mapping[str, Path], found: Suspicion, rows: Sequence[Row], out: Path) -> Path:
+def _show(
+    folder: ChipFolder, said: Mapping[str, Path], found: Suspicion, rows: Sequence[MutableRow], out: Path
+) -> Path:
     cards = []
     for row in rows:
         chip = folder.read(str(row["chip"]))

@@ -14,10 +14,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray, DoubleArray
 from seawall.errors import DataError, UsageError
 
-Mask = NDArray[np.bool_]
-Array = NDArray[np.float64]
 PAPER = "arXiv:1911.00068"
 LOWEST = 2e-6
 """Least threshold of a class, so that a class that no model believes in does not turn every pixel into an issue."""
@@ -39,7 +38,7 @@ class Opinion:
     chip: str
     probs: NDArray[np.float32]
     label: NDArray[np.integer]
-    valid: Mask
+    valid: BoolArray
 
     def __post_init__(self) -> None:
         plane = self.probs.shape[1:]
@@ -91,7 +90,7 @@ class Suspicion:
         ties: How many pixels at exactly that probability are suspect as well, in reading order.
     """
 
-    thresholds: Array
+    thresholds: DoubleArray
     joint: NDArray[np.int64]
     labelled: NDArray[np.int64]
     issues: int
@@ -99,7 +98,7 @@ class Suspicion:
     ties: int
     _taken: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
-    def find(self, opinion: Opinion) -> Mask:
+    def find(self, opinion: Opinion) -> BoolArray:
         """Return the pixels of a chip (H, W) that are probably labelled wrong; never one that is not valid."""
         low = opinion.quality < self.cut
         if self.ties:
@@ -113,7 +112,7 @@ class Suspicion:
         valid = int(np.count_nonzero(opinion.valid))
         return int(np.count_nonzero(self.find(opinion))) / valid if valid else None
 
-    def transition(self) -> Array:
+    def transition(self) -> DoubleArray:
         """Return the estimated probability of a given label (column) by true class (row); rows sum to 1.
 
         The confident counts are first scaled so that each given label weighs as many pixels as it has. A class that
@@ -126,7 +125,7 @@ class Suspicion:
         mass = by_truth.sum(1, keepdims=True)
         return np.where(mass > 0, by_truth / np.maximum(mass, 1e-12), np.eye(len(mass)))
 
-    def _tied(self, opinion: Opinion) -> Mask:
+    def _tied(self, opinion: Opinion) -> BoolArray:
         """Take as many pixels at the cut as are missing, chip by chip in the order of the first look at each."""
         tied = opinion.quality == np.float32(self.cut)
         count = int(np.count_nonzero(tied))
@@ -192,7 +191,7 @@ def softmin(quality: NDArray[np.floating], temperature: float = 0.1) -> float | 
     return float((scores * weight).sum() / weight.sum())
 
 
-def agreed(opinion: Opinion, other: Mask, defined: Mask, klass: int = 1) -> tuple[float | None, Mask]:
+def agreed(opinion: Opinion, other: BoolArray, defined: BoolArray, klass: int = 1) -> tuple[float | None, BoolArray]:
     """Compare where a chip's label has a class with a second source, such as a water index that nobody drew by hand.
 
     Args:
@@ -214,14 +213,14 @@ def agreed(opinion: Opinion, other: Mask, defined: Mask, klass: int = 1) -> tupl
     return (float(np.mean(other[both] == given[both])) if count else None), against
 
 
-def precision_recall(found: Sequence[Mask], wrong: Sequence[Mask]) -> tuple[float | None, float | None]:
+def precision_recall(found: Sequence[BoolArray], wrong: Sequence[BoolArray]) -> tuple[float | None, float | None]:
     """Return which share of the found pixels is wrong, and which share of the wrong ones was found; None where none are."""
     hit = sum(int(np.count_nonzero(f & w)) for f, w in zip(found, wrong, strict=True))
     said, true = (sum(int(np.count_nonzero(plane)) for plane in planes) for planes in (found, wrong))
     return (hit / said if said else None), (hit / true if true else None)
 
 
-def _thresholds(opinions: Callable[[], Iterable[Opinion]], classes: int) -> tuple[Array, NDArray[np.int64]]:
+def _thresholds(opinions: Callable[[], Iterable[Opinion]], classes: int) -> tuple[DoubleArray, NDArray[np.int64]]:
     total, count = np.zeros(classes), np.zeros(classes, np.int64)
     for opinion in opinions():
         if len(opinion.probs) != classes:
@@ -235,7 +234,7 @@ def _thresholds(opinions: Callable[[], Iterable[Opinion]], classes: int) -> tupl
 
 
 def _count(
-    opinions: Callable[[], Iterable[Opinion]], bar: Array, classes: int
+    opinions: Callable[[], Iterable[Opinion]], bar: DoubleArray, classes: int
 ) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
     """Return the confident joint, its contradictions, and the histogram of the upper bits of the quality."""
     joint, high = np.zeros((classes, classes), np.int64), np.zeros(BINS, np.int64)

@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray, ByteArray
 from seawall.io import write_atomic
 from seawall.report.images import CLASSES, address, fit, png
 
-Mask = NDArray[np.bool_]
-Bytes = NDArray[np.uint8]
 COLORS = (("B04", "B03", "B02"), ("B12", "B08", "B04"), ("B11", "B08", "B03"))
 SIDE = 192
 """Side of a panel in pixels."""
@@ -43,12 +42,12 @@ class Card:
     image: NDArray[np.float32]
     label: NDArray[np.int64]
     guess: NDArray[np.int64]
-    seen: Mask
-    valid: Mask
-    wrong: Mask
+    seen: BoolArray
+    valid: BoolArray
+    wrong: BoolArray
     bands: tuple[str, ...]
 
-    def panels(self) -> list[Bytes]:
+    def panels(self) -> list[ByteArray]:
         """Return four pictures (H, W, 3): image, label, guess, and the suspect pixels over the image."""
         look = preview(self.image, self.seen, self.bands)
         over = (look.astype(np.float32) * 0.55).astype(np.uint8)
@@ -73,7 +72,7 @@ class Card:
         return "   ".join(told)
 
 
-def preview(image: NDArray[np.float32], seen: Mask, bands: Sequence[str]) -> Bytes:
+def preview(image: NDArray[np.float32], seen: BoolArray, bands: Sequence[str]) -> ByteArray:
     """Return (H, W, 3) uint8: natural or infrared color, or the first band in gray; unseen pixels are gray.
 
     Each channel is stretched between the 2nd and 98th percentile of its seen pixels.
@@ -105,7 +104,7 @@ def write_sheet(out: Path, cards: Sequence[Card], classes: Sequence[str], source
     return path
 
 
-def montage(cards: Sequence[Card], classes: Sequence[str]) -> Bytes:
+def montage(cards: Sequence[Card], classes: Sequence[str]) -> ByteArray:
     """Return one picture: titles and a legend, then a line of four panels per chip under its caption."""
     gap, head, top = 6, 22, 44
     sheet = np.full((top + len(cards) * (SIDE + head + gap) + gap, 4 * (SIDE + gap) + gap, 3), 255, np.uint8)
@@ -127,7 +126,7 @@ def montage(cards: Sequence[Card], classes: Sequence[str]) -> Bytes:
     return sheet
 
 
-def _write(sheet: Bytes, text: str, left: int, baseline: int, width: int) -> None:
+def _write(sheet: ByteArray, text: str, left: int, baseline: int, width: int) -> None:
     """Draw a line of text, made smaller where it would be wider than there is room."""
     text = text.encode("ascii", "replace").decode()  # the font has ASCII only
     needed = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]
@@ -145,7 +144,7 @@ def _moved(row: Mapping[str, str | int | float | None]) -> str:
     return " and ".join(told)
 
 
-def _square(panel: Bytes) -> Bytes:
+def _square(panel: ByteArray) -> ByteArray:
     """Fit a panel into a square without blending: a class map has no colors in between."""
     height, width = panel.shape[:2]
     scale = SIDE / max(height, width)
@@ -156,9 +155,9 @@ def _square(panel: Bytes) -> Bytes:
     return made
 
 
-def _map(labels: NDArray[np.int64], known: Mask) -> Bytes:
+def _map(labels: NDArray[np.int64], known: BoolArray) -> ByteArray:
     colors = np.array([color[:3] for color in CLASSES], np.uint8)
-    made: Bytes = colors[labels.clip(0) % len(CLASSES)]
+    made: ByteArray = colors[labels.clip(0) % len(CLASSES)]
     made[~known] = BLANK
     return made
 

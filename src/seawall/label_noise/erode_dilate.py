@@ -11,19 +11,10 @@ from typing import ClassVar, Literal, final
 
 import numpy as np
 
+from seawall.arrays import BoolArray
 from seawall.errors import DataError, UsageError
 from seawall.label_noise.label_difference import allowed_pixels
-from seawall.label_noise.label_view import (
-    Ground,
-    Label,
-    Mask,
-    Of,
-    allowance,
-    check_budget,
-    check_class,
-    relabel,
-    rings_of,
-)
+from seawall.label_noise.label_view import Ground, Label, Of, allowance, check_budget, check_class, relabel, rings_of
 from seawall.label_noise.morphology import Steps, closings, dilations, erosions, openings
 from seawall.registry import register
 from seawall.rng import Keys
@@ -97,7 +88,7 @@ class Morphology(ABC):
             done = reached
         return ground.flip(done)
 
-    def _by_meters(self, ground: Ground, walk: islice[Mask], kernel: int, gsd_m: float) -> Mask:
+    def _by_meters(self, ground: Ground, walk: islice[BoolArray], kernel: int, gsd_m: float) -> BoolArray:
         allowed = rings_of(self.budget, gsd_m) / (kernel // 2)
         done = np.zeros_like(ground.mask)
         for n, reached in enumerate(walk, 1):
@@ -110,7 +101,7 @@ class Morphology(ABC):
             done = reached
         return done
 
-    def _fill(self, ground: Ground, done: Mask, reached: Mask, cap: int) -> Mask:
+    def _fill(self, ground: Ground, done: BoolArray, reached: BoolArray, cap: int) -> BoolArray:
         return done | ground.pick(reached & ~done, cap - int(np.count_nonzero(done)), "ring")
 
     def _kernel(self, ground: Ground, share: float) -> int:

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray
 from seawall.errors import UsageError
 from seawall.label_noise.label_difference import Plain
 from seawall.label_noise.label_view import (
     Ground,
     Label,
-    Mask,
     Of,
     allowance,
     check_budget,
@@ -90,7 +90,7 @@ def shore_distance(ground: Ground) -> NDArray[np.float32]:
     return np.asarray(np.where(ground.mask, inside, outside) - 0.5, np.float32)
 
 
-def _euclid(to: Mask) -> NDArray[np.float32]:
+def _euclid(to: BoolArray) -> NDArray[np.float32]:
     return np.asarray(cv2.distanceTransform(to.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
 
 
@@ -184,7 +184,7 @@ Order = Literal["keyed", "small", "large"]
 Cells = NDArray[np.int32]
 
 
-def objects(mask: Mask) -> tuple[Cells, NDArray[np.int64]]:
+def objects(mask: BoolArray) -> tuple[Cells, NDArray[np.int64]]:
     """Return the 8-connected objects of a mask, numbered from 1, and the pixels of each, [0] being the background."""
     _, cells, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     return np.asarray(cells, np.int32), np.asarray(stats[:, cv2.CC_STAT_AREA], np.int64)

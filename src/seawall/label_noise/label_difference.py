@@ -9,8 +9,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from seawall.arrays import BoolArray
 from seawall.errors import DataError
-from seawall.label_noise.label_view import Mask, allowance
+from seawall.label_noise.label_view import allowance
 from seawall.label_noise.morphology import distance
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise
@@ -153,7 +154,7 @@ def allowed_pixels(noise: LabelNoise, batch: Batch) -> tuple[int | None, ...]:
     return tuple(allowance(budget, int(n)) for n in counted.flatten(1).sum(1))
 
 
-def _compare(before: np.ndarray, after: np.ndarray, valid: Mask) -> Realized:
+def _compare(before: np.ndarray, after: np.ndarray, valid: BoolArray) -> Realized:
     was, now = before[valid].astype(np.int64), after[valid].astype(np.int64)
     if was.size == 0:
         return Realized(0, 0, {})
@@ -166,6 +167,6 @@ def _compare(before: np.ndarray, after: np.ndarray, valid: Mask) -> Realized:
     return Realized(int(was.size), int(np.count_nonzero(was != now)), transitions, reach)
 
 
-def _reach(klass: Mask, changed: Mask, valid: Mask) -> int:
+def _reach(klass: BoolArray, changed: BoolArray, valid: BoolArray) -> int:
     far = distance(valid & ~klass)[changed & klass]
     return int(far.max()) if far.size and np.isfinite(far).all() else 0

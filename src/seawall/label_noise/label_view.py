@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray
 from seawall.errors import UsageError
 from seawall.rng import Keys
 from seawall.types import Batch
 
-Mask = NDArray[np.bool_]
 Label = NDArray[np.int64]
 
 
@@ -35,19 +35,19 @@ class Ground:
     """
 
     label: Label
-    valid: Mask
+    valid: BoolArray
     klass: int
     keys: Keys
     index: int
 
     @cached_property
-    def mask(self) -> Mask:
+    def mask(self) -> BoolArray:
         """Valid pixels of the class."""
-        mask: Mask = (self.label == self.klass) & self.valid
+        mask: BoolArray = (self.label == self.klass) & self.valid
         return mask
 
     @cached_property
-    def rest(self) -> Mask:
+    def rest(self) -> BoolArray:
         """Valid pixels of any other class."""
         return self.valid & ~self.mask
 
@@ -60,14 +60,14 @@ class Ground:
         """Return this chip's fresh generator for a purpose."""
         return self.keys.fold(*purpose).numpy(self.index)
 
-    def pick(self, among: Mask, count: int, *purpose: str) -> Mask:
+    def pick(self, among: BoolArray, count: int, *purpose: str) -> BoolArray:
         """Choose pixels in keyed order; a larger count chooses a superset."""
         chosen = np.zeros(among.shape, bool)
         at = np.flatnonzero(among)
         chosen.ravel()[self.rng(*purpose).permutation(at)[:count]] = True
         return chosen
 
-    def first(self, among: Mask, rank: NDArray[np.floating], count: int) -> Mask:
+    def first(self, among: BoolArray, rank: NDArray[np.floating], count: int) -> BoolArray:
         """Choose the pixels of lowest rank; ties fall in keyed order, and a larger count chooses a superset."""
         if count <= 0 or not among.any():
             return np.zeros(among.shape, bool)
@@ -75,7 +75,7 @@ class Ground:
         if count >= ranks.size:
             return among.copy()
         last = np.partition(ranks, count - 1)[count - 1]
-        below: Mask = among & (rank < last)
+        below: BoolArray = among & (rank < last)
         return below | self.pick(among & (rank == last), count - int(np.count_nonzero(below)), "ties")
 
     @cached_property
@@ -103,7 +103,7 @@ class Ground:
         nearest: Label = classes[cells]
         return nearest
 
-    def flip(self, at: Mask) -> Label:
+    def flip(self, at: BoolArray) -> Label:
         """Return the label with pixels moved into or out of the class."""
         new = self.label.copy()
         out = at & self.mask

@@ -13,17 +13,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.label_noise.label_view import Ground, Mask
+from seawall.arrays import BoolArray, ByteArray
+from seawall.label_noise.label_view import Ground
 
-Plane = NDArray[np.uint8]
-Steps = Callable[[Ground, int], Iterator[Mask]]
+Steps = Callable[[Ground, int], Iterator[BoolArray]]
 """From a chip and a kernel size to the pixels changed after 1, 2, 3 ... iterations, each a superset of the last."""
 
 
-def erosions(ground: Ground, kernel: int) -> Iterator[Mask]:
+def erosions(ground: Ground, kernel: int) -> Iterator[BoolArray]:
     """Yield what erosion takes away; ends when nothing is left to take."""
     square = np.ones((kernel, kernel), np.uint8)
-    state: Plane = (ground.mask | ~ground.valid).view(np.uint8)
+    state: ByteArray = (ground.mask | ~ground.valid).view(np.uint8)
     left = _shoreline(ground)
     while left:
         state = np.asarray(cv2.erode(state, square), np.uint8)
@@ -32,10 +32,10 @@ def erosions(ground: Ground, kernel: int) -> Iterator[Mask]:
         left = bool(state.any())
 
 
-def dilations(ground: Ground, kernel: int) -> Iterator[Mask]:
+def dilations(ground: Ground, kernel: int) -> Iterator[BoolArray]:
     """Yield what dilation adds; ends when nothing is left to add."""
     square = np.ones((kernel, kernel), np.uint8)
-    state: Plane = ground.mask.view(np.uint8)
+    state: ByteArray = ground.mask.view(np.uint8)
     left = _shoreline(ground)
     while left:
         state = np.asarray(cv2.dilate(state, square), np.uint8)
@@ -43,10 +43,10 @@ def dilations(ground: Ground, kernel: int) -> Iterator[Mask]:
         left = not state.all()
 
 
-def openings(ground: Ground, kernel: int) -> Iterator[Mask]:
+def openings(ground: Ground, kernel: int) -> Iterator[BoolArray]:
     """Yield what opening takes away: spits and ponds that the square does not fit into."""
     square = np.ones((kernel, kernel), np.uint8)
-    state: Plane = (ground.mask | ~ground.valid).view(np.uint8)
+    state: ByteArray = (ground.mask | ~ground.valid).view(np.uint8)
     n = 0
     while state.any() and _shoreline(ground):
         n += 1
@@ -54,10 +54,10 @@ def openings(ground: Ground, kernel: int) -> Iterator[Mask]:
         yield ground.mask & (_spread(state, kernel, n) == 0)
 
 
-def closings(ground: Ground, kernel: int) -> Iterator[Mask]:
+def closings(ground: Ground, kernel: int) -> Iterator[BoolArray]:
     """Yield what closing adds: bays, straits and islands that the square does not fit into."""
     square = np.ones((kernel, kernel), np.uint8)
-    dry: Plane = (~ground.mask).view(np.uint8)
+    dry: ByteArray = (~ground.mask).view(np.uint8)
     n = 0
     while dry.any() and _shoreline(ground):
         n += 1
@@ -65,7 +65,7 @@ def closings(ground: Ground, kernel: int) -> Iterator[Mask]:
         yield ground.rest & (_spread(dry, kernel, n) == 0)
 
 
-def distance(targets: Mask) -> NDArray[np.float32]:
+def distance(targets: BoolArray) -> NDArray[np.float32]:
     """Return each pixel's Chebyshev distance to the nearest target, infinite without one."""
     if not targets.any():
         return np.full(targets.shape, np.inf, np.float32)
@@ -73,7 +73,7 @@ def distance(targets: Mask) -> NDArray[np.float32]:
     return found
 
 
-def _spread(state: Plane, kernel: int, times: int) -> Plane:
+def _spread(state: ByteArray, kernel: int, times: int) -> ByteArray:
     side = times * (kernel - 1) + 1
     return np.asarray(cv2.dilate(state, np.ones((side, side), np.uint8)), np.uint8)
 

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray
 from seawall.errors import UsageError
-from seawall.label_noise.label_view import Ground, Label, Mask, allowance, check_budget, check_class, relabel
+from seawall.label_noise.label_view import Ground, Label, allowance, check_budget, check_class, relabel
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch
@@ -35,7 +36,7 @@ def correlated(ground: Ground, length_px: float, *purpose: str) -> NDArray[np.fl
     return np.asarray((smooth - smooth.mean()) / max(float(smooth.std()), 1e-12), np.float32)
 
 
-def candidates(ground: Ground, side: Side) -> Mask:
+def candidates(ground: Ground, side: Side) -> BoolArray:
     """Return the pixels that may flip."""
     return {"both": ground.valid, "remove": ground.mask, "add": ground.rest}[side]
 

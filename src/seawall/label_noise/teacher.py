@@ -15,18 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from seawall.arrays import BoolArray, DoubleArray
 from seawall.errors import DataError, UsageError
-from seawall.label_noise.label_view import (
-    Ground,
-    Label,
-    Mask,
-    Of,
-    allowance,
-    check_budget,
-    check_class,
-    relabel,
-    rings_of,
-)
+from seawall.label_noise.label_view import Ground, Label, Of, allowance, check_budget, check_class, relabel, rings_of
 from seawall.label_noise.morphology import distance
 from seawall.label_noise.pixels import Side, candidates
 from seawall.label_noise.sources import stored_array
@@ -38,7 +29,6 @@ from seawall.types import Batch, Loss
 Teacher = Callable[[Batch], Tensor]
 """From a batch to logits or log-probabilities (B, K, H, W), or to a harm (B, H, W) that is higher where a flip hurts."""
 
-Scores = NDArray[np.float64]
 ABSENT = -1e4
 """Logit of a class that a chip does not have: finite, so that differences stay ordered."""
 
@@ -85,7 +75,7 @@ def _in_evaluation(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
             module.training = was
 
 
-def scores(name: str, teacher: str | Teacher, batch: Batch, classes: int) -> Callable[[Ground], Scores]:
+def scores(name: str, teacher: str | Teacher, batch: Batch, classes: int) -> Callable[[Ground], DoubleArray]:
     """Return where a chip's scores come from: "bands", a callable, or a folder of `<chip>.npy`.
 
     Raises:
@@ -98,14 +88,14 @@ def scores(name: str, teacher: str | Teacher, batch: Batch, classes: int) -> Cal
         said = teacher(batch).detach().cpu().numpy().astype(np.float64)
         return lambda ground: _checked(name, said[ground.index], plane, classes, ground.valid)
 
-    def stored(ground: Ground) -> Scores:
+    def stored(ground: Ground) -> DoubleArray:
         found = stored_array(name, teacher, batch.chips[ground.index]).astype(np.float64)
         return _checked(name, found, plane, classes, ground.valid)
 
     return stored
 
 
-def discriminant(image: NDArray[np.float32], ground: Ground, classes: int) -> Scores:
+def discriminant(image: NDArray[np.float32], ground: Ground, classes: int) -> DoubleArray:
     """Fit a linear discriminant to a chip's valid pixels and return its logits, (K, H, W).
 
     Args:
@@ -132,7 +122,7 @@ def discriminant(image: NDArray[np.float32], ground: Ground, classes: int) -> Sc
     return logits.reshape(classes, *ground.label.shape)
 
 
-def _checked(name: str, said: Scores, plane: tuple[int, ...], classes: int, valid: Mask) -> Scores:
+def _checked(name: str, said: DoubleArray, plane: tuple[int, ...], classes: int, valid: BoolArray) -> DoubleArray:
     if said.shape not in (plane, (classes, *plane)):
         raise DataError(
             f"{name}: expected scores of shape {(classes, *plane)}, got {said.shape}; ask the teacher about whole chips"
@@ -142,7 +132,7 @@ def _checked(name: str, said: Scores, plane: tuple[int, ...], classes: int, vali
     return said
 
 
-def _at(logits: Scores, label: Label) -> Scores:
+def _at(logits: DoubleArray, label: Label) -> DoubleArray:
     found = np.take_along_axis(logits, label.clip(0, len(logits) - 1)[None], 0)[0]
     return np.where(label < len(logits), found, ABSENT)
 
@@ -181,7 +171,7 @@ class FeatureDependent:
         own = keys.fold("feature-dependent")
         return relabel(batch, own, 0, lambda ground: self._change(ground, ask))
 
-    def _change(self, ground: Ground, ask: Callable[[Ground], Scores]) -> Label:
+    def _change(self, ground: Ground, ask: Callable[[Ground], DoubleArray]) -> Label:
         count = allowance(self.budget, ground.pixels)
         if count == 0:
             return ground.label
@@ -247,7 +237,7 @@ class GradientDirected:
         own = keys.fold("gradient-directed")
         return relabel(batch, own, self.klass, lambda ground: self._change(ground, ask))
 
-    def _change(self, ground: Ground, ask: Callable[[Ground], Scores]) -> Label:
+    def _change(self, ground: Ground, ask: Callable[[Ground], DoubleArray]) -> Label:
         if self.budget == 0 or not ground.mask.any() or not ground.rest.any():
             return ground.label
         rings = np.where(ground.mask, distance(ground.rest), distance(ground.mask))

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
+from seawall.arrays import BoolArray
 from seawall.errors import DataError, UsageError
 
-Mask = NDArray[np.bool_]
 Pixel = float | tuple[float, float]
 """Side of a pixel in meters, or its (height, width) where they differ."""
 
@@ -139,7 +139,7 @@ class Trust:
 
 
 def compare_masks(
-    a: Mask, b: Mask, valid: Mask | None = None, *, gsd_m: Pixel, pixel_area_m2: float | None = None
+    a: BoolArray, b: BoolArray, valid: BoolArray | None = None, *, gsd_m: Pixel, pixel_area_m2: float | None = None
 ) -> Agreement:
     """Compare two water masks.
 
@@ -179,15 +179,15 @@ def compare_masks(
     )
 
 
-def shoreline(mask: Mask, valid: Mask) -> Mask:
+def shoreline(mask: BoolArray, valid: BoolArray) -> BoolArray:
     """Return the pixels of a mask that have a valid dry pixel beside them; the image border is no shoreline."""
     dry = np.pad(valid & ~mask, 1)
     beside = dry[:-2, 1:-1] | dry[2:, 1:-1] | dry[1:-1, :-2] | dry[1:-1, 2:]
-    shore: Mask = mask & valid & beside
+    shore: BoolArray = mask & valid & beside
     return shore
 
 
-def shore_distances(a: Mask, b: Mask, valid: Mask, *, gsd_m: Pixel) -> NDArray[np.float64]:
+def shore_distances(a: BoolArray, b: BoolArray, valid: BoolArray, *, gsd_m: Pixel) -> NDArray[np.float64]:
     """Return the distance of every shoreline pixel to the other mask's shoreline, in meters, both ways.
 
     Returns:
@@ -201,7 +201,7 @@ def shore_distances(a: Mask, b: Mask, valid: Mask, *, gsd_m: Pixel) -> NDArray[n
     return np.concatenate([to_two[one], to_one[two]])
 
 
-def disagreement_map(a: Mask, b: Mask, valid: Mask | None = None) -> NDArray[np.uint8]:
+def disagreement_map(a: BoolArray, b: BoolArray, valid: BoolArray | None = None) -> NDArray[np.uint8]:
     """Return the map of disagreement: 0 neither, 1 both, 2 only the first, 3 only the second, 255 unknown.
 
     Raises:
@@ -213,12 +213,12 @@ def disagreement_map(a: Mask, b: Mask, valid: Mask | None = None) -> NDArray[np.
 
 
 def trust_table(
-    a: Mask,
-    b: Mask,
-    valid: Mask | None = None,
+    a: BoolArray,
+    b: BoolArray,
+    valid: BoolArray | None = None,
     *,
     gsd_m: Pixel,
-    reference: Mask | None = None,
+    reference: BoolArray | None = None,
     edges_m: Sequence[float] = BANDS_M,
     pixel_area_m2: float | None = None,
 ) -> tuple[Trust, ...]:
@@ -260,8 +260,8 @@ def trust_table(
     return tuple(rows)
 
 
-def _trust(low: float, high: float, a: Mask, b: Mask, reference: Mask | None, area: float) -> Trust:
-    def share(right: Mask) -> float | None:
+def _trust(low: float, high: float, a: BoolArray, b: BoolArray, reference: BoolArray | None, area: float) -> Trust:
+    def share(right: BoolArray) -> float | None:
         return float(np.mean(right)) if right.size else None
 
     return Trust(
@@ -276,7 +276,7 @@ def _trust(low: float, high: float, a: Mask, b: Mask, reference: Mask | None, ar
     )
 
 
-def _away(mask: Mask, valid: Mask, sides: tuple[float, float]) -> NDArray[np.float64]:
+def _away(mask: BoolArray, valid: BoolArray, sides: tuple[float, float]) -> NDArray[np.float64]:
     """Distance of pixel centers to the nearest shoreline, which runs between wet and dry pixels, in meters."""
     wet, dry = mask & valid, valid & ~mask
     if not wet.any() or not dry.any():
@@ -285,7 +285,7 @@ def _away(mask: Mask, valid: Mask, sides: tuple[float, float]) -> NDArray[np.flo
     return np.asarray(np.where(mask, to_dry, to_wet) - min(sides) / 2)
 
 
-def _check(a: Mask, b: Mask, valid: Mask | None) -> Mask:
+def _check(a: BoolArray, b: BoolArray, valid: BoolArray | None) -> BoolArray:
     known = np.ones(a.shape, bool) if valid is None else valid
     for name, plane in (("first mask", a), ("second mask", b), ("valid", known)):
         if plane.dtype != np.bool_ or plane.ndim != 2 or plane.shape != a.shape:

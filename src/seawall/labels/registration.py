@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfft2, next_fast_len, rfft2
 
+from seawall.arrays import BoolArray
 from seawall.errors import DataError, UsageError
-from seawall.labels.agreement import Mask, Pixel, pixel_sides, shore_distances
+from seawall.labels.agreement import Pixel, pixel_sides, shore_distances
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class PositionalError:
 
 
 def positional_error(
-    layer: Mask, reference: Mask, valid: Mask, *, gsd_m: Pixel, reach_m: float = 200.0
+    layer: BoolArray, reference: BoolArray, valid: BoolArray, *, gsd_m: Pixel, reach_m: float = 200.0
 ) -> PositionalError:
     """Estimate how far a layer is off, by the shift of the best water IoU.
 
@@ -122,8 +123,8 @@ class LabelShift:
 def label_shift(
     label: NDArray[np.integer],
     guess: NDArray[np.integer],
-    valid: Mask,
-    known: Mask,
+    valid: BoolArray,
+    known: BoolArray,
     *,
     classes: Sequence[int],
     reach: int,
@@ -152,7 +153,7 @@ def label_shift(
 
 
 def iou_by_shift(
-    layer: Mask, wet: Mask, valid: Mask, reach: tuple[int, int], known: Mask | None = None
+    layer: BoolArray, wet: BoolArray, valid: BoolArray, reach: tuple[int, int], known: BoolArray | None = None
 ) -> NDArray[np.float64]:
     """Return the IoU of a layer, moved by whole pixels, with a reference over the pixels that both know there.
 
@@ -197,7 +198,7 @@ def _beside(line: NDArray[np.float64], at: int) -> float:
     return (right - left) / (2 * drop) if math.isfinite(drop) and drop > 0 else 0.0
 
 
-def _correlate(moving: Mask, fixed: Mask, reach: tuple[int, int]) -> NDArray[np.float64]:
+def _correlate(moving: BoolArray, fixed: BoolArray, reach: tuple[int, int]) -> NDArray[np.float64]:
     shape = tuple(next_fast_len(side + r, real=True) for side, r in zip(moving.shape, reach, strict=True))
     product = np.conj(rfft2(moving.astype(np.float64), shape)) * rfft2(fixed.astype(np.float64), shape)
     counts: NDArray[np.float64] = np.round(irfft2(product, shape))
@@ -205,7 +206,7 @@ def _correlate(moving: Mask, fixed: Mask, reach: tuple[int, int]) -> NDArray[np.
     return found
 
 
-def _moved(layer: Mask, rows: int, cols: int) -> tuple[Mask, Mask]:
+def _moved(layer: BoolArray, rows: int, cols: int) -> tuple[BoolArray, BoolArray]:
     moved, known = np.zeros_like(layer), np.zeros_like(layer)
     to = tuple(slice(max(s, 0), n + min(s, 0)) for s, n in zip((rows, cols), layer.shape, strict=True))
     source = tuple(slice(max(-s, 0), n + min(-s, 0)) for s, n in zip((rows, cols), layer.shape, strict=True))

@@ -8,8 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
+from seawall.arrays import DoubleArray
 from seawall.metrics.bootstrap import AVERAGES, Estimate, Resamples, ends, estimate, estimate_mean
-from seawall.metrics.ratios import CLASSWISE, OVERALL, Array, Tally, measure, ratio
+from seawall.metrics.ratios import CLASSWISE, OVERALL, Tally, measure, ratio
 from seawall.records import Record
 
 SRIP = ("iou", "accuracy", "precision", "recall", "f1", "specificity", "dice")
@@ -108,13 +109,13 @@ def _of_bins(sheet: Sheet, samples: int, seed: int) -> Iterator[Record]:
         yield sheet.record(name, float(ratio(total, pixels)), pixels)
 
 
-def _ece_of_groups(sheet: Sheet, each: Array) -> Iterator[Record]:
+def _ece_of_groups(sheet: Sheet, each: DoubleArray) -> Iterator[Record]:
     there = each[np.isfinite(each)]
     yield sheet.record("ece.per_group", float(there.mean()) if len(there) else np.nan, len(there))
     yield sheet.record("ece.worst_group", float(there.max()) if len(there) else np.nan, len(there))
 
 
-def _bins(sheet: Sheet, part: str, places: list[tuple[str, str]]) -> Array:
+def _bins(sheet: Sheet, part: str, places: list[tuple[str, str]]) -> DoubleArray:
     names = [name for name in sheet.rows if name.startswith(f"{part}.count.")]
     width = 1 + max((int(name.rsplit(".", 1)[1]) for name in names), default=0)
     table = np.zeros((3, len(places), width))
@@ -127,7 +128,7 @@ def _bins(sheet: Sheet, part: str, places: list[tuple[str, str]]) -> Array:
     return table
 
 
-def _ece(count: Array, correct: Array, confidence: Array) -> Array:
+def _ece(count: DoubleArray, correct: DoubleArray, confidence: DoubleArray) -> DoubleArray:
     """Mean distance between accuracy and confidence over bins (R, M), weighted by pixels."""
     return ratio(np.abs(correct - confidence).sum(-1), count.sum(-1))
 
@@ -170,7 +171,7 @@ def _of_area(sheet: Sheet, samples: int, seed: int) -> Iterator[Record]:
             )
 
 
-def _chips(sheet: Sheet, metric: str, klass: str, places: list[tuple[str, str]]) -> Array:
+def _chips(sheet: Sheet, metric: str, klass: str, places: list[tuple[str, str]]) -> DoubleArray:
     held = sheet.rows.get(metric, {})
     found = (held.get((group, chip, klass)) for group, chip in places)
     return np.array([[row.value or 0.0 if row else 0.0] for row in found], np.float64).reshape(-1, 1)
@@ -252,7 +253,7 @@ class Sheet:
         pixels = [held[g, c, ""].value if (g, c, "") in held else None for g, c in self.places]
         return Tally(tp, fp, fn, np.array([np.nan if p is None else p for p in pixels], np.float64))
 
-    def column(self, metric: str) -> Array:
+    def column(self, metric: str) -> DoubleArray:
         """Return a per-class metric as (N, K), zero where there is no row."""
         held = self.rows.get(metric, {})
         table = np.zeros((len(self.places), len(self.classes)))
@@ -262,7 +263,7 @@ class Sheet:
                 table[at[group, chip], self.classes.index(klass)] = row.value
         return table
 
-    def values(self, metric: str, klass: str = "") -> tuple[tuple[str, ...], Array]:
+    def values(self, metric: str, klass: str = "") -> tuple[tuple[str, ...], DoubleArray]:
         """Return the groups and the values (N, 1) of the chips that have a metric; None is NaN."""
         held = sorted((key, row.value) for key, row in self.rows.get(metric, {}).items() if key[2] == klass)
         column = np.array([[np.nan if v is None else v] for _, v in held], np.float64).reshape(-1, 1)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import DoubleArray
 from seawall.errors import UsageError, did_you_mean
-from seawall.metrics.ratios import Array, Tally, measure, ratio
+from seawall.metrics.ratios import Tally, measure, ratio
 
 AVERAGES = ("pooled", "per_chip", "per_group")
 
@@ -26,8 +27,8 @@ class Resamples:
         weights: (R, G) how often a group is drawn; empty where fewer than two groups leave nothing to draw.
     """
 
-    member: Array
-    weights: Array
+    member: DoubleArray
+    weights: DoubleArray
 
     @staticmethod
     def over(groups: Sequence[str], samples: int = 1000, seed: int = 0) -> Resamples:
@@ -41,7 +42,7 @@ class Resamples:
         return Resamples(member, draws.astype(np.float64))
 
     @property
-    def once(self) -> Array:
+    def once(self) -> DoubleArray:
         """Every group drawn once, (1, G): the point estimate."""
         return np.ones((1, self.member.shape[0]))
 
@@ -57,9 +58,9 @@ class Estimate:
         n: (K,) what it is over: pixels (pooled), chips (per_chip) or groups (per_group).
     """
 
-    value: Array
-    low: Array
-    high: Array
+    value: DoubleArray
+    low: DoubleArray
+    high: DoubleArray
     n: NDArray[np.int64]
 
     def only(self, k: int) -> Estimate:
@@ -68,7 +69,7 @@ class Estimate:
         return Estimate(self.value[at], self.low[at], self.high[at], self.n[at])
 
 
-def average(tally: Tally, name: str, how: str, member: Array, weights: Array) -> Array:
+def average(tally: Tally, name: str, how: str, member: DoubleArray, weights: DoubleArray) -> DoubleArray:
     """Average a ratio over weighted groups.
 
     Args:
@@ -91,7 +92,7 @@ def average(tally: Tally, name: str, how: str, member: Array, weights: Array) ->
     raise UsageError(f"average: unknown averaging {how!r}; {did_you_mean(how, AVERAGES)}")
 
 
-def mean_over(values: Array, member: Array, weights: Array) -> Array:
+def mean_over(values: DoubleArray, member: DoubleArray, weights: DoubleArray) -> DoubleArray:
     """Mean of (N, K) values over weighted groups, counting only what is defined."""
     there = np.isfinite(values)
     sums, counts = member @ np.where(there, values, 0.0), member @ there.astype(np.float64)
@@ -105,14 +106,14 @@ def estimate(tally: Tally, name: str, how: str, draws: Resamples, level: float =
     return Estimate(value, low, high, _over(tally, name, how, draws))
 
 
-def estimate_mean(values: Array, draws: Resamples, level: float = 0.95) -> Estimate:
+def estimate_mean(values: DoubleArray, draws: Resamples, level: float = 0.95) -> Estimate:
     """Return the mean over chips of (N, K) values and its interval."""
     value = mean_over(values, draws.member, draws.once)[0]
     low, high = ends(mean_over(values, draws.member, draws.weights), level)
     return Estimate(value, low, high, np.isfinite(values).sum(0))
 
 
-def ends(resampled: Array, level: float = 0.95) -> tuple[Array, Array]:
+def ends(resampled: DoubleArray, level: float = 0.95) -> tuple[DoubleArray, DoubleArray]:
     """Return the ends of the percentile interval over (R, K) resamples, leaving out undefined ones."""
     shape = resampled.shape[1:]
     low, high = np.full(shape, np.nan), np.full(shape, np.nan)

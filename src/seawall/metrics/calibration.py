@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import log_softmax, max_pool2d
 
+from seawall.arrays import DoubleArray
 from seawall.errors import UsageError
-from seawall.metrics.ratios import Array, ratio
+from seawall.metrics.ratios import ratio
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Calibration:
 
     count: NDArray[np.int64]
     correct: NDArray[np.int64]
-    confidence: Array
-    nll: Array
-    brier: Array
+    confidence: DoubleArray
+    nll: DoubleArray
+    brier: DoubleArray
 
 
 def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int = 15) -> Calibration:
@@ -55,7 +56,7 @@ def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int =
     code += torch.arange(len(label), device=label.device).view(-1, 1, 1) * bins
     shape = (len(label), bins)
 
-    def total(weight: Tensor) -> Array:
+    def total(weight: Tensor) -> DoubleArray:
         sums = torch.bincount(code[valid], weight[valid].double(), minlength=len(label) * bins)
         return sums.view(shape).cpu().numpy()
 

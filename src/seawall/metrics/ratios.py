@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seawall.arrays import DoubleArray
 from seawall.errors import UsageError, did_you_mean
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,17 @@ class Tally:
         pixels: (...) valid pixels.
     """
 
-    tp: Array
-    fp: Array
-    fn: Array
-    pixels: Array
+    tp: DoubleArray
+    fp: DoubleArray
+    fn: DoubleArray
+    pixels: DoubleArray
 
     @property
-    def tn(self) -> Array:
+    def tn(self) -> DoubleArray:
         """True negatives, (..., K)."""
         return self.pixels[..., None] - self.tp - self.fp - self.fn
 
-    def pool(self, weights: Array) -> Tally:
+    def pool(self, weights: DoubleArray) -> Tally:
         """Return weighted sums over the first axis: weights (R, N) turn (N, K) counts to (R, K)."""
         return Tally(weights @ self.tp, weights @ self.fp, weights @ self.fn, weights @ self.pixels)
 
@@ -54,7 +53,7 @@ class Tally:
         return Tally(tp, table.sum(-2) - tp, table.sum(-1) - tp, table.sum((-2, -1)))
 
 
-def ratio(top: ArrayLike, bottom: ArrayLike) -> Array:
+def ratio(top: ArrayLike, bottom: ArrayLike) -> DoubleArray:
     """Divide; NaN where the denominator is zero.
 
     Example:
@@ -67,48 +66,48 @@ def ratio(top: ArrayLike, bottom: ArrayLike) -> Array:
     return found
 
 
-def iou(t: Tally) -> Array:
+def iou(t: Tally) -> DoubleArray:
     """Intersection over union per class; undefined where neither label nor prediction has the class."""
     return ratio(t.tp, t.tp + t.fp + t.fn)
 
 
-def precision(t: Tally) -> Array:
+def precision(t: Tally) -> DoubleArray:
     """Share of predicted pixels that are right, per class."""
     return ratio(t.tp, t.tp + t.fp)
 
 
-def recall(t: Tally) -> Array:
+def recall(t: Tally) -> DoubleArray:
     """Share of true pixels that are found, per class."""
     return ratio(t.tp, t.tp + t.fn)
 
 
-def f1(t: Tally) -> Array:
+def f1(t: Tally) -> DoubleArray:
     """Harmonic mean of precision and recall per class; over pixels it is the Dice coefficient."""
     return ratio(2 * t.tp, 2 * t.tp + t.fp + t.fn)
 
 
-def specificity(t: Tally) -> Array:
+def specificity(t: Tally) -> DoubleArray:
     """Share of pixels of other classes that are left alone, per class."""
     return ratio(t.tn, t.tn + t.fp)
 
 
-def accuracy(t: Tally) -> Array:
+def accuracy(t: Tally) -> DoubleArray:
     """Share of valid pixels that are right."""
     return ratio(t.tp.sum(-1), t.pixels)
 
 
-def miou(t: Tally) -> Array:
+def miou(t: Tally) -> DoubleArray:
     """Mean IoU over the classes that are there in label or prediction."""
     return mean_defined(iou(t))
 
 
-def mean_defined(values: Array) -> Array:
+def mean_defined(values: DoubleArray) -> DoubleArray:
     """Mean over the last axis of what is defined; NaN where nothing is."""
     there = np.isfinite(values)
     return ratio(np.where(there, values, 0.0).sum(-1), there.sum(-1))
 
 
-CLASSWISE: Mapping[str, Callable[[Tally], Array]] = {
+CLASSWISE: Mapping[str, Callable[[Tally], DoubleArray]] = {
     "iou": iou,
     "precision": precision,
     "recall": recall,
@@ -116,10 +115,10 @@ CLASSWISE: Mapping[str, Callable[[Tally], Array]] = {
     "dice": f1,
     "specificity": specificity,
 }
-OVERALL: Mapping[str, Callable[[Tally], Array]] = {"miou": miou, "accuracy": accuracy}
+OVERALL: Mapping[str, Callable[[Tally], DoubleArray]] = {"miou": miou, "accuracy": accuracy}
 
 
-def measure(name: str, t: Tally) -> Array:
+def measure(name: str, t: Tally) -> DoubleArray:
     """Return a named ratio: (..., K) for the class-wise ones, (..., 1) for the others.
 
     Raises:

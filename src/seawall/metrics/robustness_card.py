@@ -8,12 +8,12 @@ from dataclasses import replace
 from seawall.metrics.aggregate import figures
 from seawall.metrics.worst_case import WORST, worst_case
 from seawall.records import Record
+from seawall.result import MutableRow
 
-Row = dict[str, str | int | float | None]
 SCORES = ("iou.pooled", "iou.pooled.low", "iou.pooled.high", "iou.per_chip")
 
 
-def card(rows: Iterable[Record], methods: Sequence[str], threat: str, klass: str) -> list[Row]:
+def card(rows: Iterable[Record], methods: Sequence[str], threat: str, klass: str) -> list[MutableRow]:
     """Return a row per attack: IoU pooled and per chip, accuracy, passes per chip, seconds, chips won, flags.
 
     What the interrogation cost stands in a row of its own and in no sum.
@@ -44,9 +44,9 @@ def card(rows: Iterable[Record], methods: Sequence[str], threat: str, klass: str
     return [*table, total] if worst else table
 
 
-def _cost(row: Record, like: Row) -> Row:
+def _cost(row: Record, like: MutableRow) -> MutableRow:
     """Return the line that says what the interrogation took: passes per chip that was asked, and seconds."""
-    line: Row = dict.fromkeys(like)
+    line: MutableRow = dict.fromkeys(like)
     return line | {
         "method": "interrogation",
         "threat": row.threat,
@@ -56,7 +56,7 @@ def _cost(row: Record, like: Row) -> Row:
     }
 
 
-def _line(found: dict[tuple[str, str, str], Record], name: str, threat: str, klass: str) -> Row:
+def _line(found: dict[tuple[str, str, str], Record], name: str, threat: str, klass: str) -> MutableRow:
     def value(metric: str, of: str = "") -> float | None:
         row = found.get((name, metric, of))
         return row.value if row else None

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import DoubleArray
 from seawall.errors import DataError
-from seawall.metrics.ratios import Array, plain, ratio
+from seawall.metrics.ratios import plain, ratio
 
 LEVELS = 256
 
@@ -117,5 +118,5 @@ def scores_of(
     }
 
 
-def _macro(each: Array, there: NDArray[np.bool_]) -> float | None:
+def _macro(each: DoubleArray, there: NDArray[np.bool_]) -> float | None:
     return plain(each[there].mean()) if there.any() else None

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import DoubleArray
 from seawall.metrics.aggregate import Sheet, sheets
 from seawall.metrics.bootstrap import Estimate, Resamples, ends, estimate, estimate_mean
-from seawall.metrics.ratios import Array, Tally, mean_defined, ratio
+from seawall.metrics.ratios import Tally, mean_defined, ratio
 from seawall.records import Record
 
 Choice = NDArray[np.int64]
@@ -26,8 +27,8 @@ class Candidates:
         there: (A, N) bool, which images an attack was run on; every image needs at least one.
     """
 
-    overlap: Array
-    union: Array
+    overlap: DoubleArray
+    union: DoubleArray
     there: NDArray[np.bool_]
 
     def pooled(self, chosen: Choice) -> float:
@@ -63,7 +64,7 @@ def worst_pooled(c: Candidates, *, seed: int = 0, restarts: int = 4, rounds: int
     return min(ended, key=lambda found: np.nan_to_num(found[0], nan=2.0))
 
 
-def worst_ratio(top: Array, bottom: Array, there: NDArray[np.bool_]) -> tuple[float, Choice]:
+def worst_ratio(top: DoubleArray, bottom: DoubleArray, there: NDArray[np.bool_]) -> tuple[float, Choice]:
     """Choose one attack per image so that sum(top) / sum(bottom) is smallest: exact, by Dinkelbach's method.
 
     Args:
@@ -94,7 +95,7 @@ def worst_ratio(top: Array, bottom: Array, there: NDArray[np.bool_]) -> tuple[fl
     return float(share), chosen
 
 
-def worst_each(values: Array, there: NDArray[np.bool_]) -> tuple[Array, Choice]:
+def worst_each(values: DoubleArray, there: NDArray[np.bool_]) -> tuple[DoubleArray, Choice]:
     """Return each image's lowest value over attacks and who reached it; NaN where none is defined.
 
     Args:
@@ -126,12 +127,12 @@ def _descend(c: Candidates, start: Choice, rng: np.random.Generator, rounds: int
     return float(now), chosen
 
 
-def _lowest(values: Array, there: NDArray[np.bool_]) -> Choice:
+def _lowest(values: DoubleArray, there: NDArray[np.bool_]) -> Choice:
     chosen: Choice = np.where(there, values, np.inf).argmin(0)
     return chosen
 
 
-def _miou(overlap: Array, union: Array) -> Array:
+def _miou(overlap: DoubleArray, union: DoubleArray) -> DoubleArray:
     return mean_defined(ratio(overlap, union))
 
 
@@ -226,7 +227,7 @@ class _Suite:
         at = np.arange(len(self.places))
         return Tally(self.tp[chosen, at], self.fp[chosen, at], self.fn[chosen, at], self.pixels[chosen, at])
 
-    def _share(self, right: Array, draws: Resamples) -> Estimate:
+    def _share(self, right: DoubleArray, draws: Resamples) -> Estimate:
         chosen = worst_ratio(right, self.pixels, self.there)[1]
         at = np.arange(len(self.places))
         pair = draws.member @ np.stack([right[chosen, at], self.pixels[chosen, at]], 1)
@@ -234,7 +235,7 @@ class _Suite:
         low, high = ends(drawn[:, None])
         return Estimate(value, low, high, np.array([int(self.pixels[chosen, at].sum())]))
 
-    def _winners(self, sheet: Sheet, each: Array) -> Iterator[Record]:
+    def _winners(self, sheet: Sheet, each: DoubleArray) -> Iterator[Record]:
         judge = self.klass or ("water" if "water" in self.classes else self.classes[-1] if self.classes else "")
         single = self.klass in self.classes or len(self.classes) == 2
         values = each[..., self.classes.index(judge)] if single else mean_defined(each)

@@ -32,13 +32,10 @@ from seawall.label_noise.build import (
 from seawall.label_noise.label_difference import Described, Realized, allowed_pixels, realized
 from seawall.label_noise.sources import source_files_digest
 from seawall.recipe import change_recipe
-from seawall.result import Progress
+from seawall.result import Failed, MutableRow, Progress
 from seawall.split_record import SplitRecord, SplitSettings
 from seawall.types import Batch, LabelNoise
 
-Facts = dict[str, str | int | float | None]
-Row = dict[str, str | int | float | None]
-Failed = Sequence[tuple[str, str]]
 PARTS = ("all", "train", "val", "test")
 RECORD = "corruptions.jsonl"
 FORMAT = "2"
@@ -73,9 +70,9 @@ class Order:
                 made.append(noise(made[-1], noise_keys(self.seed, chip.id, number)))
         return made
 
-    def describe(self, chip: Chip) -> Row:
+    def describe(self, chip: Chip) -> MutableRow:
         """Return what the noises have to say about a chip beside the pixels that changed."""
-        told: Row = {}
+        told: MutableRow = {}
         if chip.id in self.touched:
             for number, (noise, before) in enumerate(zip(self.noises, self.stages(chip), strict=False)):
                 if isinstance(noise, Described):
@@ -101,7 +98,7 @@ def corrupt_chips(
     changes: Sequence[str],
     seed: int,
     progress: Progress,
-) -> tuple[Facts, list[Row], Failed]:
+) -> tuple[MutableRow, list[MutableRow], Failed]:
     """Write a chip folder with corrupted labels; chips that are there and whole are not made again.
 
     Raises:
@@ -225,7 +222,7 @@ def _record(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Real
     write_atomic(out / RECORD, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Realized]) -> Facts:
+def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Realized]) -> MutableRow:
     of = [done for id_, done in rows.items() if id_ in order.touched]
     shares = [done.share for done in of if done.share is not None]
     valid, changed = sum(done.valid for done in of), sum(done.changed for done in of)
@@ -241,7 +238,7 @@ def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Reali
     }  # fmt: skip
 
 
-def _table(folder: ChipFolder, rows: Mapping[str, Realized]) -> list[Row]:
+def _table(folder: ChipFolder, rows: Mapping[str, Realized]) -> list[MutableRow]:
     moved: Counter[tuple[int, int]] = Counter()
     for done in rows.values():
         moved.update(done.transitions)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from numpy.typing import NDArray
 from torch import nn
 
+from seawall.arrays import BoolArray
 from seawall.data.chips import ChipFolder
 from seawall.geo.preview import write_preview
 from seawall.geo.raster import open_raster, write_cog
@@ -22,7 +22,6 @@ from seawall.io import write_atomic
 from seawall.pipeline.context import Run
 from seawall.simulate.scene import simulate_s1, simulate_s2
 
-Mask = NDArray[np.bool_]
 ROWS = 512
 """Rows that are compared at once."""
 
@@ -104,7 +103,7 @@ class _Counts:
     there: int = 0
     pixels: int = 0
 
-    def add(self, says: Mask, wet: Mask, where: Mask) -> _Counts:
+    def add(self, says: BoolArray, wet: BoolArray, where: BoolArray) -> _Counts:
         says, wet = says & where, wet & where
         return _Counts(
             self.both + int((says & wet).sum()),

@@ -30,18 +30,14 @@ from seawall.models.weights import load_model, spec_of, split_of
 from seawall.pipeline.validate import threat_for
 from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
-from seawall.result import Progress, of_stage
+from seawall.result import Failed, MutableRow, Progress, of_stage
 from seawall.threat.model import ThreatModel
 from seawall.types import SegmentationModel
-
-Row = dict[str, str | int | float | None]
-Facts = dict[str, str | int | float | None]
-Failed = Sequence[tuple[str, str]]
 
 
 def evaluate_chips(
     weights: Path, chips: Path, out: Path, *, part: str, device: str, progress: Progress
-) -> tuple[Facts, list[Row], Failed]:
+) -> tuple[MutableRow, list[MutableRow], Failed]:
     """Measure weights on a chip folder; rows go to `out/records.jsonl`."""
     target = _open(weights, chips, part, device)
     measured = _measured(target, [CLEAN], out, 0, progress)
@@ -51,7 +47,7 @@ def evaluate_chips(
     def value(metric: str, klass: str = "") -> float | None:
         return found[metric, klass].value if (metric, klass) in found else None
 
-    table: list[Row] = [
+    table: list[MutableRow] = [
         {
             "class": klass,
             **{
@@ -63,14 +59,14 @@ def evaluate_chips(
         for klass in spec_of(target.net).classes
     ]
     overall = {name: value(name) for name in ("miou.pooled", "accuracy.pooled", "ece.pooled", "srip.iou")}
-    facts: Facts = {name: number for name, number in overall.items() if number is not None}
+    facts: MutableRow = {name: number for name, number in overall.items() if number is not None}
     return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **_explained(measured)}, table, ()
 
 
 def attack_chips(
     model: Path | SegmentationModel, data: Path | Sample, threat: str | ThreatModel, *, method: Sequence[str], suite: str, out: Path | None,
     part: str, seed: int, device: str, interrogation: bool, progress: Progress,
-) -> tuple[Facts, list[Row], Failed]:  # fmt: skip
+) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Attack a model on chips with the named attacks and the members of a suite; clean and worst case stand beside."""
     if not threat:
         raise UsageError('attack: expected a threat such as "linf 1% reflectance", got none; say norm, size and unit')
@@ -85,11 +81,11 @@ def attack_chips(
         rows = _measured(target, cases, home, seed, progress, interrogation)
     klass = "water" if "water" in spec.classes else spec.classes[-1]
     table = card(rows, list(acts), str(told), klass)
-    kept: Facts = {"rows": str(home / "records.jsonl")} if home.exists() else {}
+    kept: MutableRow = {"rows": str(home / "records.jsonl")} if home.exists() else {}
     return {"class": klass, **target.facts, **kept, **_explained(rows)}, table, ()
 
 
-def _explained(rows: Sequence[Record]) -> Facts:
+def _explained(rows: Sequence[Record]) -> MutableRow:
     """Return what every flag of these rows means and what to do."""
     flags = dict.fromkeys(flag for row in rows for flag in row.flags)
     return {f"flag {flag}": f"{explain(flag).means} {explain(flag).do}" for flag in flags}
@@ -108,7 +104,7 @@ def _folder(out: Path | None, data: Path | Sample) -> Iterator[Path]:
 def map_scenes(
     weights: Path, scene: Path, out: Path, *, klass: str, names: Sequence[str], tile: int | None, overlap: int | None, runtime: Runtime,
     memory_mib: int, device: str, resume: bool, progress: Progress,
-) -> tuple[Facts, list[Row], Failed]:  # fmt: skip
+) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Map a scene, a folder or a manifest of scenes."""
     survey = Survey(klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names))
     report = predict_many(
@@ -121,14 +117,14 @@ def map_scenes(
         progress=of_stage(progress, "scenes"),
         weights=weights,
     )
-    table: list[Row] = [
+    table: list[MutableRow] = [
         {
             "scene": done.name, f"{slug_of(done.klass)}_km2": done.area_km2, "expected_km2": done.expected_km2, "low_km2": done.low_km2,
             "high_km2": done.high_km2, "unsure_share": done.unsure_share, "flags": ", ".join(done.flags),
         }
         for done in report.made
     ]  # fmt: skip
-    files: Facts = {
+    files: MutableRow = {
         f"{done.name} {layer}": str(out / file) for done in report.made for layer, file in done.files.items()
     }
     return files, table, report.failed
@@ -146,7 +142,7 @@ class _Target:
 
     net: nn.Module
     chips: ChipSource
-    facts: Facts
+    facts: MutableRow
 
 
 def _open(model: Path | SegmentationModel, data: Path | Sample, part: str, device: str) -> _Target:

@@ -10,7 +10,8 @@ from seawall.data.chips import ChipFolder
 from seawall.pipeline.context import Run
 from seawall.pipeline.data import divide
 from seawall.recipe import make_recipe
-from seawall.training.launch import Progress, worker
+from seawall.result import StageProgress
+from seawall.training.launch import worker
 
 if TYPE_CHECKING:
     from seawall.recipe import Network
@@ -24,7 +25,7 @@ def job_of(run: Run, chips: ChipFolder, network: Network) -> dict[str, object]:
     }  # fmt: skip
 
 
-def train(job: Mapping[str, object], progress: Progress) -> None:
+def train(job: Mapping[str, object], progress: StageProgress) -> None:
     """Take part in the training of a job."""
     from seawall.pipeline.training import train_here  # its module starts this one
 

@@ -18,11 +18,10 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seawall.arrays import DoubleArray
 from seawall.errors import DataError, UsageError
 from seawall.modules import eval_mode, to_device_of
 from seawall.types import Batch
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Verdict:
     """
 
     chips: tuple[str, ...]
-    scores: Array
+    scores: DoubleArray
     flagged: NDArray[np.bool_]
     method: str
 
@@ -57,7 +56,7 @@ class Verdict:
 
 def activations(
     model: nn.Module, layer: nn.Module, batches: Iterable[Batch], klass: int | None = None
-) -> tuple[tuple[str, ...], Array]:
+) -> tuple[tuple[str, ...], DoubleArray]:
     """Return one vector per chip: a layer's activations averaged over the valid pixels that are labelled so.
 
     Args:
@@ -74,7 +73,7 @@ def activations(
     """
     caught: list[Tensor] = []
     hook = layer.register_forward_hook(lambda module, given, out: caught.append(out.detach()))
-    chips, rows = list[str](), list[Array]()
+    chips, rows = list[str](), list[DoubleArray]()
     try:
         with eval_mode(model), torch.no_grad():
             for batch in batches:
@@ -104,10 +103,10 @@ def activations(
 
 def spectral_signatures(
     chips: Sequence[str],
-    features: Array,
+    features: DoubleArray,
     share: float | None = None,
     *,
-    trusted: Array | None = None,
+    trusted: DoubleArray | None = None,
     alarms: float = 0.05,
 ) -> Verdict:
     """Score chips by how far they lie along the direction in which the chips differ most.
@@ -153,12 +152,12 @@ def spectral_signatures(
 
 def activation_clustering(
     chips: Sequence[str],
-    features: Array,
+    features: DoubleArray,
     *,
     seed: int = 0,
     smallest: float = 0.25,
     gap: float = 0.4,
-    trusted: Array | None = None,
+    trusted: DoubleArray | None = None,
     alarms: float = 0.05,
 ) -> Verdict:
     """Split chips into two clusters; the smaller one is suspect.
@@ -204,9 +203,9 @@ def activation_clustering(
 
 
 def false_alarm_rate(
-    detector: Callable[[Sequence[str], Array], Verdict],
+    detector: Callable[[Sequence[str], DoubleArray], Verdict],
     chips: Sequence[str],
-    features: Array,
+    features: DoubleArray,
     *,
     draws: int = 200,
     seed: int = 0,
@@ -228,7 +227,7 @@ def false_alarm_rate(
     return float(np.mean(rates))
 
 
-def beyond(scores: Array, trusted: Array, alarms: float) -> NDArray[np.bool_]:
+def beyond(scores: DoubleArray, trusted: DoubleArray, alarms: float) -> NDArray[np.bool_]:
     """Return which scores are too high for a clean chip, by conformal p-values against trusted chips.
 
     A clean chip that is exchangeable with the trusted ones is flagged with a probability of at most `alarms`, whatever
@@ -247,14 +246,14 @@ def beyond(scores: Array, trusted: Array, alarms: float) -> NDArray[np.bool_]:
     return np.asarray((1 + reached) / (len(trusted) + 1) <= alarms + 1e-12)
 
 
-def robust_z(values: Array) -> Array:
+def robust_z(values: DoubleArray) -> DoubleArray:
     """Return the distance from the median in robust standard deviations (1.4826 median absolute deviations)."""
     apart = np.abs(values - np.median(values))
     scale = 1.4826 * float(np.median(apart))
     return apart / scale if scale > 0 else np.where(apart > 0, np.inf, 0.0)
 
 
-def _centered(chips: Sequence[str], features: Array) -> Array:
+def _centered(chips: Sequence[str], features: DoubleArray) -> DoubleArray:
     if features.ndim != 2 or len(features) != len(chips) or not len(chips) or not np.isfinite(features).all():
         raise DataError(
             f"detector: expected a finite vector for each of {len(chips)} chips, got {features.shape}; use `activations`"
@@ -262,12 +261,14 @@ def _centered(chips: Sequence[str], features: Array) -> Array:
     return np.asarray(features - features.mean(0), np.float64)
 
 
-def _nearness(apart: Array, minor: int) -> Array:
+def _nearness(apart: DoubleArray, minor: int) -> DoubleArray:
     """Return how much nearer than to the large cluster's center one is to the small one's, in [-1, 1]."""
     return np.asarray((apart[:, 1 - minor] - apart[:, minor]) / np.maximum(apart.sum(1), 1e-12))
 
 
-def _known(chips: Sequence[str], features: Array, trusted: Array | None, alarms: float) -> Array | None:
+def _known(
+    chips: Sequence[str], features: DoubleArray, trusted: DoubleArray | None, alarms: float
+) -> DoubleArray | None:
     """Return trusted features about the same center as the chips' own."""
     if trusted is None:
         return None

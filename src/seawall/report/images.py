@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
+from seawall.arrays import ByteArray
+
 Color = tuple[int, int, int, int]
 
 CLEAR: Color = (0, 0, 0, 0)
@@ -26,7 +27,7 @@ CLASSES: tuple[Color, ...] = (
 """Colors of class maps: land, water, then others that stay apart for color-blind readers."""
 
 
-def png(image: Bytes, colors: Sequence[Color] = ()) -> bytes:
+def png(image: ByteArray, colors: Sequence[Color] = ()) -> bytes:
     """Encode (H, W, 3) as true color, or (H, W) as indices into `colors`, or as gray without colors.
 
     Example:
@@ -46,12 +47,12 @@ def png(image: Bytes, colors: Sequence[Color] = ()) -> bytes:
     return b"".join(parts)
 
 
-def address(image: Bytes, colors: Sequence[Color] = ()) -> str:
+def address(image: ByteArray, colors: Sequence[Color] = ()) -> str:
     """Return a picture as a data address that a page can hold."""
     return "data:image/png;base64," + base64.b64encode(png(image, colors)).decode()
 
 
-def fit(image: Bytes, side: int) -> Bytes:
+def fit(image: ByteArray, side: int) -> ByteArray:
     """Thin an image out to at most `side` pixels a side, keeping measured values: no blending."""
     step = -(-max(image.shape[:2]) // side)
     return image[::step, ::step] if step > 1 else image
@@ -67,7 +68,7 @@ def ramp(low: tuple[int, int, int], high: tuple[int, int, int], levels: int) -> 
     return (*colors, CLEAR)
 
 
-def levels(value: NDArray[np.float32], seen: NDArray[np.bool_], count: int, low: float, high: float) -> Bytes:
+def levels(value: NDArray[np.float32], seen: NDArray[np.bool_], count: int, low: float, high: float) -> ByteArray:
     """Sort values into `count` equal steps; unseen pixels get the index `count`."""
     scaled = np.clip((np.nan_to_num(value) - low) / ((high - low) or 1.0), 0, 1)
     return np.where(seen, np.minimum(scaled * count, count - 1), count).astype(np.uint8)
@@ -99,11 +100,11 @@ def _piece(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def _unfiltered(rows: Bytes) -> Bytes:
+def _unfiltered(rows: ByteArray) -> ByteArray:
     return np.pad(rows, ((0, 0), (1, 0)))
 
 
-def _filtered(rows: Bytes, step: int) -> Bytes:
+def _filtered(rows: ByteArray, step: int) -> ByteArray:
     """Choose per row the difference to the left, above or both that leaves the least to store."""
     now = rows.astype(np.int16)
     up = np.vstack([np.zeros_like(now[:1]), now[:-1]])

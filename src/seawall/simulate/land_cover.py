@@ -8,11 +8,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import ndtri
 
+from seawall.arrays import BoolArray
 from seawall.simulate.noise_fields import Field, Rng, blur, distance, look_up, meander, noise, parcels, ramp, resize
 from seawall.simulate.scene_parameters import Traits
 from seawall.simulate.spectra import number
-
-Mask = NDArray[np.bool_]
 
 
 class Land:
@@ -20,7 +19,7 @@ class Land:
 
     def __init__(
         self, rng: Rng, traits: Traits, shape: tuple[int, int], gsd_m: float,
-        water: Mask, height: Field, bars: Mask, roads: Mask, hills: Field, moist: Field, region: Field,
+        water: BoolArray, height: Field, bars: BoolArray, roads: BoolArray, hills: Field, moist: Field, region: Field,
     ) -> None:  # fmt: skip
         self.rng, self.traits, self.shape, self.unit = rng, traits, shape, gsd_m
         self.material = np.full(shape, number("grass"), np.uint8)
@@ -113,7 +112,7 @@ class Land:
         built[street] = number("asphalt")
         return np.asarray(built, np.uint8)
 
-    def _shores(self, water: Mask, height: Field, bars: Mask, moist: Field, patch: Field) -> None:
+    def _shores(self, water: BoolArray, height: Field, bars: BoolArray, moist: Field, patch: Field) -> None:
         traits = self.traits
         away = distance(water) * np.float32(self.unit)
         low = height < np.float32(traits.flood_m + 0.25 + 0.9 * traits.wet)

@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray
 from seawall.errors import UsageError
 from seawall.geo.grid import Grid
 from seawall.geo.sensors import OPTICAL, SENSORS, Band, resolve
 from seawall.simulate.noise_fields import Field, blur, look_up, noise, ramp, resize, stream
 from seawall.simulate.spectra import CLOUD, COVERS, DIFFUSE, bottom_share, land_tables, power_table, sky, water_parts
-from seawall.simulate.terrain import Ground, Mask, make_ground
+from seawall.simulate.terrain import Ground, make_ground
 from seawall.types import FILL
 
 ALL13 = OPTICAL
@@ -42,14 +43,14 @@ class SimScene:
     """
 
     image: NDArray[np.float32]
-    seen: Mask
+    seen: BoolArray
     cover: NDArray[np.uint8]
     cover_names: tuple[str, ...]
-    water: Mask
+    water: BoolArray
     bands: tuple[str, ...]
     grid: Grid
     unit: str
-    clear: Mask
+    clear: BoolArray
     facts: Mapping[str, str | float]
 
 
@@ -222,7 +223,7 @@ def _sense(light: Field, band: Band, ground: Ground, rng: np.random.Generator) -
     return np.asarray(np.clip(stored, -300, 20000) * np.float32(1e-4), np.float32)
 
 
-def _scene(ground: Ground, image: NDArray[np.float32], bands: tuple[str, ...], unit: str, clear: Mask) -> SimScene:
+def _scene(ground: Ground, image: NDArray[np.float32], bands: tuple[str, ...], unit: str, clear: BoolArray) -> SimScene:
     seen = np.ones(ground.water_share.shape, bool)
     image[:, ~seen] = FILL[unit]
     facts: dict[str, str | float] = {

@@ -9,14 +9,13 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray
 from seawall.errors import UsageError
 from seawall.geo.grid import Grid
 from seawall.simulate.land_cover import Land, Waters
 from seawall.simulate.noise_fields import Field, Rng, blur, distance, meander, noise, stream
 from seawall.simulate.scene_parameters import Traits, draw_traits
 from seawall.simulate.spectra import COVERS, cover_table
-
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Ground:
     algae: Field
 
     @property
-    def water(self) -> Mask:
+    def water(self) -> BoolArray:
         """(H, W) bool: at least half of the pixel is water."""
         return self.water_share >= 0.5
 
@@ -104,7 +103,7 @@ def _shade(hills: Field, traits: Traits) -> Field:
     return np.asarray(np.clip(1 + 9 * traits.relief * toward, 0.25, 1.6), np.float32)
 
 
-def _roads(rng: Rng, traits: Traits, shape: tuple[int, int], gsd_m: float) -> Mask:
+def _roads(rng: Rng, traits: Traits, shape: tuple[int, int], gsd_m: float) -> BoolArray:
     """Return a few long roads that bend a little and cross rivers on bridges."""
     canvas = np.zeros(shape, np.uint8)
     reach = float(np.hypot(*shape)) * 2

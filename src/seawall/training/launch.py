@@ -20,11 +20,10 @@ from typing import IO
 
 from seawall import errors
 from seawall.errors import RunError, SeawallError, StoppedError
+from seawall.result import StageProgress
 
 GRACE_S = 20.0
 """How long the other processes may take to end after one has failed or all were asked to stop."""
-
-Progress = Callable[[int, int, str], None]
 
 
 @contextmanager
@@ -70,7 +69,7 @@ class _Child:
     lines: threading.Thread | None = field(default=None, repr=False)
 
 
-def run_processes(module: str, job: Mapping[str, object], count: int, where: str, progress: Progress) -> None:
+def run_processes(module: str, job: Mapping[str, object], count: int, where: str, progress: StageProgress) -> None:
     """Run `python -m module` in several processes that find each other, and wait for all of them.
 
     Each gets the job as one line of JSON on its standard input; see `worker`. When one fails the
@@ -106,7 +105,7 @@ def run_processes(module: str, job: Mapping[str, object], count: int, where: str
             raise _reason(failed, where)
 
 
-def worker(run: Callable[[Mapping[str, object], Progress], None]) -> None:
+def worker(run: Callable[[Mapping[str, object], StageProgress], None]) -> None:
     """Run the job that `run_processes` sends on standard input, and send back progress and errors.
 
     The process ends when the one that started it is gone.
@@ -168,7 +167,7 @@ def _watch(
     children: list[_Child],
     told: queue.Queue[tuple[int, dict[str, object]]],
     stopped: threading.Event,
-    progress: Progress,
+    progress: StageProgress,
 ) -> None:
     """Pass progress on until all have ended; after a failure or a wish to stop, for a while longer at most."""
     until: float | None = None
@@ -196,7 +195,7 @@ def _watch(
         _take(children[rank], message, progress)
 
 
-def _take(child: _Child, message: Mapping[str, object], progress: Progress) -> None:
+def _take(child: _Child, message: Mapping[str, object], progress: StageProgress) -> None:
     if isinstance(said := message.get("progress"), list):
         progress(int(said[0]), int(said[1]), str(said[2]))
     else:

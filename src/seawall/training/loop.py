@@ -31,6 +31,7 @@ from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_y
 from seawall.io import RunLock
 from seawall.models.blocks import Standardize
 from seawall.models.weights import check_finite, digest, load_model, save_model, spec_of, spec_to_json, state_of
+from seawall.result import StageProgress
 from seawall.rng import Keys
 from seawall.training.checkpoint import Checkpoints, History, HistoryLog, Row, Standing, finite, sweep
 from seawall.training.configuration import HARMLESS, Training, default_monitor, learning_rate, make_training
@@ -39,11 +40,10 @@ from seawall.training.launch import listening
 from seawall.types import Batch, Objective
 from seawall.version import code_version
 
-__all__ = ["Check", "Feed", "History", "Progress", "SeekableFeed", "Training", "fit", "make_training"]
+__all__ = ["Check", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit", "make_training"]
 
 Feed = Callable[[int], Iterable[Batch]]
 Check = Callable[[nn.Module], Mapping[str, float | None]]
-Progress = Callable[[int, int, str], None]
 
 
 @runtime_checkable
@@ -72,7 +72,7 @@ def fit(
     seed: int = 0,
     context: Mapping[str, str] | None = None,
     metrics: Sequence[str] | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> History:
     """Train a model; at the end it holds the best weights, which are also in `folder/model.safetensors`.
 
@@ -137,7 +137,7 @@ class _Run:
         folder: Path,
         identity: Mapping[str, str],
         seed: int,
-        progress: Progress | None,
+        progress: StageProgress | None,
         stopped: threading.Event,
     ) -> None:
         self.fabric, self.model, self.objective, self.training = fabric, model, objective, training
