@@ -9,17 +9,19 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Literal, TypeVar, get_type_hints, overload
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seawall.errors import SeawallError, UsageError, did_you_mean, expected
-from seawall.types import Setting
+from seawall.types import Architecture, Attack, LabelNoise, Loss, Objective, Setting, Wrapper
+
+if TYPE_CHECKING:
+    from seawall.attacks.suites import Suite
 
 HOMES: Mapping[str, tuple[str, ...]] = {
     "attack": ("seawall.attacks",),
     "suite": ("seawall.attacks",),
-    "corruption": ("seawall.corruptions",),
     "noise": ("seawall.label_noise",),
     "poison": ("seawall.poisoning",),
     "loss": ("seawall.losses",),
@@ -32,7 +34,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 CONVERTED = ("attack", "suite")
 """Kinds whose constructors convert and check their settings in Python too."""
 ANYTHING = ConfigDict(arbitrary_types_allowed=True)
-TRAITS = frozenset({"weak", "black-box", "min-norm", "stochastic", "targeted", "set"})
+TRAITS = frozenset({"weak", "black-box", "min-norm", "stochastic", "targeted", "set", "clean-label", "peers"})
 Method = TypeVar("Method", bound=type)
 
 
@@ -114,6 +116,22 @@ def find(kind: str, name: str) -> Entry:
     return _entries[kind, name]
 
 
+@overload
+def build(kind: Literal["attack"], name: str, settings: Mapping[str, Setting] | None = None) -> Attack: ...
+@overload
+def build(kind: Literal["loss"], name: str, settings: Mapping[str, Setting] | None = None) -> Loss: ...
+@overload
+def build(kind: Literal["model"], name: str, settings: Mapping[str, Setting] | None = None) -> Architecture: ...
+@overload
+def build(kind: Literal["noise"], name: str, settings: Mapping[str, Setting] | None = None) -> LabelNoise: ...
+@overload
+def build(kind: Literal["objective"], name: str, settings: Mapping[str, Setting] | None = None) -> Objective: ...
+@overload
+def build(kind: Literal["suite"], name: str, settings: Mapping[str, Setting] | None = None) -> Suite: ...
+@overload
+def build(kind: Literal["uncertainty"], name: str, settings: Mapping[str, Setting] | None = None) -> Wrapper: ...
+@overload
+def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -> object: ...
 def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -> object:
     """Make a method from plain settings, validated against its fields.
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seawall.errors import DataError, UsageError
 from seawall.rng import Keys
+
+if TYPE_CHECKING:
+    from seawall.threat.model import ThreatModel
 
 Unit = Literal["reflectance", "sigma0_db", "gamma0_db", "stretched"]
 """Physical unit of an image. `stretched` is an 8-bit picture of unknown stretch: not physical."""
@@ -169,25 +172,50 @@ class Threat(Protocol):
     def distance(self, a: Tensor, b: Tensor) -> Tensor: ...
 
 
-class Corruption(Protocol):
-    """A natural perturbation in physical units; severity in [0, 1], 0 is the identity."""
+@runtime_checkable
+class Attack(Protocol):
+    """Adversarial images (B, C, H, W) of a batch, inside the threat set."""
 
-    def __call__(self, image: Tensor, seen: Tensor, severity: float, keys: Keys) -> Tensor: ...
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor: ...
 
 
+@runtime_checkable
 class LabelNoise(Protocol):
     """A fault in the labels of a batch; the image and the unseen pixels stay as they are."""
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch: ...
 
 
+@runtime_checkable
+class Poison(Protocol):
+    """A fault in training chips, put in on purpose: every chip of the batch is poisoned, each from its own key."""
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch: ...
+
+
+@runtime_checkable
 class Loss(Protocol):
     """A training loss over valid pixels: logits (B, K, H, W), label and valid (B, H, W) to a scalar."""
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What training minimizes: a scalar with gradients to the model's parameters."""
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor: ...
+
+
+@runtime_checkable
+class Architecture(Protocol):
+    """From a specification to a module with that `spec`: data units in, logits out."""
+
+    def __call__(self, spec: ModelSpec) -> nn.Module: ...
+
+
+@runtime_checkable
+class Wrapper(Protocol):
+    """From a model to a model: an estimator of uncertainty, or a defense at inference."""
+
+    def __call__(self, model: SegmentationModel) -> nn.Module: ...

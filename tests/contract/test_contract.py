@@ -2,12 +2,18 @@
 
 import pytest
 
-from seawall.registry import Entry
-from seawall.testing.suite import Check, case_id, contract_cases
+from seawall.registry import HOMES, Entry
+from seawall.testing.suite import Check, case_id, checks, contract_cases
 
-CASES = [case for kind in ("attack", "corruption", "loss", "noise") for case in contract_cases(kind)]
+CASES = [case for kind in HOMES for case in contract_cases(kind)]
 
 
 @pytest.mark.parametrize(("entry", "check"), CASES, ids=case_id)
 def test_contract(entry: Entry, check: Check) -> None:
     check(entry)
+
+
+@pytest.mark.parametrize("kind", HOMES)
+def test_every_kind_has_methods_and_a_contract(kind: str) -> None:
+    assert len(checks(kind)) >= 4
+    assert contract_cases(kind)

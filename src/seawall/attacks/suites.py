@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -44,6 +44,7 @@ class Member(NamedTuple):
     passes: int
 
 
+@runtime_checkable
 class Suite(Protocol):
     """A frozen value whose members are run one by one; the worst case over them is what counts."""
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from seawall.registry import Entry
+from seawall.registry import Entry, build
 from seawall.types import Batch
 
+Method = TypeVar("Method")
 
-def made(entry: Entry) -> object:
-    """Return the method with its cheap settings."""
-    return TypeAdapter(entry.make).validate_python(dict(entry.smoke))
+
+def made(entry: Entry, protocol: type[Method]) -> Method:
+    """Return the method with its cheap settings.
+
+    Args:
+        entry: The registered method.
+        protocol: What methods of its kind are.
+    """
+    method = build(entry.kind, entry.name, entry.smoke)
+    assert isinstance(method, protocol), f"{entry.name}: expected a {protocol.__name__}, got {type(method).__name__}"
+    return method
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

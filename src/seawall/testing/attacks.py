@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -16,9 +15,7 @@ from seawall.testing.assertions import copy_batch, made, quiet_random, same_batc
 from seawall.testing.fixtures import accuracy, ground_batch, linear_model, uneven_model, worst_accuracy
 from seawall.threat.model import ThreatModel
 from seawall.threat.region import Patch
-from seawall.types import Batch, SegmentationModel
-
-Attack = Callable[[SegmentationModel, Batch, ThreatModel, Keys], Tensor]
+from seawall.types import Attack, Batch, SegmentationModel
 
 LINF = ThreatModel("linf", 0.03, low=0.0)
 THREATS = {
@@ -206,7 +203,7 @@ def check_traits(entry: Entry) -> None:
     if "black-box" in entry.traits:
         _run(entry, cast(SegmentationModel, _Blind(model)), batch)  # must not ask for gradients
     if "targeted" in entry.traits:
-        goal = getattr(made(entry), "goal", None)
+        goal = getattr(made(entry, Attack), "goal", None)
         assert goal is not None and goal.targeted, "targeted: its default goal is not"
     if "weak" in entry.traits:
         linear = linear_model()
@@ -214,8 +211,7 @@ def check_traits(entry: Entry) -> None:
         got = accuracy(linear, batch, _run(entry, linear, batch))
         assert bool((got > least + 1e-6).any()), "weak: it reaches the optimum of a linear model"
     if "set" in entry.traits:
-        attack, segmenter = made(entry), cast(SegmentationModel, model)
-        assert isinstance(attack, SetAttack), "set: it cannot be fitted to a set"
+        attack, segmenter = made(entry, SetAttack), cast(SegmentationModel, model)
         ready = attack.fitted(segmenter, [batch], LINF, Keys(0, batch.chips))
         whole = ready(segmenter, batch, LINF, Keys(0, batch.chips))
         for i in range(len(batch)):
@@ -248,7 +244,7 @@ def _uneven() -> nn.Module:
 def _run(
     entry: Entry, model: nn.Module | SegmentationModel, batch: Batch, threat: ThreatModel = LINF, seed: int = 0
 ) -> Tensor:
-    attack = cast(Attack, made(entry))
+    attack = made(entry, Attack)
     return attack(cast(SegmentationModel, model), batch, threat, Keys(seed, batch.chips))
 
 

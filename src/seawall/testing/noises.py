@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import cast
 
 import torch
 
@@ -59,11 +58,11 @@ def check_labels_of_invalid_pixels_mean_nothing(entry: Entry) -> None:
 
 def check_zero_budget_is_identity(entry: Entry) -> None:
     """With a budget of 0, valid labels stay."""
-    noise = made(entry)
+    noise = made(entry, LabelNoise)
     if not is_dataclass(noise) or isinstance(noise, type) or "budget" not in [f.name for f in fields(noise)]:
         return
     batch = _lake()
-    still = cast(LabelNoise, replace(noise, budget=0.0))
+    still = replace(noise, budget=0.0)
     assert _same(batch, still(batch, Keys(0, batch.chips))), "budget 0 changed a label"
 
 
@@ -83,7 +82,7 @@ def _lake() -> Batch:
 
 
 def _run(entry: Entry, batch: Batch) -> Batch:
-    return cast(LabelNoise, made(entry))(batch, Keys(0, batch.chips))
+    return made(entry, LabelNoise)(batch, Keys(0, batch.chips))
 
 
 def _same(a: Batch, b: Batch) -> bool:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from seawall.registry import Entry, entries
-from seawall.testing import attacks, corruptions, losses, noises
+from seawall.testing import attacks, losses, models, noises, objectives, poisons, suites, uncertainty
 
 Check = Callable[[Entry], None]
 
 CHECKS: dict[str, list[Check]] = {
     "attack": attacks.CHECKS,
-    "corruption": corruptions.CHECKS,
     "loss": losses.CHECKS,
+    "model": models.CHECKS,
     "noise": noises.CHECKS,
+    "objective": objectives.CHECKS,
+    "poison": poisons.CHECKS,
+    "suite": suites.CHECKS,
+    "uncertainty": uncertainty.CHECKS,
 }
 
 

@@ -19,7 +19,7 @@ from seawall.types import Batch, SegmentationModel
 _EPOCH = re.compile(r"@(\d+)\.\d+$")
 
 
-@register("objective", "co-teaching", paper="arXiv:1804.06872", smoke={"rate": 0.1})
+@register("objective", "co-teaching", paper="arXiv:1804.06872", smoke={"rate": 0.1}, traits=("peers",))
 @final
 @dataclass(frozen=True)
 class CoTeaching:

@@ -1,0 +1,106 @@
+"""What every training objective must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from seawall.registry import Entry, build
+from seawall.rng import Keys
+from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
+from seawall.testing.fixtures import ground_batch
+from seawall.types import Architecture, Batch, ModelSpec, Objective, SegmentationModel, Setting
+
+SPEC = ModelSpec(("B02", "B03"), ("land", "water"), "reflectance", 10.0)
+
+
+def check_finite_scalar_with_gradient(entry: Entry) -> None:
+    """A finite scalar whose gradient reaches the parameters of the model."""
+    model, batch = _given(entry)
+    value = _value(entry, model, batch)
+    assert value.ndim == 0 and bool(value.isfinite()), f"expected a finite scalar, got {value}"
+    grads = _gradients(value, model)
+    assert all(bool(grad.isfinite().all()) for grad in grads), "a gradient is not finite"
+    assert any(bool((grad != 0).any()) for grad in grads), "no parameter has a gradient"
+
+
+def check_invalid_pixels_mean_nothing(entry: Entry) -> None:
+    """Whatever the labels of invalid pixels are, the value is the same."""
+    model, batch = _given(entry)
+    usual = _value(entry, model, batch)
+    for label in (0, 1, 255, -1):
+        other = replace(batch, label=torch.where(batch.valid, batch.label, label))
+        assert same_bits(usual, _value(entry, model, other)), f"label {label} of invalid pixels changed the value"
+
+
+def check_nothing_valid_is_zero(entry: Entry) -> None:
+    """Without valid pixels the value is 0 and no gradient is undefined."""
+    model, batch = _given(entry)
+    value = _value(entry, model, replace(batch, valid=torch.zeros_like(batch.valid)))
+    assert float(value.detach()) == 0.0, f"expected 0 without valid pixels, got {value}"
+    if value.requires_grad:
+        assert all(bool(grad.isfinite().all()) for grad in _gradients(value, model)), "a gradient is not finite"
+
+
+def check_only_its_keys(entry: Entry) -> None:
+    """Randomness comes from the keys alone."""
+    model, batch = _given(entry)
+    with quiet_random():
+        first = _value(entry, model, batch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(999)
+        assert same_bits(first, _value(entry, model, batch)), "the same keys gave another value"
+
+
+def check_inputs_untouched(entry: Entry) -> None:
+    """The batch and the weights are not written to."""
+    model, batch = _given(entry)
+    before, weights = copy_batch(batch), {name: value.clone() for name, value in model.named_parameters()}
+    _value(entry, model, batch)
+    assert same_batch(batch, before), "the objective wrote to its batch"
+    assert all(same_bits(value, weights[name]) for name, value in model.named_parameters()), "it changed a weight"
+
+
+def check_descent_learns(entry: Entry) -> None:
+    """Descent on the value makes a network right more often on the valid pixels that it learns from."""
+    model, batch = _given(entry)
+    before = _right(model, batch)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    for step in range(25):
+        gradients = _gradients(_value(entry, model, batch, step), model)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    after = _right(model, batch)
+    assert after > max(before, 0.75), f"expected more than {max(before, 0.75):.2f} of the pixels, got {after:.2f}"
+
+
+def _given(entry: Entry) -> tuple[nn.Module, Batch]:
+    batch = ground_batch(images=4, size=16)
+    small: Mapping[str, Setting] = {"width": 4, "depth": 1, "norm": "pixel"}
+    make = build("model", "twins", {"settings": small}) if "peers" in entry.traits else build("model", "unet", small)
+    assert isinstance(make, Architecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make(SPEC), batch
+
+
+def _value(entry: Entry, model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
+    assert isinstance(model, SegmentationModel)
+    return made(entry, Objective)(model, batch, Keys(step, batch.chips))
+
+
+def _gradients(value: Tensor, model: nn.Module) -> list[Tensor]:
+    return list(torch.autograd.grad(value, list(model.parameters()), materialize_grads=True))
+
+
+def _right(model: nn.Module, batch: Batch) -> float:
+    with torch.no_grad():
+        right = (model(batch.image).argmax(1) == batch.label)[batch.valid]
+    return float(right.float().mean())
+
+
+CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
