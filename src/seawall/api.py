@@ -331,6 +331,94 @@ def corrupt(
     )
 
 
+def poison(
+    chips: Path | str,
+    *,
+    poison: str = "backdoor",
+    share: float = 0.1,
+    out: Path | str = Path("chips-poisoned"),
+    part: str = "all",
+    labels: str = "poisoned",
+    weights: Path | str | None = None,
+    target: str = "",
+    to: str = "land",
+    changes: Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Result:
+    """Poison a share of the chips of a folder, within an exact budget; a new folder records which chips and what changed.
+
+    Args:
+        chips: A chip folder; it stays as it is.
+        poison: Such as "backdoor eps=0.1 trigger=pattern klass=water to=land"; eps is in the unit of the images.
+        share: Share of the chips that is poisoned.
+        out: The new folder, with poisons.jsonl.
+        part: all, or only the train, val or test part. The new folder keeps the split, and training on it uses the same parts.
+        labels: poisoned, or keep: images alone change, as whoever knows the trigger uses it later.
+        weights: Network that a crafted poison (gradient-matching, meta-poison) is made with.
+        target: What a crafted poison aims at: CHIP, or CHIP:row,col,height,width in pixels. This chip stays as it is.
+        to: Class that the target shall be given.
+        changes: Change how the chips are split, as for `seawall train`: split.test=0.2, split.by=block, or seed=3.
+        seed: Seed of the choice of chips and of the poison.
+
+    Returns:
+        One row per poisoned chip.
+
+    Raises:
+        UsageError: The poison, the part or the target is wrong.
+
+    Command:
+        seawall poison chips/mine --poison "backdoor eps=0.1" --share 0.1 --part train --out chips/poisoned
+    """
+    from seawall.pipeline import poison_chips
+
+    return Result(
+        *poison_chips.poison_folder(
+            Path(chips), Path(out), poison=poison, share=share, part=part, changes=changes, labels=labels,
+            weights=Path(weights) if weights else None, target=target, to=to, seed=seed, progress=progress,
+        )
+    )  # fmt: skip
+
+
+def find_poisons(
+    weights: Path | str,
+    chips: Path | str,
+    *,
+    trusted: Path | str | None = None,
+    alarms: float = 0.05,
+    layer: str = "",
+    device: str = "auto",
+    progress: Progress = silent,
+) -> Result:
+    """Rank the chips that a network learned from by how suspect they are of being poisoned.
+
+    Args:
+        weights: A network that learned from the chips.
+        chips: The chip folder that it learned from; where it has a poisons.jsonl, what was caught is counted.
+        trusted: Folder of chips that are known to be clean and that the network did not learn from: they give the cut-off.
+        alarms: With trusted chips, the share of clean chips that may be flagged, on average.
+        layer: Module whose features are looked at; empty for the last one before the logits.
+        device: auto, cpu, or a CUDA device.
+
+    Returns:
+        One row per chip, the most suspect first by spectral signatures.
+
+    Raises:
+        UsageError: There is no such layer, or there are too few trusted chips.
+
+    Command:
+        seawall find-poisons runs/mine/models/unet/model.safetensors chips/poisoned --trusted chips/checked
+    """
+    from seawall.pipeline import poison_chips
+
+    return Result(
+        *poison_chips.find_poisoned(
+            Path(weights), Path(chips), trusted=Path(trusted) if trusted else None, alarms=alarms, layer=layer,
+            device=device, progress=progress,
+        )
+    )  # fmt: skip
+
+
 def audit_labels(
     chips: Path | str,
     *,
@@ -500,6 +588,8 @@ VERBS: tuple[Callable[..., Result], ...] = (
     attack,
     predict,
     corrupt,
+    poison,
+    find_poisons,
     audit_labels,
     compare_labels,
     report,
