@@ -1,6 +1,5 @@
 """Simulated scenes: exact truth, the same pixels for the same id, hard enough, quick enough."""
 
-
 import numpy as np
 import pytest
 
