@@ -66,6 +66,7 @@ def check_nothing_beyond_the_receptive_field(entry: Entry) -> None:
     other[..., -1, -1] = 0.9
     apart = (model(image) - model(other)).abs().amax(1)[0]
     far = size - 1 - reach
+    apart = apart.detach()
     assert float(apart[:far].max()) <= 1e-6 and float(apart[:, :far].max()) <= 1e-6, (
         f"it sees farther than {reach} pixels"
     )
