@@ -532,7 +532,7 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     """
     from seawall import installation
 
-    return Result(*installation.settings(kind, name)) if name else Result(table=installation.methods(kind))
+    return Result(*installation.setting_rows(kind, name)) if name else Result(table=installation.method_rows(kind))
 
 
 def doctor() -> Result:
@@ -543,7 +543,7 @@ def doctor() -> Result:
     """
     from seawall import installation
 
-    return Result(table=installation.packages(), facts=installation.machine())
+    return Result(table=installation.package_rows(), facts=installation.machine_facts())
 
 
 def _maybe(path: Path | str | None) -> Path | None:

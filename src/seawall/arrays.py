@@ -1,4 +1,4 @@
-"""Names of array types."""
+"""Array types by their dtype."""
 
 from __future__ import annotations
 

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 
 class SeawallError(Exception):
-    """Something went wrong that the user can act on; the command line prints it in one line."""
+    """Base of all errors that the user can act on; the command line prints them in one line."""
 
     exit_code = 1
 
 
 class UsageError(SeawallError):
-    """The caller asked for something that cannot be: a wrong setting, an unknown name, a unitless eps."""
+    """Invalid use: a wrong setting, an unknown name, an eps without unit."""
 
     exit_code = 2
 
@@ -24,19 +24,19 @@ class RecipeError(UsageError):
 
 
 class ImageryError(SeawallError):
-    """A raster cannot be read, is not whole, or is not safe to open."""
+    """A raster cannot be read, is truncated, or is not safe to open."""
 
 
 class RadiometryError(ImageryError):
-    """Pixel values contradict their declared unit, or no unit can be told from them."""
+    """Pixel values contradict their declared unit, or their unit is unknown."""
 
 
 class DataError(SeawallError):
-    """A chip, label, index or split breaks the dataset's contract."""
+    """A chip, label, index or split is invalid."""
 
 
 class ModelError(SeawallError):
-    """Weights or their specification cannot be trusted or do not fit the data."""
+    """Weights or their specification are invalid or do not fit the data."""
 
 
 class RunError(SeawallError):
@@ -44,19 +44,19 @@ class RunError(SeawallError):
 
 
 class PartialError(SeawallError):
-    """The batch went on, but some items failed; each failure is in the message or the report."""
+    """Some items failed while the others were done; each failure is in the message or the report."""
 
     exit_code = 3
 
 
 class StoppedError(SeawallError):
-    """Someone asked the work to stop; what was done is saved and the same command goes on from there."""
+    """The work was interrupted by a signal; finished parts are saved, and the same command resumes."""
 
     exit_code = 130
 
 
 def expected(what: str, got: object) -> str:
-    """Return a validator's finding in the form that every message has.
+    """Return a pydantic message in the form of all error messages.
 
     Example:
         >>> expected("Input should be a valid integer", "many")
@@ -70,13 +70,13 @@ def expected(what: str, got: object) -> str:
     """
     if what == "Field required":
         return "expected a value, got none"
-    told = re.sub(r"^Input should be ", "", what.removeprefix("Value error, "))
-    told = re.sub(r"^(\w+) should (have|match) ", lambda found: f"a {found[1].lower()} to {found[2]} ", told)
-    return f"expected {told}, got {got!r}"
+    text = re.sub(r"^Input should be ", "", what.removeprefix("Value error, "))
+    text = re.sub(r"^(\w+) should (have|match) ", lambda found: f"a {found[1].lower()} to {found[2]} ", text)
+    return f"expected {text}, got {got!r}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the closest known name, or lists all of them.
+    """Return a hint with the closest known name, or with all known names.
 
     Example:
         >>> did_you_mean("pdg", ["pgd", "fgsm"])

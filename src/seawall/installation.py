@@ -1,4 +1,4 @@
-"""What is installed, what the machine has, what is missing."""
+"""Installed packages, facts of the machine, and registered methods with their settings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from seawall import __version__, registry
 from seawall.errors import UsageError, did_you_mean
 from seawall.result import Row
 
-DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "SENTINEL2", "GPKG", "GeoJSON")
+GDAL_DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "SENTINEL2", "GPKG", "GeoJSON")
 
 
-def packages() -> list[Row]:
+def package_rows() -> list[Row]:
     """Return a row per dependency: name, wanted, installed, extra, state."""
     rows: list[Row] = []
     for line in importlib.metadata.requires("seawall") or []:
@@ -42,8 +42,8 @@ def packages() -> list[Row]:
     return rows
 
 
-def machine() -> dict[str, str | int | float | None]:
-    """Return facts of the machine: versions, devices, memory, raster drivers, known traps."""
+def machine_facts() -> dict[str, str | int | float | None]:
+    """Return versions, devices, memory, raster drivers and warnings of this machine."""
     import psutil
     import rasterio
     import torch
@@ -60,18 +60,18 @@ def machine() -> dict[str, str | int | float | None]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "devices": ", ".join(["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]),
-        "drivers": ", ".join(d for d in DRIVERS if d in drivers),
-        "missing_drivers": ", ".join(d for d in DRIVERS if d not in drivers) or None,
+        "drivers": ", ".join(d for d in GDAL_DRIVERS if d in drivers),
+        "missing_drivers": ", ".join(d for d in GDAL_DRIVERS if d not in drivers) or None,
     }
-    if trap := _torchvision_trap():
-        facts["warning"] = trap
-    if trap := _torch_warning(torch.__version__):
-        facts["warning_torch"] = trap
+    if warning := _torchvision_warning():
+        facts["warning"] = warning
+    if warning := _torch_warning(torch.__version__):
+        facts["warning_torch"] = warning
     facts |= {f"plug-in {name} does not load": why for name, why in registry.broken_plugins().items()}
     return facts
 
 
-def methods(kind: str = "") -> list[Row]:
+def method_rows(kind: str = "") -> list[Row]:
     """Return a row per registered method of a kind, or of all kinds."""
     kinds = [kind] if kind else list(registry.HOMES)
     return [
@@ -81,8 +81,8 @@ def methods(kind: str = "") -> list[Row]:
     ]
 
 
-def settings(kind: str, name: str) -> tuple[Row, list[Row]]:
-    """Return what a method is, and a row per setting of it.
+def setting_rows(kind: str, name: str) -> tuple[Row, list[Row]]:
+    """Return a row on a method, and a row per setting of it.
 
     Raises:
         UsageError: There is no such method.
@@ -115,8 +115,8 @@ def _torch_warning(version: str) -> str:
     return f"torch {version}: CVE-2026-24747 affects its weights_only loader; update to 2.10, and load no .pt file of strangers"
 
 
-def _torchvision_trap() -> str:
-    """A torchvision that does not match torch breaks torchmetrics and transformers on import."""
+def _torchvision_warning() -> str:
+    """Return a warning about a torchvision that does not match torch: importing torchmetrics would fail."""
     try:
         importlib.metadata.version("torchvision")
     except importlib.metadata.PackageNotFoundError:

@@ -1,8 +1,9 @@
-"""A file that exists is a file that is whole, and a run folder has one owner."""
+"""Files: atomic writes, digests, containment, CSV cells, and the lock of a run folder."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,53 +16,59 @@ from seawall.errors import RunError
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under its name only when it is whole: write beside, flush, rename.
+def open_atomic(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for an atomic write: a temporary file beside it is flushed to disk, then renamed.
 
     Args:
-        path: Final name. On any exception nothing is left under it and an earlier file stays.
+        path: Final name. On any exception an earlier file under it stays and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.fchmod(handle, 0o666 & ~_umask())  # mkstemp hides its file from everybody else
+    os.fchmod(handle, 0o666 & ~_umask())  # mkstemp gives permissions to the owner alone
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
-        _sync_folder(path.parent)
+        flush_to_disk(path.parent)
     except BaseException as bad:
         Path(name).unlink(missing_ok=True)
         if isinstance(bad, OSError) and bad.errno is not None:
-            bad.filename = str(path)  # a full disk names no file, and nobody knows the one beside
+            bad.filename = str(path)  # an error of a full disk has no file name, and the temporary one is of no use
         raise
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing."""
-    with atomic(path) as file:
+    """Write a file atomically."""
+    with open_atomic(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
-def inside(root: Path, path: Path) -> bool:
-    """Tell whether a file lies below a folder once all links are followed."""
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_inside(root: Path, path: Path) -> bool:
+    """Return whether a file is below a folder after all links are resolved."""
     return path.resolve().is_relative_to(root.resolve())
 
 
-def csv_cells(row: Mapping[str, object]) -> dict[str, object]:
-    """Return the cells of a CSV row so that no spreadsheet takes a text for a formula: such texts get a leading quote.
+def escape_formulas(row: Mapping[str, object]) -> dict[str, object]:
+    """Return the cells of a CSV row with a leading quote before texts that a spreadsheet would take for formulas.
 
-    Numbers stay numbers, negative ones too.
+    Numbers, also negative ones and as text, are unchanged.
 
     Example:
-        >>> csv_cells({"chip": "=HYPERLINK(1)", "loss": -0.5, "note": "-0.5"})
+        >>> escape_formulas({"chip": "=HYPERLINK(1)", "loss": -0.5, "note": "-0.5"})
         {'chip': "'=HYPERLINK(1)", 'loss': -0.5, 'note': '-0.5'}
     """
-    return {key: f"'{cell}" if isinstance(cell, str) and _formula(cell) else cell for key, cell in row.items()}
+    return {key: f"'{cell}" if isinstance(cell, str) and _is_formula(cell) else cell for key, cell in row.items()}
 
 
-def _formula(text: str) -> bool:
+def _is_formula(text: str) -> bool:
     if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
         return False
     try:
@@ -72,14 +79,15 @@ def _formula(text: str) -> bool:
 
 
 def _umask() -> int:
-    # the only portable way to read it is to set it; the run's threads write under the same one either way
+    # the umask can only be read by setting it; files that another thread creates in between get 022
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def flush_to_disk(path: Path) -> None:
+    """Flush a file or a folder to the disk (fsync)."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -87,16 +95,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 class RunLock:
-    """One run per folder, kept by the operating system: the lock goes with its process, however that ends.
+    """Lock that allows one process at a time in a run folder; the operating system releases it when the process ends.
 
-    A `.lock` file in the folder holds the process id for people to read; the lock itself is `flock` on that file, so a
-    reused process id, an empty file or two processes that start together cannot deceive it.
+    The lock is `flock` on a `.lock` file in the folder, which names the process id for people only: reused process ids,
+    empty files and simultaneous starts do not matter.
 
     Args:
         folder: The run folder.
 
     Attributes:
-        took_over: An earlier run died here without cleaning up.
+        took_over: Whether an earlier process ended here without removing the file.
 
     Raises:
         RunError: Another run holds the folder.
@@ -109,19 +117,21 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._claim():
+        while not self._acquire():
             pass
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.path.unlink(missing_ok=True)  # before the lock is released: whoever waits for this file finds it gone
+        self.path.unlink(
+            missing_ok=True
+        )  # before the lock is released: a waiting process then notices that the file is gone
         fcntl.flock(self._handle, fcntl.LOCK_UN)  # a forked child may hold the same descriptor open
         os.close(self._handle)
 
-    def _claim(self) -> bool:
-        """Lock the file; False where its last owner removed it in between, so that another try is due."""
+    def _acquire(self) -> bool:
+        """Lock the file; return False if its last owner removed it in between, to try again."""
         handle = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o666)
         try:
             try:

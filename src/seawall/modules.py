@@ -1,4 +1,4 @@
-"""What holds for any network: where it is, evaluation mode and back, and that it leaves its input alone."""
+"""Helpers for any torch module: its device, a context for eval mode, and a forward pass that checks for in-place writes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def device_of(model: object) -> torch.device | None:
 
 
 def to_device_of(model: object, batch: Batch) -> Batch:
-    """Return the batch on the model's device; as it is where the model has none."""
+    """Return the batch on the model's device; unchanged where the model has none."""
     device = device_of(model)
     return batch if device is None or device == batch.image.device else batch.to(device)
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode; afterwards every module of it is in the mode that it was found in."""
+    """Put a model into eval mode; afterwards restore the mode of each of its modules."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -38,17 +38,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def forward_kept(model: SegmentationModel | nn.Module, image: Tensor) -> Tensor:
-    """Return a model's logits, after a look whether it has left its input as it was.
+def checked_forward(model: SegmentationModel | nn.Module, image: Tensor) -> Tensor:
+    """Return a model's logits, and check that the model does not write into its input.
 
-    A network that writes into its input spoils the image that is measured, attacked or blended next.
+    An in-place write would change the image that is measured, attacked or blended next.
 
     Args:
         model: In eval mode.
-        image: (B, C, H, W) on the model's device; it stays as it is, whatever the model does.
+        image: (B, C, H, W) on the model's device; the model gets a copy.
 
     Raises:
-        ModelError: The model has changed its input in place.
+        ModelError: The model has written into its input.
     """
     given = image.clone()
     logits: Tensor = model(given)

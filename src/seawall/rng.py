@@ -1,4 +1,4 @@
-"""Randomness belongs to a chip: batch size, order, sharding and resume cannot change a draw."""
+"""Random numbers per chip: batch size, order, sharding and resume do not change a draw."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Keys:
-    """One random stream per chip, named by (seed, path, chip).
+    """One random stream per chip, seeded by (seed, path, chip).
 
     Args:
         seed: Seed of the experiment.
         chips: Ids of the images, one stream each.
-        path: What the randomness is for; `fold` appends to it, so that two uses never share a stream.
+        path: Purpose of the random numbers; `fold` appends to it, so that two purposes never share a stream.
 
     Example:
         >>> keys = Keys(0, ("a", "b"))
@@ -35,7 +35,7 @@ class Keys:
         return Keys(self.seed, self.chips, (*self.path, *map(str, names)))
 
     def select(self, indices: Sequence[int]) -> Keys:
-        """Return the keys of the chosen chips."""
+        """Return the keys of the chips at these indices."""
         return Keys(self.seed, tuple(self.chips[i] for i in indices), self.path)
 
     def number(self, index: int) -> int:

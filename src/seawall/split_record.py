@@ -1,4 +1,4 @@
-"""What a split was: its settings, and which chips and groups were in which part; it travels with weights and folders."""
+"""Record of a split, kept with weights and chip folders: its settings, and the chips and groups of each part."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-PREFIX = 16
-"""Hexadecimal digits of an image's sha256 that a record keeps; 64 bits tell millions of images apart."""
+SHA256_PREFIX = 16
+"""Hexadecimal digits of an image's SHA-256 that a record keeps; 64 bits identify millions of images."""
 
-PARTS = ("train", "val", "test")
+SPLIT_PARTS = ("train", "val", "test")
 
-ATTRIBUTE = "training_split"
-"""Attribute of a module that holds the record of its training; it changes nothing that the module computes."""
+SPLIT_ATTRIBUTE = "training_split"
+"""Name of the module attribute with the split record of its training; it does not change the module's output."""
 
 
 @dataclass(frozen=True)
 class SplitSettings:
-    """How labelled chips are split.
+    """Settings of the split of labelled chips into train, val and test.
 
     Args:
-        by: "group" keeps events or places together, "block" keeps squares of ground together.
+        by: "group" keeps events or places together, "block" keeps squares on the ground together.
         block_m: Side of a block in meters; without effect where `by` is "group".
-        val: Share of the chips to choose weights by.
-        test: Share of the chips to report on.
-        seed: Chooses among equally balanced splits.
+        val: Share of the chips that weights are selected on.
+        test: Share of the chips that results are reported on.
+        seed: Selects one of the equally balanced splits.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -46,12 +46,12 @@ class SplitSettings:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """Which images and groups were in which part of a split, by content and not by name.
+    """Images, by content, and groups of each part of a split.
 
     Args:
-        chips: First digits of each image file's sha256, by part.
-        groups: Group names, by part; a split by block may have one group in several parts.
-        settings: How the split was made; None where it was made by hand.
+        chips: First digits of each image file's SHA-256, by part.
+        groups: Group names, by part; in a split by block a group may be in several parts.
+        settings: Settings of the split; None for a split made by hand.
 
     Example:
         >>> record = SplitRecord({"train": ("aa",), "test": ("bb",)}, {"train": ("river",), "test": ("lake",)})
@@ -66,16 +66,15 @@ class SplitRecord:
     settings: SplitSettings | None = None
 
     def part(self, sha256: str, group: str) -> str:
-        """Return the part of a chip; "" where neither the image nor its group was split.
+        """Return the part of a chip; "" where neither the image nor its group is in the record.
 
-        The image decides. Another image of a known group belongs to the group's part; to the one that is learned from
-        first, where a split by block has the group in several.
+        The image takes precedence over its group. A group in several parts counts as train, then as val, then as test.
         """
-        return self._part_of_chip.get(sha256[:PREFIX]) or self._part_of_group.get(group, "")
+        return self._part_of_chip.get(sha256[:SHA256_PREFIX]) or self._part_of_group.get(group, "")
 
     def has_image(self, sha256: str) -> bool:
-        """Tell whether this very image was split."""
-        return sha256[:PREFIX] in self._part_of_chip
+        """Return whether this image is in the record."""
+        return sha256[:SHA256_PREFIX] in self._part_of_chip
 
     @property
     def digest(self) -> str:
@@ -109,7 +108,7 @@ class SplitRecord:
 
 
 def _first_part(members: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    return {name: part for part in reversed(PARTS) for name in members.get(part, ())}
+    return {name: part for part in reversed(SPLIT_PARTS) for name in members.get(part, ())}
 
 
 _RECORD = TypeAdapter(SplitRecord)

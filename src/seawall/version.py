@@ -1,4 +1,4 @@
-"""Which code made a result: the version and a digest of the package's source files."""
+"""Identity of the code: the version and digests of source files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def code_version() -> str:
         >>> code_version().partition("+")[0] == __version__
         True
     """
-    found = hashlib.blake2b(digest_size=4)
+    digest = hashlib.blake2b(digest_size=4)
     home = Path(__file__).parent
     for path in sorted(home.rglob("*.py")):
-        found.update(f"{path.relative_to(home)}\0".encode())
-        found.update(path.read_bytes())
-    return f"{__version__}+{found.hexdigest()}"
+        digest.update(f"{path.relative_to(home)}\0".encode())
+        digest.update(path.read_bytes())
+    return f"{__version__}+{digest.hexdigest()}"
 
 
 @cache
 def module_digest(module: str) -> str:
-    """Return a hash of the file of an imported module; "" where it has none."""
+    """Return a digest of the source file of an imported module; "" where it has none."""
     path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.is_file() else ""

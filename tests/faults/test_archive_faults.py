@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from seawall.errors import ImageryError
-from seawall.imagery.download import Budget, check_entries, check_name, unpack
+from seawall.imagery.download import UnzipLimits, check_entries, check_entry_name, unzip
 
 
 def pack(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -17,20 +17,20 @@ def pack(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes], method: int 
     return path
 
 
-def refused(archive: Path, match: str, budget: Budget = Budget()) -> None:
+def refused(archive: Path, match: str, limits: UnzipLimits = UnzipLimits()) -> None:
     folder = archive.parent / "out"
     with pytest.raises(ImageryError, match=match):
-        unpack(archive, folder, budget=budget)
+        unzip(archive, folder, limits=limits)
     assert sorted(p.name for p in archive.parent.iterdir()) == [archive.name]
 
 
 def test_a_plain_archive_is_unpacked(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.zip", ("a/", b""), ("a/b.txt", b"hello"), ("a/c.txt", b"no"))
-    folder = unpack(archive, tmp_path / "out", wanted=lambda name: name.endswith("b.txt"))
+    folder = unzip(archive, tmp_path / "out", wanted=lambda name: name.endswith("b.txt"))
     assert (folder / "a" / "b.txt").read_bytes() == b"hello"
     assert not (folder / "a" / "c.txt").exists()
     with pytest.raises(ImageryError, match="expected a new folder"):
-        unpack(archive, folder)
+        unzip(archive, folder)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,13 @@ def test_a_plain_archive_is_unpacked(tmp_path: Path) -> None:
 )
 def test_names_that_leave_or_hide(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageryError, match="expected names inside the folder"):
-        check_name("a.zip", name)
+        check_entry_name("a.zip", name)
     if name:
         refused(pack(tmp_path / "a.zip", ("fine", b"1"), (name, b"2")), "expected names inside the folder")
 
 
 def test_dots_inside_a_name_are_fine() -> None:
-    assert check_name("a.zip", "a/b..c/./d") == "a/b..c/d"
+    assert check_entry_name("a.zip", "a/b..c/./d") == "a/b..c/d"
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -77,8 +77,10 @@ def test_links_and_devices(tmp_path: Path, kind: int) -> None:
 def test_bombs(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.zip", ("a", b"\0" * 30_000_000))
     refused(archive, "looks like a bomb")
-    refused(archive, "at most 1000 bytes", Budget(bytes=1000, ratio=1e9))
-    refused(pack(tmp_path / "a.zip", *((str(i), b"") for i in range(20))), "at most 10 entries", Budget(entries=10))
+    refused(archive, "at most 1000 bytes", UnzipLimits(bytes=1000, ratio=1e9))
+    refused(
+        pack(tmp_path / "a.zip", *((str(i), b"") for i in range(20))), "at most 10 entries", UnzipLimits(entries=10)
+    )
 
 
 def test_an_entry_that_lies_about_its_size(tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_many_small_bombs_are_one_big_bomb(tmp_path: Path) -> None:
 
 def test_small_texts_may_shrink_a_lot(tmp_path: Path) -> None:
     archive = pack(tmp_path / "a.zip", *((f"n{i}", bytes(10**6)) for i in range(15)))
-    assert len(list(unpack(archive, tmp_path / "out").iterdir())) == 15
+    assert len(list(unzip(archive, tmp_path / "out").iterdir())) == 15
 
 
 def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
@@ -135,6 +137,6 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
         entries = source.infolist()
     for entry in entries:
         entry.header_offset = 0
-    assert check_entries(archive, entries, Budget(), 6000)
+    assert check_entries(archive, entries, UnzipLimits(), 6000)
     with pytest.raises(ImageryError, match="share their bytes"):
-        check_entries(archive, entries, Budget(), 5999)
+        check_entries(archive, entries, UnzipLimits(), 5999)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from seawall.errors import ImageryError
-from seawall.imagery.areas import Box
+from seawall.imagery.bounding_boxes import BoundingBox
 from seawall.imagery.download import Access, check_url, fetch
-from seawall.imagery.stac import StacItem, search
+from seawall.imagery.stac import StacItem, search_items
 
 BODY = b"II*\0" + bytes(range(256)) * 64
 HERE = Access(network=True, private=True, timeout_s=5)
@@ -166,14 +166,14 @@ def test_an_asset_lands_under_a_safe_name(server: ThreadingHTTPServer, tmp_path:
 
 
 def test_a_search_ends(server: ThreadingHTTPServer) -> None:
-    box = Box("b", 10, 11, 51, 50)
+    box = BoundingBox("b", 10, 11, 51, 50)
     ask = (url(server, "stac"), "s2", box, "2023-01-01", "2023-12-31")
-    assert [i.id for i in search(*ask, HERE)] == ["i2", "i1", "i0"]
-    assert [i.id for i in search(*ask, HERE, cloud=7.5)] == ["i2"]
+    assert [i.id for i in search_items(*ask, HERE)] == ["i2", "i1", "i0"]
+    assert [i.id for i in search_items(*ask, HERE, cloud=7.5)] == ["i2"]
     server.mode = "endless"  # type: ignore[attr-defined]
     with pytest.raises(ImageryError, match="expected pages that end"):
-        search(*ask, HERE)
+        search_items(*ask, HERE)
     with pytest.raises(ImageryError, match="private address"):
-        search(*ask, Access(network=True))
+        search_items(*ask, Access(network=True))
     with pytest.raises(ImageryError, match="expected a STAC API"):
-        search(url(server, "none"), *ask[1:], HERE)
+        search_items(url(server, "none"), *ask[1:], HERE)

@@ -134,8 +134,8 @@ def test_only_the_blocks_that_are_read_are_checked_and_only_once(
     from seawall.geo import raster
 
     looked: list[int] = []
-    true = raster.inflates
-    monkeypatch.setattr(raster, "inflates", lambda fd, span, most: looked.append(span[0]) or true(fd, span, most))
+    true = raster.zlib_damage
+    monkeypatch.setattr(raster, "zlib_damage", lambda fd, span, most: looked.append(span[0]) or true(fd, span, most))
     with open_raster(tiled(tmp_path / "a.tif", interleave="band")) as source:
         total = len(source._unchecked)
         source.read((0, 0, 64, 65), ("B02",))
@@ -188,12 +188,12 @@ def test_a_png_with_right_chunks_and_too_few_pixels_is_refused(tmp_path: Path) -
 
 
 def test_an_interlaced_png_is_counted_by_its_seven_passes() -> None:
-    from seawall.geo.raster_guards import _png_bytes
+    from seawall.geo.raster_guards import _png_data_bytes
 
     head = struct.pack(">IIBBBBB", 5, 3, 8, 2, 0, 0, 1)
     # Passes of a 5x3 image: 1x1, 1x1, 2x0, 1... as the PNG specification's table 8.2 gives them.
     sizes = [(1, 1), (1, 1), (2, 0), (1, 1), (3, 1), (2, 2), (5, 1)]
-    assert _png_bytes(head) == sum(rows * (1 + 3 * cols) for cols, rows in sizes if rows and cols)
+    assert _png_data_bytes(head) == sum(rows * (1 + 3 * cols) for cols, rows in sizes if rows and cols)
 
 
 def test_a_damaged_block_table_is_an_imagery_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_a_writer_killed_at_any_time_leaves_no_file_under_the_name(
 ) -> None:
     code = (
         "import numpy as np, sys\nfrom pathlib import Path\nfrom seawall.geo.raster import *\n"
-        f"from seawall.geo import cog\ncog.IN_MEMORY = {size}\n"
+        f"from seawall.geo import cog\ncog.IN_MEMORY_BYTES = {size}\n"
         f"with CogWriter(Path({str(tmp_path / 'a.tif')!r}), Grid(1024, 1024), 'float32', bands=('p',)) as sink:\n"
         "    sink.write(np.random.rand(1, 512, 1024).astype('float32'))\n"
         "    print('half', flush=True)\n    sys.stdin.read()\n"
@@ -421,7 +421,7 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_rest(
     write_cog(path, np.ones((8, 8), np.uint8), Grid(8, 8), bands=("x",))
     earlier = path.read_bytes()
     if staged:
-        monkeypatch.setattr(cog, "IN_MEMORY", 0)
+        monkeypatch.setattr(cog, "IN_MEMORY_BYTES", 0)
     noise = np.random.default_rng(0).random((1, 1024, 1024), dtype=np.float32)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))

@@ -3,10 +3,10 @@
 import pytest
 
 from seawall.errors import UsageError
-from seawall.imagery.areas import Box
-from seawall.imagery.earthengine import Ask, image_url, mask_url
+from seawall.imagery.bounding_boxes import BoundingBox
+from seawall.imagery.earthengine import EarthEngineQuery, image_url, mask_url
 
-BOX = Box("lake", 10.0, 10.2, 50.2, 50.1)
+BOX = BoundingBox("lake", 10.0, 10.2, 50.2, 50.1)
 REGION = "ee.Geometry.Rectangle([10.0, 50.1, 10.2, 50.2], 'EPSG:4326', False)"
 LEAST_CLOUDY = (
     "ee.ImageCollection('COPERNICUS/S2_HARMONIZED')"
@@ -39,7 +39,7 @@ def test_the_mask_is_the_reports_rule() -> None:
 
 
 def test_the_image_is_the_one_under_the_mask() -> None:
-    asked = str(image_url(Recorder(), BOX, Ask(bands=("B3", "B8"), gsd_m=20)))  # type: ignore[arg-type]
+    asked = str(image_url(Recorder(), BOX, EarthEngineQuery(bands=("B3", "B8"), gsd_m=20)))  # type: ignore[arg-type]
     assert asked.startswith(f"{LEAST_CLOUDY}.select(['B3', 'B8']).getDownloadURL({{'name': 'lake-image'")
     assert "'scale': 20" in asked
 
@@ -47,4 +47,4 @@ def test_the_image_is_the_one_under_the_mask() -> None:
 @pytest.mark.parametrize("settings", [{"year": 1999}, {"threshold": 2.0}, {"gsd_m": 0.0}])
 def test_settings_out_of_range(settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="earth engine: expected a year"):
-        Ask(**settings)  # type: ignore[arg-type]
+        EarthEngineQuery(**settings)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from seawall.evaluation.evaluate import evaluate
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference.predict import predict_scene
 from seawall.models.water_index import Threshold
-from seawall.modules import device_of, eval_mode, forward_kept, to_device_of
+from seawall.modules import checked_forward, device_of, eval_mode, to_device_of
 from seawall.poisoning.detection import activations
 from seawall.records import RecordLog
 from seawall.types import Batch, ModelSpec
@@ -135,7 +135,7 @@ def test_a_forward_pass_that_keeps_its_input_is_the_models_own():
     model = nn.Conv2d(2, 2, 1)
     image = torch.rand(1, 2, 4, 4)
     image[0, 0, 0, 0] = float("nan")
-    assert torch.equal(forward_kept(model, image).nan_to_num(), model(image).nan_to_num())
+    assert torch.equal(checked_forward(model, image).nan_to_num(), model(image).nan_to_num())
 
 
 def test_a_chip_is_never_twice_in_a_batch():

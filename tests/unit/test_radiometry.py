@@ -1,4 +1,4 @@
-"""The radiometric contract on numbers made by hand, and on every family of real chips."""
+"""Radiometry of hand-made numbers, and of every family of real chips."""
 
 import csv
 from pathlib import Path
@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seawall.errors import ImageryError, RadiometryError
+from seawall.errors import RadiometryError
 from seawall.geo.radiometry import (
     Detection,
     Hints,
-    check_same,
-    detect,
+    detect_unit,
     hints_of,
-    require_physical,
     scale_for,
     to_physical,
 )
@@ -33,7 +31,7 @@ def ground(bands: tuple[str, ...] = SIX, low: float = 0.01, high: float = 0.35) 
 
 
 def kind(data: np.ndarray, bands: tuple[str, ...] = SIX, hints: Hints = Hints()) -> str:
-    return detect(data.astype(np.float32), SEEN, bands, hints).kind
+    return detect_unit(data.astype(np.float32), SEEN, bands, hints).kind
 
 
 def test_six_kinds_and_an_honest_unknown() -> None:
@@ -53,14 +51,14 @@ def test_six_kinds_and_an_honest_unknown() -> None:
 
 def test_the_cirrus_band_proves_the_offset() -> None:
     bright = ground(ALL, 0.2, 0.6)
-    assert detect(np.round(bright * 1e4) + 1000, SEEN, ALL).certain
+    assert detect_unit(np.round(bright * 1e4) + 1000, SEEN, ALL).certain
     assert kind(np.round(bright * 1e4) + 1000, ALL) == "dn10000_offset"
     assert kind(np.round(bright * 1e4), ALL) == "dn10000"
 
 
 def test_a_bright_scene_is_not_guessed() -> None:
     bright = np.round(ground(low=0.2, high=0.6) * 1e4)
-    found = detect(bright, SEEN, SIX)
+    found = detect_unit(bright, SEEN, SIX)
     assert (found.kind, found.certain) == ("unknown", False)
     with pytest.raises(RadiometryError, match="a bright scene, or the offset"):
         scale_for(found)
@@ -81,7 +79,7 @@ def test_a_bright_scene_is_not_guessed() -> None:
     ],
 )
 def test_metadata_decides_what_values_leave_open(hints: Hints, expected: str) -> None:
-    found = detect(np.round(ground(low=0.2, high=0.6) * 1e4), SEEN, SIX, hints)
+    found = detect_unit(np.round(ground(low=0.2, high=0.6) * 1e4), SEEN, SIX, hints)
     assert found.kind == expected
     assert not found.certain
 
@@ -99,7 +97,7 @@ def test_metadata_decides_what_values_leave_open(hints: Hints, expected: str) ->
 )
 def test_a_contradicted_offset_is_an_error(shift: float, hints: Hints) -> None:
     with pytest.raises(RadiometryError, match=r"expected what the metadata says .* got dn10000"):
-        detect(np.round(ground() * 1e4) + shift, SEEN, SIX, hints)
+        detect_unit(np.round(ground() * 1e4) + shift, SEEN, SIX, hints)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +112,13 @@ def test_a_contradicted_offset_is_an_error(shift: float, hints: Hints) -> None:
 def test_the_offset_is_taken_out_once(shift: float, hints: Hints) -> None:
     truth = ground()
     stored = np.round(truth * 1e4).astype(np.float32) + np.float32(shift)
-    scale = scale_for(detect(stored, SEEN, SIX, hints), hints)
+    scale = scale_for(detect_unit(stored, SEEN, SIX, hints), hints)
     np.testing.assert_allclose(to_physical(stored, SEEN, scale, "reflectance"), truth, atol=6e-5)
 
 
 def test_a_contradicted_unit_is_an_error() -> None:
     with pytest.raises(RadiometryError, match="expected reflectance as declared, got linear"):
-        detect(np.full((1, 32, 32), 0.02, np.float32), SEEN, ("VV",), Hints(unit="reflectance"))
+        detect_unit(np.full((1, 32, 32), 0.02, np.float32), SEEN, ("VV",), Hints(unit="reflectance"))
 
 
 def test_linear_power_becomes_decibels_and_unseen_pixels_the_fill() -> None:
@@ -145,16 +143,6 @@ def test_a_stretched_picture_is_refused_where_reflectance_is_needed() -> None:
     assert to_physical(data, SEEN[:2, :2], scale, "stretched").max() == 1
     with pytest.raises(RadiometryError, match="has no physical scale"):
         to_physical(data, SEEN[:2, :2], scale, "reflectance")
-    with pytest.raises(RadiometryError, match="water index: expected a physical unit"):
-        require_physical("stretched", "water index")
-
-
-def test_mixed_units_in_one_dataset_are_refused() -> None:
-    assert check_same({"a": "reflectance", "b": "reflectance"}) == "reflectance"
-    with pytest.raises(RadiometryError, match=r"got reflectance \(a\), stretched \(c\)"):
-        check_same({"a": "reflectance", "b": "reflectance", "c": "stretched"})
-    with pytest.raises(ImageryError, match="got none"):
-        check_same({})
 
 
 def test_a_raster_says_what_it_declares() -> None:
@@ -169,7 +157,7 @@ def test_a_raster_says_what_it_declares() -> None:
 
 
 def test_an_image_without_seen_pixels_tells_nothing() -> None:
-    found = detect(ground(), ~SEEN, SIX)
+    found = detect_unit(ground(), ~SEEN, SIX)
     assert (found.kind, found.reason) == ("unknown", "no pixel is seen")
 
 
@@ -182,7 +170,7 @@ def test_every_family_of_real_chips_is_recognized(real_chips: Path) -> None:
                 if not row[image]:
                     continue
                 raster = read_raster(real_chips / row[image])
-                found = detect(raster.data, raster.seen, raster.bands, hints_of(raster))
+                found = detect_unit(raster.data, raster.seen, raster.bands, hints_of(raster))
                 if found.kind not in _expected(row[image + "_scale"], raster.seen.any()):
                     wrong.append((row["id"], image, row[image + "_scale"], found))
     assert not wrong

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from seawall.geo.preview import SIDE, Stretch, write_preview
+from seawall.geo.preview import PREVIEW_SIDE, Stretch, write_preview
 from seawall.report.image_pairs import chips
 from seawall.report.record_index import Book
 from seawall.report.run_reader import DataFacts, Run, RunFacts, Scene, SceneFacts, SceneTruth, read_run
@@ -239,6 +239,6 @@ def test_strips_make_the_picture_of_the_whole(tmp_path):
         picture = held["rgb"]
     thin = data[::-1, ::6, ::6].astype(np.float32)
     seen = (data[:, ::6, ::6] != 0).all(0)
-    assert (picture == Stretch.of(thin, seen)(thin, seen)).all() and SIDE == 900
+    assert (picture == Stretch.of(thin, seen)(thin, seen)).all() and PREVIEW_SIDE == 900
     with rasterio.open(source) as back:
         assert back.height == 600

@@ -11,10 +11,10 @@ import rasterio
 from affine import Affine
 
 from seawall.errors import ImageryError, RadiometryError
-from seawall.geo.radiometry import detect, scale_for, to_physical
+from seawall.geo.radiometry import detect_unit, scale_for, to_physical
 from seawall.geo.raster import read_raster
 from seawall.imagery import safe
-from seawall.imagery.safe import open_safe, stack
+from seawall.imagery.safe import open_safe, write_stack
 
 L2A = """<?xml version="1.0" encoding="UTF-8"?>
 <n1:Level-2A_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-2A.xsd">
@@ -62,7 +62,7 @@ def test_a_product_is_read_in_reflectance_once(tmp_path: Path) -> None:
     raster = made.read(("green", "B11"))
     assert raster.bands == ("B03", "B11") and raster.grid.gsd_m() == 10
     assert not raster.seen[0, 0] and raster.seen.sum() == 24 * 24 - 1
-    scale = scale_for(detect(raster.data, raster.seen, raster.bands, made.hints), made.hints)
+    scale = scale_for(detect_unit(raster.data, raster.seen, raster.bands, made.hints), made.hints)
     physical = to_physical(raster.data, raster.seen, scale, "reflectance")
     np.testing.assert_allclose(physical[0][raster.seen], TRUTH[0][raster.seen], atol=6e-5)
     coarse = TRUTH[2, ::2, ::2].repeat(2, 0).repeat(2, 1)
@@ -73,7 +73,7 @@ def test_a_product_before_the_offset_has_none(tmp_path: Path) -> None:
     made = open_safe(product(tmp_path, "02.14", ""))
     assert made.offset == 0
     raster = made.read(("B08",))
-    assert scale_for(detect(raster.data, raster.seen, raster.bands, made.hints), made.hints).offset == 0
+    assert scale_for(detect_unit(raster.data, raster.seen, raster.bands, made.hints), made.hints).offset == 0
 
 
 def test_a_window_on_odd_pixels_equals_the_whole(tmp_path: Path) -> None:
@@ -104,7 +104,9 @@ def test_a_zip_is_unpacked_beside_and_only_once(tmp_path: Path) -> None:
 
 def test_bands_are_stacked_with_their_scale(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    stack(open_safe(product(tmp_path)), tmp_path / "s.tif", ("B03", "B11"), lambda done, of: steps.append((done, of)))
+    write_stack(
+        open_safe(product(tmp_path)), tmp_path / "s.tif", ("B03", "B11"), lambda done, of: steps.append((done, of))
+    )
     raster = read_raster(tmp_path / "s.tif")
     assert (raster.bands, raster.dtype, raster.nodata) == (("B03", "B11"), "uint16", 0)
     assert raster.scales == (1e-4, 1e-4) and raster.offsets == (-0.1, -0.1)
@@ -215,7 +217,7 @@ def test_every_file_that_is_used_is_held_against_the_manifest(tmp_path: Path, na
         made.read,
         lambda: made.read(("B08",), (0, 0, 2, 2)),
         made.grid,
-        lambda: stack(made, tmp_path / "s.tif"),
+        lambda: write_stack(made, tmp_path / "s.tif"),
     ):
         with pytest.raises(
             ImageryError, match=rf"B08_10m.tif: expected {name} [0-9a-f]{{16}}... as manifest.safe says"

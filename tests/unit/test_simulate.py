@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from seawall.errors import ImageryError, UsageError
-from seawall.geo.radiometry import detect
-from seawall.simulate.noise_fields import meander, noise, parcels, stream
-from seawall.simulate.scene import ALL13, observe_s1, simulate_s1, simulate_s2
+from seawall.geo.radiometry import detect_unit
+from seawall.simulate.noise_fields import meander, named_generator, parcels, power_law_noise
+from seawall.simulate.scene import S2_BANDS, observe_s1, simulate_s1, simulate_s2
 from seawall.simulate.spectra import COVERS, MATERIALS
-from seawall.simulate.terrain import make_ground
+from seawall.simulate.terrain import make_terrain
 
 
 def band(scene: object, name: str) -> np.ndarray:
@@ -69,18 +69,18 @@ def test_values_are_those_of_sentinel_2() -> None:
     image = np.concatenate([s.image.reshape(13, -1) for s in scenes], 1)
     low, high = np.percentile(image, (1, 99), axis=1)
     assert (low > -0.01).all() and (high < 0.6).all()
-    assert image[ALL13.index("B10")].mean() < 0.03
+    assert image[S2_BANDS.index("B10")].mean() < 0.03
     dry = np.concatenate([~s.water.ravel() for s in scenes])
-    assert image[ALL13.index("B08"), dry].mean() > 2 * image[ALL13.index("B08"), ~dry].mean()
+    assert image[S2_BANDS.index("B08"), dry].mean() > 2 * image[S2_BANDS.index("B08"), ~dry].mean()
     for s in scenes:
-        assert detect(s.image, s.seen, s.bands).kind == "reflectance"
+        assert detect_unit(s.image, s.seen, s.bands).kind == "reflectance"
         np.testing.assert_allclose(s.image * 1e4, np.round(s.image * 1e4), atol=2e-2)
 
 
 def test_radar_values_are_those_of_sentinel_1() -> None:
     for name in "abcd":
         scene = simulate_s1(name, 128)
-        assert detect(scene.image, scene.seen, scene.bands).kind == "db"
+        assert detect_unit(scene.image, scene.seen, scene.bands).kind == "db"
         vv, vh = scene.image
         assert 4 < np.median(vv - vh) < 12
         assert np.median(vv[scene.water]) < np.median(vv[~scene.water]) - 3
@@ -88,7 +88,7 @@ def test_radar_values_are_those_of_sentinel_1() -> None:
 
 def test_speckle_has_the_looks_of_the_product() -> None:
     """Over deep calm water the variance of power is mean squared over looks, plus the gusts."""
-    ground = make_ground("deep", 256)
+    ground = make_terrain("deep", 256)
     object.__setattr__(ground, "water_share", np.ones_like(ground.water_share))
     power = 10 ** (observe_s1(ground, ("VV",)).image[0] / 10)
     tiles = power.reshape(32, 8, 32, 8).transpose(0, 2, 1, 3).reshape(1024, 64)
@@ -110,7 +110,7 @@ def test_a_threshold_is_good_but_wrong_in_places() -> None:
 
 
 def test_shorelines_are_mixed() -> None:
-    share = make_ground("a", 128).water_share
+    share = make_terrain("a", 128).water_share
     between = (share > 0.05) & (share < 0.95)
     assert 0.002 < between.mean() < 0.4
     assert len(np.unique(np.round(share * 9))) == 10
@@ -150,26 +150,29 @@ def test_materials_are_physical() -> None:
         assert material.cover in COVERS
         assert len(material.dry) == len(material.lush) == 13
         assert all(0 < value < 600 for value in (*material.dry, *material.lush))
-        assert material.power[0] > material.power[1]
+        assert material.sigma0_db[0] > material.sigma0_db[1]
 
 
 def test_noise_has_unit_variance_and_the_slope_asked() -> None:
-    field, other = noise(stream("n"), (256, 256), 200, 3.0)
+    field, other = power_law_noise(named_generator("n"), (256, 256), 200, 3.0)
     assert field.std() == pytest.approx(1, rel=0.35)
     assert abs(np.corrcoef(field.ravel(), other.ravel())[0, 1]) < 0.25
-    rough, smooth = noise(stream("n"), (256, 256), 200, 2.0)[0], noise(stream("n"), (256, 256), 200, 4.0)[0]
+    rough, smooth = (
+        power_law_noise(named_generator("n"), (256, 256), 200, 2.0)[0],
+        power_law_noise(named_generator("n"), (256, 256), 200, 4.0)[0],
+    )
     assert np.abs(np.diff(rough)).mean() > 2 * np.abs(np.diff(smooth)).mean()
 
 
 def test_a_meander_passes_its_point_in_steps_of_one() -> None:
-    line = meander(stream("m"), (10, 20), 0.3, 400, 60, 1.5)
+    line = meander(named_generator("m"), (10, 20), 0.3, 400, 60, 1.5)
     np.testing.assert_allclose(line[200], (10, 20))
     np.testing.assert_allclose(np.hypot(*np.diff(line, axis=0).T), 1, atol=1e-9)
     assert np.hypot(*(line[-1] - line[0])) < 330, "it winds"
 
 
 def test_fields_tile_the_plane() -> None:
-    ids = parcels(stream("p"), (90, 120), 15, 0.4)
+    ids = parcels(named_generator("p"), (90, 120), 15, 0.4)
     assert ids.shape == (90, 120)
     areas = np.unique(ids, return_counts=True)[1]
     assert 60 < np.median(areas) < 700

@@ -11,7 +11,7 @@ from pyproj import Transformer
 from seawall.errors import ImageryError, RadiometryError
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Grid, Limits, write_cog
-from seawall.imagery.areas import Box
+from seawall.imagery.bounding_boxes import BoundingBox
 from seawall.imagery.download import Access
 from seawall.imagery.stac import StacItem, file_name, load, read_catalog
 
@@ -50,11 +50,11 @@ def catalog(folder: Path, *names: str, holes: bool = False) -> Path:
     return folder / "catalog.json"
 
 
-def box(grid: Grid = GRID) -> Box:
+def box(grid: Grid = GRID) -> BoundingBox:
     """The box inside the grid."""
     back = Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True)
     (left, top), (right, bottom) = (back.transform(*grid.point(r, c)) for r, c in ((8, 8), (50, 50)))
-    return Box("here", left, right, top, bottom)
+    return BoundingBox("here", left, right, top, bottom)
 
 
 @pytest.mark.parametrize(

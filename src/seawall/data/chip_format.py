@@ -18,7 +18,7 @@ from rasterio.io import MemoryFile
 
 from seawall.errors import DataError
 from seawall.geo.raster import Grid
-from seawall.geo.raster_guards import COMPLETE, WRITER
+from seawall.geo.raster_guards import COMPLETE_TAG, WRITER_TAG
 from seawall.types import FILL
 
 IGNORE = 255  # label of a pixel that does not count, in files only: inside the library `valid` says it
@@ -133,7 +133,7 @@ def _write(
     with rasterio.Env(**_ENV), MemoryFile() as memory:
         with memory.open(**profile) as sink:
             sink.descriptions = bands
-            sink.update_tags(**{WRITER: "seawall", COMPLETE: "yes", "PAD": pad})
+            sink.update_tags(**{WRITER_TAG: "seawall", COMPLETE_TAG: "yes", "PAD": pad})
             if gain != 1.0:
                 sink.scales = (gain,) * len(bands)
             sink.write(stored)

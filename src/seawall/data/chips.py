@@ -16,7 +16,7 @@ from seawall.data.chip_format import IGNORE, decode_image, map_pixels
 from seawall.data.index import ChipHeader, ChipRow, read_index
 from seawall.errors import DataError, did_you_mean
 from seawall.geo.raster import Grid
-from seawall.io import inside
+from seawall.io import is_inside
 from seawall.types import Unit
 
 OPEN_BYTES = 1024 * 2**20
@@ -212,7 +212,7 @@ class ChipFolder:
 
     def _inside(self, relative: str) -> Path:
         path = self.root / relative
-        if not inside(self.root, path):
+        if not is_inside(self.root, path):
             raise DataError(f"{path}: expected a file inside the chip folder, got a link out of it; copy the file")
         return path
 

@@ -15,10 +15,10 @@ from seawall.data.raw_chips import Item, Piece, nameless
 from seawall.data.sources import band_order
 from seawall.data.writer import check_label
 from seawall.errors import DataError, RadiometryError
-from seawall.geo.radiometry import Detection, Finding, Scale, detect, scale_for, to_physical
+from seawall.geo.nodata import nodata_rule
+from seawall.geo.radiometry import Detection, Finding, Scale, detect_unit, scale_for, to_physical
 from seawall.geo.raster import Grid
-from seawall.geo.seen import rule_for
-from seawall.geo.sensors import known, resolve
+from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 from seawall.types import Unit
 
 GSD_APART = 2.0  # times larger or smaller is another resolution; degrees near the poles stay within
@@ -72,8 +72,8 @@ def name_bands(piece: Piece, product: str) -> Piece:
     Raises:
         DataError: A band has no name, or a name is no band of the sensor and the picture is not 8-bit.
     """
-    if known(piece.bands) and not nameless(piece.bands):
-        return replace(piece, bands=resolve(piece.bands, sensor=product or None))
+    if are_sentinel_bands(piece.bands) and not nameless(piece.bands):
+        return replace(piece, bands=resolve_bands(piece.bands, sensor=product or None))
     if piece.hints.dtype == "uint8":
         return piece
     raise DataError(
@@ -90,7 +90,7 @@ def find_scale(piece: Piece) -> tuple[Detection, Scale]:
     if piece.scale is not None:
         return Detection("unknown", piece.scale.reason, True), piece.scale
     data, seen = piece.sample or (piece.data, piece.seen)
-    found = detect(data, seen, piece.bands, piece.hints, piece.nodata)
+    found = detect_unit(data, seen, piece.bands, piece.hints, piece.nodata)
     return found, scale_for(found, piece.hints)
 
 
@@ -150,7 +150,7 @@ def _seen(
         )
     if piece.mask is None:
         return scale, piece.seen, found.findings
-    rule = rule_for(scale, [piece.nodata[i] if piece.nodata else None for i in order])
+    rule = nodata_rule(scale, [piece.nodata[i] if piece.nodata else None for i in order])
     seen, tally = rule.apply(piece.data[order], piece.mask)
     rule.check(tally)
     return scale, seen, (*found.findings, *rule.findings(tally))
@@ -293,8 +293,8 @@ def choose_header(
         DataError: The sample is mixed in bands, unit or resolution, and the mix was not settled by an argument.
     """
     chosen = tuple(bands) if bands else _one({id_: p.bands for id_, p in pieces.items()}, "bands", "bands")
-    if known(chosen) and not nameless(chosen):
-        chosen = resolve(chosen, sensor=product or None)
+    if are_sentinel_bands(chosen) and not nameless(chosen):
+        chosen = resolve_bands(chosen, sensor=product or None)
     shared = _one(_units(pieces), "unit", "unit") if unit is None else unit
     if gsd_m is None:
         found = {id_: gsds[id_] or piece.grid.gsd_m() for id_, piece in pieces.items()}

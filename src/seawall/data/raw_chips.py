@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from seawall.errors import DataError, ImageryError
 from seawall.geo.radiometry import Hints, Scale, hints_of
 from seawall.geo.raster import Grid, Raster, Window, open_raster
-from seawall.geo.sensors import known, resolve
+from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 
 NO_HINTS = Hints()
 SAMPLE = 96  # pixels: side of the windows that tell a scene's unit
@@ -247,9 +247,9 @@ def _named(item: FileItem, own: tuple[str, ...]) -> tuple[tuple[str, ...], tuple
         raise DataError(
             f"{item.image}: expected {len(item.names)} bands ({', '.join(item.names)}), got {len(own)}; correct the band names"
         )
-    if nameless(own) or not known(own) or not known(item.names):
+    if nameless(own) or not are_sentinel_bands(own) or not are_sentinel_bands(item.names):
         return item.names, ()
-    mine, theirs = resolve(item.names), resolve(own)
+    mine, theirs = resolve_bands(item.names), resolve_bands(own)
     if mine == theirs:
         return item.names, ()
     if sorted(mine) == sorted(theirs):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from seawall.data.chips import ChipFolder
 from seawall.data.splits import labelled, recorded_parts, split_chips
 from seawall.errors import DataError, UsageError, did_you_mean
-from seawall.split_record import PARTS, SplitRecord
+from seawall.split_record import SPLIT_PARTS, SplitRecord
 
-MEASURED_PARTS = ("auto", "all", *PARTS)
+MEASURED_PARTS = ("auto", "all", *SPLIT_PARTS)
 SEEN_IN_TRAINING = "chips-seen-in-training"
 """Flag of every number over a chip that the model learned from or was chosen by."""
 
@@ -90,7 +90,7 @@ def _of_unknown_training(folder: ChipFolder, part: str) -> Selection:
 
 def _in_words(folder: ChipFolder, record: SplitRecord, parts: Mapping[str, Sequence[str]]) -> str:
     how = f"of the weights ({record.settings or 'made by hand'})"
-    known = [folder.row(id_) for name in PARTS for id_ in parts[name]]
+    known = [folder.row(id_) for name in SPLIT_PARTS for id_ in parts[name]]
     if not known:
         return f"{how}; it shares no image and no group with these chips"
     counts = f"{len(parts['train'])} chips learned from, {len(parts['val'])} chosen by, {len(parts['test'])} held out"

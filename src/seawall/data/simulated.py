@@ -14,8 +14,8 @@ from seawall.data.raw_chips import Item, Lost, Piece, cut, sha
 from seawall.errors import UsageError, did_you_mean
 from seawall.geo.radiometry import Hints, Scale
 from seawall.geo.raster import Window
-from seawall.simulate.noise_fields import stream
-from seawall.simulate.scene import ALL13, SimScene, simulate_s1, simulate_s2
+from seawall.simulate.noise_fields import named_generator
+from seawall.simulate.scene import S2_BANDS, SimScene, simulate_s1, simulate_s2
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Simulated:
         """Return the row and column of the frame where a scene begins; the same id gives the same place."""
         if not self.frame:
             return 0, 0
-        rng = stream(self.seed, scene, "frame", self.frame, self.size)
+        rng = named_generator(self.seed, scene, "frame", self.frame, self.size)
         row, col = rng.integers(0, self.frame - self.size + 1, 2)
         return int(row), int(col)
 
@@ -151,4 +151,4 @@ def _simulate(settings: Simulated, scene: str) -> SimScene:
     size, gsd_m, seed = settings.frame or settings.size, settings.gsd_m, settings.seed
     if settings.sensor == "s1":
         return simulate_s1(scene, size, settings.bands or ("VV", "VH"), gsd_m, seed)
-    return simulate_s2(scene, size, settings.bands or ALL13, gsd_m, seed, clouds=settings.clouds)
+    return simulate_s2(scene, size, settings.bands or S2_BANDS, gsd_m, seed, clouds=settings.clouds)

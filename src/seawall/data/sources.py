@@ -15,8 +15,8 @@ from seawall.data.raw_chips import NO_HINTS, FileItem, Item, Lost, Source, add, 
 from seawall.data.simulated import Simulated
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.geo.radiometry import Hints
-from seawall.geo.sensors import OPTICAL, RADAR
-from seawall.io import inside
+from seawall.geo.sensors import OPTICAL_BANDS, RADAR_BANDS
+from seawall.io import is_inside
 
 IMAGE_FOLDERS = ("images", "image", "img", "imgs", "s2", "s1")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "gt", "annotations")
@@ -71,7 +71,7 @@ class Pairs:
         lost: list[Lost] = []
         for stem, path in images.items():
             label = labels.pop(stem, None)
-            if away := [p for p in (path, label) if p is not None and not inside(self.root, p)]:
+            if away := [p for p in (path, label) if p is not None and not is_inside(self.root, p)]:
                 lost.append(Lost(_clean(stem), _leaves(self.root, away[0])))
                 continue
             if label is None and self.labelled:
@@ -219,7 +219,7 @@ class Sen1Floods11:
     def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
         """Return the chips of all images with a label."""
         tail = {"s1": "S1Hand", "s2": "S2Hand"}[self.sensor]
-        names = ("VV", "VH") if self.sensor == "s1" else OPTICAL
+        names = ("VV", "VH") if self.sensor == "s1" else OPTICAL_BANDS
         hints = Hints(unit="sigma0_db") if self.sensor == "s1" else Hints(gain=1e-4, offset_applied=True)
         found = {p.name: p for p in sorted(self.root.rglob("*.tif"))}
         made: list[Item] = []
@@ -232,7 +232,7 @@ class Sen1Floods11:
             if label is None and self.labelled:
                 lost.append(Lost(_clean(id_), f"{path}: expected {id_}_LabelHand.tif, got none; fetch it"))
                 continue
-            if away := [p for p in (path, label) if p is not None and not inside(self.root, p)]:
+            if away := [p for p in (path, label) if p is not None and not is_inside(self.root, p)]:
                 lost.append(Lost(_clean(id_), _leaves(self.root, away[0])))
                 continue
             country = id_.rsplit("_", 1)[0]
@@ -277,13 +277,13 @@ def product_of(scale: str, sensor: str) -> str:
 
 def band_order(names: Sequence[str]) -> tuple[str, ...]:
     """Sort canonical ids by wavelength, then polarization; names that are not canonical keep their order."""
-    order = (*OPTICAL, *RADAR)
+    order = (*OPTICAL_BANDS, *RADAR_BANDS)
     return tuple(sorted(names, key=order.index)) if all(name in order for name in names) else tuple(names)
 
 
 def _below(root: Path, relative: str) -> Path:
     path = root / relative
-    if not inside(root, path):
+    if not is_inside(root, path):
         raise DataError(_leaves(root, path))
     return path
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from seawall.data.chips import ChipFolder
 from seawall.data.footprints import near, overlaps, place_m
 from seawall.errors import DataError, UsageError
-from seawall.split_record import PARTS, PREFIX, SplitRecord, SplitSettings
+from seawall.split_record import SHA256_PREFIX, SPLIT_PARTS, SplitRecord, SplitSettings
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def record_split(folder: ChipFolder, split: Split) -> SplitRecord:
     """Return what must travel with weights or a folder, so that their split is known without the folder."""
     rows = {part: [folder.row(id_) for id_ in ids] for part, ids in split.parts().items()}
     return SplitRecord(
-        {part: tuple(sorted({row.sha256[:PREFIX] for row in mine})) for part, mine in rows.items()},
+        {part: tuple(sorted({row.sha256[:SHA256_PREFIX] for row in mine})) for part, mine in rows.items()},
         {part: tuple(sorted({row.group for row in mine})) for part, mine in rows.items()},
         split.settings,
     )
@@ -85,7 +85,7 @@ def record_split(folder: ChipFolder, split: Split) -> SplitRecord:
 
 def recorded_parts(folder: ChipFolder, record: SplitRecord) -> dict[str, tuple[str, ...]]:
     """Return the labelled chips of a folder by their part in a record; those that it does not know are under ""."""
-    found: dict[str, list[str]] = {part: [] for part in (*PARTS, "")}
+    found: dict[str, list[str]] = {part: [] for part in (*SPLIT_PARTS, "")}
     for id_ in labelled(folder):
         row = folder.row(id_)
         found[record.part(row.sha256, row.group)].append(id_)
@@ -330,7 +330,7 @@ def _assign(folder: ChipFolder, units: list[Unit], settings: SplitSettings, what
     val, test, seed = settings.val, settings.test, settings.seed
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UsageError(f"split: expected val and test shares that leave some to train on, got {val} and {test}")
-    shares = {part: share for part, share in zip(PARTS, (1 - val - test, val, test), strict=True) if share > 0}
+    shares = {part: share for part, share in zip(SPLIT_PARTS, (1 - val - test, val, test), strict=True) if share > 0}
     dealt = dict(zip(shares, deal(units, list(shares.values()), seed, what), strict=True))
     how = f"by {what}, seed {seed}, {len(units)} inseparable sets"
     return Split(dealt["train"], dealt.get("val", ()), dealt.get("test", ()), how, settings)

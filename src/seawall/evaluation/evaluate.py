@@ -17,7 +17,7 @@ from seawall.evaluation.case import CLEAN, Case, hidden_class
 from seawall.evaluation.examples import write_example
 from seawall.evaluation.rows import PARTS, Ground, Setting, hiding_records, hiding_rows
 from seawall.metrics.counts import confusion, count_rows
-from seawall.modules import forward_kept
+from seawall.modules import checked_forward
 from seawall.records import Record, RecordLog
 from seawall.result import StageProgress
 from seawall.types import Batch, SegmentationModel
@@ -207,7 +207,7 @@ def _logits(model: SegmentationModel, image: Tensor, batch: Batch) -> tuple[Tens
     A number that is none gives no class; it becomes the lowest logit, and the chip carries a flag.
     """
     with torch.no_grad():
-        logits = forward_kept(model, image)
+        logits = checked_forward(model, image)
     wanted = (len(batch), len(model.spec.classes), *batch.label.shape[1:])
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

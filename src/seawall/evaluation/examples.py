@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from seawall.arrays import BoolArray, FloatArray
 from seawall.errors import DataError
-from seawall.geo.preview import Stretch, channels
-from seawall.io import atomic, write_atomic
+from seawall.geo.preview import Stretch, rgb_channels
+from seawall.io import open_atomic, write_atomic
 
 
 def write_example(
@@ -77,7 +77,7 @@ def write_example(
             f"pass what belongs to one chip"
         )
     stem = _safe(name or chip)
-    at = channels(bands)
+    at = rgb_channels(bands)
     stretch = Stretch.of(clean[at], seen)
     change = np.abs((attacked - clean)[:, seen]).max(initial=0.0)
     panels: dict[str, NDArray[np.generic]] = {}
@@ -86,7 +86,7 @@ def write_example(
     if restricted is not None and pred_restricted is not None:
         panels["noise_restricted"] = _noise((restricted - clean)[at], seen, float(change))
         panels["pred_restricted"] = pred_restricted.astype(np.int16)
-    with atomic(folder / f"{stem}.npz") as file:
+    with open_atomic(folder / f"{stem}.npz") as file:
         np.savez_compressed(
             file,
             clean=stretch(clean[at], seen),

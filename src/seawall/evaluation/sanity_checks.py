@@ -26,7 +26,7 @@ from seawall.inference.predict import model_digest
 from seawall.io import write_atomic
 from seawall.metrics.robustness_card import SLACK, doubts, with_doubts
 from seawall.models.water_index import ThresholdNet, extreme_images
-from seawall.modules import forward_kept
+from seawall.modules import checked_forward
 from seawall.result import StageProgress
 from seawall.rng import Keys
 from seawall.threat.model import CEILING, FLOOR, ThreatModel
@@ -411,7 +411,7 @@ def _informative(model: SegmentationModel, batch: Batch, most: int) -> Batch:
     if not len(batch):
         return batch
     with torch.no_grad():
-        right = ((forward_kept(model, batch.image).argmax(1) == batch.label) & batch.valid).flatten(1).any(1)
+        right = ((checked_forward(model, batch.image).argmax(1) == batch.label) & batch.valid).flatten(1).any(1)
     return batch.select(right.nonzero()[:most, 0].tolist())
 
 

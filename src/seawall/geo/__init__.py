@@ -1,1 +1,1 @@
-"""Rasters and units: grids, guarded reads, cloud-optimized GeoTIFFs, sensors, and what stored numbers mean."""
+"""Rasters and units: grids, guarded reads, cloud-optimized GeoTIFFs, sensors, and the units of stored numbers."""

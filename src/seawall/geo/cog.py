@@ -1,4 +1,4 @@
-"""Writes cloud-optimized GeoTIFFs whole or not at all: staged beside, finished, looked at, renamed."""
+"""Writes cloud-optimized GeoTIFFs atomically: written to a temporary file, checked, renamed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from rasterio.windows import Window
 
 from seawall.errors import ImageryError
 from seawall.geo.grid import Grid
-from seawall.geo.raster_guards import COMPLETE, WRITER, check_blocks
+from seawall.geo.raster_guards import COMPLETE_TAG, WRITER_TAG, check_blocks
+from seawall.io import flush_to_disk
 
-Color = tuple[int, int, int] | tuple[int, int, int, int]
-BLOCK = 512
-DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
+ColormapEntry = tuple[int, int, int] | tuple[int, int, int, int]
+COG_BLOCK = 512
+COG_DTYPES = ("uint8", "int16", "uint16", "int32", "uint32", "float32", "float64")
 """Pixel types that are written; GDAL has no 16-bit floats in memory."""
-BROKEN = (RasterioError, CPLE_BaseError, OSError)
-"""What GDAL raises through rasterio when it cannot write: the middle one escapes from copies as it is."""
+
+GDAL_WRITE_ERRORS = (RasterioError, CPLE_BaseError, OSError)
+"""Errors of a failed write; rasterio.shutil.copy raises CPLE_BaseError unwrapped."""
 
 FULL_DISK = "a full disk; free space and run again"
 _TIFF_WRITES = (
@@ -43,18 +45,18 @@ _TIFF_WRITES = (
     "WriteEncoded",
 )
 
-IN_MEMORY = 64 * 2**20
-"""Smaller rasters are staged in memory instead of beside their final name."""
+IN_MEMORY_BYTES = 64 * 2**20
+"""Rasters up to this size are staged in memory instead of in a temporary file."""
 
 
 class CogWriter:
-    """A raster that is written window by window and appears under its name only when it is whole.
+    """Writes a raster window by window; the file appears under its name only when it is complete.
 
     Use it as a context manager. On any exception nothing is left under the name and an earlier file stays.
 
     Args:
         path: Final name.
-        grid: Where it is; its shape is the raster's.
+        grid: Shape and georeference.
         dtype: Pixel type, such as "uint8" or "float32".
         bands: Band names.
         nodata: Value of unseen pixels.
@@ -79,12 +81,12 @@ class CogWriter:
         tags: Mapping[str, str] | None = None,
         scales: Sequence[float] | None = None,
         offsets: Sequence[float] | None = None,
-        colormap: Mapping[int, Color] | None = None,
+        colormap: Mapping[int, ColormapEntry] | None = None,
     ) -> None:
         self.path = Path(path)
         self.grid = grid
-        if dtype not in DTYPES:
-            raise ImageryError(f"{path}: expected pixels of {', '.join(DTYPES)}, got {dtype}; convert them first")
+        if dtype not in COG_DTYPES:
+            raise ImageryError(f"{path}: expected pixels of {', '.join(COG_DTYPES)}, got {dtype}; convert them first")
         self._profile: dict[str, object] = {
             "driver": "GTiff",
             "height": grid.height,
@@ -95,16 +97,16 @@ class CogWriter:
             "crs": grid.crs,
             "transform": grid.transform or Affine.identity(),
         }
-        if min(grid.height, grid.width) >= BLOCK:
-            self._profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
+        if min(grid.height, grid.width) >= COG_BLOCK:
+            self._profile |= {"tiled": True, "blockxsize": COG_BLOCK, "blockysize": COG_BLOCK}
         self._bands = tuple(bands)
         self._tags = dict(tags or {})
         self._scales, self._offsets, self._colormap = scales, offsets, colormap
         self._size = size = grid.height * grid.width * len(bands) * np.dtype(dtype).itemsize
-        # Whole numbers without a scale may be classes, whose mean means nothing.
+        # Integers without a scale may be classes, which must not be averaged in overviews.
         self._classes = scales is None and np.dtype(dtype).kind in "iu"
         self._profile["bigtiff"] = "IF_SAFER"
-        self._memory = MemoryFile() if size <= IN_MEMORY else None
+        self._memory = MemoryFile() if size <= IN_MEMORY_BYTES else None
         self._stage = Path(os.devnull)
         self._sink: rasterio.io.DatasetWriter | None = None
 
@@ -114,23 +116,27 @@ class CogWriter:
             if self._memory is not None:
                 self._sink = self._memory.open(**self._profile)
             else:
-                self._stage = _beside(self.path, ".stage")
+                self._stage = _temporary_path(self.path, ".stage")
                 self._profile |= {"compress": "deflate", "zlevel": 1}
                 self._sink = rasterio.open(self._stage, "w", **self._profile)
             self._describe(self._sink)
-        except BROKEN as bad:
+        except GDAL_WRITE_ERRORS as bad:
             self._clean()
-            raise _failed(self.path, bad, self._size) from bad
+            raise _write_error(self.path, bad, self._size) from bad
         return self
 
     def write(self, data: NDArray[np.generic], row: int = 0, col: int = 0) -> None:
-        """Write a (C, H, W) or, for one band, (H, W) piece with its upper left pixel at (row, col)."""
-        piece = data[None] if data.ndim == 2 else data
-        if piece.ndim != 3 or len(piece) != len(self._bands):
+        """Write a (C, H, W) or, for one band, (H, W) window with its upper left pixel at (row, col).
+
+        Raises:
+            ImageryError: The data do not fit the raster, or the write fails.
+        """
+        window = data[None] if data.ndim == 2 else data
+        if window.ndim != 3 or len(window) != len(self._bands):
             raise ImageryError(
                 f"{self.path}: expected {len(self._bands)} bands of pixels, got shape {data.shape}; give (C, H, W)"
             )
-        height, width = piece.shape[1:]
+        height, width = window.shape[1:]
         if row < 0 or col < 0 or row + height > self.grid.height or col + width > self.grid.width:
             raise ImageryError(
                 f"{self.path}: expected pixels inside {self.grid.height}x{self.grid.width}, "
@@ -139,9 +145,9 @@ class CogWriter:
         if self._sink is None:
             raise ImageryError(f"{self.path}: expected an open writer, got a closed one; use it in a with statement")
         try:
-            self._sink.write(piece, window=Window(col, row, width, height))
-        except BROKEN as bad:
-            raise _failed(self.path, bad, self._size) from bad
+            self._sink.write(window, window=Window(col, row, width, height))
+        except GDAL_WRITE_ERRORS as bad:
+            raise _write_error(self.path, bad, self._size) from bad
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -149,14 +155,14 @@ class CogWriter:
         try:
             if kind is None:
                 self._finish()
-        except BROKEN as bad:
-            raise _failed(self.path, bad, self._size) from bad
+        except GDAL_WRITE_ERRORS as bad:
+            raise _write_error(self.path, bad, self._size) from bad
         finally:
             self._clean()
 
     def _describe(self, sink: rasterio.io.DatasetWriter) -> None:
         sink.descriptions = self._bands
-        sink.update_tags(**self._tags, **{WRITER: "seawall"})
+        sink.update_tags(**self._tags, **{WRITER_TAG: "seawall"})
         if self._scales is not None:
             sink.scales = tuple(self._scales)
         if self._offsets is not None:
@@ -167,9 +173,9 @@ class CogWriter:
     def _finish(self) -> None:
         if self._sink is None:
             return
-        self._sink.update_tags(**{COMPLETE: "yes"})
+        self._sink.update_tags(**{COMPLETE_TAG: "yes"})
         self._sink.close()
-        part = _beside(self.path, ".part")
+        part = _temporary_path(self.path, ".part")
         try:
             with rasterio.Env(GDAL_PAM_ENABLED="NO", GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_NUM_THREADS="1"):
                 source = self._memory.open() if self._memory is not None else rasterio.open(self._stage)
@@ -177,18 +183,18 @@ class CogWriter:
                     rasterio.shutil.copy(source, part, driver="COG", **self._options())
                 with rasterio.open(part, driver="GTiff") as back:
                     check_blocks(str(self.path), back)
-            _sync(part)
+            flush_to_disk(part)
             part.replace(self.path)
-            _sync(self.path.parent)
-        except BROKEN as bad:  # asked before the part goes away: then the disk has room again
-            raise _failed(self.path, bad, self._size) from bad
+            flush_to_disk(self.path.parent)
+        except GDAL_WRITE_ERRORS as bad:  # before the part is removed: afterwards the disk has room again
+            raise _write_error(self.path, bad, self._size) from bad
         finally:
             part.unlink(missing_ok=True)
 
     def _options(self) -> dict[str, str]:
         dtype = np.dtype(str(self._profile["dtype"]))
         return {
-            "BLOCKSIZE": str(BLOCK),
+            "BLOCKSIZE": str(COG_BLOCK),
             "COMPRESS": "DEFLATE",
             "LEVEL": "6",
             "PREDICTOR": "NO" if dtype.itemsize == 1 else "STANDARD" if dtype.kind in "iu" else "FLOATING_POINT",
@@ -200,8 +206,8 @@ class CogWriter:
 
     def _clean(self) -> None:
         if self._sink is not None and not self._sink.closed:
-            # A full disk: the stage goes away anyway, and the first error counts.
-            with contextlib.suppress(*BROKEN):
+            # Closing fails on a full disk; the stage is removed anyway, and the first error is raised.
+            with contextlib.suppress(*GDAL_WRITE_ERRORS):
                 self._sink.close()
         self._sink = None
         if self._memory is not None:
@@ -220,14 +226,14 @@ def write_cog(
     tags: Mapping[str, str] | None = None,
     scales: Sequence[float] | None = None,
     offsets: Sequence[float] | None = None,
-    colormap: Mapping[int, Color] | None = None,
+    colormap: Mapping[int, ColormapEntry] | None = None,
 ) -> None:
-    """Write a raster whole or not at all; see `CogWriter`.
+    """Write a raster atomically, as `CogWriter`.
 
     Args:
         path: Final name.
         data: (C, H, W), or (H, W) for one band.
-        grid: Where it is.
+        grid: Shape and georeference.
         bands: Band names.
         nodata: Value of unseen pixels.
         tags: Metadata of the file.
@@ -255,9 +261,9 @@ def write_cog(
         writer.write(data)
 
 
-def _lacks_room(path: Path, text: str, size: int) -> bool:
-    """Tell whether a write failed because the disk is full: libtiff says which call failed, and not why."""
-    if not any(said in text for said in _TIFF_WRITES):
+def _disk_is_full(path: Path, text: str, size: int) -> bool:
+    """Return whether a write failed because the disk is full; libtiff names the failed call, not the reason."""
+    if not any(call in text for call in _TIFF_WRITES):
         return False
     try:
         return shutil.disk_usage(path.parent).free < size
@@ -265,23 +271,15 @@ def _lacks_room(path: Path, text: str, size: int) -> bool:
         return False
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    # Not mkstemp: GDAL makes the file, with the rights that the user's umask gives to new files.
+def _temporary_path(path: Path, suffix: str) -> Path:
+    # Not mkstemp: GDAL creates the file, with the permissions of the user's umask.
     return path.parent / f".{path.name[:80]}.{secrets.token_hex(6)}{suffix}"
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _failed(path: Path, bad: BaseException, size: int) -> ImageryError:
+def _write_error(path: Path, bad: BaseException, size: int) -> ImageryError:
     text = f"{bad} {bad.__cause__ or ''}".strip()
     number = getattr(bad, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or _lacks_room(path, text, size):
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or _disk_is_full(path, text, size):
         return ImageryError(f"{path}: expected room for the file, got {FULL_DISK}")
     return ImageryError(
         f"{path}: expected to write the file, got {text.splitlines()[0][:160]}; check the disk's space and rights"

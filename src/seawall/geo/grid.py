@@ -1,4 +1,4 @@
-"""Where pixels are on the ground: shape, transform and coordinate system as one value."""
+"""Georeference of a raster: shape, affine transform and coordinate reference system as one value."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 from affine import Affine
-from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
+from seawall.arrays import DoubleArray
 from seawall.errors import ImageryError
 
-SAME_PIXEL = 0.01
-"""Two grids agree if no corner differs by more than this share of a pixel."""
+PIXEL_TOLERANCE = 0.01
+"""Largest distance, in pixels, between the corners of grids that count as the same."""
 
-TRUE_AREA = 0.005
-"""A projection whose pixel areas are off by less than this keeps its round numbers (100 m2 in UTM)."""
+AREA_TOLERANCE = 0.005
+"""Largest relative area distortion at which the planar pixel area is used (100 m2 in UTM)."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A raster's place on the ground.
+    """Shape and georeference of a raster.
 
     Args:
         height: Rows.
         width: Columns.
-        transform: From (column, row) of pixel corners to coordinates; None without georeference.
-        crs: Coordinate system as "EPSG:n" or WKT; None without georeference.
+        transform: Maps (column, row) of pixel corners to coordinates; None without georeference.
+        crs: Coordinate reference system as "EPSG:n" or WKT; None without georeference.
 
     Example:
         >>> grid = Grid(4, 4, Affine(10, 0, 500000, 0, -10, 0), "EPSG:32631")
@@ -44,7 +44,7 @@ class Grid:
     crs: str | None = None
 
     def window(self, row: int, col: int, height: int, width: int) -> Grid:
-        """Return the grid of a window; it may reach over the border."""
+        """Return the grid of a window; it may extend beyond this grid."""
         if self.transform is None:
             return Grid(height, width, None, self.crs)
         t = self.transform
@@ -52,7 +52,7 @@ class Grid:
         return Grid(height, width, Affine(t.a, t.b, x, t.d, t.e, y), self.crs)
 
     def point(self, row: float, col: float) -> tuple[float, float]:
-        """Return the coordinates (x, y) of a place given in pixel corners.
+        """Return the coordinates (x, y) of a row and column, counted at pixel corners.
 
         Raises:
             ImageryError: The grid has no georeference.
@@ -62,10 +62,10 @@ class Grid:
         t = self.transform
         return t.a * col + t.b * row + t.c, t.d * col + t.e * row + t.f
 
-    def row_areas_m2(self) -> NDArray[np.float64] | None:
-        """Return the ground area of a pixel in each row, (H,) in square meters, or None if it is not known.
+    def row_areas_m2(self) -> DoubleArray | None:
+        """Return the ground area of a pixel in each row, (H,) in square meters, or None if unknown.
 
-        Geodesic on the ellipsoid where the coordinate system distorts areas (geographic, web Mercator), else planar.
+        Geodesic on the ellipsoid where the coordinate reference system distorts areas (geographic, web Mercator), else planar.
         """
         if self.transform is None or self.crs is None:
             return None
@@ -76,13 +76,13 @@ class Grid:
         if not (crs.is_geographic or crs.is_projected):
             return None
         rows = np.unique(np.linspace(0, self.height - 1, min(self.height, 65)).round())
-        area = np.array([self._geodesic(crs, float(row)) for row in rows])
+        area = np.array([self._geodesic_area_m2(crs, float(row)) for row in rows])
         if not np.isfinite(area).all():
             return None
         if crs.is_projected:
             unit = float(crs.axis_info[0].unit_conversion_factor or 1.0)
             planar = abs(self.transform.determinant) * unit**2
-            if float(np.abs(area / planar - 1).max()) < TRUE_AREA:
+            if float(np.abs(area / planar - 1).max()) < AREA_TOLERANCE:
                 return np.full(self.height, planar)
         return np.asarray(np.interp(np.arange(self.height), rows, area), np.float64)
 
@@ -97,7 +97,7 @@ class Grid:
         return None if area is None else math.sqrt(area)
 
     def why_no_area(self) -> str:
-        """Say why the pixels have no area that is known; "" if they have one."""
+        """Return why the pixel area is unknown; "" if it is known."""
         if self.row_areas_m2() is not None:
             return ""
         if self.transform is None or self.crs is None:
@@ -113,7 +113,7 @@ class Grid:
         return "the scene reaches to where its coordinate system ends"
 
     def poles(self) -> tuple[bool, bool]:
-        """Tell whether the north and the south pole lie inside of the grid; False where that cannot be told."""
+        """Return whether the north and the south pole are inside the grid; False where that is unknown."""
         if self.transform is None or self.crs is None or self.transform.determinant == 0:
             return False, False
         try:
@@ -131,7 +131,7 @@ class Grid:
     def pixel_size_m(self) -> tuple[float, float] | None:
         """Return the (height, width) of the middle pixel on the ground in meters, or None without georeference.
 
-        Both differ in degrees: at 60 degrees north a pixel is half as wide as it is high.
+        They differ in geographic coordinates: at 60 degrees north a pixel is half as wide as it is high.
         """
         if self.pixel_area_m2() is None:
             return None
@@ -139,9 +139,9 @@ class Grid:
         return math.hypot(*down), math.hypot(*right)
 
     def offset_m(self, rows: float, cols: float) -> tuple[float, float]:
-        """Return how far (east, north) in meters a step of rows down and columns right leads from the grid's middle.
+        """Return the offset (east, north) in meters of a step of rows down and columns right from the grid's center.
 
-        East and north are those of the coordinate system; geodesic where that distorts areas.
+        East and north are the axes of the coordinate reference system; geodesic where it distorts areas.
 
         Raises:
             ImageryError: The grid has no georeference.
@@ -152,7 +152,7 @@ class Grid:
         area, t = self.pixel_area_m2(), self.transform
         if crs.is_projected and area is not None and t is not None:
             unit = float(crs.axis_info[0].unit_conversion_factor or 1.0)
-            if math.isclose(area, abs(t.determinant) * unit**2, rel_tol=TRUE_AREA):
+            if math.isclose(area, abs(t.determinant) * unit**2, rel_tol=AREA_TOLERANCE):
                 return (end[0] - start[0]) * unit, (end[1] - start[1]) * unit
         xs, ys = (start[0], end[0]), (start[1], end[1])
         if not crs.is_geographic:
@@ -162,33 +162,35 @@ class Grid:
         return length * math.sin(math.radians(azimuth)), length * math.cos(math.radians(azimuth))
 
     def mismatch(self, other: Grid) -> str:
-        """Say how another grid differs; "" if both have the same pixels."""
+        """Return how another grid differs; "" if both have the same pixels."""
         if (self.height, self.width) != (other.height, other.width):
             return f"{self.height}x{self.width} against {other.height}x{other.width} pixels"
         if (self.transform is None) != (other.transform is None):
             return "one has a georeference, the other has none"
         if not _same_crs(self.crs, other.crs):
-            return f"coordinate system {_short(self.crs)} against {_short(other.crs)}"
+            return f"coordinate system {_crs_text(self.crs)} against {_crs_text(other.crs)}"
         if self.transform is None or other.transform is None:
             return ""
         try:
             back = ~self.transform
         except Exception:  # a degenerate transform has no inverse; affine's own error type moved between releases
             return "" if self.transform == other.transform else "a degenerate transform"
-        worst = max((self._shift(other, back, r, c) for r in (0, self.height) for c in (0, self.width)), key=_length)
-        if _length(worst) <= SAME_PIXEL:
+        worst = max(
+            (self._corner_shift(other, back, r, c) for r in (0, self.height) for c in (0, self.width)), key=_length
+        )
+        if _length(worst) <= PIXEL_TOLERANCE:
             return ""
         return f"shifted by {worst[0]:+.2f} columns and {worst[1]:+.2f} rows"
 
     def same_as(self, other: Grid) -> bool:
-        """Tell whether both grids have the same pixels, to a hundredth of a pixel."""
+        """Return whether both grids have the same pixels, up to `PIXEL_TOLERANCE`."""
         return not self.mismatch(other)
 
-    def _shift(self, other: Grid, back: Affine, row: int, col: int) -> tuple[float, float]:
+    def _corner_shift(self, other: Grid, back: Affine, row: int, col: int) -> tuple[float, float]:
         x, y = other.point(row, col)
         return back.a * x + back.b * y + back.c - col, back.d * x + back.e * y + back.f - row
 
-    def _geodesic(self, crs: CRS, row: float) -> float:
+    def _geodesic_area_m2(self, crs: CRS, row: float) -> float:
         col = self.width / 2
         ring = [self.point(row + dr, col + dc) for dr, dc in ((0, 0), (0, 1), (1, 1), (1, 0))]
         xs, ys = zip(*ring, strict=True)
@@ -211,5 +213,5 @@ def _same_crs(one: str | None, two: str | None) -> bool:
         return False
 
 
-def _short(crs: str | None) -> str:
+def _crs_text(crs: str | None) -> str:
     return "none" if crs is None else crs if len(crs) < 40 else crs[:37] + "..."

@@ -1,4 +1,4 @@
-"""The door of the house: what is looked at before a raster is opened, and before a pixel of it is read."""
+"""Checks of a raster file before it is opened and before its pixels are read: path, format, size, blocks, checksums."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from rasterio.errors import RasterioError
 
 from seawall.errors import ImageryError
 
-COMPLETE = "SEAWALL_COMPLETE"
-"""Tag of a raster that our writer finished; a raster of our writer without it is a leftover of a killed one."""
-WRITER = "SEAWALL_WRITER"
+COMPLETE_TAG = "SEAWALL_COMPLETE"
+"""Tag of a raster that `CogWriter` finished; one with `WRITER_TAG` alone is the leftover of a killed writer."""
+
+WRITER_TAG = "SEAWALL_WRITER"
+
+ByteRange = tuple[int, int]
+"""Offset and length of a block in the file, in bytes."""
 
 _SCHEME = re.compile(r"^(/vsi\w|[A-Za-z][A-Za-z0-9+.-]*://|[A-Za-z][A-Za-z0-9_]+:)")
 _DAMAGED = "a damaged or truncated TIFF"
@@ -39,13 +43,13 @@ _MAGIC = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a raster may ask of this machine before anything is allocated.
+    """Largest raster that is read; checked before anything is allocated.
 
     Args:
-        pixels: Most pixels of one band.
-        bytes: Most bytes of all bands, decoded.
-        block_bytes: Most bytes of one decoded block.
-        drivers: GDAL drivers that may open it; VRT is not among them, because it opens other files.
+        pixels: Largest number of pixels of one band.
+        bytes: Largest size of all bands, decoded.
+        block_bytes: Largest size of one decoded block.
+        drivers: GDAL drivers that may open it; not VRT, because it opens other files.
     """
 
     pixels: int = 2**31
@@ -58,7 +62,7 @@ def check_path(path: Path | str) -> Path:
     """Return the absolute path of a plain local file.
 
     Raises:
-        ImageryError: It is a GDAL virtual path, an address, a driver string, a folder, empty or not there.
+        ImageryError: It is a GDAL virtual path, an address, a driver string, a folder, a device, empty or missing.
     """
     text = os.fspath(path)
     if "\0" in text:
@@ -79,15 +83,19 @@ def check_path(path: Path | str) -> Path:
     return Path(os.path.abspath(plain))  # noqa: PTH100  (resolve() would follow links; the caller decides on those)
 
 
-def what_is(path: Path) -> str:
-    """Name what a file that is no raster seems to be, from its first bytes."""
+def guess_format(path: Path) -> str:
+    """Return the format that the first bytes of an unreadable file suggest, for messages."""
     with path.open("rb") as file:
         head = file.read(4)
     return _MAGIC.get(head.lower(), "an unreadable or unknown format")
 
 
 def check_size(where: str, source: rasterio.DatasetReader, limits: Limits) -> None:
-    """Refuse a raster that declares more than the limits, or that has no pixels, before anything is allocated."""
+    """Check that a raster has pixels and declares no more than the limits.
+
+    Raises:
+        ImageryError: It has none, declares more, or has pixels of an unsupported type.
+    """
     height, width, count = source.height, source.width, source.count
     if count == 0 or height < 1 or width < 1:
         raise ImageryError(f"{where}: expected a raster with pixels, got {count} bands of {height}x{width}; check it")
@@ -107,48 +115,47 @@ def check_size(where: str, source: rasterio.DatasetReader, limits: Limits) -> No
         )
 
 
-def check_blocks(where: str, source: rasterio.DatasetReader) -> dict[tuple[int, int, int], Span]:
-    """Refuse a GeoTIFF whose blocks are not all in the file.
+def check_blocks(where: str, source: rasterio.DatasetReader) -> dict[tuple[int, int, int], ByteRange]:
+    """Check that the blocks of a GeoTIFF are all in the file.
 
-    Absent blocks are fine where nodata is declared (they are unseen), unless all are absent.
+    Absent blocks are allowed where nodata is declared (their pixels are unseen), unless all are absent.
 
     Returns:
-        Where each block (band, row, column) is in the file; bands that share their blocks are band 1. Empty for other
-        formats.
+        The byte range of each block (band, row, column); pixel-interleaved bands are band 1. Empty for other formats.
 
     Raises:
-        ImageryError: The file ends before a block does, or blocks are absent and would read as zeros.
+        ImageryError: The file ends inside a block, or blocks are absent without nodata.
     """
     if source.driver not in ("GTiff", "COG"):
         return {}
     size = Path(source.name).stat().st_size
-    spans: dict[tuple[int, int, int], Span] = {}
+    spans: dict[tuple[int, int, int], ByteRange] = {}
     total = 0
-    for band in (1,) if shares_blocks(source) else source.indexes:
+    for band in (1,) if is_pixel_interleaved(source) else source.indexes:
         rows, cols = source.block_shapes[band - 1]
         for row in range(-(-source.height // rows)):
             for col in range(-(-source.width // cols)):
                 total += 1
-                span = _span(where, source, band, row, col)
+                span = _block_range(where, source, band, row, col)
                 if span is None:
                     continue
                 if sum(span) > size:
                     raise ImageryError(
                         f"{where}: expected a whole file, got one that ends inside block (row {row}, column {col}) of "
-                        f"{name_band(source, band)}; fetch or write the file again"
+                        f"{band_text(source, band)}; fetch or write the file again"
                     )
                 spans[band, row, col] = span
     _check_absent(where, source, total - len(spans), total)
     return spans
 
 
-def shares_blocks(source: rasterio.DatasetReader) -> bool:
-    """Tell whether a block of a raster holds all of its bands."""
+def is_pixel_interleaved(source: rasterio.DatasetReader) -> bool:
+    """Return whether each block of a raster has all of its bands."""
     return bool(source.interleaving == rasterio.enums.Interleaving.pixel)
 
 
-def _span(where: str, source: rasterio.DatasetReader, band: int, row: int, col: int) -> Span | None:
-    """Return where a block is in the file; None if it is absent."""
+def _block_range(where: str, source: rasterio.DatasetReader, band: int, row: int, col: int) -> ByteRange | None:
+    """Return the byte range of a block; None if it is absent."""
     try:
         start = source.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=band)
         length = source.get_tag_item(f"BLOCK_SIZE_{col}_{row}", "TIFF", bidx=band)
@@ -162,11 +169,11 @@ def _span(where: str, source: rasterio.DatasetReader, band: int, row: int, col: 
 
 def _check_absent(where: str, source: rasterio.DatasetReader, absent: int, total: int) -> None:
     tags = source.tags()
-    if WRITER in tags and COMPLETE not in tags:
+    if WRITER_TAG in tags and COMPLETE_TAG not in tags:
         raise ImageryError(
             f"{where}: expected a finished raster, got the leftover of a killed writer; delete it and run again"
         )
-    if absent == total and COMPLETE not in tags:
+    if absent == total and COMPLETE_TAG not in tags:
         raise ImageryError(
             f"{where}: expected pixels, got a raster whose {total} blocks are all absent; it is the leftover of a killed writer, write it again"
         )
@@ -177,8 +184,8 @@ def _check_absent(where: str, source: rasterio.DatasetReader, absent: int, total
         )
 
 
-def name_band(source: rasterio.DatasetReader, band: int) -> str:
-    """Name a band for people: its description, or its number."""
+def band_text(source: rasterio.DatasetReader, band: int) -> str:
+    """Return a band's description, or its number, for messages."""
     return f"band {source.descriptions[band - 1] or band}"
 
 
@@ -191,22 +198,19 @@ def _itemsize(where: str, dtype: str) -> int:
     return kind.itemsize
 
 
-Span = tuple[int, int]
-"""Where a block is in the file: first byte, bytes."""
-
 _PNG = b"\x89PNG\r\n\x1a\n"
-_STEP = 2**22
+_INFLATE_BYTES = 2**22
 _CHANNELS: Mapping[int, int] = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
-def inflates(handle: int, span: Span, most: int) -> str:
-    """Decompress a zlib stream and say what is wrong with it; "" if it is whole and its checksum is right.
+def zlib_damage(handle: int, span: ByteRange, limit: int) -> str:
+    """Decompress a zlib stream and return what is wrong with it; "" if it is whole and its checksum is right.
 
     Args:
         handle: Descriptor of the open file; several threads may share it.
-        span: Where the stream is.
-        most: Bytes that it may decompress to.
+        span: Byte range of the stream.
+        limit: Largest decompressed size in bytes.
     """
     left = os.pread(handle, span[1], span[0])
     if len(left) < span[1]:
@@ -214,10 +218,10 @@ def inflates(handle: int, span: Span, most: int) -> str:
     stream, size = zlib.decompressobj(), 0
     try:
         while not stream.eof:
-            made = len(stream.decompress(left, _STEP))
+            made = len(stream.decompress(left, _INFLATE_BYTES))
             left, size = stream.unconsumed_tail, size + made
-            if size > most:
-                return f"it holds more than {most} bytes"
+            if size > limit:
+                return f"it holds more than {limit} bytes"
             if not made and not left and not stream.eof:
                 return "it is cut off"
     except zlib.error as bad:
@@ -226,30 +230,31 @@ def inflates(handle: int, span: Span, most: int) -> str:
 
 
 def check_png(path: Path) -> None:
-    """Refuse a PNG file that is not whole: each chunk's checksum, the end mark, and as many bytes as its pixels need.
+    """Check that a PNG file is whole: the checksum of each chunk, the end mark, and the size of the pixel data.
 
     Raises:
         ImageryError: It is cut off or damaged.
     """
     try:
-        need, stream, got = -1, zlib.decompressobj(), 0
+        expected, stream, got = -1, zlib.decompressobj(), 0
         with path.open("rb") as file:
             if file.read(8) != _PNG:
                 raise ValueError("no PNG signature")
-            while (chunk := _chunk(file))[0] != b"IEND":
+            while (chunk := _read_chunk(file))[0] != b"IEND":
                 if chunk[0] == b"IHDR":
-                    need = _png_bytes(chunk[1])
+                    expected = _png_data_bytes(chunk[1])
                 if chunk[0] == b"IDAT":
-                    got += _feed(stream, chunk[1], need - got)
-        if need < 0 or got != need or not stream.eof:
-            raise ValueError(f"{got} of {need} bytes of pixels")
+                    got += _count_inflated(stream, chunk[1], expected - got)
+        if expected < 0 or got != expected or not stream.eof:
+            raise ValueError(f"{got} of {expected} bytes of pixels")
     except (ValueError, zlib.error) as bad:
         raise ImageryError(
             f"{path}: expected a whole PNG, got a truncated or damaged one ({bad}); fetch or write the file again"
         ) from bad
 
 
-def _chunk(file: IO[bytes]) -> tuple[bytes, bytes]:
+def _read_chunk(file: IO[bytes]) -> tuple[bytes, bytes]:
+    """Return the type and the content of the next chunk; ValueError if it is cut off or damaged."""
     head = file.read(8)
     if len(head) < 8:
         raise ValueError("it ends without its end mark")
@@ -263,20 +268,21 @@ def _chunk(file: IO[bytes]) -> tuple[bytes, bytes]:
     return kind, body
 
 
-def _feed(stream: zlib._Decompress, body: bytes, room: int) -> int:
+def _count_inflated(stream: zlib._Decompress, body: bytes, limit: int) -> int:
+    """Return the decompressed size of a data chunk; ValueError if it exceeds the limit."""
     made = 0
     while not stream.eof:
-        now = len(stream.decompress(body, _STEP))
+        now = len(stream.decompress(body, _INFLATE_BYTES))
         body, made = stream.unconsumed_tail, made + now
-        if made > room:
+        if made > limit:
             raise ValueError("more pixels than it declares")
-        if now < _STEP and not body:
+        if now < _INFLATE_BYTES and not body:
             break
     return made
 
 
-def _png_bytes(head: bytes) -> int:
-    """Return how many bytes the filtered rows of an image take, from its header chunk."""
+def _png_data_bytes(head: bytes) -> int:
+    """Return the size in bytes of the filtered rows of an image, from its header chunk."""
     if len(head) != 13 or head[9] not in _CHANNELS:
         raise ValueError("a damaged header")
     width, height = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:8], "big")

@@ -1,4 +1,4 @@
-"""Band tables of Sentinel-2, Harmonized Landsat-Sentinel and Sentinel-1, and the many names of their bands."""
+"""Band tables of Sentinel-2, Harmonized Landsat-Sentinel and Sentinel-1, and the spellings of their band names."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Sensor:
         name: Key in `SENSORS`.
         bands: Its bands in product order.
         unit: Unit of its physical values.
-        scale: Physical value of one step of the stored numbers.
+        scale: Physical value of a stored 1.
         gsd_m: Finest ground sampling distance in meters.
         looks: Equivalent number of looks (radar), 0 otherwise.
-        names: Names of its own for bands, on top of the general ones.
+        names: Band names that mean another band in this product, with their ids.
     """
 
     name: str
@@ -62,23 +62,11 @@ class Sensor:
         """Canonical ids in product order."""
         return tuple(band.id for band in self.bands)
 
-    def band(self, name: str) -> Band:
-        """Return a band by any of its names.
-
-        Raises:
-            ImageryError: The sensor has no such band.
-        """
-        known = {band.id: band for band in self.bands}
-        (id_,) = resolve((name,), sensor=self.name)
-        if id_ not in known:
-            raise ImageryError(f"{self.name}: expected a band of {', '.join(known)}, got {name!r}; choose another")
-        return known[id_]
-
 
 # id, common name, center and width in nm, ground sampling distance in m, signal-to-noise ratio at the reference
 # radiance, that radiance and the extraterrestrial solar irradiance, both in W m-2 um-1 (sr-1): Sentinel-2A, from the
 # mission requirements and the spectral response document of the Copernicus program.
-_S2 = (
+_S2_TABLE = (
     ("B01", "coastal", 442.7, 21.0, 60, 129, 129.0, 1884.69),
     ("B02", "blue", 492.4, 66.0, 10, 154, 128.0, 1959.66),
     ("B03", "green", 559.8, 36.0, 10, 168, 128.0, 1823.24),
@@ -96,40 +84,44 @@ _S2 = (
 
 
 def _optical(id_: str, common: str, center: float, width: float, gsd: float, ratio: float, L: float, E: float) -> Band:
-    # Reflectance of a radiance under a sun at the zenith and one astronomical unit: rho = pi L / E.
+    # Reflectance of a radiance for a sun at the zenith at one astronomical unit: rho = pi L / E.
     return Band(id_, common, center, gsd, "reflectance", width, math.pi * L / ratio / E)
 
 
-_ALL = tuple(_optical(*row) for row in _S2)
-_HLS = {"B01", "B02", "B03", "B04", "B8A", "B11", "B12"}
+_S2_BANDS = tuple(_optical(*row) for row in _S2_TABLE)
+_HLS_IDS = {"B01", "B02", "B03", "B04", "B8A", "B11", "B12"}
 _CARRIER_NM = 299792458 / 5.405e9 * 1e9
-_RADAR = tuple(Band(p, p.lower(), _CARRIER_NM, 10.0, "sigma0_db", 0.0, -22.0) for p in ("VV", "VH", "HH", "HV"))
+_S1_BANDS = tuple(Band(p, p.lower(), _CARRIER_NM, 10.0, "sigma0_db", 0.0, -22.0) for p in ("VV", "VH", "HH", "HV"))
 
 SENSORS: Mapping[str, Sensor] = MappingProxyType(
     {
         sensor.name: sensor
         for sensor in (
-            Sensor("sentinel-2-l1c", _ALL, "reflectance", 1e-4, 10.0),
-            Sensor("sentinel-2-l2a", tuple(b for b in _ALL if b.id != "B10"), "reflectance", 1e-4, 10.0),
+            Sensor("sentinel-2-l1c", _S2_BANDS, "reflectance", 1e-4, 10.0),
+            Sensor("sentinel-2-l2a", tuple(b for b in _S2_BANDS if b.id != "B10"), "reflectance", 1e-4, 10.0),
             Sensor(
                 "hls",
-                tuple(Band(b.id, b.common_name, b.center_nm, 30.0, b.unit, b.width_nm) for b in _ALL if b.id in _HLS),
+                tuple(
+                    Band(b.id, b.common_name, b.center_nm, 30.0, b.unit, b.width_nm)
+                    for b in _S2_BANDS
+                    if b.id in _HLS_IDS
+                ),
                 "reflectance",
                 1e-4,
                 30.0,
                 names=(("nir", "B8A"),),
             ),
-            Sensor("sentinel-1-grd", _RADAR, "sigma0_db", 1.0, 10.0, looks=4.4),
+            Sensor("sentinel-1-grd", _S1_BANDS, "sigma0_db", 1.0, 10.0, looks=4.4),
         )
     }
 )
 """Product families by name."""
 
-OPTICAL = tuple(band.id for band in _ALL)
-RADAR = tuple(band.id for band in _RADAR)
+OPTICAL_BANDS = tuple(band.id for band in _S2_BANDS)
+RADAR_BANDS = tuple(band.id for band in _S1_BANDS)
 
 _NAMES: Mapping[str, str] = MappingProxyType(
-    {band.common_name: band.id for band in (*_ALL, *_RADAR)}
+    {band.common_name: band.id for band in (*_S2_BANDS, *_S1_BANDS)}
     | {
         "coastalaerosol": "B01",
         "aerosol": "B01",
@@ -167,28 +159,28 @@ _SUFFIX = re.compile(r"(\d\d)m$")
 _NUMBER = re.compile(r"^(?:band|b)0*(\d{1,2})$")
 
 
-def resolve(bands: Sequence[str], sensor: str | None = None) -> tuple[str, ...]:
-    """Return the canonical ids of bands: "B1", "Green", "swir16", "S2_B08_10m" and "sigma0_VV" are understood.
+def resolve_bands(bands: Sequence[str], sensor: str | None = None) -> tuple[str, ...]:
+    """Return the canonical ids of band names such as "B1", "Green", "swir16", "S2_B08_10m" and "sigma0_VV".
 
     A plain "NIR" is the broad band B08, in HLS the narrow B8A.
 
     Args:
         bands: Names, in any of the usual spellings.
-        sensor: Product family whose own names count first.
+        sensor: Product family whose own names take precedence.
 
     Raises:
         ImageryError: A name is unknown, or two names mean the same band.
 
     Example:
-        >>> resolve(("B1", "Green", "NIR", "SWIR1"))
+        >>> resolve_bands(("B1", "Green", "NIR", "SWIR1"))
         ('B01', 'B03', 'B08', 'B11')
     """
     own = dict(find_sensor(sensor).names) if sensor else {}
     ids: list[str] = []
     for name in bands:
-        id_ = _one(name, own)
+        id_ = _band_id(name, own)
         if id_ is None:
-            hint = did_you_mean(name, (*OPTICAL, *RADAR, *_NAMES))
+            hint = did_you_mean(name, (*OPTICAL_BANDS, *RADAR_BANDS, *_NAMES))
             hint = hint if hint.startswith("did") else "rename it to a band id such as B03 or VV"
             raise ImageryError(f"bands: expected names of Sentinel bands, got {name!r}; {hint}")
         if id_ in ids:
@@ -199,44 +191,44 @@ def resolve(bands: Sequence[str], sensor: str | None = None) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def known(bands: Sequence[str]) -> bool:
-    """Tell whether all of these names are names of Sentinel bands."""
-    return all(_one(name, {}) is not None for name in bands)
+def are_sentinel_bands(bands: Sequence[str]) -> bool:
+    """Return whether all of these are names of Sentinel bands."""
+    return all(_band_id(name, {}) is not None for name in bands)
 
 
 def find_sensor(name: str) -> Sensor:
     """Return a product family.
 
     Raises:
-        ImageryError: There is none of that name; the message guesses.
+        ImageryError: The name is unknown.
     """
     if name not in SENSORS:
         raise ImageryError(f"sensor: unknown name {name!r}; {did_you_mean(name, SENSORS)}")
     return SENSORS[name]
 
 
-def _one(name: str, own: Mapping[str, str]) -> str | None:
+def _band_id(name: str, own: Mapping[str, str]) -> str | None:
     key = re.sub(r"[^a-z0-9]", "", name.lower())
     key = re.sub(r"^(sigma0?|gamma0?|beta0?)|(db|linear)$", "", key) if re.search(r"[vh][vh]", key) else key
     key = _SUFFIX.sub("", _PREFIX.sub("", key))
     if key in own:
         return own[key]
-    if key.upper() in RADAR:
+    if key.upper() in RADAR_BANDS:
         return key.upper()
     if key in ("b8a", "b08a", "band8a"):
         return "B8A"
     number = _NUMBER.match(key)
-    if number and f"B{int(number[1]):02d}" in OPTICAL:
+    if number and f"B{int(number[1]):02d}" in OPTICAL_BANDS:
         return f"B{int(number[1]):02d}"
     return _NAMES.get(key)
 
 
 def band_noise(bands: Sequence[str]) -> dict[str, float]:
-    """Return the published noise of optical bands, in reflectance; radar has none that adds up in dB.
+    """Return the noise-equivalent reflectance of optical bands; radar bands are left out.
 
     Example:
         >>> round(band_noise(["B03"])["B03"], 4)
         0.0013
     """
-    published = {band.id: band.noise for band in _ALL if band.noise}
+    published = {band.id: band.noise for band in _S2_BANDS if band.noise}
     return {name: published[name] for name in bands if name in published}

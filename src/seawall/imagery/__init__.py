@@ -1,1 +1,1 @@
-"""Where images come from: SAFE products, STAC catalogs, Earth Engine, downloads."""
+"""Sources of imagery: SAFE products, STAC catalogs, Earth Engine, downloads."""

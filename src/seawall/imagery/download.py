@@ -1,4 +1,4 @@
-"""Fetches files from hosts that were named, whole and checked, or not at all."""
+"""Downloads of files from allowed hosts, and their unpacking, with limits and checksums; both are all or nothing."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ from typing import IO
 from urllib.parse import urljoin, urlsplit
 
 from seawall.errors import ImageryError
-from seawall.io import atomic
+from seawall.io import open_atomic
 
-_CHUNK = 2**20
-_PAGE = re.compile(rb"^\s*<(!doctype\s+html|html)", re.IGNORECASE)
-_HASHES = {"12": ("sha256", 32), "11": ("sha1", 20), "13": ("sha512", 64), "d5": ("md5", 16)}
+_CHUNK_BYTES = 2**20
+SMALL_ARCHIVE_BYTES = 16 * 2**20
+"""Archives that unpack to no more bytes may have any compression ratio: texts and small masks compress well."""
+_HTML_START = re.compile(rb"^\s*<(!doctype\s+html|html)", re.IGNORECASE)
+_MULTIHASHES = {"12": ("sha256", 32), "11": ("sha1", 20), "13": ("sha512", 64), "d5": ("md5", 16)}
 
 
 @dataclass(frozen=True)
 class Access:
-    """What may be reached.
+    """Limits of network access.
 
     Args:
-        network: Whether anything may be; without it, local files only.
-        hosts: Hosts that files may come from, beside the catalog's own.
-        private: Whether addresses of private networks and of this machine may answer.
-        bytes: Largest file.
-        timeout_s: Longest wait for an answer, or for its next bytes, in seconds.
-        total_s: Longest time for a file in all, in seconds; a server that drips bytes is left.
-        items: Most items of a search.
-        pages: Most pages of a search.
+        network: Whether the network may be used at all; otherwise local files only.
+        hosts: Allowed hosts besides the catalog's own.
+        private: Whether addresses of private networks and of this machine are allowed.
+        bytes: Largest file, in bytes.
+        timeout_s: Timeout of the connection and of each read, in seconds.
+        total_s: Timeout of a whole file, in seconds; it ends downloads from very slow servers.
+        items: Largest number of items of a search.
+        pages: Largest number of pages of a search.
     """
 
     network: bool = False
@@ -54,15 +56,15 @@ class Access:
 
 
 def check_url(url: str, access: Access, hosts: tuple[str, ...]) -> str:
-    """Return an address that may be asked.
+    """Return an address after checking that access to it is allowed.
 
     Args:
         url: The address.
-        access: What may be reached.
-        hosts: Hosts that are fine here.
+        access: Limits of network access.
+        hosts: Allowed hosts.
 
     Raises:
-        ImageryError: No network is allowed, the scheme or the host is not fine, or the host is a private machine.
+        ImageryError: The network is not allowed, the scheme or the host is not allowed, or the address is private.
     """
     parts = urlsplit(url)
     if not access.network:
@@ -71,7 +73,7 @@ def check_url(url: str, access: Access, hosts: tuple[str, ...]) -> str:
         raise ImageryError(f"{url}: expected a plain http address, got {parts.scheme or 'none'}; refuse the item")
     if parts.hostname not in hosts:
         raise ImageryError(
-            f"{url}: expected one of the hosts {', '.join(hosts)}, got {parts.hostname}; name it if you trust it"
+            f"{url}: expected one of the hosts {', '.join(hosts)}, got {parts.hostname}; add it to Access.hosts if you trust it"
         )
     if not access.private:
         _check_public(url, parts.hostname)
@@ -79,31 +81,35 @@ def check_url(url: str, access: Access, hosts: tuple[str, ...]) -> str:
 
 
 def fetch(url: str, path: Path, access: Access, *, hosts: tuple[str, ...] = (), checksum: str | None = None) -> None:
-    """Fetch a file; it appears under its name only when it is whole.
+    """Download a file; it appears under its name only when it is complete and its checksum is right.
 
     Args:
-        url: Where it is.
+        url: Its address.
         path: Final name.
-        access: What may be reached.
-        hosts: Hosts that redirects may lead to, beside its own and those of `access`.
+        access: Limits of network access.
+        hosts: Hosts that redirects may lead to, besides its own and those of `access`.
         checksum: The STAC `file:checksum` (multihash in hex).
 
     Raises:
-        ImageryError: The answer is cut, too big, too slow, an error page, not what the checksum says, or leads elsewhere.
+        ImageryError: The download is truncated, too large, too slow, an HTML page, has another checksum, or is redirected to
+            a host that is not allowed.
     """
     end = time.monotonic() + access.total_s
     own = urlsplit(url).hostname or ""
     allowed = tuple(dict.fromkeys((own, *hosts, *access.hosts)))
-    opener = urllib.request.build_opener(_Careful(access, allowed))
+    opener = urllib.request.build_opener(_CheckedRedirects(access, allowed))
     try:
-        with opener.open(check_url(url, access, allowed), timeout=access.timeout_s) as answer, atomic(path) as file:
+        with (
+            opener.open(check_url(url, access, allowed), timeout=access.timeout_s) as answer,
+            open_atomic(path) as file,
+        ):
             _copy(url, answer, file, access, checksum, end)
     except (OSError, http.client.HTTPException) as bad:
         raise ImageryError(f"{url}: expected a file, got {bad}; try again later") from bad
 
 
-class _Careful(urllib.request.HTTPRedirectHandler):
-    """Follows redirects only to where a first request could have gone."""
+class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects only to addresses that `check_url` allows."""
 
     max_redirections = 5
 
@@ -127,15 +133,15 @@ def _copy(
     url: str, answer: http.client.HTTPResponse, file: IO[bytes], access: Access, checksum: str | None, end: float
 ) -> None:
     declared = int(answer.headers.get("Content-Length") or -1)
-    name, digest = _hash(url, checksum)
+    name, digest = _multihash(url, checksum)
     size = 0
-    while chunk := answer.read1(_CHUNK):  # read() would wait for all of the chunk, however slowly it comes
+    while chunk := answer.read1(_CHUNK_BYTES):  # read() would wait for the whole chunk, beyond the timeout
         if time.monotonic() > end:
             raise ImageryError(
                 f"{url}: expected the file within {access.total_s:g} s, got {size + len(chunk)} bytes by then; try again "
                 "later, or raise Access.total_s"
             )
-        if size == 0 and _PAGE.match(chunk):
+        if size == 0 and _HTML_START.match(chunk):
             raise ImageryError(f"{url}: expected a file, got an HTML page; look at the address in a browser")
         size += len(chunk)
         if size > access.bytes:
@@ -151,13 +157,13 @@ def _copy(
         raise ImageryError(f"{url}: expected checksum {digest[:16]}..., got {name.hexdigest()[:16]}...; fetch it again")
 
 
-def _hash(url: str, checksum: str | None) -> tuple[hashlib._Hash | None, str]:
+def _multihash(url: str, checksum: str | None) -> tuple[hashlib._Hash | None, str]:
     if checksum is None:
         return None, ""
     text = checksum.lower()
     code, length = ("d5", text[4:6]) if text.startswith("d501") else (text[:2], text[2:4])
     digest = text[6:] if code == "d5" else text[4:]
-    known = _HASHES.get(code)
+    known = _MULTIHASHES.get(code)
     if (
         known is None
         or not re.fullmatch(r"[0-9a-f]+", text)
@@ -179,19 +185,14 @@ def _check_public(url: str, host: str) -> None:
             raise ImageryError(f"{url}: expected a public host, got the private address {address}; refuse the item")
 
 
-_UNZIP_CHUNK = 2**20
-FREE = 16 * 2**20
-"""Bytes that an archive may unpack to whatever its ratio: texts and small masks shrink a lot."""
-
-
 @dataclass(frozen=True)
-class Budget:
-    """What an archive may unpack to.
+class UnzipLimits:
+    """Largest content of a zip archive.
 
     Args:
-        entries: Most entries.
-        bytes: Most bytes in all.
-        ratio: Most bytes per stored byte, of an entry over a megabyte and of all entries together.
+        entries: Largest number of entries.
+        bytes: Largest size of all entries, in bytes.
+        ratio: Largest compression ratio, of an entry over a megabyte and of all entries together.
     """
 
     entries: int = 20_000
@@ -199,32 +200,36 @@ class Budget:
     ratio: float = 200.0
 
 
-def unpack(
-    archive: Path, folder: Path, *, wanted: Callable[[str], bool] = lambda name: True, budget: Budget = Budget()
+def unzip(
+    archive: Path,
+    folder: Path,
+    *,
+    wanted: Callable[[str], bool] = lambda name: True,
+    limits: UnzipLimits = UnzipLimits(),
 ) -> Path:
-    """Unpack the wanted entries of a zip archive into a new folder, all or nothing.
+    """Unpack entries of a zip archive into a new folder, all or nothing.
 
     Args:
         archive: The zip file.
-        folder: Made by this call; it must not exist.
-        wanted: Chooses entries by name. All entries are checked, wanted or not.
-        budget: What it may unpack to.
+        folder: New folder; it must not exist.
+        wanted: Selects entries by name. All entries are checked, also those that are not selected.
+        limits: Largest content.
 
     Returns:
         The folder.
 
     Raises:
-        ImageryError: The archive is truncated, encrypted, too big, or an entry tries to leave the folder, is a link
-            or a device, or comes twice; nothing is left of it.
+        ImageryError: The archive is truncated, encrypted or too large, or the path of an entry leaves the folder, is a link
+            or a device, or is repeated; nothing is written.
     """
     if folder.exists():
         raise ImageryError(f"{folder}: expected a new folder, got an old one; choose another or remove it")
     beside = folder.parent / f".{folder.name[:80]}.{secrets.token_hex(6)}.part"
     try:
         with zipfile.ZipFile(archive) as source:
-            names = check_entries(archive, source.infolist(), budget, archive.stat().st_size)
+            names = check_entries(archive, source.infolist(), limits, archive.stat().st_size)
             beside.mkdir(parents=True)
-            left = budget.bytes
+            left = limits.bytes
             for info, name in names:
                 if not info.is_dir() and wanted(name):
                     left -= _copy_entry(archive, source, info, beside / name, left)
@@ -239,24 +244,24 @@ def unpack(
 
 
 def check_entries(
-    archive: Path, entries: list[zipfile.ZipInfo], budget: Budget, size: int
+    archive: Path, entries: list[zipfile.ZipInfo], limits: UnzipLimits, size: int
 ) -> list[tuple[zipfile.ZipInfo, str]]:
-    """Return the entries with their safe relative names.
+    """Check the entries of an archive and return them with their relative paths.
 
     Args:
-        archive: For messages.
-        entries: What the archive's directory says.
-        budget: What it may unpack to.
-        size: Bytes of the archive.
+        archive: Path of the archive, for messages.
+        entries: Its directory.
+        limits: Largest content.
+        size: Size of the archive in bytes.
 
     Raises:
-        ImageryError: One of them is not safe; the whole archive is refused.
+        ImageryError: An entry is not safe; the whole archive is refused.
     """
-    _check_totals(archive, entries, budget, size)
+    _check_totals(archive, entries, limits, size)
     seen: set[str] = set()
     names = []
     for info in entries:
-        name = check_name(archive, info.orig_filename)
+        name = check_entry_name(archive, info.orig_filename)
         if name.casefold() in seen:
             raise ImageryError(f"{archive}: expected each entry once, got {name!r} twice; fetch it again")
         seen.add(name.casefold())
@@ -267,24 +272,24 @@ def check_entries(
         mode = info.external_attr >> 16
         if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise ImageryError(f"{archive}: expected files and folders, got the link or device {name!r}; remove it")
-        if info.file_size > _UNZIP_CHUNK and info.file_size > budget.ratio * max(1, info.compress_size):
+        if info.file_size > _CHUNK_BYTES and info.file_size > limits.ratio * max(1, info.compress_size):
             raise ImageryError(
-                f"{archive}: expected entries that shrink to no less than 1/{budget.ratio:g}, got {name!r} with "
+                f"{archive}: expected entries that shrink to no less than 1/{limits.ratio:g}, got {name!r} with "
                 f"{info.file_size} bytes from {info.compress_size}; it looks like a bomb"
             )
         names.append((info, name))
     return names
 
 
-def _check_totals(archive: Path, entries: list[zipfile.ZipInfo], budget: Budget, size: int) -> None:
-    if len(entries) > budget.entries:
+def _check_totals(archive: Path, entries: list[zipfile.ZipInfo], limits: UnzipLimits, size: int) -> None:
+    if len(entries) > limits.entries:
         raise ImageryError(
-            f"{archive}: expected at most {budget.entries} entries, got {len(entries)}; raise Budget.entries if you trust it"
+            f"{archive}: expected at most {limits.entries} entries, got {len(entries)}; raise UnzipLimits.entries if you trust it"
         )
     total = sum(info.file_size for info in entries)
-    if total > budget.bytes:
+    if total > limits.bytes:
         raise ImageryError(
-            f"{archive}: expected at most {budget.bytes} bytes unpacked, got {total}; raise Budget.bytes if you trust it"
+            f"{archive}: expected at most {limits.bytes} bytes unpacked, got {total}; raise UnzipLimits.bytes if you trust it"
         )
     stored = sum(info.compress_size for info in entries)
     if stored > size:
@@ -292,18 +297,18 @@ def _check_totals(archive: Path, entries: list[zipfile.ZipInfo], budget: Budget,
             f"{archive}: expected entries of at most {size} stored bytes in all, got {stored}: they share their bytes; it "
             "looks like a bomb"
         )
-    if total > FREE and total > budget.ratio * max(1, stored):
+    if total > SMALL_ARCHIVE_BYTES and total > limits.ratio * max(1, stored):
         raise ImageryError(
-            f"{archive}: expected entries that shrink to no less than 1/{budget.ratio:g} in all, got {total} bytes from "
+            f"{archive}: expected entries that shrink to no less than 1/{limits.ratio:g} in all, got {total} bytes from "
             f"{stored}; it looks like a bomb"
         )
 
 
-def check_name(where: Path | str, name: str) -> str:
-    """Return a relative name that stays inside its folder.
+def check_entry_name(where: Path | str, name: str) -> str:
+    """Return the name of an archive's entry as a relative path inside the folder.
 
     Raises:
-        ImageryError: It is absolute, climbs out, or has characters that file systems read differently.
+        ImageryError: It is absolute, leaves the folder, or has characters that file systems interpret differently.
     """
     parts = PurePosixPath(name).parts
     bad = (
@@ -323,11 +328,11 @@ def check_name(where: Path | str, name: str) -> str:
 
 
 def _copy_entry(archive: Path, source: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, left: int) -> int:
-    """Copy one entry, trusting its declared size only as far as the bytes that really come."""
+    """Copy one entry and return its size; an entry larger than declared is refused."""
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with source.open(info) as data, target.open("xb") as file:
-        while chunk := data.read(_UNZIP_CHUNK):
+        while chunk := data.read(_CHUNK_BYTES):
             written += len(chunk)
             if written > min(left, info.file_size):
                 raise ImageryError(

@@ -1,6 +1,6 @@
-"""The report's way to masks: Earth Engine's least cloudy Sentinel-2 image of a year, thresholded by NDWI.
+"""Water masks from Earth Engine: the least cloudy Sentinel-2 image of a year, thresholded by NDWI.
 
-The `ee` module is handed in, so that nothing here needs an account until a request is sent.
+The `ee` module is an argument, so that this module can be imported and tested without an account.
 """
 
 from __future__ import annotations
@@ -9,55 +9,55 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from seawall.errors import UsageError
-from seawall.imagery.areas import Box
+from seawall.imagery.bounding_boxes import BoundingBox
 
-COLLECTION = "COPERNICUS/S2_HARMONIZED"
+S2_COLLECTION = "COPERNICUS/S2_HARMONIZED"
 
 
-class Engine(Protocol):
-    """What is used of the `ee` module."""
+class EarthEngine(Protocol):
+    """The part of the `ee` module that is used."""
 
     @property
-    def Geometry(self) -> Rectangles: ...  # noqa: N802
-    def ImageCollection(self, name: str) -> Collection: ...  # noqa: N802
+    def Geometry(self) -> GeometryFactory: ...  # noqa: N802
+    def ImageCollection(self, name: str) -> ImageCollection: ...  # noqa: N802
 
 
-class Rectangles(Protocol):
-    """Maker of regions."""
+class GeometryFactory(Protocol):
+    """The part of `ee.Geometry` that is used."""
 
     def Rectangle(self, bounds: list[float], proj: str, geodesic: bool) -> object: ...  # noqa: N802
 
 
-class Collection(Protocol):
-    """Images that filters narrow down."""
+class ImageCollection(Protocol):
+    """The part of `ee.ImageCollection` that is used."""
 
-    def filterBounds(self, region: object) -> Collection: ...  # noqa: N802
-    def filterDate(self, start: str, end: str) -> Collection: ...  # noqa: N802
-    def sort(self, by: str) -> Collection: ...
-    def first(self) -> Image: ...
+    def filterBounds(self, region: object) -> ImageCollection: ...  # noqa: N802
+    def filterDate(self, start: str, end: str) -> ImageCollection: ...  # noqa: N802
+    def sort(self, by: str) -> ImageCollection: ...
+    def first(self) -> EarthEngineImage: ...
 
 
-class Image(Protocol):
-    """An image that is computed far away."""
+class EarthEngineImage(Protocol):
+    """The part of `ee.Image` that is used."""
 
-    def normalizedDifference(self, bands: list[str]) -> Image: ...  # noqa: N802
-    def select(self, bands: list[str]) -> Image: ...
-    def gte(self, threshold: float) -> Image: ...
-    def rename(self, name: str) -> Image: ...
-    def toByte(self) -> Image: ...  # noqa: N802
+    def normalizedDifference(self, bands: list[str]) -> EarthEngineImage: ...  # noqa: N802
+    def select(self, bands: list[str]) -> EarthEngineImage: ...
+    def gte(self, threshold: float) -> EarthEngineImage: ...
+    def rename(self, name: str) -> EarthEngineImage: ...
+    def toByte(self) -> EarthEngineImage: ...  # noqa: N802
     def getDownloadURL(self, params: dict[str, object]) -> str: ...  # noqa: N802
 
 
 @dataclass(frozen=True)
-class Ask:
-    """What is asked of Earth Engine; the defaults are the report's.
+class EarthEngineQuery:
+    """Settings of a request to Earth Engine.
 
     Args:
-        year: Year to look in.
+        year: Year of the image.
         threshold: Water is where NDWI is at least this.
-        gsd_m: Pixel size of the answer.
-        crs: Coordinate system of the answer.
-        bands: Bands of the image that goes with the mask.
+        gsd_m: Pixel size in meters.
+        crs: Coordinate reference system of the files.
+        bands: Bands of the image.
     """
 
     year: int = 2023
@@ -73,37 +73,39 @@ class Ask:
             )
 
 
-def least_cloudy(engine: Engine, box: Box, ask: Ask = Ask()) -> tuple[Image, object]:
-    """Return the least cloudy image of the year over a box, and the region.
+def least_cloudy(
+    engine: EarthEngine, box: BoundingBox, query: EarthEngineQuery = EarthEngineQuery()
+) -> tuple[EarthEngineImage, object]:
+    """Return the least cloudy image of the year over a box, and the box as a region.
 
-    The harmonized collection has the offset of baseline 04.00 taken out: read it with
+    The offset of baseline 04.00 is removed in the harmonized collection: read it with
     `Hints(gain=1e-4, offset_applied=True)`.
     """
     region = engine.Geometry.Rectangle(list(box.bounds), "EPSG:4326", False)
-    images = engine.ImageCollection(COLLECTION).filterBounds(region)
-    images = images.filterDate(f"{ask.year}-01-01", f"{ask.year + 1}-01-01").sort("CLOUDY_PIXEL_PERCENTAGE")
+    images = engine.ImageCollection(S2_COLLECTION).filterBounds(region)
+    images = images.filterDate(f"{query.year}-01-01", f"{query.year + 1}-01-01").sort("CLOUDY_PIXEL_PERCENTAGE")
     return images.first(), region
 
 
-def mask_url(engine: Engine, box: Box, ask: Ask = Ask()) -> str:
-    """Return where to fetch the box's water mask: 1 where NDWI is at least the threshold."""
-    image, region = least_cloudy(engine, box, ask)
-    water = image.normalizedDifference(["B3", "B8"]).gte(ask.threshold).rename("water").toByte()
-    return water.getDownloadURL(_params(f"{box.name}-mask", region, ask))
+def mask_url(engine: EarthEngine, box: BoundingBox, query: EarthEngineQuery = EarthEngineQuery()) -> str:
+    """Return the download address of the box's water mask: 1 where NDWI is at least the threshold."""
+    image, region = least_cloudy(engine, box, query)
+    water = image.normalizedDifference(["B3", "B8"]).gte(query.threshold).rename("water").toByte()
+    return water.getDownloadURL(_params(f"{box.name}-mask", region, query))
 
 
-def image_url(engine: Engine, box: Box, ask: Ask = Ask()) -> str:
-    """Return where to fetch the image under the box's mask."""
-    image, region = least_cloudy(engine, box, ask)
-    return image.select(list(ask.bands)).getDownloadURL(_params(f"{box.name}-image", region, ask))
+def image_url(engine: EarthEngine, box: BoundingBox, query: EarthEngineQuery = EarthEngineQuery()) -> str:
+    """Return the download address of the image that the mask is computed of."""
+    image, region = least_cloudy(engine, box, query)
+    return image.select(list(query.bands)).getDownloadURL(_params(f"{box.name}-image", region, query))
 
 
-def _params(name: str, region: object, ask: Ask) -> dict[str, object]:
+def _params(name: str, region: object, query: EarthEngineQuery) -> dict[str, object]:
     return {
         "name": name,
         "region": region,
-        "scale": ask.gsd_m,
-        "crs": ask.crs,
+        "scale": query.gsd_m,
+        "crs": query.crs,
         "format": "GEO_TIFF",
         "filePerBand": False,
     }

@@ -1,7 +1,7 @@
 """Sentinel-2 products as the Copernicus program ships them: a SAFE folder, or a zip of one, with JPEG 2000 bands.
 
-JPEG 2000 carries no checksum, so a damaged band may decode to other pixels. The product's manifest.safe lists one for
-each file: every file that is used is compared with it. A product without a manifest is read as it is.
+JPEG 2000 has no checksums, so a damaged band may decode to wrong pixels. The product's manifest.safe has a checksum of
+each file, which is verified for every file that is read. Products without a manifest are read unverified.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import defusedxml.ElementTree
 import numpy as np
 from affine import Affine
 from defusedxml.common import DefusedXmlException
-from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray, FloatArray
 from seawall.errors import ImageryError, RadiometryError
 from seawall.geo.cog import CogWriter
 from seawall.geo.grid import Grid
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Raster, Window, open_raster
-from seawall.geo.sensors import OPTICAL, resolve
-from seawall.imagery.download import Budget, unpack
-from seawall.io import inside
+from seawall.geo.sensors import OPTICAL_BANDS, resolve_bands
+from seawall.imagery.download import UnzipLimits, unzip
+from seawall.io import is_inside
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -37,12 +37,12 @@ XML_BYTES = 64 * 2**20
 _IMAGE = re.compile(r"_(B\d\d|B8A)(?:_(\d\d)m)?\.(?:jp2|tif)$", re.IGNORECASE)
 _METADATA = re.compile(r"MTD_MSI(L1C|L2A)\.xml$")
 MANIFEST = "manifest.safe"
-_HASHES = {"MD5": "md5", "SHA3-256": "sha3_256", "SHA-256": "sha256", "SHA256": "sha256", "SHA-512": "sha512"}
+_MANIFEST_HASHES = {"MD5": "md5", "SHA3-256": "sha3_256", "SHA-256": "sha256", "SHA256": "sha256", "SHA-512": "sha512"}
 Checksum = tuple[str, str]
-"""Name of the hash as the manifest writes it, and the digest in hex."""
+"""Name of the hash in the manifest, and the digest in hexadecimal."""
 
-STEP = 1024
-"""Rows and columns that `stack` holds at once."""
+STACK_TILE = 1024
+"""Side in pixels of the windows that `write_stack` copies."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class SafeProduct:
         path: Its SAFE folder.
         level: "L1C" or "L2A".
         baseline: Processing baseline, such as "05.09".
-        quantification: Stored numbers per unit of reflectance.
-        offset: What is added to the stored numbers before dividing, such as -1000.
+        quantification: Stored number of reflectance 1, without the offset.
+        offset: Summand of the stored numbers before the division, such as -1000.
         granule: Name of the granule.
-        images: Image file of each band, the finest there is.
-        checksums: What the manifest says of each of its files, by path below the product; empty without a manifest.
+        images: Image file of each band, at its finest resolution.
+        checksums: Checksum of each file in the manifest, by path below the product; empty without a manifest.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class SafeProduct:
 
     @property
     def hints(self) -> Hints:
-        """What the metadata says about the stored numbers."""
+        """Metadata on the stored numbers."""
         return Hints(
             "uint16", "reflectance", 1 / self.quantification, self.offset / self.quantification, None, self.baseline
         )
@@ -79,18 +79,18 @@ class SafeProduct:
     @property
     def bands(self) -> tuple[str, ...]:
         """Band ids in the order of the sensor."""
-        return tuple(id_ for id_ in OPTICAL if id_ in self.images)
+        return tuple(id_ for id_ in OPTICAL_BANDS if id_ in self.images)
 
     def grid(self, bands: Sequence[str] | None = None) -> Grid:
         """Return the grid of the finest of these bands."""
         grids = []
-        for id_ in self._find(bands):
+        for id_ in self.resolve(bands):
             with open_raster(self._image(id_)) as source:
                 grids.append(source.grid)
         return max(grids, key=lambda grid: grid.height)
 
     def read(self, bands: Sequence[str] | None = None, window: Window | None = None) -> Raster:
-        """Read bands as stored, on the grid of the finest of them; coarser pixels are repeated, not smoothed.
+        """Read bands as stored, on the grid of the finest of them, with nearest-neighbor resampling.
 
         Args:
             bands: Band names; all if None.
@@ -99,14 +99,14 @@ class SafeProduct:
         Raises:
             ImageryError: A band is missing or cannot be read, or bands do not cover the same ground.
         """
-        ids = self._find(bands)
+        ids = self.resolve(bands)
         grid = self.grid(ids)
         row, col, height, width = window or (0, 0, grid.height, grid.width)
         layers, seen = [], np.ones((height, width), bool)
         for id_ in ids:
-            layer, there = _layer(self._image(id_), grid, (row, col, height, width))
+            layer, there = _read_layer(self._image(id_), grid, (row, col, height, width))
             layers.append(layer)
-            # The products say "no data" with 0; a measured reflectance of exactly that is not told apart.
+            # 0 is nodata in these products; a measured 0 cannot be distinguished.
             seen &= there & (layer > 0)
         scale, offset = 1 / self.quantification, self.offset / self.quantification
         tags = {"PROCESSING_BASELINE": self.baseline, "UNIT": "reflectance"}
@@ -117,12 +117,17 @@ class SafeProduct:
         )
 
     def _image(self, id_: str) -> Path:
-        """Return the image file of a band, compared with the manifest before its first use."""
-        check_sum(self.path, self.images[id_], self.checksums)
+        """Return the image file of a band, after verifying its checksum."""
+        verify_checksum(self.path, self.images[id_], self.checksums)
         return self.images[id_]
 
-    def _find(self, bands: Sequence[str] | None) -> tuple[str, ...]:
-        ids = self.bands if bands is None else resolve(bands)
+    def resolve(self, bands: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the ids of these bands, or of all bands if None.
+
+        Raises:
+            ImageryError: The product has no such band.
+        """
+        ids = self.bands if bands is None else resolve_bands(bands)
         missing = [id_ for id_ in ids if id_ not in self.images]
         if missing:
             raise ImageryError(
@@ -137,29 +142,29 @@ def open_safe(path: Path, *, granule: str | None = None, unpack_to: Path | None 
     Args:
         path: The folder, the zip, or the metadata file in the folder.
         granule: Name of the granule, needed where there are several.
-        unpack_to: New folder for the contents of a zip; beside the zip if None.
+        unpack_to: New folder for the content of a zip; beside the zip if None.
 
     Raises:
-        ImageryError: It is no product, its metadata is hostile or not what the manifest says, or it has several granules
-            and none was chosen.
-        RadiometryError: The metadata does not say whether the offset of baseline 04.00 is in.
+        ImageryError: It is no product, its metadata is unsafe or has another checksum, or it has several granules and
+            `granule` is None.
+        RadiometryError: The metadata does not say whether the numbers contain the offset of baseline 04.00.
     """
     if path.is_file() and path.suffix.lower() == ".zip":
         folder = unpack_to or path.with_suffix("")
         if not folder.exists():
-            unpack(path, folder, wanted=_needed, budget=Budget())
+            unzip(path, folder, wanted=_is_needed, limits=UnzipLimits())
         path = folder
     root = _find_root(path)
-    metadata = _only(
+    metadata = _single(
         sorted(p for p in root.iterdir() if _METADATA.search(p.name)), root, "MTD_MSIL1C.xml or MTD_MSIL2A.xml"
     )
     level = str(_METADATA.search(metadata.name)[1])  # type: ignore[index]
     checksums = _manifest(root)
-    check_sum(root, metadata, checksums)
+    verify_checksum(root, metadata, checksums)
     tree = _parse(metadata)
-    baseline = _text(tree, "PROCESSING_BASELINE") or ""
-    said = _text(tree, "BOA_QUANTIFICATION_VALUE") or _text(tree, "QUANTIFICATION_VALUE") or "0"
-    quantification = _number(metadata, "quantification value", said)
+    baseline = _first_text(tree, "PROCESSING_BASELINE") or ""
+    text = _first_text(tree, "BOA_QUANTIFICATION_VALUE") or _first_text(tree, "QUANTIFICATION_VALUE") or "0"
+    quantification = _parse_number(metadata, "quantification value", text)
     if not quantification > 0:
         raise RadiometryError(f"{metadata}: expected a quantification value, got none; fetch the product again")
     chosen = _granule(root, granule)
@@ -167,26 +172,26 @@ def open_safe(path: Path, *, granule: str | None = None, unpack_to: Path | None 
     return SafeProduct(root, level, baseline, quantification, offset, chosen.name, _images(root, chosen), checksums)
 
 
-def stack(
+def write_stack(
     product: SafeProduct,
     path: Path,
     bands: Sequence[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write bands of a product into one GeoTIFF, as stored, with its scale, in bounded memory.
+    """Write bands of a product as stored into one GeoTIFF with scale and offset, window by window.
 
     Args:
         product: The product.
         path: Final name.
         bands: Band names; all if None.
-        progress: Called with pieces done and pieces in all.
+        progress: Called with the numbers of windows done and in all.
 
     Raises:
         ImageryError: A band cannot be read or the file cannot be written.
     """
-    ids = product._find(bands)
+    ids = product.resolve(bands)
     grid = product.grid(ids)
-    places = [(r, c) for r in range(0, grid.height, STEP) for c in range(0, grid.width, STEP)]
+    places = [(r, c) for r in range(0, grid.height, STACK_TILE) for c in range(0, grid.width, STACK_TILE)]
     hints = product.hints
     writer = CogWriter(
         path,
@@ -200,15 +205,15 @@ def stack(
     )
     with writer:
         for done, (row, col) in enumerate(places, 1):
-            size = min(STEP, grid.height - row), min(STEP, grid.width - col)
+            size = min(STACK_TILE, grid.height - row), min(STACK_TILE, grid.width - col)
             piece = product.read(ids, (row, col, *size))
             writer.write(np.where(piece.seen, piece.data, 0).astype(np.uint16), row, col)
             if progress:
                 progress(done, len(places))
 
 
-def check_sum(root: Path, path: Path, checksums: Mapping[str, Checksum]) -> None:
-    """Refuse a file of a product that is not what the manifest says; one that it does not list is taken as it is.
+def verify_checksum(root: Path, path: Path, checksums: Mapping[str, Checksum]) -> None:
+    """Verify a file's checksum against the manifest; files that are not listed pass.
 
     Raises:
         ImageryError: The checksum differs.
@@ -217,7 +222,7 @@ def check_sum(root: Path, path: Path, checksums: Mapping[str, Checksum]) -> None
     if not name:
         return
     stat = path.stat()
-    found = _digest(path, name, stat.st_size, stat.st_mtime_ns)
+    found = _manifest_digest(path, name, stat.st_size, stat.st_mtime_ns)
     if found != digest:
         raise ImageryError(
             f"{path}: expected {name} {digest[:16]}... as {MANIFEST} says, got {found[:16]}...; fetch the product again"
@@ -225,34 +230,34 @@ def check_sum(root: Path, path: Path, checksums: Mapping[str, Checksum]) -> None
 
 
 @lru_cache(256)
-def _digest(path: Path, name: str, size: int, changed: int) -> str:
-    """Digest of a file; size and time keep one that is read window by window from being hashed at every window."""
+def _manifest_digest(path: Path, name: str, size: int, changed: int) -> str:
+    """Return the digest of a file; cached by size and time, because bands are read window by window."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(_HASHES[name], usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(_MANIFEST_HASHES[name], usedforsecurity=False)).hexdigest()
 
 
 def _manifest(root: Path) -> dict[str, Checksum]:
-    """Return the checksums that the manifest lists, by path below the product."""
+    """Return the checksums in the manifest, by path below the product."""
     path = root / MANIFEST
     if not path.is_file():
         return {}
     listed: dict[str, Checksum] = {}
-    for stream in _all(_parse(path), "byteStream"):
-        place = next((node.get("href", "") for node in _all(stream, "fileLocation")), "")
-        sums = _all(stream, "checksum")
+    for stream in _elements(_parse(path), "byteStream"):
+        place = next((node.get("href", "") for node in _elements(stream, "fileLocation")), "")
+        sums = _elements(stream, "checksum")
         if not place or not sums:
             continue
         name = sums[0].get("checksumName", "").upper()
-        if name not in _HASHES:
+        if name not in _MANIFEST_HASHES:
             raise ImageryError(
-                f"{path}: expected a checksum of {', '.join(_HASHES)}, got {name or 'no name'!r} for {place}; "
+                f"{path}: expected a checksum of {', '.join(_MANIFEST_HASHES)}, got {name or 'no name'!r} for {place}; "
                 f"remove {MANIFEST} to read the product without"
             )
         listed[place.removeprefix("./")] = name, (sums[0].text or "").strip().lower()
     return listed
 
 
-def _number(where: Path, what: str, text: str) -> float:
+def _parse_number(where: Path, what: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -262,7 +267,7 @@ def _number(where: Path, what: str, text: str) -> float:
     return value
 
 
-def _needed(name: str) -> bool:
+def _is_needed(name: str) -> bool:
     return bool(
         _METADATA.search(name) or name.endswith(f"/{MANIFEST}") or ("/IMG_DATA/" in name and _IMAGE.search(name))
     )
@@ -275,10 +280,10 @@ def _find_root(path: Path) -> Path:
         raise ImageryError(f"{path}: expected a SAFE folder or a zip of one, got no such folder; check the path")
     if any(_METADATA.search(p.name) for p in path.iterdir()):
         return path
-    return _only(sorted(p for p in path.iterdir() if p.suffix == ".SAFE" and p.is_dir()), path, "a SAFE folder")
+    return _single(sorted(p for p in path.iterdir() if p.suffix == ".SAFE" and p.is_dir()), path, "a SAFE folder")
 
 
-def _only(found: list[Path], where: Path, what: str) -> Path:
+def _single(found: list[Path], where: Path, what: str) -> Path:
     if len(found) != 1:
         got = ", ".join(p.name for p in found) or "none"
         raise ImageryError(f"{where}: expected {what}, got {got}; name one product")
@@ -303,7 +308,7 @@ def _images(root: Path, granule: Path) -> dict[str, Path]:
         found = _IMAGE.search(path.name)
         if not found:
             continue
-        if not inside(root, path):
+        if not is_inside(root, path):
             raise ImageryError(f"{path}: expected a file of the product, got a link out of it; copy the product whole")
         id_, gsd = found[1].upper(), int(found[2] or 0)
         if id_ not in finest or gsd < finest[id_][0]:
@@ -327,18 +332,18 @@ def _parse(path: Path) -> Element:
     return root
 
 
-def _all(tree: Element, name: str) -> list[Element]:
+def _elements(tree: Element, name: str) -> list[Element]:
     return [node for node in tree.iter() if node.tag.rpartition("}")[2] == name]
 
 
-def _text(tree: Element, name: str) -> str | None:
-    found = _all(tree, name)
+def _first_text(tree: Element, name: str) -> str | None:
+    found = _elements(tree, name)
     return (found[0].text or "").strip() if found else None
 
 
 def _offset(where: Path, tree: Element, baseline: str) -> float:
-    found = _all(tree, "BOA_ADD_OFFSET") or _all(tree, "RADIO_ADD_OFFSET")
-    values = {_number(where, "offset", node.text or "0") for node in found}
+    found = _elements(tree, "BOA_ADD_OFFSET") or _elements(tree, "RADIO_ADD_OFFSET")
+    values = {_parse_number(where, "offset", node.text or "0") for node in found}
     if len(values) > 1:
         raise RadiometryError(f"{where}: expected one offset for all bands, got {sorted(values)}; read the bands apart")
     if values:
@@ -355,20 +360,20 @@ def _offset(where: Path, tree: Element, baseline: str) -> float:
     return 0.0
 
 
-def _layer(path: Path, grid: Grid, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Read one band on a grid that is a whole number of times finer."""
+def _read_layer(path: Path, grid: Grid, window: Window) -> tuple[FloatArray, BoolArray]:
+    """Read one band on a grid that is finer by an integer factor."""
     with open_raster(path) as source:
-        times = grid.height // max(1, source.grid.height)
+        factor = grid.height // max(1, source.grid.height)
         t = source.grid.transform
-        fine = None if t is None else Affine(t.a / times, t.b / times, t.c, t.d / times, t.e / times, t.f)
-        same = Grid(source.grid.height * times, source.grid.width * times, fine, source.grid.crs)
+        fine = None if t is None else Affine(t.a / factor, t.b / factor, t.c, t.d / factor, t.e / factor, t.f)
+        same = Grid(source.grid.height * factor, source.grid.width * factor, fine, source.grid.crs)
         if gap := grid.mismatch(same):
             raise ImageryError(f"{path}: expected the ground of the other bands, got {gap}; fetch the product again")
         row, col, height, width = window
-        top, left = row // times, col // times
-        bottom, right = -(-(row + height) // times), -(-(col + width) // times)
+        top, left = row // factor, col // factor
+        bottom, right = -(-(row + height) // factor), -(-(col + width) // factor)
         data, seen = source.read((top, left, bottom - top, right - left))
-    at = np.s_[row - top * times :, col - left * times :]
-    big = data[0].repeat(times, 0).repeat(times, 1)[at][:height, :width]
-    there = seen.repeat(times, 0).repeat(times, 1)[at][:height, :width]
+    at = np.s_[row - top * factor :, col - left * factor :]
+    big = data[0].repeat(factor, 0).repeat(factor, 1)[at][:height, :width]
+    there = seen.repeat(factor, 0).repeat(factor, 1)[at][:height, :width]
     return big, there

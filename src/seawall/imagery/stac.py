@@ -1,4 +1,4 @@
-"""Imagery from STAC catalogs: scenes found, and boxes of them loaded as stored with what says how to scale them."""
+"""Imagery from STAC catalogs: search for items, and loading of a bounding box as stored with its scaling metadata."""
 
 from __future__ import annotations
 
@@ -16,27 +16,139 @@ from seawall.errors import ImageryError, RadiometryError
 from seawall.geo.grid import Grid
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Limits, Raster, open_raster
-from seawall.geo.sensors import known, resolve
-from seawall.imagery.areas import Box
+from seawall.geo.sensors import are_sentinel_bands, resolve_bands
+from seawall.imagery.bounding_boxes import BoundingBox
 from seawall.imagery.download import Access, check_url, fetch
 
+MAX_JSON_BYTES = 16 * 2**20
+MAX_DEPTH = 12
+"""Largest number of nested catalogs that are followed."""
 
-def search(
-    url: str, collection: str, box: Box, start: str, end: str, access: Access, *, cloud: float = 100.0
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+
+
+@dataclass(frozen=True)
+class StacItem:
+    """One scene of a catalog.
+
+    Args:
+        raw: The item's JSON object.
+        home: Address or local path of the item's JSON; relative references start there.
+        root: Local folder that must contain its files; None for an item of an API.
+    """
+
+    raw: Mapping[str, Json]
+    home: str
+    root: Path | None = None
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return str(self.raw.get("id", ""))
+
+    @property
+    def properties(self) -> Mapping[str, Json]:
+        """Its properties."""
+        return as_mapping(self.raw.get("properties"))
+
+    @property
+    def cloud(self) -> float:
+        """Cloud cover in percent; 100 if unknown."""
+        value = self.properties.get("eo:cloud_cover")
+        return float(value) if isinstance(value, int | float) else 100.0
+
+    def asset_of(self, band: str) -> str:
+        """Return the key of the asset that holds a band.
+
+        Raises:
+            ImageryError: No asset has this band alone.
+        """
+        wanted = resolve_bands((band,))[0]
+        found: dict[str, str] = {}
+        for key, asset in as_mapping(self.raw.get("assets")).items():
+            for name in _band_names(key, as_mapping(asset)):
+                if are_sentinel_bands((name,)):
+                    found.setdefault(resolve_bands((name,))[0], key)
+                    break
+        if wanted not in found:
+            raise ImageryError(
+                f"{self.id}: expected an asset with {wanted}, got {', '.join(sorted(found)) or 'none'}; choose other bands"
+            )
+        return found[wanted]
+
+    def hints(self, asset: str) -> Hints:
+        """Return the item's metadata on the stored numbers of an asset."""
+        fields = self.asset(asset)
+        gain, offset = _scaling(fields)
+        applied = self._property("earthsearch:boa_offset_applied", "s2:boa_offset_applied", "boa_offset_applied")
+        baseline = self._property("s2:processing_baseline", "processing:version", "processing_baseline")
+        return Hints(
+            gain=gain,
+            offset=offset,
+            offset_applied=applied if isinstance(applied, bool) else None,
+            baseline=str(baseline) if baseline is not None else None,
+        )
+
+    def href(self, asset: str, access: Access = Access()) -> str:
+        """Return the checked path or address of an asset.
+
+        Raises:
+            ImageryError: The reference leads out of the catalog: another scheme or host, an absolute path, "..".
+        """
+        text = self.asset(asset).get("href")
+        if not isinstance(text, str) or not text or any(ord(c) < 32 for c in text):
+            raise ImageryError(f"{self.id}.{asset}: expected an href, got {text!r}; refuse the item")
+        if self.root is not None:
+            return str(_resolve_href(self.root, Path(self.home).parent, text, f"{self.id}.{asset}"))
+        own = urlsplit(self.home).hostname or ""
+        return check_url(urljoin(self.home, text), access, tuple(dict.fromkeys((own, *access.hosts))))
+
+    def download(self, asset: str, folder: Path, access: Access) -> Path:
+        """Download an asset and return its path; a local asset is not copied.
+
+        Raises:
+            ImageryError: As `href` and `seawall.imagery.download.fetch`.
+        """
+        where = self.href(asset, access)
+        if self.root is not None:
+            return Path(where)
+        suffix = re.sub(r"[^a-z0-9.]", "", Path(urlsplit(where).path).suffix.lower())[:8] or ".tif"
+        path = folder / f"{file_name(self.id)}_{file_name(asset)}{suffix}"
+        checksum = self.asset(asset).get("file:checksum")
+        fetch(where, path, access, checksum=checksum if isinstance(checksum, str) else None)
+        return path
+
+    def asset(self, key: str) -> Mapping[str, Json]:
+        """Return an asset.
+
+        Raises:
+            ImageryError: The item has no such asset.
+        """
+        assets = as_mapping(self.raw.get("assets"))
+        if key not in assets:
+            raise ImageryError(f"{self.id}: expected asset {key!r}, got {', '.join(assets) or 'none'}; choose another")
+        return as_mapping(assets[key])
+
+    def _property(self, *names: str) -> Json:
+        return next((self.properties[name] for name in names if name in self.properties), None)
+
+
+def search_items(
+    url: str, collection: str, box: BoundingBox, start: str, end: str, access: Access, *, cloud: float = 100.0
 ) -> list[StacItem]:
-    """Search a STAC API; the least cloudy scene comes first.
+    """Search a STAC API; the result is sorted by cloud cover.
 
     Args:
         url: Address of the API.
         collection: Id of the collection.
-        box: Where.
+        box: Bounding box.
         start: First day, such as "2023-01-01".
         end: Last day.
-        access: What may be reached, and how many pages and items.
-        cloud: Most cloud cover in percent.
+        access: Limits of network access, pages and items.
+        cloud: Largest cloud cover in percent.
 
     Raises:
-        ImageryError: The host may not be reached, or it answers without end.
+        ImageryError: The host is not allowed or does not answer as a STAC API, or the pages do not end.
     """
     from pystac_client import Client
     from pystac_client.exceptions import APIError
@@ -46,10 +158,10 @@ def search(
     found: dict[str, StacItem] = {}
     try:
         client = Client.open(url, timeout=access.timeout_s)
-        asked = client.search(
+        search = client.search(
             collections=[collection], bbox=box.bounds, datetime=f"{start}/{end}", limit=min(100, access.items)
         )
-        for number, page in enumerate(asked.pages_as_dicts(), 1):
+        for number, page in enumerate(search.pages_as_dicts(), 1):
             before = len(found)
             for raw in page.get("features", ()):
                 found.setdefault(str(raw.get("id")), StacItem(raw, _self_link(raw, url)))
@@ -65,27 +177,27 @@ def search(
 
 def load(
     items: Sequence[StacItem],
-    box: Box,
+    box: BoundingBox,
     bands: Sequence[str],
     gsd_m: float = 10.0,
     access: Access = Access(),
     limits: Limits = Limits(),
 ) -> tuple[Raster, Hints]:
-    """Load a box from items as stored; where the first has no data, the next fills in.
+    """Load a bounding box as stored; pixels without data in an item are taken from the next item.
 
     Args:
-        items: Scenes, the preferred one first; all must be scaled alike.
-        box: Where.
+        items: Scenes in order of preference; all must have the same scale.
+        box: Bounding box.
         bands: Band names.
         gsd_m: Pixel size in meters, in the UTM zone of the first item.
-        access: What may be reached.
-        limits: What the box may ask of this machine.
+        access: Limits of network access.
+        limits: Largest raster that is loaded.
 
     Returns:
-        The raster, and what the items say about its numbers.
+        The raster, and the items' metadata on its numbers.
 
     Raises:
-        ImageryError: A reference is not safe, a file is not whole, or the box is too big.
+        ImageryError: A reference is not safe, a file is damaged, or the box is too large.
         RadiometryError: Items are scaled differently.
     """
     import odc.stac
@@ -93,7 +205,7 @@ def load(
 
     if not items:
         raise ImageryError(f"{box.name}: expected items, got none; widen the dates or the cloud cover")
-    ids = resolve(bands)
+    ids = resolve_bands(bands)
     hints = {item.hints(item.asset_of(id_)) for item in items for id_ in ids}
     if len(hints) > 1:
         raise RadiometryError(
@@ -121,21 +233,21 @@ def load(
 
 
 def _safe_item(item: StacItem, ids: Sequence[str], access: Access) -> dict[str, object]:
-    """Return a copy with nothing but the wanted assets, under band ids, at checked places."""
+    """Return a copy of the item with only the assets of these bands, keyed by band id, with checked references."""
     assets = {}
     for id_ in ids:
         key = item.asset_of(id_)
-        where = item.href(key, access)
+        place = item.href(key, access)
         if item.root is not None:
-            with open_raster(where):
+            with open_raster(place):
                 pass
         kept = {k: v for k, v in item.asset(key).items() if k.startswith(("proj:", "raster:", "eo:", "type", "roles"))}
-        # Numbers are loaded as stored; their scale is applied once, by the radiometric contract.
-        assets[id_] = kept | {"href": where}
+        # Numbers are loaded as stored; seawall.geo.radiometry applies the scale.
+        assets[id_] = kept | {"href": place}
     return {**item.raw, "assets": assets, "links": []}
 
 
-def _check_box(box: Box, layers: int, gsd_m: float, limits: Limits) -> None:
+def _check_box(box: BoundingBox, layers: int, gsd_m: float, limits: Limits) -> None:
     meters = 111_320.0
     height = (box.top - box.bottom) * meters / gsd_m
     width = (box.right - box.left) * meters * float(np.cos(np.radians((box.top + box.bottom) / 2))) / gsd_m
@@ -148,125 +260,14 @@ def _check_box(box: Box, layers: int, gsd_m: float, limits: Limits) -> None:
 def _self_link(raw: Mapping[str, Json], url: str) -> str:
     links = raw.get("links")
     for link in links if isinstance(links, Sequence) else ():
-        said = mapping(link)
-        if said.get("rel") == "self" and urlsplit(str(said.get("href"))).hostname == urlsplit(url).hostname:
-            return str(said["href"])
+        target = as_mapping(link)
+        if target.get("rel") == "self" and urlsplit(str(target.get("href"))).hostname == urlsplit(url).hostname:
+            return str(target["href"])
     return url
 
 
-JSON_BYTES = 16 * 2**20
-DEPTH = 12
-Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
-
-
-@dataclass(frozen=True)
-class StacItem:
-    """One scene of a catalog.
-
-    Args:
-        raw: The item as it came.
-        home: Where it came from: an address, or a local file.
-        root: Local folder that its files must stay in; None for an address.
-    """
-
-    raw: Mapping[str, Json]
-    home: str
-    root: Path | None = None
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-        return str(self.raw.get("id", ""))
-
-    @property
-    def properties(self) -> Mapping[str, Json]:
-        """Its properties."""
-        return mapping(self.raw.get("properties"))
-
-    @property
-    def cloud(self) -> float:
-        """Cloud cover in percent; 100 if it does not say."""
-        value = self.properties.get("eo:cloud_cover")
-        return float(value) if isinstance(value, int | float) else 100.0
-
-    def asset_of(self, band: str) -> str:
-        """Return the key of the asset that holds a band.
-
-        Raises:
-            ImageryError: No asset holds it alone.
-        """
-        wanted = resolve((band,))[0]
-        found: dict[str, str] = {}
-        for key, asset in mapping(self.raw.get("assets")).items():
-            for name in _names(key, mapping(asset)):
-                if known((name,)):
-                    found.setdefault(resolve((name,))[0], key)
-                    break
-        if wanted not in found:
-            raise ImageryError(
-                f"{self.id}: expected an asset with {wanted}, got {', '.join(sorted(found)) or 'none'}; choose other bands"
-            )
-        return found[wanted]
-
-    def hints(self, asset: str) -> Hints:
-        """Return what the item says about the stored numbers of an asset."""
-        said = self.asset(asset)
-        gain, offset = _scaling(said)
-        applied = self._property("earthsearch:boa_offset_applied", "s2:boa_offset_applied", "boa_offset_applied")
-        baseline = self._property("s2:processing_baseline", "processing:version", "processing_baseline")
-        return Hints(
-            gain=gain,
-            offset=offset,
-            offset_applied=applied if isinstance(applied, bool) else None,
-            baseline=str(baseline) if baseline is not None else None,
-        )
-
-    def href(self, asset: str, access: Access = Access()) -> str:
-        """Return where an asset is: a checked path, or a checked address.
-
-        Raises:
-            ImageryError: The reference leads out of the catalog: another scheme or host, an absolute path, "..".
-        """
-        text = self.asset(asset).get("href")
-        if not isinstance(text, str) or not text or any(ord(c) < 32 for c in text):
-            raise ImageryError(f"{self.id}.{asset}: expected an href, got {text!r}; refuse the item")
-        if self.root is not None:
-            return str(_inside(self.root, Path(self.home).parent, text, f"{self.id}.{asset}"))
-        own = urlsplit(self.home).hostname or ""
-        return check_url(urljoin(self.home, text), access, tuple(dict.fromkeys((own, *access.hosts))))
-
-    def download(self, asset: str, folder: Path, access: Access) -> Path:
-        """Fetch an asset under a name made from its key; a local one is only pointed to.
-
-        Raises:
-            ImageryError: As `href` and `seawall.imagery.download.fetch`.
-        """
-        where = self.href(asset, access)
-        if self.root is not None:
-            return Path(where)
-        suffix = re.sub(r"[^a-z0-9.]", "", Path(urlsplit(where).path).suffix.lower())[:8] or ".tif"
-        path = folder / f"{file_name(self.id)}_{file_name(asset)}{suffix}"
-        checksum = self.asset(asset).get("file:checksum")
-        fetch(where, path, access, checksum=checksum if isinstance(checksum, str) else None)
-        return path
-
-    def asset(self, key: str) -> Mapping[str, Json]:
-        """Return an asset.
-
-        Raises:
-            ImageryError: The item has none of that key.
-        """
-        assets = mapping(self.raw.get("assets"))
-        if key not in assets:
-            raise ImageryError(f"{self.id}: expected asset {key!r}, got {', '.join(assets) or 'none'}; choose another")
-        return mapping(assets[key])
-
-    def _property(self, *names: str) -> Json:
-        return next((self.properties[name] for name in names if name in self.properties), None)
-
-
 def file_name(text: str) -> str:
-    """Return text made safe as a part of a file name.
+    """Return a text with the characters removed that are not safe in a file name.
 
     Example:
         >>> file_name("../B03 (10 m)")
@@ -279,11 +280,11 @@ def read_catalog(path: Path, access: Access = Access()) -> list[StacItem]:
     """Read the items of a local static catalog: a catalog, collection, item or item collection file.
 
     Args:
-        path: The JSON file; everything it links to must lie in its folder.
-        access: Bounds: how many items.
+        path: The JSON file; all files it links to must be in its folder.
+        access: Largest number of items.
 
     Raises:
-        ImageryError: A link leads out of the folder, a file is no JSON, or there are too many items.
+        ImageryError: A link leaves the folder, a file is not JSON, or there are too many items.
     """
     root = path.parent.resolve()
     items = list(islice(_walk(path.resolve(), root, set(), 0), access.items + 1))
@@ -293,12 +294,12 @@ def read_catalog(path: Path, access: Access = Access()) -> list[StacItem]:
 
 
 def _scaling(asset: Mapping[str, Json]) -> tuple[float | None, float | None]:
-    """Return gain and offset, in the words of STAC 1.0 (raster:bands) or 1.1 (bands, raster:scale)."""
+    """Return gain and offset by the fields of STAC 1.0 (raster:bands) or 1.1 (bands, raster:scale)."""
     places: list[Mapping[str, Json]] = [asset]
     for name in ("raster:bands", "bands"):
         listed = asset.get(name)
         if isinstance(listed, Sequence) and not isinstance(listed, str):
-            places += [mapping(band) for band in listed[:1]]
+            places += [as_mapping(band) for band in listed[:1]]
     values: list[float | None] = []
     for key in ("scale", "offset"):
         found = [p[k] for p in places for k in (f"raster:{key}", key) if isinstance(p.get(k), int | float)]
@@ -306,43 +307,45 @@ def _scaling(asset: Mapping[str, Json]) -> tuple[float | None, float | None]:
     return values[0], values[1]
 
 
-def _names(key: str, asset: Mapping[str, Json]) -> Iterator[str]:
-    """Yield what an asset may be called, if it holds one band."""
+def _band_names(key: str, asset: Mapping[str, Json]) -> Iterator[str]:
+    """Yield the band names of an asset with one band, the preferred one first."""
     for name in ("eo:bands", "bands"):
         listed = asset.get(name)
         if isinstance(listed, Sequence) and not isinstance(listed, str):
             if len(listed) > 1:
                 return
             for band in listed:
-                said = mapping(band)
-                yield from (str(said[k]) for k in ("name", "eo:common_name", "common_name") if k in said)
+                fields = as_mapping(band)
+                yield from (str(fields[k]) for k in ("name", "eo:common_name", "common_name") if k in fields)
     yield key.removesuffix("-jp2")
 
 
 def _walk(path: Path, root: Path, seen: set[Path], depth: int) -> Iterator[StacItem]:
-    if path in seen or depth > DEPTH:
+    if path in seen or depth > MAX_DEPTH:
         return
     seen.add(path)
-    raw = _read(path)
+    raw = _read_json(path)
     if raw.get("type") == "FeatureCollection":
         features = raw.get("features")
         for item in features if isinstance(features, Sequence) else ():
-            yield StacItem(mapping(item), str(path), root)
+            yield StacItem(as_mapping(item), str(path), root)
         return
     if raw.get("type") == "Feature":
         yield StacItem(raw, str(path), root)
         return
     links = raw.get("links")
     for link in links if isinstance(links, Sequence) else ():
-        said = mapping(link)
-        if said.get("rel") in ("item", "child"):
-            yield from _walk(_inside(root, path.parent, str(said.get("href", "")), str(path)), root, seen, depth + 1)
+        target = as_mapping(link)
+        if target.get("rel") in ("item", "child"):
+            yield from _walk(
+                _resolve_href(root, path.parent, str(target.get("href", "")), str(path)), root, seen, depth + 1
+            )
 
 
-def _read(path: Path) -> Mapping[str, Json]:
+def _read_json(path: Path) -> Mapping[str, Json]:
     try:
-        if path.stat().st_size > JSON_BYTES:
-            raise ImageryError(f"{path}: expected at most {JSON_BYTES} bytes of JSON, got more; split the catalog")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ImageryError(f"{path}: expected at most {MAX_JSON_BYTES} bytes of JSON, got more; split the catalog")
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as bad:
         raise ImageryError(f"{path}: expected a STAC file, got {bad}; fetch the catalog again") from bad
@@ -351,7 +354,7 @@ def _read(path: Path) -> Mapping[str, Json]:
     return raw
 
 
-def _inside(root: Path, folder: Path, href: str, where: str) -> Path:
+def _resolve_href(root: Path, folder: Path, href: str, where: str) -> Path:
     parts = urlsplit(href)
     if parts.scheme or parts.netloc or href.startswith(("/", "\\")) or not href:
         raise ImageryError(f"{where}: expected a relative reference, got {href!r}; refuse the catalog")
@@ -361,6 +364,6 @@ def _inside(root: Path, folder: Path, href: str, where: str) -> Path:
     return path
 
 
-def mapping(value: Json) -> Mapping[str, Json]:
-    """Return the value if it is an object, else an empty one."""
+def as_mapping(value: Json) -> Mapping[str, Json]:
+    """Return the value if it is a JSON object, else an empty one."""
     return value if isinstance(value, Mapping) else {}

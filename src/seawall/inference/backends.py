@@ -21,7 +21,7 @@ from seawall.arrays import FloatArray
 from seawall.errors import ModelError, RunError, UsageError, did_you_mean
 from seawall.io import write_atomic
 from seawall.models.weights import spec_of
-from seawall.modules import device_of, eval_mode, forward_kept
+from seawall.modules import checked_forward, device_of, eval_mode
 from seawall.types import ModelSpec
 
 Predict = Callable[[FloatArray], FloatArray]
@@ -176,7 +176,7 @@ def _torch(
     model: nn.Module, spec: ModelSpec, device: torch.device, temperature: float, images: FloatArray
 ) -> FloatArray:
     with torch.inference_mode():
-        logits = forward_kept(model, torch.from_numpy(images).to(device))
+        logits = checked_forward(model, torch.from_numpy(images).to(device))
         if not isinstance(logits, torch.Tensor):
             raise ModelError(
                 f"model: expected logits, got {type(logits).__name__}; wrap the network with seawall's adapter"

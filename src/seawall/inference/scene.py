@@ -13,10 +13,10 @@ import numpy as np
 
 from seawall.arrays import BoolArray, FloatArray
 from seawall.errors import ImageryError, ModelError, RadiometryError, UsageError
-from seawall.geo.radiometry import Finding, Hints, Scale, detect, hints_of, scale_for, to_physical
+from seawall.geo.nodata import NodataRule, PixelCounts, nodata_rule
+from seawall.geo.radiometry import Finding, Hints, Scale, detect_unit, hints_of, scale_for, to_physical
 from seawall.geo.raster import Raster, RasterSource, Window, open_raster
-from seawall.geo.seen import PixelRule, Tally, rule_for
-from seawall.geo.sensors import known, resolve
+from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 from seawall.types import FILL, ModelSpec
 
 PIECE = 2**22
@@ -56,12 +56,12 @@ class Scene:
         return (*self.known, *map(str, findings))
 
     @cached_property
-    def rule(self) -> PixelRule | None:
+    def rule(self) -> NodataRule | None:
         """Which pixels count as seen; None if nothing in the scene is."""
-        return None if self.scale is None else rule_for(self.scale, self.source.nodata_of(self.bands))
+        return None if self.scale is None else nodata_rule(self.scale, self.source.nodata_of(self.bands))
 
     @cached_property
-    def tally(self) -> Tally:
+    def tally(self) -> PixelCounts:
         """Pixels of the whole scene by why they count or not: it is read once, before any of it is mapped.
 
         A refusal comes before the work, the shares in the flags are those of all pixels whatever is resumed, and
@@ -71,7 +71,7 @@ class Scene:
             ImageryError: A block cannot be read, more numbers than a few are none of the unit, or all pixels are 0.
         """
         height, width = self.source.grid.height, self.source.grid.width
-        whole = Tally()
+        whole = PixelCounts()
         if self.rule is None:
             return whole
         for piece in pieces((0, 0, height, width), self.source.block, len(self.bands)):
@@ -195,7 +195,7 @@ def digest_file(path: Path) -> str:
 
 def _canonical(name: str, sensor: str) -> str:
     try:
-        return resolve((name,), sensor or None)[0]
+        return resolve_bands((name,), sensor or None)[0]
     except ImageryError:
         return name.lower()  # not a band of a known sensor: matched by its own name
 
@@ -212,9 +212,9 @@ def _unit(
             "leftover of a killed writer or an empty download, write or fetch it again"
         )
     told = _hints(source, data, seen, bands, hints)
-    names = [name if known((name,)) else wanted for name, wanted in zip(bands, spec.bands, strict=True)]
+    names = [name if are_sentinel_bands((name,)) else wanted for name, wanted in zip(bands, spec.bands, strict=True)]
     try:
-        found = detect(data, seen, names, told, source.nodata_of(bands))
+        found = detect_unit(data, seen, names, told, source.nodata_of(bands))
         scale = scale_for(found, told)
         to_physical(data[:, :1, :1], seen[:1, :1], scale, spec.unit)
     except RadiometryError as bad:

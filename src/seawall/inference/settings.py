@@ -14,7 +14,7 @@ from seawall.geo.radiometry import Hints
 from seawall.inference.backends import Runtime
 from seawall.inference.products import SceneResult
 from seawall.inference.tiling import TILE, Plan
-from seawall.io import inside
+from seawall.io import is_inside
 
 SUFFIXES = (".tif", ".tiff", ".jp2")
 """What counts as a scene in a folder."""
@@ -154,7 +154,7 @@ def _in_folder(folder: Path, out: Path) -> list[Job]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     for path in found:
-        if not inside(folder, path):
+        if not is_inside(folder, path):
             raise UsageError(
                 f"{path}: expected a scene below {folder}, got a link out of it; copy the file, or name it"
             )

@@ -25,7 +25,7 @@ from seawall.data.selection import SEEN_IN_TRAINING, select_chips
 from seawall.data.splits import kfold_groups
 from seawall.errors import DataError, UsageError
 from seawall.inference.predict import model_digest
-from seawall.io import RunLock, atomic, csv_cells, write_atomic
+from seawall.io import RunLock, escape_formulas, open_atomic, write_atomic
 from seawall.label_audit.confident_learning import Opinion, Suspicion, agreed, combined, softmin, suspect, tail_evidence
 from seawall.label_audit.contact_sheet import Card, write_sheet
 from seawall.label_audit.training_dynamics import Dynamics, Learned
@@ -217,7 +217,7 @@ def _predict(net: nn.Module, folder: ChipFolder, ids: Sequence[str], out: Path, 
         for batch in whole(folder, missing, 4):
             probs = net(batch.image.to(home)).softmax(1).cpu().numpy().astype(np.float16)
             for id_, plane in zip(batch.chips, probs, strict=True):
-                with atomic(where[id_]) as file:
+                with open_atomic(where[id_]) as file:
                     np.save(file, plane)
     return where
 
@@ -286,7 +286,7 @@ def _write_list(out: Path, folder: ChipFolder, found: Suspicion, rows: Sequence[
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
-    table.writerows(map(csv_cells, rows))
+    table.writerows(map(escape_formulas, rows))
     write_atomic(out / "suspects.csv", text.getvalue())
     write_atomic(out / "suspects.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     facts = {

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seawall.split_record import ATTRIBUTE
+from seawall.split_record import SPLIT_ATTRIBUTE
 
 Plain = None | bool | int | str | list["Plain"]
 """What a digest is taken of: JSON without numbers that round."""
@@ -35,7 +35,7 @@ Plain = None | bool | int | str | list["Plain"]
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GENERATED = ("__repr__", "__eq__", "__hash__")
 """Methods that dataclasses make; no forward pass depends on them."""
-_OWN = frozenset(vars(nn.Module())) | {ATTRIBUTE}
+_OWN = frozenset(vars(nn.Module())) | {SPLIT_ATTRIBUTE}
 """Bookkeeping of every module: its tensors, submodules and hooks are read by name; its training's split computes nothing."""
 
 

@@ -20,7 +20,7 @@ from seawall import __version__, registry
 from seawall.errors import ModelError, RunError, UsageError
 from seawall.io import write_atomic
 from seawall.models.blocks import Standardize
-from seawall.split_record import ATTRIBUTE, SplitRecord
+from seawall.split_record import SPLIT_ATTRIBUTE, SplitRecord
 from seawall.types import ModelSpec, Unit
 
 """Attribute of a module that holds the split of its training."""
@@ -113,13 +113,13 @@ def split_of(model: nn.Module | Path | str) -> SplitRecord | None:
     """
     if not isinstance(model, nn.Module):
         return _split_from(Path(model), unpack(Path(model))[1])
-    found = (getattr(part, ATTRIBUTE, None) for part in model.modules())
+    found = (getattr(part, SPLIT_ATTRIBUTE, None) for part in model.modules())
     return next((record for record in found if isinstance(record, SplitRecord)), None)
 
 
 def set_split(model: nn.Module, split: SplitRecord | None) -> None:
     """Tell a model what it learns from and is chosen by; `save_model` writes it into the weights file."""
-    setattr(model, ATTRIBUTE, split)
+    setattr(model, SPLIT_ATTRIBUTE, split)
 
 
 def digest_of(model: nn.Module) -> str:

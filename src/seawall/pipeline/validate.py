@@ -10,11 +10,11 @@ from seawall.attacks.suites import Suite
 from seawall.attacks.suites import cases as attacks_of
 from seawall.errors import RecipeError, UsageError
 from seawall.evaluation.case import Case
-from seawall.geo.sensors import band_noise, resolve
+from seawall.geo.sensors import band_noise, resolve_bands
 from seawall.label_noise.build import NoiseContext, build_noise
 from seawall.labels.indices import parse_rule
 from seawall.recipe import Data, Method, Recipe
-from seawall.simulate.scene import ALL13
+from seawall.simulate.scene import S2_BANDS
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.training.configuration import make_training
@@ -67,7 +67,7 @@ def _units(recipe: Recipe) -> tuple[Unit, ...]:
 
 
 def _bands(recipe: Recipe) -> tuple[str, ...]:
-    return tuple(resolve(recipe.data.bands or (("VV", "VH") if recipe.data.sensor == "s1" else ALL13)))
+    return tuple(resolve_bands(recipe.data.bands or (("VV", "VH") if recipe.data.sensor == "s1" else S2_BANDS)))
 
 
 def vet_data(data: Data, kind: Literal["chips", "simulated", "files"]) -> None:

@@ -1,17 +1,43 @@
-"""What kind of place a simulated scene is, and what kind of day."""
+"""Parameters of a simulated scene: landform, land use, season, weather, light."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-
-from seawall.simulate.noise_fields import Rng
+from numpy.random import Generator
 
 
 @dataclass(frozen=True)
-class Traits:
-    """What kind of place a scene is, drawn from its id; lengths in meters, shares in [0, 1]."""
+class SceneParameters:
+    """Parameters of a simulated scene; shares and densities are in [0, 1] where no unit is named.
+
+    Args:
+        kind: Landform: "meander", "braided", "lakes", "coast", "reservoir" or "flood".
+        heading: General direction of the river, in radians.
+        width_m: Width of the river.
+        bend_m: Length along the river of one pair of bends.
+        swing: Largest angle of the river to its heading, in radians.
+        flood_m: Water level over the river's bank.
+        lakes: Share of the scene that lies in lake basins.
+        ponds: Density of ponds.
+        relief: Height of the hills.
+        forest: Forest cover.
+        farm: Farmland cover.
+        conifer: Share of the forest that is conifers.
+        towns: Number of towns.
+        season: From dry (0) to lush (1) vegetation.
+        wet: Wetness of the soil.
+        sediment: Sediment load of the water.
+        algae: Algae in the water.
+        glint: Strength of the sun glint.
+        haze: Reflectance of the aerosol at 490 nm.
+        cloud: Cloud cover.
+        cirrus: Strength of cirrus.
+        sun: Elevation of the sun in degrees.
+        azimuth: Azimuth of the sun in radians.
+        wind: Roughness of the water by wind.
+    """
 
     kind: str
     heading: float
@@ -39,15 +65,15 @@ class Traits:
     wind: float
 
 
-def draw_traits(rng: Rng) -> Traits:
-    """Draw what kind of place a scene is."""
+def draw_scene_parameters(rng: Generator) -> SceneParameters:
+    """Draw the parameters of a scene."""
     kind = str(
         rng.choice(["meander", "braided", "lakes", "coast", "reservoir", "flood"], p=[0.3, 0.1, 0.17, 0.13, 0.1, 0.2])
     )
     wide = {"braided": (260, 520), "coast": (120, 420), "flood": (60, 220)}.get(kind, (50, 260))
     width = float(rng.uniform(*wide))
     hilly = kind in ("reservoir", "lakes")
-    return Traits(
+    return SceneParameters(
         kind=kind,
         heading=float(rng.uniform(0, 2 * np.pi)),
         width_m=width,

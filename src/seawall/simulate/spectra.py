@@ -1,8 +1,8 @@
-"""What things on the ground look like: reflectance per Sentinel-2 band and backscatter per polarization.
+"""Reflectance per Sentinel-2 band and backscatter per polarization of the materials of simulated scenes.
 
 Rounded from public spectral libraries (ECOSTRESS/ASTER, USGS) and field reviews of turbid waters, averaged over the
-Sentinel-2 bands. Each material has two ends, dry and lush, because a season moves along that line; for soils the
-second end is the wet one.
+Sentinel-2 bands. Each material has two spectra, dry and lush, and the season interpolates between them; for soils the
+second one is the wet soil.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.geo.sensors import OPTICAL, RADAR, SENSORS
+from seawall.geo.sensors import OPTICAL_BANDS, RADAR_BANDS, SENSORS
 
 COVERS = ("water", "wet soil", "bare soil", "cropland", "grassland", "forest", "marsh", "urban")
 """Land cover classes of simulated scenes."""
 
-WATERS = ("clear", "sediment", "algae", "scum", "glint")
+WATER_COMPONENTS = ("clear", "sediment", "algae", "scum", "glint")
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Material:
     Args:
         name: Its name.
         cover: Land cover class that it counts as.
-        dry: Reflectance of `OPTICAL`, in thousandths.
-        lush: The same at the other end of the season.
-        power: Backscatter sigma0 in dB, VV and VH.
+        dry: Reflectance of `OPTICAL_BANDS`, in thousandths.
+        lush: The same of lush vegetation or wet soil.
+        sigma0_db: Backscatter in dB, VV and VH.
     """
 
     name: str
     cover: str
     dry: tuple[int, ...]
     lush: tuple[int, ...]
-    power: tuple[float, float]
+    sigma0_db: tuple[float, float]
 
 
 # B01  B02  B03  B04  B05  B06  B07  B08  B8A  B09  B10  B11  B12
@@ -141,10 +141,10 @@ MATERIALS = (
         (-7.5, -13.5),
     ),
 )
-"""Every land material; its place here is its number in a material map."""
+"""All land materials; the index is the number in a material map."""
 
-# Water is a sum: clear water, plus sediment, algae, floating plants (scum) and a mirrored sky (glint), each 0 to 1.
-_WATER = {
+# Reflectance of water: clear water plus sediment, algae, floating plants (scum) and sky glint, each weighted by 0 to 1.
+_WATER_REFLECTANCE = {
     "clear": (30, 32, 30, 15, 11, 7, 6, 5, 4, 3, 1, 2, 1),
     "sediment": (46, 68, 122, 166, 164, 122, 118, 92, 82, 30, 0, 10, 6),
     "algae": (-6, -4, 24, 8, 46, 30, 34, 28, 26, 10, 0, 4, 2),
@@ -152,55 +152,55 @@ _WATER = {
     "glint": (30, 32, 34, 35, 35, 36, 36, 36, 36, 34, 2, 34, 32),
 }
 
-_BOTTOM = (0.5, 0.55, 0.6, 0.45, 0.38, 0.22, 0.2, 0.2, 0.18, 0.05, 0.0, 0.03, 0.02)
+_BOTTOM_SHARE = (0.5, 0.55, 0.6, 0.45, 0.38, 0.22, 0.2, 0.2, 0.18, 0.05, 0.0, 0.03, 0.02)
 
-CLOUD = (720, 730, 740, 750, 755, 758, 760, 765, 765, 560, 60, 480, 380)
+CLOUD_REFLECTANCE = (720, 730, 740, 750, 755, 758, 760, 765, 765, 560, 60, 480, 380)
 """Reflectance of a thick cloud, in thousandths."""
 
-DIFFUSE = (0.58, 0.48, 0.38, 0.29, 0.26, 0.24, 0.22, 0.20, 0.19, 0.17, 0.1, 0.09, 0.06)
-"""Share of the light at the ground that comes from the sky: what is left in a shadow."""
+DIFFUSE_SHARE = (0.58, 0.48, 0.38, 0.29, 0.26, 0.24, 0.22, 0.20, 0.19, 0.17, 0.1, 0.09, 0.06)
+"""Diffuse share of the irradiance at the ground: what is left in a shadow."""
 
 
-def number(material: str) -> int:
-    """Return the number of a material in a material map."""
+def material_index(material: str) -> int:
+    """Return the index of a material in `MATERIALS`."""
     return [m.name for m in MATERIALS].index(material)
 
 
 def land_tables(band: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the reflectance of each material at its dry and lush end, 256 entries each."""
-    at = OPTICAL.index(band)
+    """Return the dry and the lush reflectance of each material, as look-up tables of 256 entries."""
+    at = OPTICAL_BANDS.index(band)
     dry, lush = np.zeros(256, np.float32), np.zeros(256, np.float32)
     dry[: len(MATERIALS)] = [m.dry[at] / 1000 for m in MATERIALS]
     lush[: len(MATERIALS)] = [m.lush[at] / 1000 for m in MATERIALS]
     return dry, lush
 
 
-def water_parts(band: str) -> tuple[float, ...]:
-    """Return what clear water, sediment, algae, scum and glint add to the reflectance of water."""
-    return tuple(_WATER[name][OPTICAL.index(band)] / 1000 for name in WATERS)
+def water_components(band: str) -> tuple[float, ...]:
+    """Return the reflectance that each of `WATER_COMPONENTS` adds to water."""
+    return tuple(_WATER_REFLECTANCE[name][OPTICAL_BANDS.index(band)] / 1000 for name in WATER_COMPONENTS)
 
 
 def bottom_share(band: str) -> float:
-    """Return how much of the ground shines through water at its very edge."""
-    return _BOTTOM[OPTICAL.index(band)]
+    """Return the share of the bottom's reflectance in that of water at the waterline."""
+    return _BOTTOM_SHARE[OPTICAL_BANDS.index(band)]
 
 
-def power_table(polarization: str) -> NDArray[np.float32]:
-    """Return the linear backscatter of each material, 256 entries."""
-    at = RADAR.index(polarization)
+def backscatter_table(polarization: str) -> NDArray[np.float32]:
+    """Return the linear backscatter of each material, as a look-up table of 256 entries."""
+    at = RADAR_BANDS.index(polarization)
     table = np.zeros(256, np.float32)
-    table[: len(MATERIALS)] = [10 ** (m.power[at] / 10) for m in MATERIALS]
+    table[: len(MATERIALS)] = [10 ** (m.sigma0_db[at] / 10) for m in MATERIALS]
     return table
 
 
 def cover_table() -> NDArray[np.uint8]:
-    """Return the land cover class of each material, 256 entries."""
+    """Return the land cover class of each material, as a look-up table of 256 entries."""
     table = np.zeros(256, np.uint8)
     table[: len(MATERIALS)] = [COVERS.index(m.cover) for m in MATERIALS]
     return table
 
 
-def sky(bands: Sequence[str]) -> NDArray[np.float64]:
-    """Return the color of aerosol haze: 1 in the blue, falling with the wavelength."""
+def haze_color(bands: Sequence[str]) -> NDArray[np.float64]:
+    """Return the aerosol reflectance of each band relative to that at 490 nm."""
     centers = {band.id: band.center_nm for band in SENSORS["sentinel-2-l1c"].bands}
     return np.array([(490 / centers[band]) ** 1.6 for band in bands])

@@ -1,4 +1,4 @@
-"""Places on the globe to fetch imagery for, from a table of coordinates."""
+"""Bounding boxes of the areas to fetch imagery for, read from a CSV file."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 from seawall.errors import DataError, did_you_mean
 
-COLUMNS = ("left", "right", "top", "bottom", "name")
+BOX_COLUMNS = ("left", "right", "top", "bottom", "name")
 
 
 @dataclass(frozen=True)
-class Box:
-    """A place in degrees of longitude and latitude (WGS 84).
+class BoundingBox:
+    """A named bounding box in degrees of longitude and latitude (WGS 84).
 
     Args:
-        name: Its name, safe as a file name.
+        name: Its name, usable as a file name.
         left: Western longitude.
         right: Eastern longitude.
         top: Northern latitude.
@@ -37,14 +37,15 @@ class Box:
         return self.left, self.bottom, self.right, self.top
 
 
-def read_boxes(path: Path) -> tuple[Box, ...]:
-    """Read boxes from a CSV file with the columns left, right, top, bottom, name, in any order.
+def read_bounding_boxes(path: Path) -> tuple[BoundingBox, ...]:
+    """Read bounding boxes from a CSV file with the columns left, right, top, bottom, name, in any order.
 
     Args:
-        path: The file; a name that is missing becomes "box1" and so on.
+        path: The file; missing names become "box1" and so on.
 
     Raises:
-        DataError: A column is missing, a number is none or out of range, or a name comes twice; the line is named.
+        DataError: A column is missing, a coordinate is not a number or out of range, or a name is repeated; the message
+            has the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -52,14 +53,14 @@ def read_boxes(path: Path) -> tuple[Box, ...]:
         raise DataError(f"{path}: expected a CSV file of boxes, got {bad}; check the path") from bad
     rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
     heads = {(name or "").strip().lower(): name for name in rows.fieldnames or ()}
-    for column in COLUMNS[:4]:
+    for column in BOX_COLUMNS[:4]:
         if column not in heads:
             raise DataError(
-                f"{path}: expected a column {column!r}, got {', '.join(heads) or 'nothing'}; {did_you_mean(column, heads or COLUMNS)}"
+                f"{path}: expected a column {column!r}, got {', '.join(heads) or 'nothing'}; {did_you_mean(column, heads or BOX_COLUMNS)}"
             )
-    boxes: dict[str, Box] = {}
+    boxes: dict[str, BoundingBox] = {}
     for line, row in enumerate(rows, 2):
-        box = _box(f"{path}:{line}", {key: row.get(head) or "" for key, head in heads.items()}, len(boxes) + 1)
+        box = _parse_box(f"{path}:{line}", {key: row.get(head) or "" for key, head in heads.items()}, len(boxes) + 1)
         if box.name.casefold() in boxes:
             raise DataError(f"{path}:{line}: expected each name once, got {box.name!r} again; rename it")
         boxes[box.name.casefold()] = box
@@ -68,18 +69,18 @@ def read_boxes(path: Path) -> tuple[Box, ...]:
     return tuple(boxes.values())
 
 
-def _box(where: str, row: dict[str, str], number: int) -> Box:
-    sides = [_number(where, column, row[column]) for column in COLUMNS[:4]]
+def _parse_box(where: str, row: dict[str, str], number: int) -> BoundingBox:
+    sides = [_parse_degrees(where, column, row[column]) for column in BOX_COLUMNS[:4]]
     left, right, top, bottom = sides
     if not (-180 <= left < right <= 180):
         raise DataError(f"{where}: expected -180 <= left < right <= 180, got {left} and {right}; swap or fix them")
     if not (-90 <= bottom < top <= 90):
         raise DataError(f"{where}: expected -90 <= bottom < top <= 90, got {bottom} and {top}; swap or fix them")
     name = re.sub(r"[^\w.-]+", "-", row.get("name", "").strip()).strip("-.")[:80] or f"box{number}"
-    return Box(name, left, right, top, bottom)
+    return BoundingBox(name, left, right, top, bottom)
 
 
-def _number(where: str, column: str, text: str) -> float:
+def _parse_degrees(where: str, column: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:

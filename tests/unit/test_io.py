@@ -1,6 +1,7 @@
-"""A file that exists is a file that is whole; a run folder has one owner."""
+"""Atomic writes, digests, containment, CSV cells, and the lock of a run folder."""
 
 import csv
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,13 +13,13 @@ import pytest
 
 from seawall import io
 from seawall.errors import RunError
-from seawall.io import RunLock, atomic, csv_cells, inside, write_atomic
+from seawall.io import RunLock, escape_formulas, file_sha256, is_inside, open_atomic, write_atomic
 
 
 def test_a_failed_write_keeps_the_earlier_file_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "out.bin"
     write_atomic(path, b"first")
-    with pytest.raises(OSError, match="disk"), atomic(path) as file:
+    with pytest.raises(OSError, match="disk"), open_atomic(path) as file:
         file.write(b"half")
         raise OSError("disk full")
     assert path.read_bytes() == b"first"
@@ -27,8 +28,8 @@ def test_a_failed_write_keeps_the_earlier_file_and_leaves_nothing(tmp_path: Path
 
 def test_a_writer_killed_midway_leaves_no_final_file(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from seawall.io import atomic\n"
-        "with atomic(Path(sys.argv[1])) as f:\n f.write(b'half'); f.flush(); os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from seawall.io import open_atomic\n"
+        "with open_atomic(Path(sys.argv[1])) as f:\n f.write(b'half'); f.flush(); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], check=False)
     assert done.returncode == -9
@@ -108,9 +109,9 @@ def test_texts_that_a_spreadsheet_takes_for_formulas_are_quoted(tmp_path: Path) 
 
     bad = ("=HYPERLINK(1)", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1")
     for text in bad:
-        assert csv_cells({"a": text}) == {"a": "'" + text}
+        assert escape_formulas({"a": text}) == {"a": "'" + text}
     fine = {"a": "plain", "b": -0.25, "c": None, "d": "-0.25", "e": "1e-5", "f": "a=b", "g": 3}
-    assert csv_cells(fine) == fine
+    assert escape_formulas(fine) == fine
     rows = [dict.fromkeys(audit.COLUMNS) | {"chip": "a", "group": bad[0], "loss": -1.5}]
     found = SimpleNamespace(issues=0, cut=0, thresholds=np.zeros(2), joint=np.zeros(1), transition=lambda: np.zeros(1))
     folder = SimpleNamespace(classes=("land", "water"))
@@ -120,15 +121,21 @@ def test_texts_that_a_spreadsheet_takes_for_formulas_are_quoted(tmp_path: Path) 
     assert row["group"] == "'" + bad[0] and float(row["loss"]) == -1.5
 
 
+def test_the_digest_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4097  # longer than one read
+    (tmp_path / "a").write_bytes(content)
+    assert file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
 def test_a_link_out_of_a_folder_is_not_inside(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     (tmp_path / "in/a").touch()
     (tmp_path / "in/link").symlink_to(tmp_path / "out")
-    assert inside(tmp_path / "in", tmp_path / "in/a")
-    assert not inside(tmp_path / "in", tmp_path / "in/link/a")
-    assert not inside(tmp_path / "in", tmp_path / "in/../out")
-    assert not inside(tmp_path / "in", tmp_path / "in2")
+    assert is_inside(tmp_path / "in", tmp_path / "in/a")
+    assert not is_inside(tmp_path / "in", tmp_path / "in/link/a")
+    assert not is_inside(tmp_path / "in", tmp_path / "in/../out")
+    assert not is_inside(tmp_path / "in", tmp_path / "in2")
 
 
 def test_a_lock_file_that_its_owner_removes_meanwhile_is_not_held(

@@ -1,4 +1,4 @@
-"""Which pixels count, and in which unit: the same answer for chips and for scenes, whatever a few fill pixels hold."""
+"""Which pixels count as seen, and in which unit: the same for chips and scenes, whatever a few fill pixels hold."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from torch import nn
 
 from seawall.data.curate import curate
 from seawall.errors import DataError, ImageryError, RadiometryError
-from seawall.geo.radiometry import Detection, Hints, detect, scale_for
-from seawall.geo.seen import Tally, rule_for
+from seawall.geo.nodata import PixelCounts, nodata_rule
+from seawall.geo.radiometry import Detection, Hints, detect_unit, scale_for
 from seawall.geo.unit_detection import EXTREME_SHARE
 from seawall.inference.predict import predict_scene
 from seawall.report.flags import explain
@@ -132,9 +132,9 @@ def test_more_than_a_percent_of_fill_is_refused_by_both(tmp_path: Path) -> None:
 def test_undeclared_fill_of_any_share_never_makes_another_unit(share: float, fill: float) -> None:
     data = ground()
     data[:, : round(96 * share)] = fill
-    found = detect(data, np.ones((96, 96), bool), BANDS, Hints(dtype="float32"))
+    found = detect_unit(data, np.ones((96, 96), bool), BANDS, Hints(dtype="float32"))
     assert found.kind == "unknown" and "% of the pixels outside" in found.reason
-    declared = detect(data, np.ones((96, 96), bool), BANDS, Hints(dtype="float32"), (fill,) * 3)
+    declared = detect_unit(data, np.ones((96, 96), bool), BANDS, Hints(dtype="float32"), (fill,) * 3)
     assert declared.kind == "reflectance"
 
 
@@ -245,26 +245,28 @@ def test_where_the_offset_is_in_zero_is_no_measurement() -> None:
     data = np.array([[[0, 0, 1100, 1100]], [[0, 1500, 0, 1500]]], np.float32)
     mask = np.ones((1, 4), bool)
     for nodata in ((0.0, 0.0), (None, None)):
-        seen, tally = rule_for(OFFSET, nodata).apply(data, mask)
+        seen, tally = nodata_rule(OFFSET, nodata).apply(data, mask)
         assert seen.tolist() == [[False, False, False, True]]
         assert (tally.extreme, tally.partial, tally.blank) == (0, 0, 0 if nodata[0] == 0 else 3)
-    assert rule_for(DN, (None, None)).apply(data, mask)[0].tolist() == [[False, True, True, True]]
+    assert nodata_rule(DN, (None, None)).apply(data, mask)[0].tolist() == [[False, True, True, True]]
 
 
 def test_stretched_pictures_may_be_black() -> None:
     scale = scale_for(Detection("uint8", "", True))
-    seen, _ = rule_for(scale, (255.0, 255.0)).apply(np.float32([[[0, 255, 255]], [[0, 255, 7]]]), np.ones((1, 3), bool))
+    seen, _ = nodata_rule(scale, (255.0, 255.0)).apply(
+        np.float32([[[0, 255, 255]], [[0, 255, 7]]]), np.ones((1, 3), bool)
+    )
     assert seen.tolist() == [[True, False, True]]
 
 
-def test_tallies_of_parts_add_up() -> None:
+def test_counts_of_parts_add_up() -> None:
     data = ground()
     data[1, 3, 3], data[:, 60, 7], data[2, 9, 9], data[0, 80, 80] = 1e6, 0, np.nan, -9999
-    rule, mask = rule_for(FLOAT, (-9999.0,) * 3), np.ones((96, 96), bool)
+    rule, mask = nodata_rule(FLOAT, (-9999.0,) * 3), np.ones((96, 96), bool)
     mask[90:] = False
     seen, whole = rule.apply(data, mask)
     parts = [rule.apply(data[:, r : r + 32], mask[r : r + 32])[1] for r in (0, 32, 64)]
-    assert sum(parts, Tally()) == whole
+    assert sum(parts, PixelCounts()) == whole
     assert (whole.pixels, whole.extreme, whole.blank, whole.seen) == (9216, 1, 1, int(seen.sum()))
     assert whole.seen == 90 * 96 - 4 and whole.there == whole.seen + 2
 
@@ -281,12 +283,12 @@ def radar(power: bool, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("power", [True, False], ids=["power", "dB"])
 def test_a_few_fill_pixels_do_not_turn_power_into_decibels(fill: float, power: bool) -> None:
     data = radar(power)
-    expected = detect(data, np.ones((64, 64), bool), ("VV", "VH")).kind
+    expected = detect_unit(data, np.ones((64, 64), bool), ("VV", "VH")).kind
     assert expected == ("linear" if power else "db")
     data[0, 0, :20] = fill
-    found = detect(data, np.ones((64, 64), bool), ("VV", "VH"))
+    found = detect_unit(data, np.ones((64, 64), bool), ("VV", "VH"))
     assert found.kind == expected
-    rule = rule_for(scale_for(found), (None, None))
+    rule = nodata_rule(scale_for(found), (None, None))
     seen, tally = rule.apply(data, np.ones((64, 64), bool))
     rule.check(tally)
     if fill == 9999.0 and power:
@@ -295,14 +297,14 @@ def test_a_few_fill_pixels_do_not_turn_power_into_decibels(fill: float, power: b
         assert (~seen).sum() == tally.extreme == 20
     data[0, :20] = fill
     with pytest.raises(RadiometryError, match=r"radar numbers|of the pixels outside"):
-        again = detect(data, np.ones((64, 64), bool), ("VV", "VH"))
-        rule = rule_for(scale_for(again), (None, None))
+        again = detect_unit(data, np.ones((64, 64), bool), ("VV", "VH"))
+        rule = nodata_rule(scale_for(again), (None, None))
         rule.check(rule.apply(np.where(data == 9999.0, np.float32(1e6), data), np.ones((64, 64), bool))[1])
 
 
 def test_power_whose_noise_was_subtracted_stays_power() -> None:
     data = radar(True) - np.float32(0.012)
     assert (data < 0).mean() > 0.1
-    found = detect(data, np.ones((64, 64), bool), ("VV", "VH"))
+    found = detect_unit(data, np.ones((64, 64), bool), ("VV", "VH"))
     assert found.kind == "linear"
-    assert rule_for(scale_for(found), (None, None)).apply(data, np.ones((64, 64), bool))[0].all()
+    assert nodata_rule(scale_for(found), (None, None)).apply(data, np.ones((64, 64), bool))[0].all()

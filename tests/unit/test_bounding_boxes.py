@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from seawall.errors import DataError
-from seawall.imagery.areas import Box, read_boxes
+from seawall.imagery.bounding_boxes import BoundingBox, read_bounding_boxes
 
 
 def write(folder: Path, text: str) -> Path:
@@ -15,8 +15,8 @@ def write(folder: Path, text: str) -> Path:
 
 def test_columns_in_any_order_and_case(tmp_path: Path) -> None:
     path = write(tmp_path, "\ufeffName, TOP,bottom,left,right\nLake A/1, 50.2,50.1,10.0,10.2\n,1,0,2,3\n")
-    first, second = read_boxes(path)
-    assert first == Box("Lake-A-1", 10.0, 10.2, 50.2, 50.1)
+    first, second = read_bounding_boxes(path)
+    assert first == BoundingBox("Lake-A-1", 10.0, 10.2, 50.2, 50.1)
     assert first.bounds == (10.0, 50.1, 10.2, 50.2)
     assert second.name == "box2"
 
@@ -39,12 +39,12 @@ def test_columns_in_any_order_and_case(tmp_path: Path) -> None:
 )
 def test_bad_tables(tmp_path: Path, text: str, match: str) -> None:
     with pytest.raises(DataError, match=match):
-        read_boxes(write(tmp_path, text))
+        read_bounding_boxes(write(tmp_path, text))
 
 
 def test_no_table(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a CSV file"):
-        read_boxes(tmp_path / "none.csv")
+        read_bounding_boxes(tmp_path / "none.csv")
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="expected a CSV file"):
-        read_boxes(tmp_path / "a.csv")
+        read_bounding_boxes(tmp_path / "a.csv")

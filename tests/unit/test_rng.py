@@ -1,4 +1,4 @@
-"""Randomness belongs to a chip: order, batch size and company change nothing."""
+"""Random numbers per chip: order, batch size and the other chips of a batch change nothing."""
 
 import torch
 from hypothesis import given
