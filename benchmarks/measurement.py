@@ -24,7 +24,7 @@ from loader import BANDS, make_folder
 from seawall.data.chips import ChipFolder
 from seawall.evaluation.case import CLEAN
 from seawall.evaluation.measurement import ChipSource, measure_model
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.records import RecordLog
 from seawall.types import ModelSpec
 
@@ -32,7 +32,7 @@ from seawall.types import ModelSpec
 def measure(root: Path, way: str, log: Path) -> dict[str, float]:
     """Measure every chip of a folder and return the peak memory of this process and the seconds."""
     folder = ChipFolder.open(root)
-    model = Threshold("ndwi")(ModelSpec(folder.bands, folder.classes, folder.unit, folder.gsd_m))
+    model = WaterIndexThreshold("ndwi")(ModelSpec(folder.bands, folder.classes, folder.unit, folder.gsd_m))
     chips = ChipSource.of_folder(folder, folder.ids)
     before, most = held_mib(), 0.0
 

@@ -35,8 +35,8 @@ from seawall.models.blocks import Segmenter
 from seawall.models.unet import UNet
 from seawall.poisoning.backdoor import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
 from seawall.poisoning.clean_label import GradientMatching, MetaPoison
-from seawall.poisoning.detection import Verdict, activation_clustering, activations, spectral_signatures
-from seawall.poisoning.target import Target, choose, insert, victims
+from seawall.poisoning.detection import PoisonDetection, activation_clustering, activations, spectral_signatures
+from seawall.poisoning.target import PoisonTarget, choose_chips, evaluate_poison, insert_poisoned
 from seawall.rng import Keys
 from seawall.simulate.scene import simulate_s2
 from seawall.types import Batch, ModelSpec
@@ -149,7 +149,7 @@ class World:
             water, true = net(self.test.image).argmax(1) == 1, self.test.label == 1
         return float((water & true).sum() / (water | true).sum())
 
-    def target(self) -> Target:
+    def target(self) -> PoisonTarget:
         """Return the square of water that the clean network gets right and is least sure of, of all test chips."""
         base = self.base
         with torch.no_grad():
@@ -161,7 +161,7 @@ class World:
         chip, row, col = (int(i) for i in np.unravel_index(place, tuple(mean.shape)))
         region = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
         region[0, row : row + REGION, col : col + REGION] = True
-        return Target(self.test.select([chip]), region, 0)
+        return PoisonTarget(self.test.select([chip]), region, 0)
 
 
 def descend(net: Segmenter, batch: Batch, seed: int, epochs: int, rate: float) -> Segmenter:
@@ -182,7 +182,7 @@ def flip(world: World, order: Order, asked: argparse.Namespace) -> dict[str, obj
     """Craft a poison, or flip labels, and count what it does to fresh victims."""
     aim, scratch = world.target(), order.regime == "scratch"
     train, learn = (world.train, world.learn) if scratch else (world.local, world.tune)
-    ids = choose(train.chips, order.share, order.seed)
+    ids = choose_chips(train.chips, order.share, order.seed)
     few = train.select([train.chips.index(id_) for id_ in ids])
     rest = train.select([i for i, id_ in enumerate(train.chips) if id_ not in ids])
     keys, losses = Keys(order.seed, few.chips), tuple[float, ...]()
@@ -199,7 +199,9 @@ def flip(world: World, order: Order, asked: argparse.Namespace) -> dict[str, obj
         bad, losses = made.batch, made.losses
     control = RandomPerturbation(order.eps)(few, keys)
     seeds = range(100 * order.seed, 100 * order.seed + asked.victims)
-    found = victims(aim, train, insert(train, bad), insert(train, control), learn, seeds, world.quality)
+    found = evaluate_poison(
+        aim, train, insert_poisoned(train, bad), insert_poisoned(train, control), learn, seeds, world.quality
+    )
     figures: dict[str, object] = {
         "flipped": found.flipped, "flipped, random noise": found.control, "flipped, clean": found.clean,
         "IoU": found.quality, "IoU, clean": found.clean_quality,
@@ -211,9 +213,9 @@ def backdoor(world: World, order: Order) -> dict[str, object]:
     """Train on chips with a backdoor, try the trigger, and look for the poisoned chips."""
     poison = Backdoor("patch", order.eps, reach=4) if order.kind == "backdoor-patch" else Backdoor("pattern", order.eps)
     train, test = world.train, world.test
-    ids = choose(train.chips, order.share, order.seed)
+    ids = choose_chips(train.chips, order.share, order.seed)
     few = train.select([train.chips.index(id_) for id_ in ids])
-    bad = insert(train, poison(few, Keys(order.seed, few.chips)))
+    bad = insert_poisoned(train, poison(few, Keys(order.seed, few.chips)))
     net, later = world.learn(bad, order.seed), Keys(order.seed, test.chips)
     stamped = replace(test, image=poison.stamp(test, later))
     with torch.no_grad():
@@ -239,7 +241,7 @@ def looked(
     return names, features, activations(net, net.network.up[0], [world.trusted], klass)[1]
 
 
-DETECTORS: Mapping[str, Callable[[Sequence[str], DoubleArray, DoubleArray, float], Verdict]] = {
+DETECTORS: Mapping[str, Callable[[Sequence[str], DoubleArray, DoubleArray, float], PoisonDetection]] = {
     "spectral, trusted": lambda ids, x, known, share: spectral_signatures(ids, x, trusted=known, alarms=ALARMS),
     "clusters, trusted": lambda ids, x, known, share: activation_clustering(ids, x, trusted=known, alarms=ALARMS),
     "spectral, true share": lambda ids, x, known, share: spectral_signatures(ids, x, share),

@@ -42,7 +42,7 @@ from seawall.data.simulated import Simulated
 from seawall.data.splits import Split, kfold_groups, split_groups
 from seawall.label_audit.confident_learning import Opinion, suspect
 from seawall.label_audit.relabel import mend
-from seawall.label_noise.build import Relabel
+from seawall.label_noise.build import ChipNoise
 from seawall.metrics.counts import confusion
 from seawall.pipeline.corrupt_labels import noise_for
 from seawall.rng import Keys
@@ -150,7 +150,7 @@ def given(folder: ChipFolder, fold: float, seed: int, noise: str, rate: float) -
     split = split_groups(folder, seed, val=0.0, test=fold)
     if noise == "clean":
         return split, {id_: folder.read(id_).label for id_ in split.train}
-    edit = Relabel(noise_for(noise_text(noise, rate, folder.gsd_m), folder, split.train), seed)
+    edit = ChipNoise(noise_for(noise_text(noise, rate, folder.gsd_m), folder, split.train), seed)
     return split, {id_: edit(folder.read(id_)).label for id_ in split.train}
 
 

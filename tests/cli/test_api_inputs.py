@@ -11,7 +11,7 @@ import seawall
 from seawall import api
 from seawall.data.loader import whole
 from seawall.errors import DataError, ModelError
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.types import Batch, ModelSpec
 
 SMALL = (
@@ -95,4 +95,4 @@ def test_a_bare_module_is_told_to_be_adapted() -> None:
     with pytest.raises(ModelError, match="adapt"):
         seawall.attack(nn.Conv2d(2, 2, 1), batch, THREAT)  # type: ignore[arg-type]
     spec = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
-    assert seawall.attack(Threshold(index="ndwi")(spec), batch, THREAT, interrogation=False).table
+    assert seawall.attack(WaterIndexThreshold(index="ndwi")(spec), batch, THREAT, interrogation=False).table

@@ -23,7 +23,7 @@ from affine import Affine
 
 from seawall.data.chips import ChipFolder
 from seawall.io import RunLock
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model
 from seawall.recipe import read_recipe
 from seawall.types import ModelSpec
@@ -35,7 +35,7 @@ from tiny import BANDS, SIZE, SMALL, SMALL_TRAINING, SPEC, broken_rasters, cut_o
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights, a scene, pairs and the chips made from them; the tests leave them as they are."""
     root = tmp_path_factory.mktemp("bad-input")
-    save_model(root / "ndwi.safetensors", Threshold("ndwi")(SPEC))
+    save_model(root / "ndwi.safetensors", WaterIndexThreshold("ndwi")(SPEC))
     scene(root / "scene.tif")
     for i in range(6):
         pair(root / "pairs", f"place{i}", f"chip{i}", seed=i)
@@ -299,7 +299,7 @@ def flipped(path: Path) -> None:
 
 
 def of_radar(path: Path) -> None:
-    save_model(path, Threshold("vv")(ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0)))
+    save_model(path, WaterIndexThreshold("vv")(ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0)))
 
 
 WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {

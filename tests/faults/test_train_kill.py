@@ -87,11 +87,11 @@ def attempt(folder: Path, kind: str, count: int, seconds: float = 0.0) -> bool:
 
 def look(folder: Path) -> None:
     """Open every artifact that has its final name."""
-    from seawall.models.weights import unpack
+    from seawall.models.weights import unpack_safetensors
     from seawall.training.checkpoint import read_history
 
     for path in (*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")):
-        unpack(path)
+        unpack_safetensors(path)
     if (folder / "history.jsonl").exists():
         read_history(folder / "history.jsonl")
 

@@ -10,7 +10,7 @@ import torch
 
 from seawall.errors import ModelError, RunError
 from seawall.models.unet import UNet
-from seawall.models.weights import load_model, pack, save_model, spec_to_json, state_of
+from seawall.models.weights import load_model, pack_safetensors, save_model, spec_to_json, state_of
 from seawall.types import ModelSpec
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
@@ -101,7 +101,7 @@ def test_weights_that_are_no_weights(tmp_path: Path, value: float) -> None:
     tensors = state_of(model)
     tensors["network.head.weight"][0, 0] = value
     path = tmp_path / "m.safetensors"
-    path.write_bytes(pack(tensors, {"spec": spec_to_json(model.spec)})[0])
+    path.write_bytes(pack_safetensors(tensors, {"spec": spec_to_json(model.spec)})[0])
     refused(path, "corrupted.*train again")
     model.load_state_dict(tensors)
     with pytest.raises(ModelError, match=r"network\.head\.weight"):
@@ -114,7 +114,7 @@ def test_missing_and_unexpected_tensors_are_listed(tmp_path: Path) -> None:
     tensors = state_of(model)
     tensors["extra"] = tensors.pop("network.head.bias")
     path = tmp_path / "m.safetensors"
-    path.write_bytes(pack(tensors, {"spec": spec_to_json(model.spec)})[0])
+    path.write_bytes(pack_safetensors(tensors, {"spec": spec_to_json(model.spec)})[0])
     refused(path, r"1 missing \['network.head.bias'\] and 1 unexpected \['extra'\]")
 
 
@@ -123,7 +123,7 @@ def test_other_shapes_are_listed(tmp_path: Path) -> None:
     tensors = state_of(model)
     tensors["network.head.bias"] = torch.zeros(7)
     path = tmp_path / "m.safetensors"
-    path.write_bytes(pack(tensors, {"spec": spec_to_json(model.spec)})[0])
+    path.write_bytes(pack_safetensors(tensors, {"spec": spec_to_json(model.spec)})[0])
     refused(path, r"network.head.bias \(7,\) for \(2,\)")
 
 
@@ -132,7 +132,7 @@ def test_standardization_by_zero(tmp_path: Path) -> None:
     tensors = state_of(model)
     tensors["standardize.std"][0] = 0
     path = tmp_path / "m.safetensors"
-    path.write_bytes(pack(tensors, {"spec": spec_to_json(model.spec)})[0])
+    path.write_bytes(pack_safetensors(tensors, {"spec": spec_to_json(model.spec)})[0])
     with pytest.raises(ModelError, match="above 0"):
         load_model(path)
 
@@ -150,7 +150,7 @@ def test_standardization_by_zero(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_specifications_that_cannot_be_met(tmp_path: Path, spec: str, word: str) -> None:
     path = tmp_path / "m.safetensors"
-    path.write_bytes(pack({"a": torch.zeros(1)}, {"spec": spec})[0])
+    path.write_bytes(pack_safetensors({"a": torch.zeros(1)}, {"spec": spec})[0])
     refused(path, word)
 
 

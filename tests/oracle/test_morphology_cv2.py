@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from seawall.label_noise.erode_dilate import Close, Dilate, Erode, Open
-from seawall.label_noise.label_view import Ground
-from seawall.label_noise.morphology import closings, dilations, distance, erosions, openings
+from seawall.label_noise.label_view import LabelView
+from seawall.label_noise.morphology import closings, dilations, distance_to, erosions, openings
 from seawall.rng import Keys
 from seawall.types import Batch
 
@@ -19,9 +19,9 @@ KERNELS = st.sampled_from([3, 5, 7])
 STEPS = {"erode": erosions, "dilate": dilations, "open": openings, "close": closings}
 
 
-def ground(mask, valid=None):
+def chip_view(mask, valid=None):
     label = mask.astype(np.int64)
-    return Ground(label, np.ones_like(mask) if valid is None else valid, 1, Keys(0, ("a",)), 0)
+    return LabelView(label, np.ones_like(mask) if valid is None else valid, 1, Keys(0, ("a",)), 0)
 
 
 def plain(name, mask, kernel, n):
@@ -44,7 +44,7 @@ def plain(name, mask, kernel, n):
 def test_n_iterations_are_opencvs(name, mask, kernel, n):
     if mask.all() or not mask.any():
         return
-    chip = ground(mask)
+    chip = chip_view(mask)
     changed = np.zeros_like(mask)
     for i, reached in enumerate(STEPS[name](chip, kernel), 1):
         changed = reached
@@ -79,7 +79,7 @@ def test_pixels_without_a_label_are_like_outside_the_image(mask, kernel, n, data
     square = np.ones((kernel, kernel), np.uint8)
     for name, fill, step in (("erode", wet | ~valid, cv2.erode), ("dilate", wet, cv2.dilate)):
         changed = np.zeros_like(mask)
-        for i, reached in enumerate(STEPS[name](ground(mask, valid), kernel), 1):
+        for i, reached in enumerate(STEPS[name](chip_view(mask, valid), kernel), 1):
             changed = reached
             if i == n:
                 break
@@ -95,8 +95,8 @@ def test_a_pixel_flips_at_its_chebyshev_distance(mask):
     rows, cols = np.nonzero(mask)
     at = np.indices(mask.shape).reshape(2, -1).T
     brute = np.maximum(abs(at[:, :1] - rows), abs(at[:, 1:] - cols)).min(1).reshape(mask.shape)
-    assert np.array_equal(distance(mask), brute)
-    for n, reached in enumerate(dilations(ground(mask), 3), 1):
+    assert np.array_equal(distance_to(mask), brute)
+    for n, reached in enumerate(dilations(chip_view(mask), 3), 1):
         assert np.array_equal(reached, ~mask & (brute <= n))
 
 
@@ -108,6 +108,6 @@ def test_n_iterations_of_3x3_are_one_square(mask, n):
         once = step(mask.astype(np.uint8), np.ones((2 * n + 1, 2 * n + 1), np.uint8))
         assert np.array_equal(many, once)
     if mask.any() and not mask.all():
-        squares = [next(iter(dilations(ground(mask), 2 * n + 1)))]
-        rings = [reached for _, reached in zip(range(n), dilations(ground(mask), 3), strict=False)]
+        squares = [next(iter(dilations(chip_view(mask), 2 * n + 1)))]
+        rings = [reached for _, reached in zip(range(n), dilations(chip_view(mask), 3), strict=False)]
         assert np.array_equal(squares[0], rings[-1])

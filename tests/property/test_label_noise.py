@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from seawall.label_noise.erode_dilate import Close, Dilate, Erode, Open, Thirds
-from seawall.label_noise.geometry import DropObjects, Jitter, MergeObjects, Shift, objects, shore_distance
-from seawall.label_noise.label_difference import apply, realized
-from seawall.label_noise.label_view import Ground, allowance
+from seawall.label_noise.geometry import DropObjects, Jitter, MergeObjects, Shift, connected_objects
+from seawall.label_noise.label_difference import apply_noise, label_differences
+from seawall.label_noise.label_view import LabelView, allowance
+from seawall.label_noise.morphology import shoreline_distance
 from seawall.label_noise.pixels import ClassDependent, Patches, Pixels, Symmetric
 from seawall.label_noise.sources import IndexThreshold, Stale, WrongSource
 from seawall.label_noise.teacher import FeatureDependent, GradientDirected
@@ -62,7 +63,7 @@ def batches(draw, classes=3):
 
 def changes(noise, batch, seed=0):
     after = noise(batch, Keys(seed, batch.chips))
-    return after, realized(batch.label, after.label, batch.valid)
+    return after, label_differences(batch.label, after.label, batch.valid)
 
 
 @pytest.mark.parametrize("name", SHARES)
@@ -85,7 +86,7 @@ def test_never_more_than_the_budget_and_only_valid_labels(name, batch, budget):
 @settings(max_examples=25, deadline=None)
 def test_exact_rings_meet_the_budget_or_had_no_more_pixels(make, batch, budget, klass):
     _, most = changes(make(budget=1.0, klass=klass), batch)
-    _, done = apply(make(budget=budget, klass=klass, exact=True), batch, Keys(0, batch.chips))
+    _, done = apply_noise(make(budget=budget, klass=klass, exact=True), batch, Keys(0, batch.chips))
     for chip, limit in zip(done, most, strict=True):
         assert chip.allowed == allowance(budget, chip.valid)
         assert chip.changed == min(chip.allowed, limit.changed)
@@ -177,14 +178,17 @@ def test_meters_are_never_exceeded(batch, meters, gsd_m):
     keys = Keys(0, batch.chips)
     rings = Dilate(budget=meters, of="meters", gsd_m=gsd_m)(batch, keys)
     for chip, before, after, valid in zip(range(2), batch.label, rings.label, batch.valid, strict=True):
-        ground = Ground(before.numpy(), valid.numpy(), 1, keys, chip)
+        view = LabelView(before.numpy(), valid.numpy(), 1, keys, chip)
         moved = (before != after).numpy()
-        assert not moved.any() or (shore_distance(ground)[moved] + 0.5).max() <= meters / gsd_m * math.sqrt(2) + 1e-4
+        assert (
+            not moved.any()
+            or (shoreline_distance(view, "euclidean")[moved]).max() <= meters / gsd_m * math.sqrt(2) + 1e-4
+        )
         wavering = Jitter(budget=meters, of="meters", gsd_m=gsd_m)
-        jittered = wavering.change(ground) != ground.label
-        assert not jittered.any() or shore_distance(ground)[jittered].max() < meters / gsd_m
+        jittered = wavering.change(view) != view.label
+        assert not jittered.any() or (shoreline_distance(view, "euclidean")[jittered] - 0.5).max() < meters / gsd_m
         if meters == 0 or meters >= gsd_m:  # a shift by less than a pixel is refused
-            rows, cols = Shift(budget=meters, gsd_m=gsd_m).step(ground)
+            rows, cols = Shift(budget=meters, gsd_m=gsd_m).step(view)
             assert math.hypot(rows, cols) * gsd_m <= meters * (1 + 1e-9)
             assert meters == 0 or math.hypot(rows, cols) > meters / gsd_m - 0.6
 
@@ -194,7 +198,7 @@ def test_meters_are_never_exceeded(batch, meters, gsd_m):
 def test_objects_go_whole(batch, budget, order):
     after = DropObjects(budget=budget, order=order)(batch, Keys(0, batch.chips)).label
     for before, now, valid in zip(batch.label, after, batch.valid, strict=True):
-        cells, _ = objects(((before == 1) & valid).numpy())
+        cells, _ = connected_objects(((before == 1) & valid).numpy())
         gone = ((before != now) & valid).numpy()
         for i in range(1, cells.max() + 1):
             assert gone[cells == i].all() or not gone[cells == i].any()
@@ -208,7 +212,7 @@ def test_merging_only_adds_and_never_makes_more_objects(batch, budget):
         was, is_ = ((before == 1) & valid).numpy(), ((now == 1) & valid).numpy()
         assert not (was & ~is_).any()
         if valid.all():
-            assert objects(is_)[0].max() <= objects(was)[0].max()
+            assert connected_objects(is_)[0].max() <= connected_objects(was)[0].max()
 
 
 @pytest.mark.parametrize("entry", entries("noise"), ids=lambda entry: entry.name)

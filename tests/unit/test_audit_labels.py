@@ -19,7 +19,7 @@ from seawall.label_audit.confident_learning import combined, tail_evidence
 from seawall.label_audit.contact_sheet import BLANK, SUSPECT, Card, montage, preview
 from seawall.label_audit.training_dynamics import Dynamics, margin
 from seawall.models.adapter import adapt
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model
 from seawall.report.images import CLASSES
 from seawall.testing.assertions import same_snapshot, snapshot
@@ -99,7 +99,7 @@ def test_it_resumes_without_training_again(audited):
 
 def test_given_weights_judge_without_training(tmp_path):
     chips = make_folder(tmp_path / "chips", wrong=(4,))
-    model = Threshold("ndwi")(ModelSpec(HEADER.bands, HEADER.classes, "reflectance", 10.0))
+    model = WaterIndexThreshold("ndwi")(ModelSpec(HEADER.bands, HEADER.classes, "reflectance", 10.0))
     save_model(tmp_path / "ndwi.safetensors", model)
     done = api.audit_labels(chips.root, weights=tmp_path / "ndwi.safetensors", out=tmp_path / "out", worst=2)
     assert done.table[0]["chip"] == "c4"
@@ -230,7 +230,7 @@ def test_the_rank_joins_three_witnesses_and_each_has_its_column(audited):
 
 def test_a_moved_label_comes_first_and_says_how_it_must_move_back(tmp_path):
     chips = make_folder(tmp_path / "chips", wrong=(), moved=(4,))
-    model = Threshold("ndwi")(ModelSpec(HEADER.bands, HEADER.classes, "reflectance", 10.0))
+    model = WaterIndexThreshold("ndwi")(ModelSpec(HEADER.bands, HEADER.classes, "reflectance", 10.0))
     save_model(tmp_path / "ndwi.safetensors", model)
     first, second = api.audit_labels(
         chips.root, weights=tmp_path / "ndwi.safetensors", out=tmp_path / "out", worst=2

@@ -11,7 +11,7 @@ from seawall.rng import Keys
 from seawall.types import Batch, ModelSpec
 from seawall.uncertainty.conformal import conformal_threshold, fit_conformal, missed_shares
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.predictor import Ensemble, SinglePass, Symmetries, entropy, gather, margin
+from seawall.uncertainty.predictor import TTA, Ensemble, SinglePass, aggregate_passes, entropy, top_two_margin
 from seawall.uncertainty.temperature import Temperature, fit_temperature, temperature_of
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
@@ -117,18 +117,18 @@ def test_temperature_at_its_ends() -> None:
 def test_maps_by_hand() -> None:
     p = torch.tensor([[[[0.9]], [[0.1]]]])
     assert entropy(p).item() == pytest.approx(-(0.9 * np.log(0.9) + 0.1 * np.log(0.1)))
-    assert margin(p).item() == pytest.approx(0.8)
-    same = gather([p.log()] * 5)
+    assert top_two_margin(p).item() == pytest.approx(0.8)
+    same = aggregate_passes([p.log()] * 5)
     assert same.mutual_information.item() == pytest.approx(0, abs=1e-7) and same.passes == 5
-    split = gather([torch.tensor([[[[50.0]], [[0.0]]]]), torch.tensor([[[[0.0]], [[50.0]]]])])
+    split = aggregate_passes([torch.tensor([[[[50.0]], [[0.0]]]]), torch.tensor([[[[0.0]], [[50.0]]]])])
     assert split.mutual_information.item() == pytest.approx(np.log(2)) and split.margin.item() == pytest.approx(0)
     with pytest.raises(UsageError, match="pass"):
-        gather([])
+        aggregate_passes([])
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 10)])
 def test_turning_the_image_turns_the_map_exactly(shape: tuple[int, int]) -> None:
-    predictor = Symmetries()(Net().eval())
+    predictor = TTA()(Net().eval())
     image = torch.rand(2, 2, *shape)
     plain = predictor.predict(image)
     for turns in range(4):
@@ -185,7 +185,7 @@ def test_ensemble_averages_and_checks_its_members() -> None:
 
 def test_predictor_is_a_model_with_gradients() -> None:
     image = images().requires_grad_()
-    predictor = Symmetries()(Net().eval())
+    predictor = TTA()(Net().eval())
     logits = predictor(image)
     assert torch.allclose(torch.softmax(logits, 1), predictor.predict(image.detach()).probability, atol=1e-6)
     logits[:, 1].sum().backward()

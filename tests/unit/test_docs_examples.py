@@ -15,7 +15,7 @@ from torch import nn
 
 from seawall import registry
 from seawall.geo.raster import Grid, write_cog
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model
 from seawall.testing.suite import checks
 from seawall.types import Batch, ModelSpec
@@ -73,7 +73,7 @@ def given() -> dict[str, object]:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the files that pages name."""
     monkeypatch.chdir(tmp_path)
-    save_model("model.safetensors", Threshold("ndwi")(SPEC))
+    save_model("model.safetensors", WaterIndexThreshold("ndwi")(SPEC))
     numbers = np.random.default_rng(0).integers(200, 4000, (2, 64, 64)).astype(np.uint16)
     write_cog(tmp_path / "S2A_T33UUU.tif", numbers, Grid(64, 64), bands=SPEC.bands, nodata=0)
     return tmp_path

@@ -17,12 +17,12 @@ from seawall.inference.predict import model_digest, predict_scene
 from seawall.models.adapter import adapt
 from seawall.models.identity import identify
 from seawall.models.unet import UNet
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, save_model
 from seawall.records import RecordLog
 from seawall.types import Batch, ModelSpec
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.predictor import Ensemble, SinglePass, Symmetries
+from seawall.uncertainty.predictor import TTA, Ensemble, SinglePass
 from seawall.uncertainty.temperature import Temperature
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
@@ -78,7 +78,7 @@ FAMILIES = {
     "wrappers": [
         lambda: network(),
         lambda: SinglePass()(network()),
-        lambda: Symmetries()(network()),
+        lambda: TTA()(network()),
         lambda: MonteCarloDropout(3)(network()),
         lambda: MonteCarloDropout(20)(network()),
         lambda: MonteCarloDropout(3, seed=5)(network()),
@@ -102,9 +102,9 @@ FAMILIES = {
         lambda: network(1),
         lambda: network(norm="pixel"),
         lambda: network(norm="group"),
-        lambda: Threshold(index="ndwi")(SPEC),
-        lambda: Threshold(index="ndwi", sharpness=3.0)(SPEC),
-        lambda: Threshold(index="ndwi", threshold=0.1)(SPEC),
+        lambda: WaterIndexThreshold(index="ndwi")(SPEC),
+        lambda: WaterIndexThreshold(index="ndwi", sharpness=3.0)(SPEC),
+        lambda: WaterIndexThreshold(index="ndwi", threshold=0.1)(SPEC),
     ],
     "specs": [
         lambda: network(),
@@ -213,7 +213,7 @@ def scene(tmp_path):
 
 
 def test_one_folder_never_gives_the_map_of_another_wrapper(scene, tmp_path):
-    base = Threshold(index="ndwi")(SPEC)
+    base = WaterIndexThreshold(index="ndwi")(SPEC)
     soft = [Temperature(1.0), Temperature(5.0), SinglePass()]
     maps = [predict_scene(wrap(base), scene, tmp_path / "out") for wrap in soft]
     assert not any(made.reused for made in maps)
@@ -232,7 +232,7 @@ def test_an_unknown_model_reuses_nothing_and_says_so(scene, tmp_path):
 def test_rows_of_one_wrapper_are_not_those_of_another(tmp_path):
     torch.manual_seed(0)
     batch = Batch.of(torch.rand(2, 2, 16, 16) * 0.3, torch.randint(0, 2, (2, 16, 16)))
-    base = Threshold(index="ndwi")(SPEC)
+    base = WaterIndexThreshold(index="ndwi")(SPEC)
     for wrap in (Temperature(1.0), Temperature(5.0)):
         seawall.attack(wrap(base), batch, "linf 1% reflectance", method=("fgsm",), out=tmp_path)
     log = RecordLog(tmp_path / "records.jsonl")

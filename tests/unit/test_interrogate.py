@@ -14,7 +14,7 @@ from seawall.attacks.gradient import PGD
 from seawall.evaluation.case import CLEAN, Case
 from seawall.evaluation.sanity_checks import QUICK, Interrogation, interrogate, interrogated
 from seawall.metrics.robustness_card import doubts, with_doubts
-from seawall.models.water_index import Threshold, ThresholdNet, extreme_images
+from seawall.models.water_index import ThresholdNet, WaterIndexThreshold, extreme_images
 from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.report.flags import explain
 from seawall.rng import Keys
@@ -171,7 +171,7 @@ def test_what_does_not_depend_on_the_budget_is_asked_once_and_stands_at_every_at
 
 
 def threshold(index: str, bands: tuple[str, ...], at: float = 0.0) -> ThresholdNet:
-    return Threshold(index=index, threshold=at)(ModelSpec(bands, ("land", "water"), "reflectance", 10.0))  # type: ignore[arg-type]
+    return WaterIndexThreshold(index=index, threshold=at)(ModelSpec(bands, ("land", "water"), "reflectance", 10.0))  # type: ignore[arg-type]
 
 
 def of_threshold(model: ThresholdNet, size: int = 12, seed: int = 0) -> Batch:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from seawall.errors import DataError, RadiometryError, UsageError
-from seawall.label_noise.build import noise_text, parse_noise, spoken_budget
+from seawall.label_noise.build import budget_text, noise_text, parse_noise
 from seawall.label_noise.erode_dilate import Dilate, Erode, Thirds, assign_thirds
 from seawall.label_noise.geometry import DropObjects, Jitter, MergeObjects, Shift
-from seawall.label_noise.label_difference import apply, realized
+from seawall.label_noise.label_difference import apply_noise, label_differences
 from seawall.label_noise.pixels import ClassDependent, Patches, Pixels, Symmetric
 from seawall.label_noise.sources import IndexThreshold, Stale, WrongSource
 from seawall.label_noise.teacher import FeatureDependent, GradientDirected, model_teacher, saliency_teacher
@@ -39,7 +39,7 @@ def run(noise, batch, seed=0):
 def test_realized_counts_and_rates():
     before = torch.tensor([[[0, 0, 1, 1, 2]]])
     after = torch.tensor([[[0, 1, 1, 2, 2]]])
-    done = realized(before, after, torch.tensor([[[True, True, True, True, False]]]))[0]
+    done = label_differences(before, after, torch.tensor([[[True, True, True, True, False]]]))[0]
     assert (done.valid, done.changed, done.share) == (4, 2, 0.5)
     assert done.matrix(3) == ((0.5, 0.5, 0.0), (0.0, 0.5, 0.5), (None, None, None))
     assert done.row(10.0) == {
@@ -53,16 +53,16 @@ def test_realized_counts_and_rates():
         "0->1": 1,
         "1->2": 1,
     }
-    nothing = realized(before, after, torch.zeros_like(before, dtype=torch.bool))[0]
+    nothing = label_differences(before, after, torch.zeros_like(before, dtype=torch.bool))[0]
     assert (nothing.changed, nothing.share, nothing.rate(0, 1)) == (0, None, None)
     with pytest.raises(DataError, match="one shape"):
-        realized(before, after[0], before > 0)
+        label_differences(before, after[0], before > 0)
 
 
 def test_realized_reach_is_the_width_of_the_ring():
     batch = chips(lake())
     for n in (1, 2, 3):
-        _, (done,) = apply(Erode(budget=1.0, iterations=n), batch, Keys(0, batch.chips))
+        _, (done,) = apply_noise(Erode(budget=1.0, iterations=n), batch, Keys(0, batch.chips))
         assert done.reach == n
 
 
@@ -138,7 +138,7 @@ def test_jitter_stays_near_the_shoreline_and_moves_both_ways():
     away = abs(np.hypot(rows - 31.5, cols - 31.5) - 20)
     assert len(rows) > 20
     assert away.max() < 3 + 0.5
-    _, (done,) = apply(Jitter(budget=0.03), batch, Keys(0, batch.chips))
+    _, (done,) = apply_noise(Jitter(budget=0.03), batch, Keys(0, batch.chips))
     assert done.changed == int(0.03 * 64 * 64)
     assert min(done.transitions[0, 1], done.transitions[1, 0]) > 10
 
@@ -211,7 +211,7 @@ def test_stale_and_wrong_source_from_a_folder_and_a_callable(tmp_path):
     for make in (Stale, WrongSource):
         assert torch.equal(run(make(str(tmp_path)), batch), expected)
         assert torch.equal(run(make(lambda _: torch.from_numpy(other.astype(np.int64))[None]), batch), expected)
-        _, (done,) = apply(make(str(tmp_path), budget=0.01), batch, Keys(0, batch.chips))
+        _, (done,) = apply_noise(make(str(tmp_path), budget=0.01), batch, Keys(0, batch.chips))
         assert done.changed == 10
 
 
@@ -332,7 +332,7 @@ def test_bad_teachers_are_named(tmp_path):
     for say, words in ((torch.zeros(1, 3, 32, 32), "shape"), (torch.full((1, 2, 32, 32), math.nan), "finite")):
         with pytest.raises(DataError, match=words):
             run(FeatureDependent(0.1, teacher=lambda _, say=say: say), batch)
-    with pytest.raises(DataError, match="no runner-up"):
+    with pytest.raises(DataError, match="got one plane"):
         run(FeatureDependent(0.1, teacher=lambda _: torch.zeros(1, 32, 32)), batch)
     with pytest.raises(DataError, match="got neither"):
         run(FeatureDependent(0.1, teacher=str(tmp_path)), batch)
@@ -415,4 +415,4 @@ def test_noise_text_that_cannot_be(text, says):
 )
 def test_what_was_asked_for_in_words(text, says):
     settings = {"parts": {}} if text.startswith("thirds") else {}
-    assert spoken_budget(parse_noise(text, settings)) == says
+    assert budget_text(parse_noise(text, settings)) == says

@@ -9,24 +9,24 @@ from torch.nn import functional
 from seawall.errors import DataError, UsageError
 from seawall.losses.segmentation import (
     BCE,
-    CE,
+    CrossEntropyLoss,
     Dice,
     Focal,
     Jaccard,
     Sum,
     as_loss,
     binary_cross_entropy,
-    cross_entropy,
     focal,
     masked_mean,
     masked_mean_per_image,
+    pixel_cross_entropy,
 )
 from seawall.registry import build, entries
 
 ALL = [
-    CE(),
-    CE(weights=(1.0, 3.0)),
-    CE(smoothing=0.1),
+    CrossEntropyLoss(),
+    CrossEntropyLoss(weights=(1.0, 3.0)),
+    CrossEntropyLoss(smoothing=0.1),
     BCE(),
     Dice(),
     Jaccard(),
@@ -45,7 +45,7 @@ def sample(classes: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_cross_entropy_of_one_pixel() -> None:
     logits = torch.tensor([math.log(3.0), 0.0]).reshape(1, 2, 1, 1)  # p = 3/4, 1/4
     for label, share in ((0, 0.75), (1, 0.25)):
-        got = cross_entropy(logits, torch.full((1, 1, 1), label))
+        got = pixel_cross_entropy(logits, torch.full((1, 1, 1), label))
         assert got.item() == pytest.approx(-math.log(share), rel=1e-6)
 
 
@@ -54,7 +54,7 @@ def test_focal_of_one_pixel_and_gamma_zero() -> None:
     got = focal(logits, torch.ones(1, 1, 1, dtype=torch.long), gamma=2.0)
     assert got.item() == pytest.approx(0.75**2 * math.log(4), rel=1e-6)
     logits, label, _ = sample()
-    assert torch.equal(focal(logits, label, 0.0), cross_entropy(logits, label))
+    assert torch.equal(focal(logits, label, 0.0), pixel_cross_entropy(logits, label))
 
 
 def test_focal_gradient_is_finite_at_certainty() -> None:
@@ -65,7 +65,7 @@ def test_focal_gradient_is_finite_at_certainty() -> None:
 
 def test_binary_is_cross_entropy_with_two_classes_and_one_against_rest_with_more() -> None:
     logits, label, _ = sample()
-    torch.testing.assert_close(binary_cross_entropy(logits, label), cross_entropy(logits, label))
+    torch.testing.assert_close(binary_cross_entropy(logits, label), pixel_cross_entropy(logits, label))
     logits, label, _ = sample(4)
     share, truth = logits.softmax(1), functional.one_hot(label, 4).movedim(-1, 1).float()
     want = -(truth * share.log() + (1 - truth) * (1 - share).log()).mean(1)
@@ -88,9 +88,9 @@ def test_weighted_and_smoothed_cross_entropy_match_torch() -> None:
     logits, label, valid = sample()
     ignored = torch.where(valid, label, -100)
     for loss, settings in (
-        (CE(), {}),
-        (CE(weights=(1.0, 3.0)), {"weight": torch.tensor([1.0, 3.0])}),
-        (CE(smoothing=0.2), {"label_smoothing": 0.2}),
+        (CrossEntropyLoss(), {}),
+        (CrossEntropyLoss(weights=(1.0, 3.0)), {"weight": torch.tensor([1.0, 3.0])}),
+        (CrossEntropyLoss(smoothing=0.2), {"label_smoothing": 0.2}),
     ):
         want = functional.cross_entropy(logits, ignored, ignore_index=-100, **settings)
         torch.testing.assert_close(loss(logits, label, valid), want)
@@ -129,7 +129,7 @@ def test_a_valid_label_outside_the_classes_is_refused() -> None:
     logits, label, valid = sample()
     label[0, 0, 0], valid[0, 0, 0] = 255, True
     with pytest.raises(DataError, match="255"):
-        CE()(logits, label, valid)
+        CrossEntropyLoss()(logits, label, valid)
 
 
 def test_logits_of_another_size_are_refused() -> None:
@@ -140,8 +140,8 @@ def test_logits_of_another_size_are_refused() -> None:
 
 def test_bad_settings_are_refused() -> None:
     for make in (
-        lambda: CE(smoothing=1.0),
-        lambda: CE(weights=(0.0, 0.0)),
+        lambda: CrossEntropyLoss(smoothing=1.0),
+        lambda: CrossEntropyLoss(weights=(0.0, 0.0)),
         lambda: Dice(smooth=0.0),
         lambda: Focal(gamma=-1.0),
         lambda: Sum({}),
@@ -153,7 +153,7 @@ def test_bad_settings_are_refused() -> None:
         with pytest.raises(UsageError):
             make()
     with pytest.raises(UsageError, match="2 weights"):
-        CE(weights=(1.0, 1.0, 1.0))(*sample())
+        CrossEntropyLoss(weights=(1.0, 1.0, 1.0))(*sample())
 
 
 def test_losses_are_registered_and_built_from_plain_settings() -> None:

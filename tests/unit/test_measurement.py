@@ -23,7 +23,7 @@ from seawall.evaluation import measurement, sanity_checks
 from seawall.evaluation.case import CLEAN, MEASURES, Case
 from seawall.evaluation.measurement import ChipSource, measure_model, mixed_chips, recipe_ids, rows_of, settings_text
 from seawall.evaluation.sanity_checks import Interrogation
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model, set_split
 from seawall.pipeline import trained_model
 from seawall.records import RecordLog, read_records
@@ -77,7 +77,7 @@ def test_memory_is_bounded_by_a_batch(chips: ChipFolder, tmp_path: Path, monkeyp
             yield batch
 
     monkeypatch.setattr(measurement, "whole", counted)
-    model = Threshold("ndwi")(SPEC)
+    model = WaterIndexThreshold("ndwi")(SPEC)
     save_model(tmp_path / "m.safetensors", model)
     done: list[tuple[str, int, int]] = []
     api.evaluate(
@@ -92,7 +92,7 @@ def test_memory_is_bounded_by_a_batch(chips: ChipFolder, tmp_path: Path, monkeyp
 
 
 def test_half_a_measurement_is_gone_on_with(chips: ChipFolder, tmp_path: Path) -> None:
-    model, log = Threshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
+    model, log = WaterIndexThreshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
     some = ChipSource.of_folder(chips, chips.ids[:10])
     every = ChipSource.of_folder(chips, chips.ids)
     asked: list[str] = []
@@ -119,7 +119,7 @@ def test_an_interrogation_asks_the_most_mixed_chips_and_only_where_an_attack_is_
         return [replace(case, flags=("zero-gradient",)) if case.threat is not None else case for case in cases]
 
     monkeypatch.setattr(measurement, "interrogated", ask)
-    model, log = Threshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
+    model, log = WaterIndexThreshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
     source = ChipSource.of_folder(chips, chips.ids, lambda chip: ("seen",) if chip == "c03" else ())
     common = {"log": log, "recipe": lambda case: "r", "name": "n", "seed": 0, "ask": Interrogation(chips=3), "say": say}
     measure_model(model, source, [CLEAN], **common)
@@ -137,7 +137,7 @@ def test_an_interrogation_asks_the_most_mixed_chips_and_only_where_an_attack_is_
 
 
 def test_rows_are_keyed_by_all_that_decides_them(chips: ChipFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Threshold("ndwi")(SPEC)
+    model = WaterIndexThreshold("ndwi")(SPEC)
     case = Case("same", Same(), THREAT)
 
     def key(
@@ -148,7 +148,7 @@ def test_rows_are_keyed_by_all_that_decides_them(chips: ChipFolder, monkeypatch:
 
     base = key()
     assert base == key()
-    learned = Threshold("ndwi")(SPEC)
+    learned = WaterIndexThreshold("ndwi")(SPEC)
     set_split(learned, SplitRecord({"train": ("a" * 16,)}, {}))
     rows = [replace(row, label_sha256="0" * 64) if row.id == "c07" else row for row in chips.rows]
     moved = [replace(row, group="elsewhere") if row.id == "c07" else row for row in chips.rows]
@@ -158,7 +158,7 @@ def test_rows_are_keyed_by_all_that_decides_them(chips: ChipFolder, monkeypatch:
         key(replace(case, threat=ThreatModel("linf", 0.02))),
         key(replace(case, label_free=True)),
         key(replace(case, measures=tuple(MEASURES)[:2])),
-        key(net=Threshold("ndwi", threshold=0.1)(SPEC)),
+        key(net=WaterIndexThreshold("ndwi", threshold=0.1)(SPEC)),
         key(net=learned),
         key(ids=chips.ids[:-1]),
         key(seed=1),
@@ -173,7 +173,7 @@ def test_rows_are_keyed_by_all_that_decides_them(chips: ChipFolder, monkeypatch:
 
 
 def test_two_settings_of_a_suite_do_not_share_rows(chips: ChipFolder, tmp_path: Path) -> None:
-    save_model(tmp_path / "m.safetensors", Threshold("ndwi")(SPEC))
+    save_model(tmp_path / "m.safetensors", WaterIndexThreshold("ndwi")(SPEC))
     few = ChipWriter(tmp_path / "few", HEADER)
     for id_ in chips.ids[10:13]:
         few.relabel(chips, id_, chips.read(id_).label.astype(np.uint8))
@@ -195,7 +195,7 @@ def test_two_settings_of_a_suite_do_not_share_rows(chips: ChipFolder, tmp_path: 
 
 
 def test_rows_of_other_chips_cases_and_recipes_stay_out(chips: ChipFolder, tmp_path: Path) -> None:
-    model, log = Threshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
+    model, log = WaterIndexThreshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
     cases = [CLEAN, Case("same", Same(), THREAT)]
     for source, seed in (
         (ChipSource.of_folder(chips, chips.ids[:3]), 0),
@@ -211,7 +211,7 @@ def test_rows_of_other_chips_cases_and_recipes_stay_out(chips: ChipFolder, tmp_p
 def test_flags_of_chips_reach_their_numbers(chips: ChipFolder, tmp_path: Path) -> None:
     marks = {"c01": ("not-physical",), "c02": ("unlabelled",)}
     folder = ChipFolder(chips.root, chips.header, [replace(row, flags=marks.get(row.id, ())) for row in chips.rows[:4]])
-    model, log = Threshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
+    model, log = WaterIndexThreshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
     source = ChipSource.of_folder(folder, folder.ids, lambda chip: ("seen",) if chip in ("c01", "c03") else ())
     measure_model(model, source, [CLEAN], log=log, recipe=lambda case: "r", name="n", seed=0, ask=None, say=say)
     found = {row.chip: row.flags for row in log}

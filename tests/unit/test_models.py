@@ -11,7 +11,7 @@ from seawall.models.adapter import PROBABILITIES, adapt
 from seawall.models.blocks import Standardize, make_norm
 from seawall.models.dense_unet import DenseUNet
 from seawall.models.unet import UNet
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.registry import build, entries
 from seawall.types import Batch, ModelSpec
 
@@ -149,17 +149,17 @@ def test_statistics_that_cannot_be_are_refused(mean, std) -> None:
 def test_threshold_logits_are_the_index_beside_zero() -> None:
     image = torch.tensor([0.3, 0.1, 0.2]).reshape(1, 3, 1, 1)
     for index, value in (("ndwi", 0.5), ("mndwi", 0.2)):
-        logits = Threshold(index=index, threshold=0.1, sharpness=4.0)(S2)(image)
+        logits = WaterIndexThreshold(index=index, threshold=0.1, sharpness=4.0)(S2)(image)
         torch.testing.assert_close(logits.flatten(), torch.tensor([0.0, 4 * (value - 0.1)]))
     full = ModelSpec(("B02", "B03", "B08", "B11", "B12"), ("land", "water"), "reflectance", 10.0)
     image = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]).reshape(1, 5, 1, 1)
     for index, value in (("awei_nsh", 4 * (0.2 - 0.4) - (0.075 + 1.375)), ("awei_sh", 0.1 + 0.5 - 1.05 - 0.125)):
-        got = Threshold(index=index)(full)(image)[0, 1].item()
+        got = WaterIndexThreshold(index=index)(full)(image)[0, 1].item()
         assert got == pytest.approx(10 * value, rel=1e-5)
 
 
 def test_radar_water_is_below_the_threshold() -> None:
-    model = Threshold()(S1)
+    model = WaterIndexThreshold()(S1)
     assert model.index == "vv"
     image = torch.tensor([[-20.0, -25.0], [-5.0, -12.0]]).reshape(2, 2, 1, 1)
     assert model(image).argmax(1).flatten().tolist() == [1, 0]
@@ -167,17 +167,17 @@ def test_radar_water_is_below_the_threshold() -> None:
 
 def test_unseen_and_undefined_pixels_are_land_with_no_gradient() -> None:
     dark = torch.full((1, 2, 1, 1), -30.0)
-    assert Threshold()(S1)(dark).argmax(1).item() == 0
+    assert WaterIndexThreshold()(S1)(dark).argmax(1).item() == 0
     for bands in ([0.0, 0.0, 0.0], [0.1, 0.2, -0.1]):
         image = torch.tensor(bands).reshape(1, 3, 1, 1).requires_grad_()
-        logits = Threshold(index="mndwi")(S2)(image)
+        logits = WaterIndexThreshold(index="mndwi")(S2)(image)
         logits.sum().backward()
         assert logits.argmax(1).item() == 0
         assert image.grad.eq(0).all()
 
 
 def test_threshold_gradient_matches_finite_differences() -> None:
-    model = Threshold(index="ndwi")(S2).double()
+    model = WaterIndexThreshold(index="ndwi")(S2).double()
     image = torch.rand(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
     assert torch.autograd.gradcheck(model, (image.requires_grad_(),))
 
@@ -185,11 +185,11 @@ def test_threshold_gradient_matches_finite_differences() -> None:
 def test_water_may_be_the_first_class() -> None:
     spec = ModelSpec(S2.bands, ("water", "land"), "reflectance", 10.0)
     image = torch.rand(1, 3, 4, 4)
-    torch.testing.assert_close(Threshold()(spec)(image), Threshold()(S2)(image).flip(1))
+    torch.testing.assert_close(WaterIndexThreshold()(spec)(image), WaterIndexThreshold()(S2)(image).flip(1))
 
 
 def test_otsu_fit_finds_the_valley_or_falls_back() -> None:
-    model = Threshold(index="ndwi", rule="otsu", threshold=-0.25)(S2)
+    model = WaterIndexThreshold(index="ndwi", rule="otsu", threshold=-0.25)(S2)
     image = torch.full((1, 3, 8, 8), 0.1)
     with pytest.raises(ModelError, match="fit"):
         model(image)
@@ -198,11 +198,11 @@ def test_otsu_fit_finds_the_valley_or_falls_back() -> None:
     label = torch.zeros(1, 8, 8, dtype=torch.long)
     assert model.fit([Batch.of(image, label)] * 2)
     assert model.threshold.item() == pytest.approx(-0.25, abs=2e-3)
-    flat = Threshold(index="ndwi", rule="otsu", threshold=-0.1)(S2)
+    flat = WaterIndexThreshold(index="ndwi", rule="otsu", threshold=-0.1)(S2)
     assert not flat.fit([Batch.of(torch.full((1, 3, 8, 8), 0.1), label)])
     assert flat.threshold.item() == pytest.approx(-0.1)
     with pytest.raises(UsageError, match="otsu"):
-        Threshold(index="ndwi")(S2).fit([])
+        WaterIndexThreshold(index="ndwi")(S2).fit([])
 
 
 @pytest.mark.parametrize("apart", [0.0, 0.25, 0.35, 0.45, 0.55, 0.7, 1.0])
@@ -214,7 +214,7 @@ def test_otsu_of_the_model_is_otsu_of_the_label_rule(apart) -> None:
     image = np.stack([green, green * (1 - index) / (1 + index), green]).reshape(3, 100, 100).astype(np.float32)
     seen = np.ones((100, 100), bool)
     label = parse_rule("ndwi otsu else 0.05")(image, seen, ("B03", "B08", "B11"), "reflectance")
-    model = Threshold(index="ndwi", rule="otsu", threshold=0.05)(S2)
+    model = WaterIndexThreshold(index="ndwi", rule="otsu", threshold=0.05)(S2)
     tensor = torch.from_numpy(image[None])
     assert model.fit([Batch.of(tensor, torch.zeros(1, 100, 100, dtype=torch.long))]) == (
         label.threshold.method == "otsu"
@@ -228,7 +228,7 @@ def test_otsu_of_the_model_counts_batch_by_batch() -> None:
     label = torch.zeros(4, 16, 16, dtype=torch.long)
     fits = []
     for size in (1, 4):
-        model = Threshold(index="ndwi", rule="otsu")(S2)
+        model = WaterIndexThreshold(index="ndwi", rule="otsu")(S2)
         batch = Batch.of(image, label)
         model.fit([batch.select(range(i, i + size)) for i in range(0, 4, size)])
         fits.append(float(model.threshold))
@@ -237,10 +237,10 @@ def test_otsu_of_the_model_counts_batch_by_batch() -> None:
 
 def test_threshold_refuses_what_it_cannot_measure() -> None:
     cases = [
-        (Threshold(index="awei_sh"), S2, "B02"),
-        (Threshold(index="ndwi"), ModelSpec(S2.bands, S2.classes, "stretched", 10), "stretched"),
-        (Threshold(), ModelSpec(("B01",), S2.classes, "reflectance", 10), "B01"),
-        (Threshold(), ModelSpec(S2.bands, ("land", "water", "ice"), "reflectance", 10), "two classes"),
+        (WaterIndexThreshold(index="awei_sh"), S2, "B02"),
+        (WaterIndexThreshold(index="ndwi"), ModelSpec(S2.bands, S2.classes, "stretched", 10), "stretched"),
+        (WaterIndexThreshold(), ModelSpec(("B01",), S2.classes, "reflectance", 10), "B01"),
+        (WaterIndexThreshold(), ModelSpec(S2.bands, ("land", "water", "ice"), "reflectance", 10), "two classes"),
     ]
     for make, spec, word in cases:
         with pytest.raises(ModelError, match=word):

@@ -13,7 +13,7 @@ from seawall.errors import DataError, ModelError
 from seawall.evaluation.evaluate import evaluate
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference.predict import predict_scene
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.modules import checked_forward, device_of, eval_mode, to_device_of
 from seawall.poisoning.detection import activations
 from seawall.records import RecordLog
@@ -85,7 +85,7 @@ def test_everything_that_reads_chips_moves_them_to_the_model(monkeypatch):
 
 
 def test_a_threshold_is_fitted_where_its_model_is(monkeypatch):
-    model = Threshold(index="ndwi", rule="otsu")(SPEC)
+    model = WaterIndexThreshold(index="ndwi", rule="otsu")(SPEC)
     seen = []
     measure = model.measure
     monkeypatch.setattr(

@@ -8,8 +8,8 @@ import torch
 
 from seawall.errors import DataError, UsageError
 from seawall.label_noise.erode_dilate import Close, Dilate, Erode, Open, Thirds, assign_thirds, erosion_odds
-from seawall.label_noise.label_difference import apply
-from seawall.label_noise.label_view import meters_of, rings_of
+from seawall.label_noise.label_difference import apply_noise
+from seawall.label_noise.label_view import meters_to_pixels
 from seawall.rng import Keys
 from seawall.types import Batch
 
@@ -53,11 +53,11 @@ def test_exact_mode_fills_the_budget_from_the_next_ring_only():
 
 def test_exact_mode_flips_as_many_as_there_are_and_says_so():
     batch = square()
-    _, (done,) = apply(Erode(budget=0.5, exact=True), batch, Keys(0, batch.chips))
+    _, (done,) = apply_noise(Erode(budget=0.5, exact=True), batch, Keys(0, batch.chips))
     assert (done.changed, done.allowed, done.short) == (25, 40, 15)
-    _, (met,) = apply(Dilate(budget=0.5, exact=True), batch, Keys(0, batch.chips))
+    _, (met,) = apply_noise(Dilate(budget=0.5, exact=True), batch, Keys(0, batch.chips))
     assert (met.changed, met.short) == (40, 0)
-    _, (moved,) = apply(Dilate(budget=10, of="meters", gsd_m=10), batch, Keys(0, batch.chips))
+    _, (moved,) = apply_noise(Dilate(budget=10, of="meters", gsd_m=10), batch, Keys(0, batch.chips))
     assert (moved.changed, moved.allowed, moved.short) == (24, None, None)
 
 
@@ -75,7 +75,7 @@ def test_meters_of_shoreline():
     assert water(Dilate(budget=10, of="meters", gsd_m=10, kernel=5), square()) == 25
     assert water(Dilate(budget=20, of="meters", gsd_m=10, kernel=5), square()) == 81
     assert water(Dilate(budget=15, of="meters", gsd_m=10, exact=True), square()) == 49 + 16
-    assert (meters_of(3, 10.0), float(rings_of(25, 10.0))) == (30.0, 2.5)
+    assert float(meters_to_pixels(25, 10.0)) == 2.5
 
 
 def test_the_image_border_does_not_erode():

@@ -10,9 +10,9 @@ from torch.nn import functional
 from seawall.errors import DataError, UsageError
 from seawall.label_audit.confident_learning import Opinion
 from seawall.label_audit.relabel import mend
-from seawall.losses.robust import GCE, SCE, Bootstrap, BoundaryTolerant, NoiseRobustDice, rings
-from seawall.losses.segmentation import CE, as_loss
-from seawall.models.dual_network import Twins
+from seawall.losses.robust import GCE, SCE, Bootstrap, BoundaryTolerant, NoiseRobustDice, border_distance
+from seawall.losses.segmentation import CrossEntropyLoss, as_loss
+from seawall.models.dual_network import DualNetwork
 from seawall.models.weights import load_model, save_model
 from seawall.registry import build
 from seawall.rng import Keys
@@ -40,7 +40,7 @@ def pixels(classes=3, seed=0):
 
 def test_gce_is_cross_entropy_at_zero_and_half_the_absolute_error_at_one():
     logits, label, valid, own = pixels()
-    assert torch.isclose(GCE(1e-4)(logits, label, valid), CE()(logits, label, valid), atol=2e-3)
+    assert torch.isclose(GCE(1e-4)(logits, label, valid), CrossEntropyLoss()(logits, label, valid), atol=2e-3)
     assert torch.isclose(GCE(1.0)(logits, label, valid), (1 - own).mean())
     error = (logits.softmax(1) - functional.one_hot(label, 3).movedim(-1, 1)).abs().sum(1)[valid].mean()
     assert torch.isclose(GCE(1.0)(logits, label, valid), error / 2)
@@ -50,7 +50,7 @@ def test_gce_is_cross_entropy_at_zero_and_half_the_absolute_error_at_one():
 def test_sce_in_closed_form():
     logits, label, valid, own = pixels(2)
     assert torch.isclose(SCE(0.0, 1.0)(logits, label, valid), (4 * (1 - own)).mean())
-    assert torch.isclose(SCE(1.0, 0.0)(logits, label, valid), CE()(logits, label, valid))
+    assert torch.isclose(SCE(1.0, 0.0)(logits, label, valid), CrossEntropyLoss()(logits, label, valid))
     assert torch.isclose(SCE(0.1, 1.0)(logits, label, valid), (0.1 * -own.log() + 4 * (1 - own)).mean())
 
 
@@ -66,7 +66,7 @@ def test_noise_robust_dice_is_dice_at_two_and_hardly_more_than_the_error_at_one(
 
 def test_bootstrap_by_hand():
     logits, label, valid, own = pixels()
-    assert torch.isclose(Bootstrap(1.0)(logits, label, valid), CE()(logits, label, valid))
+    assert torch.isclose(Bootstrap(1.0)(logits, label, valid), CrossEntropyLoss()(logits, label, valid))
     log = logits.log_softmax(1)
     best = log.amax(1)[valid]
     assert torch.isclose(Bootstrap(0.8)(logits, label, valid), (-0.8 * own.log() - 0.2 * best).mean())
@@ -78,13 +78,13 @@ def test_rings_and_weights_near_a_border():
     label = torch.zeros(1, 6, 6, dtype=torch.long)
     label[..., 3:] = 1
     valid = torch.ones_like(label, dtype=torch.bool)
-    assert rings(label, valid, 2, 2)[0, 0].tolist() == [3, 2, 1, 1, 2, 3]
+    assert border_distance(label, valid, 2, 2)[0, 0].tolist() == [3, 2, 1, 1, 2, 3]
     weight = BoundaryTolerant(2.0, 0.2).weights(label, valid, 2)
     assert torch.allclose(weight[0, 0], torch.tensor([1.0, 0.6, 0.2, 0.2, 0.6, 1.0]))
     valid[..., 3] = False  # an invalid pixel makes no border
-    assert rings(label, valid, 2, 2)[0, 0, :3].tolist() == [3, 3, 2]
+    assert border_distance(label, valid, 2, 2)[0, 0, :3].tolist() == [3, 3, 2]
     logits = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
-    assert torch.isclose(BoundaryTolerant(2.0, 1.0)(logits, label, valid), CE()(logits, label, valid))
+    assert torch.isclose(BoundaryTolerant(2.0, 1.0)(logits, label, valid), CrossEntropyLoss()(logits, label, valid))
 
 
 def test_losses_by_text_in_recipes():
@@ -101,7 +101,7 @@ def test_settings_that_cannot_be(make):
 def test_corrections_by_the_identity_are_cross_entropy_and_forward_by_hand():
     logits, label, valid, _ = pixels()
     eye = ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0))
-    plain = CE()(logits, label, valid)
+    plain = CrossEntropyLoss()(logits, label, valid)
     assert torch.isclose(forward_corrected(logits, label, valid, eye), plain)
     assert torch.isclose(backward_corrected(logits, label, valid, eye), plain)
     matrix = ((0.8, 0.1, 0.1), (0.2, 0.7, 0.1), (0.0, 0.3, 0.7))
@@ -119,7 +119,7 @@ def test_the_backward_correction_is_unbiased():
         one = torch.ones_like(y, dtype=torch.bool)
         odds = matrix[int(y)]
         expected = sum(odds[j] * float(backward_corrected(z, torch.full_like(y, j), one, matrix)) for j in range(3))
-        assert expected == pytest.approx(float(CE()(z, y, one)), abs=1e-4)
+        assert expected == pytest.approx(float(CrossEntropyLoss()(z, y, one)), abs=1e-4)
     assert float(backward_corrected(logits, truth, valid & False, matrix)) == 0.0
 
 
@@ -152,7 +152,7 @@ def test_a_matrix_from_an_audit(tmp_path):
 
 def test_twins_are_two_networks_in_one_file(tmp_path):
     torch.manual_seed(0)
-    model = Twins(settings={"width": 4, "depth": 2})(SPEC)
+    model = DualNetwork(settings={"width": 4, "depth": 2})(SPEC)
     model.standardize.fit([0.2, 0.2], [0.1, 0.1])
     model.eval()
     image = torch.rand(1, 2, 9, 13)
@@ -163,7 +163,7 @@ def test_twins_are_two_networks_in_one_file(tmp_path):
     save_model(tmp_path / "twins.safetensors", model)
     assert torch.allclose(load_model(tmp_path / "twins.safetensors")(image), model(image), atol=1e-6)
     with pytest.raises(UsageError, match="network"):
-        Twins("threshold")(SPEC)
+        DualNetwork("threshold")(SPEC)
 
 
 def test_co_teaching_learns_from_what_the_peer_finds_easy():

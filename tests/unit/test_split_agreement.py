@@ -16,7 +16,7 @@ from seawall.data.splits import record_split, split_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 from seawall.geo.raster import Grid
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, save_model, set_split, split_of
 from seawall.pipeline.context import Run
 from seawall.pipeline.corrupt_labels import part_of
@@ -72,7 +72,7 @@ def recipe_of(chips: ChipFolder, settings: SplitSettings, **more: object):
 
 def weights_of(chips: ChipFolder, settings: SplitSettings, path: Path) -> Path:
     """Weights that carry the split of a folder as a training would leave it."""
-    model = Threshold("ndwi")(SPEC)
+    model = WaterIndexThreshold("ndwi")(SPEC)
     set_split(model, record_split(chips, split_chips(chips, settings)))
     save_model(path, model)
     return path
@@ -242,7 +242,7 @@ def test_the_image_decides_before_the_group_and_learning_before_the_rest():
 
 
 def test_what_is_not_known_is_said(chips: ChipFolder, tmp_path: Path):
-    save_model(tmp_path / "m.safetensors", Threshold("ndwi")(SPEC))
+    save_model(tmp_path / "m.safetensors", WaterIndexThreshold("ndwi")(SPEC))
     assert split_of(tmp_path / "m.safetensors") is None
     done = api.evaluate(tmp_path / "m.safetensors", chips.root, out=tmp_path / "e")
     assert "do not say what they learned from" in str(done.facts["split"]) and done.facts["chips"] == len(chips)
@@ -266,7 +266,7 @@ def test_an_audit_of_labels_by_weights_that_learned_from_them_is_flagged(chips: 
     split = split_chips(chips)
     seen = len(split.train) + len(split.val)
     assert str(done.facts[f"flag {SEEN_IN_TRAINING}"]).startswith(f"{seen} of {len(chips)} chips")
-    save_model(tmp_path / "plain.safetensors", Threshold("ndwi")(SPEC))
+    save_model(tmp_path / "plain.safetensors", WaterIndexThreshold("ndwi")(SPEC))
     done = api.audit_labels(chips.root, weights=tmp_path / "plain.safetensors", out=tmp_path / "b", worst=1)
     assert f"flag {SEEN_IN_TRAINING}" not in done.facts
 
@@ -276,7 +276,7 @@ def test_a_batch_has_no_parts(chips: ChipFolder, tmp_path: Path):
 
     batch = next(iter(whole(chips, chips.ids[:2])))
     with pytest.raises(UsageError, match="all or auto for a Batch"):
-        api.attack(Threshold("ndwi")(SPEC), batch, THREAT, method=["fgsm"], part="test")
+        api.attack(WaterIndexThreshold("ndwi")(SPEC), batch, THREAT, method=["fgsm"], part="test")
 
 
 def test_the_corrupt_verb_refuses_what_has_no_effect(chips: ChipFolder, tmp_path: Path):

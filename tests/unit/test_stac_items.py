@@ -19,7 +19,7 @@ from affine import Affine
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference.predict import predict_scene
 from seawall.models.unet import UNet
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, save_model
 from seawall.types import ModelSpec
 from seawall.uncertainty.temperature import Temperature
@@ -118,7 +118,9 @@ def check_mlm(item):
         assert len(made["result"]["shape"]) == len(made["result"]["dim_order"])
 
 
-@pytest.mark.parametrize("model", [unet(), Temperature(2.0)(unet()), Threshold()(SPEC)], ids=["net", "wrapped", "rule"])
+@pytest.mark.parametrize(
+    "model", [unet(), Temperature(2.0)(unet()), WaterIndexThreshold()(SPEC)], ids=["net", "wrapped", "rule"]
+)
 def test_both_items_are_valid(tmp_path, model):
     item, about, _, _ = make(tmp_path, model)
     for one in (item, about):
@@ -154,7 +156,7 @@ def test_scaling_is_what_the_model_subtracts_and_divides_by(tmp_path):
     assert [one["type"] for one in scaling] == ["z-score", "z-score"]
     assert [one["mean"] for one in scaling] == pytest.approx([0.1, 0.2])
     assert [one["stddev"] for one in scaling] == pytest.approx([0.05, 0.3])
-    _, about, _, _ = make(tmp_path, Threshold()(SPEC), name="b")
+    _, about, _, _ = make(tmp_path, WaterIndexThreshold()(SPEC), name="b")
     assert about["properties"]["mlm:input"][0]["value_scaling"] is None
 
 

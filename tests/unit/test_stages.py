@@ -15,7 +15,14 @@ from seawall.data.splits import Split
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, RecipeError, RunError, UsageError
 from seawall.label_noise import build
-from seawall.label_noise.build import CorruptedLabels, NoiseContext, Relabel, build_noise, marks_of, read_noise
+from seawall.label_noise.build import (
+    ChipNoise,
+    CorruptedLabels,
+    NoiseContext,
+    build_noise,
+    parse_noise_settings,
+    stored_label,
+)
 from seawall.pipeline import provenance
 from seawall.pipeline.context import Run
 from seawall.pipeline.data import gather
@@ -64,7 +71,7 @@ def on_all(chips: ChipFolder) -> Split:
 
 
 def noise_from_text(text: str, context: NoiseContext) -> LabelNoise:
-    return build_noise(*read_noise(text), context)
+    return build_noise(*parse_noise_settings(text), context)
 
 
 BOTH = [
@@ -95,8 +102,8 @@ def test_recipes_and_corrupt_give_the_same_labels_bit_for_bit(
     assert labels is not None
     changed = 0
     for id_ in chips.ids:
-        assert np.array_equal(labels(id_), marks_of(made.read(id_)))
-        changed += int((labels(id_) != marks_of(chips.read(id_))).sum())
+        assert np.array_equal(labels(id_), stored_label(made.read(id_)))
+        changed += int((labels(id_) != stored_label(chips.read(id_))).sum())
     assert changed > 0
 
 
@@ -104,7 +111,7 @@ def test_a_recipe_dilates_water_whatever_its_place_and_flips_into_every_class(tm
     chips = chips_of(tmp_path / "chips")
     run = run_of(tmp_path, noises=[{"name": "dilate", "rates": [0.1]}, {"name": "symmetric", "rates": [0.5]}])
     dilated, flipped = (labels_of(run, chips, on_all(chips), network) for network in run.recipe.networks[1:])
-    before = [marks_of(chips.read(id_)) for id_ in chips.ids]
+    before = [stored_label(chips.read(id_)) for id_ in chips.ids]
     for klass, grows in ((0, True), (1, False), (5, False)):
         was, now = (sum(int((p == klass).sum()) for p in planes) for planes in (before, map(dilated, chips.ids)))
         assert (now > was) if grows else (now <= was)
@@ -118,7 +125,7 @@ def test_the_thirds_of_a_recipe_are_those_of_its_training_part(tmp_path: Path) -
     labels = labels_of(run, chips, Split(("c1", "c2", "c4"), ("c0",), ("c3", "c5"), "by hand"), run.recipe.networks[1])
     grown = {}
     for id_ in ("c1", "c2", "c4"):
-        was, now = marks_of(chips.read(id_)) == 0, labels(id_) == 0
+        was, now = stored_label(chips.read(id_)) == 0, labels(id_) == 0
         grown[id_] = int(now.sum()) - int(was.sum())
     assert grown["c1"] < 0 < grown["c2"] and grown["c4"] == 0, "one eroded, one dilated, one untouched"
     with pytest.raises(DataError, match="c0"):
@@ -165,8 +172,8 @@ def test_corrupted_labels_are_made_once_and_bounded_in_memory(tmp_path: Path, mo
     chips = chips_of(tmp_path / "chips", PAIR)
     split = Split(chips.ids[:4], chips.ids[4:5], chips.ids[5:], "by hand")
     made: list[str] = []
-    real = Relabel.__call__
-    monkeypatch.setattr(Relabel, "__call__", lambda self, chip: (made.append(chip.id), real(self, chip))[1])
+    real = ChipNoise.__call__
+    monkeypatch.setattr(ChipNoise, "__call__", lambda self, chip: (made.append(chip.id), real(self, chip))[1])
     monkeypatch.setattr(build, "MEMORY_BYTES", 2 * 32 * 32)
     run = run_of(tmp_path / "run", training={"settings": QUICK}, noises=[{"name": "symmetric", "rates": [0.1, 0.2]}])
     realize(run, chips, split)

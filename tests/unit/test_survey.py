@@ -14,7 +14,7 @@ from seawall.data.simulated import Simulated
 from seawall.errors import UsageError
 from seawall.geo.raster import Grid, open_raster, write_cog
 from seawall.inference.predict import predict_scene
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.pipeline.context import Run
 from seawall.pipeline.mapping import compare_with_truth, simulate_input, survey
 from seawall.recipe import Recipe, Scene
@@ -85,7 +85,7 @@ def test_nothing_there_and_nothing_mapped_has_no_ratio(tmp_path):
 
 def test_the_truth_of_the_runs_own_scene_is_kept_and_compared(tmp_path):
     run = run_of(tmp_path)
-    maps = survey(run, CHIPS, Threshold(index="mndwi")(SPEC))
+    maps = survey(run, CHIPS, WaterIndexThreshold(index="mndwi")(SPEC))
     facts = json.loads((tmp_path / "scenes" / "scene.truth.json").read_text())
     made = simulate_s2("scene", 160, BANDS, seed=3)
     with open_raster(tmp_path / "scenes" / "input-160.truth.tif") as truth:
@@ -102,11 +102,11 @@ def test_the_truth_of_the_runs_own_scene_is_kept_and_compared(tmp_path):
 
 def test_an_older_run_without_the_truth_gets_it(tmp_path):
     run = run_of(tmp_path)
-    survey(run, CHIPS, Threshold(index="mndwi")(SPEC))
+    survey(run, CHIPS, WaterIndexThreshold(index="mndwi")(SPEC))
     before = (tmp_path / "scenes" / "input-160.tif").read_bytes()
     (tmp_path / "scenes" / "input-160.truth.tif").unlink()
     (tmp_path / "scenes" / "scene.truth.json").unlink()
-    survey(run, CHIPS, Threshold(index="mndwi")(SPEC))
+    survey(run, CHIPS, WaterIndexThreshold(index="mndwi")(SPEC))
     assert (tmp_path / "scenes" / "scene.truth.json").exists()
     assert (tmp_path / "scenes" / "input-160.tif").read_bytes() == before
 

@@ -13,13 +13,13 @@ from seawall.inference.predict import predict_scene
 from seawall.inference.tiling import blend, plan_tiles
 from seawall.models.adapter import adapt
 from seawall.models.dense_unet import DenseUNet
-from seawall.models.dual_network import Twins
-from seawall.models.receptive_field import measure_reach, receptive_field
+from seawall.models.dual_network import DualNetwork
+from seawall.models.receptive_field import measure_receptive_radius, receptive_field
 from seawall.models.unet import UNet
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.types import ModelSpec
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.predictor import Ensemble, SinglePass, Symmetries
+from seawall.uncertainty.predictor import TTA, Ensemble, SinglePass
 from seawall.uncertainty.temperature import Temperature
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
@@ -28,8 +28,8 @@ SMALL_NETWORKS = {
     "unet-deep": UNet(width=2, depth=4),
     "unet-pixel": UNet(width=4, depth=2, norm="pixel"),
     "dense-unet": DenseUNet(width=4, depth=2, growth=4, layers=2),
-    "twins": Twins(settings={"width": 4, "depth": 2}),
-    "threshold": Threshold(),
+    "twins": DualNetwork(settings={"width": 4, "depth": 2}),
+    "threshold": WaterIndexThreshold(),
 }
 
 
@@ -134,14 +134,14 @@ def test_wrappers_look_as_far_as_what_they_wrap(wrap):
 
 
 def test_flips_and_turns_are_tiled_alike_where_the_scene_is_a_multiple_of_the_stride():
-    assert_same(Symmetries()(sharp(UNet(width=4, depth=2))).eval(), 240, 200)
+    assert_same(TTA()(sharp(UNet(width=4, depth=2))).eval(), 240, 200)
 
 
 def test_a_network_that_states_nothing_is_measured():
     torch.manual_seed(0)
     model = adapt(Plain(), SPEC).eval()
     assert receptive_field(model).source == "measured"
-    assert measure_reach(model) == 9
+    assert measure_receptive_radius(model) == 9
     assert_same(model, 224, 160)  # multiples of 32: its sides are mirrored up to them
 
 
@@ -166,7 +166,7 @@ def test_what_a_registered_model_states_holds_and_is_not_far_too_much(entry):
     for layer in model.modules():
         if isinstance(layer, nn.ReLU):
             layer.forward = functional.softplus  # every path is open: an unlucky start hides none
-    felt = measure_reach(model)
+    felt = measure_receptive_radius(model)
     assert felt <= model.reach
     assert felt >= model.reach - 2 * model.stride
 

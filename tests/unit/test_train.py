@@ -13,9 +13,9 @@ import torch
 
 from seawall.errors import DataError, ModelError, RunError, StoppedError, UsageError
 from seawall.io import RunLock
-from seawall.losses.segmentation import CE
+from seawall.losses.segmentation import CrossEntropyLoss
 from seawall.models.unet import UNet
-from seawall.models.water_index import Threshold
+from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, read_spec
 from seawall.registry import build
 from seawall.training import loop
@@ -161,7 +161,7 @@ def test_a_resume_with_other_settings_is_refused_naming_them(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"context\.data b \(was a\)"):
         fit(make(), QUIET, toy, accuracy, QUICK, tmp_path, context={"data": "b"})
     with pytest.raises(RunError, match="objective"):
-        fit(make(), Supervised(CE(smoothing=0.1)), toy, accuracy, QUICK, tmp_path, context={"data": "a"})
+        fit(make(), Supervised(CrossEntropyLoss(smoothing=0.1)), toy, accuracy, QUICK, tmp_path, context={"data": "a"})
     with pytest.raises(RunError, match="seed 1"):
         fit(make(), QUIET, toy, accuracy, QUICK, tmp_path, context={"data": "a"}, seed=1)
     model = make()
@@ -286,7 +286,7 @@ def test_patience_and_the_choice_of_the_best(tmp_path: Path) -> None:
 def test_what_cannot_train_is_refused(tmp_path: Path) -> None:
     for model, training, check, error, word in (
         (UNet(4, 1)(SPEC), QUICK, None, ModelError, "standardize.fit"),
-        (Threshold("ndwi")(SPEC), QUICK, None, ModelError, "parameters"),
+        (WaterIndexThreshold("ndwi")(SPEC), QUICK, None, ModelError, "parameters"),
         (torch.nn.Conv2d(2, 2, 1), QUICK, None, ModelError, "adapt"),
         (make(), make_training({**vars(QUICK), "patience": 2}), None, UsageError, "patience"),
         (make(), make_training({**vars(QUICK), "monitor": "val.iou.watr"}), accuracy, UsageError, "did you mean"),
@@ -318,7 +318,7 @@ def test_settings_are_checked_and_typos_guessed() -> None:
 
 def test_supervised_is_registered_and_reads_losses_from_recipes() -> None:
     assert build("objective", "supervised", {"loss": "ce + dice"}) == Supervised(build("loss", "sum"))
-    assert build("objective", "supervised") == Supervised(CE())
+    assert build("objective", "supervised") == Supervised(CrossEntropyLoss())
     with pytest.raises(UsageError, match="did you mean 'dice'"):
         build("objective", "supervised", {"loss": "dise"})
 

@@ -9,8 +9,17 @@ from seawall.errors import ModelError
 from seawall.models.adapter import adapt
 from seawall.models.dense_unet import DenseUNet
 from seawall.models.unet import UNet
-from seawall.models.water_index import Threshold
-from seawall.models.weights import digest_of, load_model, pack, read_spec, save_model, set_split, split_of, unpack
+from seawall.models.water_index import WaterIndexThreshold
+from seawall.models.weights import (
+    load_model,
+    pack_safetensors,
+    read_spec,
+    save_model,
+    set_split,
+    split_of,
+    unpack_safetensors,
+    weights_digest,
+)
 from seawall.split_record import SplitRecord, SplitSettings
 from seawall.types import Batch, ModelSpec
 
@@ -18,7 +27,7 @@ SPEC = ModelSpec(("B03", "B08", "B11"), ("land", "water"), "reflectance", 10.0, 
 
 
 @pytest.mark.parametrize(
-    "make", [UNet(4, 2), UNet(4, 1, "group", 0.1), DenseUNet(4, 1, 4, 2), Threshold("ndwi")], ids=repr
+    "make", [UNet(4, 2), UNet(4, 1, "group", 0.1), DenseUNet(4, 1, 4, 2), WaterIndexThreshold("ndwi")], ids=repr
 )
 def test_round_trip(tmp_path, make) -> None:
     model = make(SPEC).eval()
@@ -31,7 +40,7 @@ def test_round_trip(tmp_path, make) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     image = torch.rand(1, 3, 16, 16)
     assert torch.equal(again(image), model(image))
-    assert digest_of(again) == digest_of(model)
+    assert weights_digest(again) == weights_digest(model)
 
 
 RECORD = SplitRecord(
@@ -52,7 +61,7 @@ def test_the_split_of_a_training_travels_beside_the_specification(tmp_path) -> N
         split_of(tmp_path / "plain.safetensors") is None
         and split_of(load_model(tmp_path / "plain.safetensors")) is None
     )
-    assert digest_of(again) == digest_of(model) and read_spec(tmp_path / "m.safetensors") == model.spec
+    assert weights_digest(again) == weights_digest(model) and read_spec(tmp_path / "m.safetensors") == model.spec
     save_model(tmp_path / "copy.safetensors", again)
     assert (tmp_path / "copy.safetensors").read_bytes() == (tmp_path / "m.safetensors").read_bytes()
     assert split_of(load_model(tmp_path / "plain.safetensors", into=again)) is None, (
@@ -64,8 +73,8 @@ def test_the_split_of_a_training_travels_beside_the_specification(tmp_path) -> N
     "text", ["[]", "{}", '{"chips": {}, "groups": {}, "more": 1}', '{"chips": 3, "groups": {}}', "no"]
 )
 def test_a_split_that_cannot_be_read_is_refused(tmp_path, text) -> None:
-    tensors, meta = unpack(_saved(tmp_path))
-    data, _ = pack(tensors, {k: v for k, v in meta.items() if k != "digest"} | {"split": text})
+    tensors, meta = unpack_safetensors(_saved(tmp_path))
+    data, _ = pack_safetensors(tensors, {k: v for k, v in meta.items() if k != "digest"} | {"split": text})
     (tmp_path / "m.safetensors").write_bytes(data)
     with pytest.raises(ModelError, match="expected the split of the training"):
         load_model(tmp_path / "m.safetensors")
@@ -74,12 +83,12 @@ def test_a_split_that_cannot_be_read_is_refused(tmp_path, text) -> None:
 
 
 def _saved(tmp_path):
-    save_model(tmp_path / "m.safetensors", Threshold("ndwi")(SPEC))
+    save_model(tmp_path / "m.safetensors", WaterIndexThreshold("ndwi")(SPEC))
     return tmp_path / "m.safetensors"
 
 
 def test_a_fitted_otsu_threshold_is_saved(tmp_path) -> None:
-    model = Threshold("ndwi", rule="otsu")(SPEC)
+    model = WaterIndexThreshold("ndwi", rule="otsu")(SPEC)
     image = torch.full((1, 3, 4, 4), 0.1)
     image[:, 1, :2] = 0.3
     model.fit([Batch.of(image, torch.zeros(1, 4, 4, dtype=torch.long))])
@@ -104,12 +113,12 @@ def test_every_kind_of_tensor_survives(tmp_path) -> None:
         "a": torch.tensor(True), "b": torch.arange(3), "c": torch.rand(2, 0), "d": torch.rand(3).bfloat16(),
         "e": torch.rand(2, 3).double(), "f": torch.tensor([1, 2, 3], dtype=torch.uint8), "g": torch.tensor(1.5),
     }  # fmt: skip
-    (tmp_path / "x").write_bytes(pack(tensors, {"hello": "wörld"})[0])
-    got, meta = unpack(tmp_path / "x")
+    (tmp_path / "x").write_bytes(pack_safetensors(tensors, {"hello": "wörld"})[0])
+    got, meta = unpack_safetensors(tmp_path / "x")
     assert meta["hello"] == "wörld"
     assert all(torch.equal(got[name], tensor) and got[name].dtype == tensor.dtype for name, tensor in tensors.items())
     with pytest.raises(ModelError, match="complex"):
-        pack({"x": torch.zeros(1, dtype=torch.complex64)}, {})
+        pack_safetensors({"x": torch.zeros(1, dtype=torch.complex64)}, {})
 
 
 def test_a_module_of_ones_own_loads_into_itself(tmp_path) -> None:
@@ -124,10 +133,10 @@ def test_a_module_of_ones_own_loads_into_itself(tmp_path) -> None:
 
 def test_a_flipped_bit_in_memory_changes_the_digest() -> None:
     model = UNet(4, 1)(SPEC)
-    before = digest_of(model)
+    before = weights_digest(model)
     with torch.no_grad():
         model.network.head.weight.view(torch.int32)[0, 0] ^= 1
-    assert digest_of(model) != before
+    assert weights_digest(model) != before
 
 
 def test_a_module_without_a_spec_is_refused(tmp_path) -> None:

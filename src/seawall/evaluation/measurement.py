@@ -17,7 +17,7 @@ from seawall.evaluation.case import Case, fitted
 from seawall.evaluation.evaluate import evaluate, missing
 from seawall.evaluation.sanity_checks import Interrogation, interrogated, not_interrogated
 from seawall.inference.predict import model_digest
-from seawall.models.weights import digest_of, spec_of, split_of
+from seawall.models.weights import spec_of, split_of, weights_digest
 from seawall.records import Record, RecordLog
 from seawall.result import StageProgress
 from seawall.types import Batch, SegmentationModel
@@ -178,7 +178,7 @@ def settings_text(value: object) -> str:
         inner = ", ".join(f"{f.name}={settings_text(getattr(value, f.name))}" for f in fields(value))
         return f"{_name(type(value))}({inner})"
     if isinstance(value, nn.Module):
-        return f"{_name(type(value))}({digest_of(value)})"
+        return f"{_name(type(value))}({weights_digest(value)})"
     if isinstance(value, Tensor):
         return f"tensor({_hash(repr(value.detach().cpu().contiguous().numpy().tobytes()))}, {tuple(value.shape)})"
     if isinstance(value, Mapping):

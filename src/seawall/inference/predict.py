@@ -28,7 +28,7 @@ from seawall.inference.settings import Job, SceneReport, Survey, clean_name, fin
 from seawall.inference.tiling import Plan, Predict, blend, plan_tiles
 from seawall.io import RunLock
 from seawall.models.identity import identify, model_digest
-from seawall.models.weights import check_finite, digest_of, spec_of, state_of
+from seawall.models.weights import check_finite, spec_of, state_of, weights_digest
 from seawall.result import StageProgress
 
 __all__ = [
@@ -220,11 +220,11 @@ class _Mapper:
 
     def _paint(self, scene: Scene, canvas: Canvas, question: Question, survey: Survey, plan: Plan, name: str) -> Totals:
         """Paint, and look afterwards whether the weights are still those that the key was made of."""
-        before = digest_of(self.model)
+        before = weights_digest(self.model)
         totals = paint(
             self.model, scene, canvas, question, survey, plan, self.device, lambda d, t: self.progress(d, t, name)
         )
-        if digest_of(self.model) != before:
+        if weights_digest(self.model) != before:
             raise ModelError(
                 "model: expected weights that stay as they are while a scene is mapped, got others afterwards; the memory "
                 "is damaged or the network changes itself: load the weights again"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seawall.io import write_atomic
-from seawall.losses.segmentation import cross_entropy, masked_mean_per_image
+from seawall.losses.segmentation import masked_mean_per_image, pixel_cross_entropy
 from seawall.types import Batch
 
 PAPER = "arXiv:2001.10528"
@@ -91,7 +91,7 @@ def watch(model: nn.Module, batches: Iterable[Batch]) -> list[Row]:
             for batch in batches:
                 there = batch.to(device)
                 logits = model(there.image)
-                loss = masked_mean_per_image(cross_entropy(logits, there.label), there.valid)
+                loss = masked_mean_per_image(pixel_cross_entropy(logits, there.label), there.valid)
                 gap = masked_mean_per_image(margin(logits, there.label), there.valid)
                 for i, chip in enumerate(batch.chips):
                     if bool(batch.valid[i].any()):

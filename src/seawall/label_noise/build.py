@@ -1,6 +1,6 @@
-"""Label noise on the chips of a folder: built with what it must know of them, applied, and kept.
+"""Label noise on the chips of a folder: build it with the properties of the chips, apply it, cache its labels.
 
-`seawall corrupt` and recipes both build their noises here, so that the same words give the same labels.
+`seawall corrupt` and recipes both build their noises here, so that the same settings give the same labels.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from seawall.data.chips import Chip, ChipFolder
 from seawall.errors import UsageError, did_you_mean
 from seawall.io import write_atomic
 from seawall.label_noise.erode_dilate import Thirds, assign_thirds
-from seawall.label_noise.sources import placed, source_files_digest
+from seawall.label_noise.sources import check_source, source_files_digest
 from seawall.registry import build, entries, find
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise, Setting, Unit
 from seawall.version import code_version
 
 MEMORY_BYTES = 64 * 2**20
-"""Corrupted label planes of one noise kept in memory, one byte per pixel; the others are read from the disk again."""
+"""Bytes of corrupted labels of one noise in memory, one per pixel; the others are read from the disk again."""
 
 
 @dataclass(frozen=True)
 class NoiseContext:
-    """What a label noise may have to know of the chips that it is applied to.
+    """Properties of the chips that a label noise is applied to.
 
     Args:
         gsd_m: Meters per pixel.
@@ -59,24 +59,24 @@ class NoiseContext:
         """Return the context of some chips of a folder."""
         return NoiseContext(folder.gsd_m, folder.bands, folder.unit, folder.classes, tuple(chips))
 
-    def klass(self, asked: Setting) -> Setting:
-        """Return the index of the class that a noise is about: the one asked for by index or name, else water.
+    def klass(self, given: Setting) -> Setting:
+        """Return the index of the class that a noise changes: the given index or name, else water.
 
         Raises:
-            UsageError: There is no such class, or none is asked for and there is neither "water" nor a pair of classes.
+            UsageError: There is no such class, or none is given and there is neither "water" nor a pair of classes.
         """
         if not self.classes:
-            return 0 if asked is None or isinstance(asked, str) else asked
-        if isinstance(asked, str):
-            if asked not in self.classes:
-                raise UsageError(f"noise klass: unknown class {asked!r}; {did_you_mean(asked, self.classes)}")
-            return self.classes.index(asked)
-        if asked is not None:
-            if isinstance(asked, int) and not 0 <= asked < len(self.classes):
+            return 0 if given is None or isinstance(given, str) else given
+        if isinstance(given, str):
+            if given not in self.classes:
+                raise UsageError(f"noise klass: unknown class {given!r}; {did_you_mean(given, self.classes)}")
+            return self.classes.index(given)
+        if given is not None:
+            if isinstance(given, int) and not 0 <= given < len(self.classes):
                 raise UsageError(
-                    f"noise klass: expected a class of {', '.join(self.classes)}, got {asked}; choose 0..{len(self.classes) - 1}"
+                    f"noise klass: expected a class of {', '.join(self.classes)}, got {given}; choose 0..{len(self.classes) - 1}"
                 )
-            return asked
+            return given
         if "water" in self.classes:
             return self.classes.index("water")
         if len(self.classes) == 2:
@@ -86,35 +86,35 @@ class NoiseContext:
         )
 
 
-FILLED: Mapping[str, Callable[[NoiseContext, Setting], Setting]] = {
-    "gsd_m": lambda context, asked: context.gsd_m if asked is None else asked,
-    "bands": lambda context, asked: list(context.bands) if asked is None else asked,
-    "unit": lambda context, asked: context.unit if asked is None else asked,
-    "classes": lambda context, asked: (len(context.classes) or 2) if asked is None else asked,
-    "klass": lambda context, asked: context.klass(asked),
-    "parts": lambda context, asked: cast(Setting, dict(assign_thirds(context.chips))) if asked is None else asked,
+CONTEXT_FIELDS: Mapping[str, Callable[[NoiseContext, Setting], Setting]] = {
+    "gsd_m": lambda context, given: context.gsd_m if given is None else given,
+    "bands": lambda context, given: list(context.bands) if given is None else given,
+    "unit": lambda context, given: context.unit if given is None else given,
+    "classes": lambda context, given: (len(context.classes) or 2) if given is None else given,
+    "klass": lambda context, given: context.klass(given),
+    "parts": lambda context, given: cast(Setting, dict(assign_thirds(context.chips))) if given is None else given,
 }
-"""Fields of a noise that are filled in from the chips, by their name; a setting of the caller goes before.
+"""Fields of a noise that are set from the chips, by name, where the caller gives no setting.
 
-A new noise that needs one of these facts only has to name its field so.
+A new noise that needs one of these properties declares a field of that name.
 """
 
 
 def build_noise(name: str, settings: Mapping[str, Setting], context: NoiseContext) -> LabelNoise:
-    """Build a registered label noise with what it must know of the chips.
+    """Build a registered label noise with the properties of the chips.
 
     Args:
         name: Registered name.
-        settings: Its settings; what they leave out of `FILLED` comes from the context.
+        settings: Its settings; those of `CONTEXT_FIELDS` that are left out come from the context.
         context: The chips.
 
     Raises:
         UsageError: There is no such noise, or a setting is wrong or contradicts the chips.
     """
-    known = {f.name: f.default for f in fields(registry.find("noise", name).make)}
-    if known.get("gsd_m", MISSING) is not MISSING and settings.get("of") != "meters" and "gsd_m" not in settings:
-        del known["gsd_m"]  # meters per pixel mean nothing to a share
-    filled = {key: fill(context, settings.get(key)) for key, fill in FILLED.items() if key in known}
+    defaults = {f.name: f.default for f in fields(registry.find("noise", name).make)}
+    if defaults.get("gsd_m", MISSING) is not MISSING and settings.get("of") != "meters" and "gsd_m" not in settings:
+        del defaults["gsd_m"]  # a share has no use for meters per pixel
+    filled = {key: fill(context, settings.get(key)) for key, fill in CONTEXT_FIELDS.items() if key in defaults}
     if context.classes and filled.get("classes", len(context.classes)) != len(context.classes):
         raise UsageError(
             f"{name}.classes: expected {len(context.classes)} as the chips have, got {filled['classes']}; leave it out"
@@ -122,15 +122,17 @@ def build_noise(name: str, settings: Mapping[str, Setting], context: NoiseContex
     return cast(LabelNoise, registry.build("noise", name, {**settings, **filled}))
 
 
-def noise_of_chips(name: str, settings: Mapping[str, Setting], folder: ChipFolder, chips: Sequence[str]) -> LabelNoise:
-    """Build a registered label noise for some chips of a folder: what every verb calls.
+def build_noise_of_chips(
+    name: str, settings: Mapping[str, Setting], folder: ChipFolder, chips: Sequence[str]
+) -> LabelNoise:
+    """Build a registered label noise for some chips of a folder, its source checked.
 
     Raises:
         UsageError: There is no such noise, or a setting is wrong or contradicts the chips.
         DataError: Its source is not there or has no label of any chip.
     """
     noise = build_noise(name, settings, NoiseContext.of(folder, chips))
-    return placed(noise, {id_: folder.row(id_).grid for id_ in chips})
+    return check_source(noise, {id_: folder.row(id_).grid for id_ in chips})
 
 
 def noise_keys(seed: int, chip: str, number: int = 0) -> Keys:
@@ -138,7 +140,7 @@ def noise_keys(seed: int, chip: str, number: int = 0) -> Keys:
     return Keys(seed, (chip,), ("noise",) if number == 0 else ("noise", str(number)))
 
 
-def batch_of(chip: Chip) -> Batch:
+def chip_batch(chip: Chip) -> Batch:
     """Return a chip as a batch of one."""
     return Batch(
         torch.from_numpy(chip.image)[None], torch.from_numpy(chip.label)[None],
@@ -146,56 +148,56 @@ def batch_of(chip: Chip) -> Batch:
     )  # fmt: skip
 
 
-def marks_of(chip: Chip) -> NDArray[np.uint8]:
-    """Return a chip's label as files hold it: 255 where it does not count."""
+def stored_label(chip: Chip) -> NDArray[np.uint8]:
+    """Return a chip's label as chip files hold it: 255 where invalid."""
     return np.where(chip.valid, chip.label, IGNORE).astype(np.uint8)
 
 
-def noise_alone(noise: LabelNoise, chip: str) -> LabelNoise:
-    """Return a noise with the part of one chip only, so that a chip does not depend on which others there are."""
+def noise_of_chip(noise: LabelNoise, chip: str) -> LabelNoise:
+    """Return a noise with the settings of one chip only, so that its label does not depend on the other chips."""
     if not isinstance(noise, Thirds):
         return noise
     return replace(noise, parts={chip: noise.parts[chip]} if chip in noise.parts else {})
 
 
 @dataclass(frozen=True)
-class Relabel:
-    """Label noise on whole chips: a pure function of the chip, drawn from the chip's own stream."""
+class ChipNoise:
+    """Label noise on a whole chip: a pure function of the chip, with the chip's own random stream."""
 
     noise: LabelNoise
     seed: int
 
     def __call__(self, chip: Chip) -> Chip:
-        """Return the chip with its new label; what was not valid stays."""
-        return replace(chip, label=self.noise(batch_of(chip), noise_keys(self.seed, chip.id)).label[0].numpy())
+        """Return the chip with its new label; invalid pixels do not change."""
+        return replace(chip, label=self.noise(chip_batch(chip), noise_keys(self.seed, chip.id)).label[0].numpy())
 
 
 class CorruptedLabels:
-    """Label planes after a noise: each made once, compressed on the disk, a bounded number of them in memory.
+    """Labels after a noise: each computed once and compressed on the disk, with a bounded cache in memory.
 
     Args:
         folder: The chips.
         noise: The noise.
         seed: Seed of its randomness.
-        home: Folder of the planes; they are named by content, so that a resumed run finds its own only.
+        cache: Folder of the labels; file names are digests of all that decides them, so that a resumed run reads its own.
     """
 
-    def __init__(self, folder: ChipFolder, noise: LabelNoise, seed: int, home: Path) -> None:
-        self.folder, self.noise, self.seed, self.home = folder, noise, seed, home
-        self._relabel = Relabel(noise, seed)
+    def __init__(self, folder: ChipFolder, noise: LabelNoise, seed: int, cache: Path) -> None:
+        self.folder, self.noise, self.seed, self.cache = folder, noise, seed, cache
+        self._relabel = ChipNoise(noise, seed)
         self._recent: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     @property
     def identity(self) -> str:
-        """What decides the planes besides the chips, short enough for a message."""
+        """Name and digest of what decides the labels besides the chips, for messages."""
         sources = "".join(source_files_digest(self.noise, id_) for id_ in self.folder.ids)
         digest = hashlib.blake2b(f"{self.noise!r}{sources}{self.seed}".encode(), digest_size=4).hexdigest()
         return f"{type(self.noise).__name__} {digest}"
 
     def __call__(self, id_: str) -> NDArray[np.uint8]:
-        """Return the label plane (H, W) of a chip: classes, and 255 where the label does not count.
+        """Return the label (H, W) of a chip: class indices, and 255 where invalid.
 
         Raises:
             DataError: The chip's files are missing or damaged.
@@ -220,34 +222,34 @@ class CorruptedLabels:
             (
                 row.sha256,
                 row.label_sha256,
-                repr(noise_alone(self.noise, id_)),
+                repr(noise_of_chip(self.noise, id_)),
                 source_files_digest(self.noise, id_),
                 str(self.seed),
                 id_,
                 code_version(),
             )
         )
-        path = self.home / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.z"
+        path = self.cache / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.z"
         try:
             plane = np.frombuffer(zlib.decompress(path.read_bytes()), np.uint8)
             if plane.size == row.height * row.width:
                 return plane.reshape(row.height, row.width)
         except (FileNotFoundError, zlib.error):
-            pass  # not made yet, or damaged on the disk: made again
-        made = marks_of(self._relabel(self.folder.read(id_)))
-        write_atomic(path, zlib.compress(made.tobytes(), 1))
-        return made
+            pass  # not computed yet, or damaged on the disk
+        label = stored_label(self._relabel(self.folder.read(id_)))
+        write_atomic(path, zlib.compress(label.tobytes(), 1))
+        return label
 
 
-_AMOUNT = re.compile(r"^(\d+\.?\d*|\.\d+)\s*(%|m|px)?$")
+_BUDGET = re.compile(r"^(\d+\.?\d*|\.\d+)\s*(%|m|px)?$")
 
 
 def parse_noise(text: str, settings: Mapping[str, Setting] | None = None) -> LabelNoise:
     """Read a label noise from text: its name, its budget, and any settings as key=value.
 
     A budget ends in "%" (a share), "m" (shoreline meters) or "px" (the same in pixels); a bare number is a share from
-    0 to 1. A shift has a length, so it needs "m" or "px". Without a budget only noises are read that have a natural
-    one: a whole matrix, or the whole label of another source.
+    0 to 1. A shift has a length, so it needs "m" or "px". The budget can be left out where the noise has a default:
+    a whole matrix, or the whole label of another source.
 
     Args:
         text: Such as "dilate 10%" or "erode 30 m gsd_m=10 exact=true".
@@ -261,18 +263,18 @@ def parse_noise(text: str, settings: Mapping[str, Setting] | None = None) -> Lab
         >>> noise.budget, noise.exact
         (0.1, True)
     """
-    name, given = read_noise(text)
+    name, given = parse_noise_settings(text)
     return cast(LabelNoise, build("noise", name, {**(settings or {}), **given}))
 
 
-def read_noise(text: str) -> tuple[str, dict[str, Setting]]:
+def parse_noise_settings(text: str) -> tuple[str, dict[str, Setting]]:
     """Read the name and the settings of a label noise from text, without building it.
 
     Raises:
         UsageError: The text names no noise, or a word is neither a budget nor key=value.
 
     Example:
-        >>> read_noise("dilate 30 m exact=true")
+        >>> parse_noise_settings("dilate 30 m exact=true")
         ('dilate', {'budget': 30.0, 'of': 'meters', 'exact': True})
     """
     words = re.sub(r"(?<=\d)\s+(?=(%|m|px)(\s|$))", "", text.strip()).split()
@@ -280,20 +282,15 @@ def read_noise(text: str) -> tuple[str, dict[str, Setting]]:
         raise UsageError("noise: expected a name and a budget, got nothing; such as 'dilate 10%'")
     given: dict[str, Setting] = {}
     for word in words[1:]:
-        amount = _AMOUNT.match(word)
+        amount = _BUDGET.match(word)
         key, equals, value = word.partition("=")
         if amount:
-            given |= _budget(words[0], amount[1], amount[2] or "")
+            given |= _budget_settings(words[0], amount[1], amount[2] or "")
         elif equals:
-            given[key] = _value(value)
+            given[key] = _toml_value(value)
         else:
             raise UsageError(f"noise {words[0]}: expected a budget or key=value, got {word!r}; such as 'dilate 10%'")
     return words[0], given
-
-
-def noise_names() -> tuple[str, ...]:
-    """Return the names that `parse_noise` knows."""
-    return tuple(entry.name for entry in entries("noise"))
 
 
 def noise_text(noise: LabelNoise) -> str:
@@ -306,10 +303,10 @@ def noise_text(noise: LabelNoise) -> str:
         >>> noise_text(parse_noise("erode 20% kernel=5"))
         'erode budget=0.2 kernel=5'
     """
-    name = next((entry.name for entry in entries("noise") if entry.make is type(noise)), "")
+    name = _registered_name(noise)
     if not name:
         raise UsageError(f"noise: expected a registered one, got {type(noise).__name__}; add @register above it")
-    told = []
+    words = [name]
     for f in fields(find("noise", name).make):
         value = getattr(noise, f.name)
         if isinstance(value, Mapping):
@@ -317,19 +314,19 @@ def noise_text(noise: LabelNoise) -> str:
         if callable(value):
             value = getattr(value, "__qualname__", type(value).__name__)
         if value != f.default and value != "0 chips":
-            told.append(f"{f.name}={value}")
-    return " ".join([name, *told])
+            words.append(f"{f.name}={value}")
+    return " ".join(words)
 
 
-def spoken_budget(noise: LabelNoise) -> str:
-    """Say what a noise was asked to change, in words; how much it did change is up to the labels.
+def budget_text(noise: LabelNoise) -> str:
+    """Return the budget of a noise in words; how much really changes depends on the labels.
 
     Example:
-        >>> spoken_budget(parse_noise("dilate 10%"))
+        >>> budget_text(parse_noise("dilate 10%"))
         'at most 10 % of the valid pixels of each chip'
     """
     budget, of = float(getattr(noise, "budget", 0.0)), getattr(noise, "of", "valid")
-    name = next((entry.name for entry in entries("noise") if entry.make is type(noise)), "")
+    name = _registered_name(noise)
     if name == "shift" or of == "meters":
         gsd_m = float(getattr(noise, "gsd_m", None) or 1.0)
         length = f"{budget:g} px" if gsd_m == 1.0 else f"{budget:g} m ({budget / gsd_m:.3g} px)"
@@ -347,7 +344,11 @@ def spoken_budget(noise: LabelNoise) -> str:
     return f"at most {100 * budget:g} % of the {share} {chips}"
 
 
-def _budget(name: str, number: str, unit: str) -> dict[str, Setting]:
+def _registered_name(noise: LabelNoise) -> str:
+    return next((entry.name for entry in entries("noise") if entry.make is type(noise)), "")
+
+
+def _budget_settings(name: str, number: str, unit: str) -> dict[str, Setting]:
     if name == "shift" and unit not in ("m", "px"):
         raise UsageError(
             f"noise shift: expected a length in meters or pixels, got {number}{unit}; such as 'shift 50 m' or 'shift 5 px'"
@@ -357,11 +358,11 @@ def _budget(name: str, number: str, unit: str) -> dict[str, Setting]:
     length: dict[str, Setting] = {"budget": float(number)}
     if unit == "px":
         length["gsd_m"] = 1.0
-    # a shift is always a length; the other noises have to be told
+    # a shift is always a length; the other noises need of='meters'
     return length if name == "shift" or not unit else {**length, "of": "meters"}
 
 
-def _value(text: str) -> Setting:
+def _toml_value(text: str) -> Setting:
     try:
         return cast(Setting, tomllib.loads(f"v = {text}")["v"])
     except tomllib.TOMLDecodeError:

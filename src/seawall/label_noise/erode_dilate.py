@@ -1,4 +1,4 @@
-"""Morphological label attacks: the shoreline moves by rings of pixels within a budget that is never exceeded."""
+"""Erosion and dilation of labels: the shoreline moves by rings of pixels, and the budget is never exceeded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ import numpy as np
 from seawall.arrays import BoolArray
 from seawall.errors import DataError, UsageError
 from seawall.label_noise.label_difference import allowed_pixels
-from seawall.label_noise.label_view import Ground, Label, Of, allowance, check_budget, check_class, relabel, rings_of
+from seawall.label_noise.label_view import (
+    BudgetOf,
+    Label,
+    LabelView,
+    allowance,
+    change_labels,
+    check_budget,
+    check_class,
+    meters_to_pixels,
+)
 from seawall.label_noise.morphology import Steps, closings, dilations, erosions, openings
 from seawall.registry import register
 from seawall.rng import Keys
@@ -24,25 +33,25 @@ KERNELS = (3, 5, 7)
 EROSION_ODDS = ((0.4, (0.15, 0.15, 0.70)), (0.2, (0.15, 0.70, 0.15)), (-1.0, (0.70, 0.15, 0.15)))
 """Water share above which the SRIP report draws kernels 3, 5, 7 with these odds; dilation has them reversed."""
 
-REPORT = "SRIP report, GVCL 2024"
+SRIP_REPORT = "SRIP report, GVCL 2024"
 
 
 @dataclass(frozen=True)
 class Morphology(ABC):
-    """What erosion, dilation, opening and closing share: iterate a square kernel while the budget lasts.
+    """Base of erosion, dilation, opening and closing: a square kernel is iterated while the budget lasts.
 
     Args:
-        budget: What may change at most: a share, or meters with `of="meters"`.
+        budget: Largest change: a share, or meters with `of="meters"`.
         of: Share of all "valid" pixels, share of the pixels of the "class", or shoreline "meters".
         exact: Fill the budget to the pixel with keyed pixels of the next ring only.
         kernel: Side of the square, odd; "srip" draws 3, 5 or 7 by the chip's water share as the report does.
-        iterations: At most so many, 1 to 100.
-        klass: The class index that the mask is of.
+        iterations: Most iterations, 1 to 100.
+        klass: Class index of the mask.
         gsd_m: Meters per pixel, needed for `of="meters"`.
     """
 
     budget: float
-    of: Of = "valid"
+    of: BudgetOf = "valid"
     exact: bool = False
     kernel: int | Literal["srip"] = 3
     iterations: int = 100
@@ -61,53 +70,53 @@ class Morphology(ABC):
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with its shorelines moved."""
-        return relabel(batch, keys.fold(self.name), self.klass, self.change)
+        return change_labels(batch, keys.fold(self.name), self.klass, self.change)
 
     @abstractmethod
     def steps(self) -> Steps:
-        """Return how the mask changes, iteration by iteration."""
+        """Return the operation, as an iterator over its steps."""
 
     @abstractmethod
     def odds(self, share: float) -> tuple[float, ...]:
         """Return the report's odds of the kernels 3, 5 and 7 at a water share."""
 
-    def change(self, ground: Ground) -> Label:
+    def change(self, view: LabelView) -> Label:
         """Return one chip's new label."""
-        water = int(np.count_nonzero(ground.mask))
-        if self.budget == 0 or water == 0 or water == ground.pixels:
-            return ground.label
-        kernel = self._kernel(ground, water / ground.pixels)
-        walk = islice(self.steps()(ground, kernel), self.iterations)
+        water = int(np.count_nonzero(view.mask))
+        if self.budget == 0 or water == 0 or water == view.pixels:
+            return view.label
+        kernel = self._kernel(view, water / view.pixels)
+        walk = islice(self.steps()(view, kernel), self.iterations)
         if self.of == "meters" and self.gsd_m is not None:
-            return ground.flip(self._by_meters(ground, walk, kernel, self.gsd_m))
-        cap = allowance(self.budget, water if self.of == "class" else ground.pixels)
-        done = np.zeros_like(ground.mask)
+            return view.flip(self._by_meters(view, walk, kernel, self.gsd_m))
+        cap = allowance(self.budget, water if self.of == "class" else view.pixels)
+        done = np.zeros_like(view.mask)
         for reached in walk:
             if np.count_nonzero(reached) > cap:
-                return ground.flip(self._fill(ground, done, reached, cap) if self.exact else done)
+                return view.flip(self._fill(view, done, reached, cap) if self.exact else done)
             done = reached
-        return ground.flip(done)
+        return view.flip(done)
 
-    def _by_meters(self, ground: Ground, walk: islice[BoolArray], kernel: int, gsd_m: float) -> BoolArray:
-        allowed = rings_of(self.budget, gsd_m) / (kernel // 2)
-        done = np.zeros_like(ground.mask)
+    def _by_meters(self, view: LabelView, walk: islice[BoolArray], kernel: int, gsd_m: float) -> BoolArray:
+        allowed = meters_to_pixels(self.budget, gsd_m) / (kernel // 2)
+        done = np.zeros_like(view.mask)
         for n, reached in enumerate(walk, 1):
             if n > allowed:
                 if not self.exact:
                     return done
                 ring = np.count_nonzero(reached) - np.count_nonzero(done)
                 part = int((allowed - (n - 1)) * int(ring))
-                return self._fill(ground, done, reached, int(np.count_nonzero(done)) + part)
+                return self._fill(view, done, reached, int(np.count_nonzero(done)) + part)
             done = reached
         return done
 
-    def _fill(self, ground: Ground, done: BoolArray, reached: BoolArray, cap: int) -> BoolArray:
-        return done | ground.pick(reached & ~done, cap - int(np.count_nonzero(done)), "ring")
+    def _fill(self, view: LabelView, done: BoolArray, reached: BoolArray, cap: int) -> BoolArray:
+        return done | view.sample(reached & ~done, cap - int(np.count_nonzero(done)), "ring")
 
-    def _kernel(self, ground: Ground, share: float) -> int:
+    def _kernel(self, view: LabelView, share: float) -> int:
         if self.kernel != "srip":
             return int(self.kernel)
-        return int(ground.rng("kernel").choice(KERNELS, p=self.odds(share)))
+        return int(view.rng("kernel").choice(KERNELS, p=self.odds(share)))
 
 
 def erosion_odds(share: float) -> tuple[float, ...]:
@@ -120,16 +129,16 @@ def erosion_odds(share: float) -> tuple[float, ...]:
     return next(odds for above, odds in EROSION_ODDS if share > above)
 
 
-@register("noise", "erode", paper=REPORT, smoke={"budget": 0.05})
+@register("noise", "erode", paper=SRIP_REPORT, smoke={"budget": 0.05})
 @final
 @dataclass(frozen=True)
 class Erode(Morphology):
-    """The mask shrinks: its outer rings become the nearest other class.
+    """Erosion: the outer rings of the mask become the nearest other class.
 
-    Args: as `Morphology`.
+    The settings are those of `Morphology`.
 
     Paper: SRIP report, morphological attack. Differs: pixels without a label neither change nor erode their
-    neighbors; an empty or full mask ends at once.
+    neighbors; an empty or full mask does not change.
 
     Example:
         >>> import torch
@@ -149,13 +158,13 @@ class Erode(Morphology):
         return erosion_odds(share)
 
 
-@register("noise", "dilate", paper=REPORT, smoke={"budget": 0.05})
+@register("noise", "dilate", paper=SRIP_REPORT, smoke={"budget": 0.05})
 @final
 @dataclass(frozen=True)
 class Dilate(Morphology):
-    """The mask grows: the rings around it join the class.
+    """Dilation: the rings around the mask join the class.
 
-    Args: as `Morphology`.
+    The settings are those of `Morphology`.
 
     Paper: SRIP report, morphological attack. Differs: the budget is never exceeded, where the report's dilation
     returns the first mask beyond it.
@@ -182,9 +191,9 @@ class Dilate(Morphology):
 @final
 @dataclass(frozen=True)
 class Open(Morphology):
-    """The mask loses what is narrower than the square: ponds, channels, spits of water.
+    """Opening: the mask loses what is narrower than the square, such as ponds and channels.
 
-    Args: as `Morphology`.
+    The settings are those of `Morphology`.
     """
 
     name: ClassVar[str] = "open"
@@ -200,9 +209,9 @@ class Open(Morphology):
 @final
 @dataclass(frozen=True)
 class Close(Morphology):
-    """The mask gains what is narrower than the square: islands, causeways, spits of land.
+    """Closing: the mask gains what is narrower than the square, such as islands and causeways.
 
-    Args: as `Morphology`.
+    The settings are those of `Morphology`.
     """
 
     name: ClassVar[str] = "close"
@@ -214,12 +223,12 @@ class Close(Morphology):
         return tuple(reversed(erosion_odds(share)))
 
 
-Part = Literal["erode", "dilate", "untouched"]
-PARTS: tuple[Part, ...] = ("erode", "dilate", "untouched")
+Treatment = Literal["erode", "dilate", "untouched"]
+TREATMENTS: tuple[Treatment, ...] = ("erode", "dilate", "untouched")
 
 
-def assign_thirds(ids: Sequence[str], seed: int | None = None) -> dict[str, Part]:
-    """Split chips into three parts: the first third is eroded, the second dilated, the rest is left alone.
+def assign_thirds(ids: Sequence[str], seed: int | None = None) -> dict[str, Treatment]:
+    """Split chips into three parts: the first third is eroded, the second dilated, the rest stays as it is.
 
     Args:
         ids: Chips of the training part, in file order.
@@ -238,20 +247,20 @@ def assign_thirds(ids: Sequence[str], seed: int | None = None) -> dict[str, Part
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise DataError(f"thirds: expected each chip once, got {twice!r} twice; remove the repetition")
-    order = list(ids) if seed is None else sorted(ids, key=lambda name: _draw(seed, name))
+    order = list(ids) if seed is None else sorted(ids, key=lambda name: _draw_order(seed, name))
     rows = iter(order)
-    parts: dict[str, Part] = {}
-    for i, part in enumerate(PARTS):
+    parts: dict[str, Treatment] = {}
+    for i, part in enumerate(TREATMENTS):
         size = len(order) // 3 + (i < len(order) % 3)
         parts.update(dict.fromkeys(islice(rows, size), part))
     return parts
 
 
-def _draw(seed: int, name: str) -> bytes:
+def _draw_order(seed: int, name: str) -> bytes:
     return hashlib.blake2b(f"{seed}\x1fthirds\x1f{name}".encode(), digest_size=8).digest()
 
 
-@register("noise", "thirds", paper=REPORT, smoke={"budget": 0.05})
+@register("noise", "thirds", paper=SRIP_REPORT, smoke={"budget": 0.05})
 @final
 @dataclass(frozen=True)
 class Thirds:
@@ -262,43 +271,45 @@ class Thirds:
         of: As of `Morphology`.
         exact: As of `Morphology`.
         kernel: As of `Morphology`; the report draws it.
-        klass: The class index that the mask is of.
+        klass: Class index of the mask.
         gsd_m: Meters per pixel, needed for `of="meters"`.
         parts: Part of each chip, made by `assign_thirds` from the training part. Empty: each chip draws its own
-            part from its key, so that the thirds are only expected sizes.
+            part from its key, and thirds are expected values only.
 
     Paper: SRIP report, section on morphological attacks. Differs: as `Erode` and `Dilate`.
     """
 
     budget: float
-    of: Of = "valid"
+    of: BudgetOf = "valid"
     exact: bool = False
     kernel: int | Literal["srip"] = "srip"
     klass: int = 1
     gsd_m: float | None = None
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    parts: Mapping[str, Treatment] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._both()
         for chip, part in self.parts.items():
-            if part not in PARTS:
-                raise UsageError(f"thirds.parts.{chip}: expected one of {', '.join(PARTS)}, got {part!r}; correct it")
+            if part not in TREATMENTS:
+                raise UsageError(
+                    f"thirds.parts.{chip}: expected one of {', '.join(TREATMENTS)}, got {part!r}; correct it"
+                )
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
-        """Return the batch with each chip treated as its part says.
+        """Return the batch, each chip eroded, dilated or unchanged by its part.
 
         Raises:
             DataError: A chip has no part.
         """
         erode, dilate = self._both()
         own = keys.fold("thirds")
-        made = {"erode": erode.change, "dilate": dilate.change}
+        changes = {"erode": erode.change, "dilate": dilate.change}
 
-        def change(ground: Ground) -> Label:
-            part = self.part(batch.chips[ground.index], own, ground.index)
-            return ground.label if part == "untouched" else made[part](ground)
+        def change(view: LabelView) -> Label:
+            part = self.part(batch.chips[view.index], own, view.index)
+            return view.label if part == "untouched" else changes[part](view)
 
-        return relabel(batch, own, self.klass, change)
+        return change_labels(batch, own, self.klass, change)
 
     def allowed(self, batch: Batch) -> tuple[int | None, ...]:
         """Return the most pixels of each chip that may change: 0 in the untouched third; None where parts are drawn."""
@@ -308,13 +319,13 @@ class Thirds:
         parts = map(self._assigned, batch.chips)
         return tuple(0 if part == "untouched" else most for part, most in zip(parts, treated, strict=True))
 
-    def part(self, chip: str, keys: Keys, index: int) -> Part:
+    def part(self, chip: str, keys: Keys, index: int) -> Treatment:
         """Return the part of a chip; a patch "chip@..." has the part of its chip."""
         if not self.parts:
-            return PARTS[int(keys.fold("part").numpy(index).integers(3))]
+            return TREATMENTS[int(keys.fold("part").numpy(index).integers(3))]
         return self._assigned(chip)
 
-    def _assigned(self, chip: str) -> Part:
+    def _assigned(self, chip: str) -> Treatment:
         found = self.parts.get(chip) or self.parts.get(chip.split("@", 1)[0])
         if found is None:
             raise DataError(f"thirds: expected a part for chip {chip!r}, got none; assign all training chips")

@@ -1,9 +1,9 @@
-"""Geometric label faults: a wavering shoreline, and a label that lies beside its image."""
+"""Geometric label noise: a jittered shoreline, a registration error, and missing or merged objects."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 
 from seawall.arrays import BoolArray
 from seawall.errors import UsageError
-from seawall.label_noise.label_difference import Plain
 from seawall.label_noise.label_view import (
-    Ground,
+    BudgetOf,
     Label,
-    Of,
+    LabelView,
     allowance,
+    change_labels,
     check_budget,
     check_class,
     check_gsd,
-    relabel,
-    rings_of,
+    meters_to_pixels,
 )
-from seawall.label_noise.pixels import correlated
+from seawall.label_noise.morphology import shoreline_distance
+from seawall.label_noise.pixels import correlated_field
 from seawall.registry import register
+from seawall.result import Row
 from seawall.rng import Keys
 from seawall.types import Batch
 
@@ -35,20 +36,20 @@ from seawall.types import Batch
 @final
 @dataclass(frozen=True)
 class Jitter:
-    """The shoreline wavers: smooth random stretches of it move outward, others inward.
+    """The shoreline is jittered: smooth random stretches of it move outward, others inward.
 
     Args:
-        budget: What may change: a share, met to the pixel while the shoreline allows it, or with `of="meters"` the
+        budget: What may change: a share, exact to the pixel while the shoreline allows it, or with `of="meters"` the
             farthest that any stretch of the shoreline moves.
         of: Share of all "valid" pixels, share of the pixels of the "class", or shoreline "meters".
-        length_px: Correlation length of the wavering, in pixels.
+        length_px: Correlation length of the jitter along the shoreline, in pixels.
         reach_px: With a share as budget, no pixel farther than this from the shoreline flips.
         klass: The class index that the shoreline is of.
         gsd_m: Meters per pixel, needed for `of="meters"`.
     """
 
     budget: float
-    of: Of = "valid"
+    of: BudgetOf = "valid"
     length_px: float = 6.0
     reach_px: float = 16.0
     klass: int = 1
@@ -62,47 +63,36 @@ class Jitter:
                 raise UsageError(f"jitter.{name}: expected pixels above 0, got {value}; give a length")
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
-        """Return the batch with wavering shorelines."""
-        return relabel(batch, keys.fold("jitter"), self.klass, self.change)
+        """Return the batch with jittered shorelines."""
+        return change_labels(batch, keys.fold("jitter"), self.klass, self.change)
 
-    def change(self, ground: Ground) -> Label:
+    def change(self, view: LabelView) -> Label:
         """Return one chip's new label."""
-        if self.budget == 0 or not ground.mask.any() or not ground.rest.any():
-            return ground.label
-        away = shore_distance(ground)
-        push = correlated(ground, self.length_px, "field")
-        inward = ground.mask == (push < 0)  # pushed inward, the class loses pixels; pushed outward, it gains them
+        if self.budget == 0 or not view.mask.any() or not view.rest.any():
+            return view.label
+        away = shoreline_distance(view, "euclidean") - 0.5
+        push = correlated_field(view, self.length_px, "field")
+        inward = view.mask == (push < 0)  # pushed inward, the class loses pixels; pushed outward, it gains them
         if self.of == "meters" and self.gsd_m is not None:
-            reach = float(rings_of(self.budget, self.gsd_m))
-            strength = np.abs(push) / max(float(np.abs(push[ground.valid]).max()), 1e-12)
-            return ground.flip(ground.valid & inward & (away < reach * strength))
-        water = int(np.count_nonzero(ground.mask))
-        cap = allowance(self.budget, water if self.of == "class" else ground.pixels)
-        # the pixel flips once the wavering is scaled up to its distance: rank by that scale
+            reach = float(meters_to_pixels(self.budget, self.gsd_m))
+            strength = np.abs(push) / max(float(np.abs(push[view.valid]).max()), 1e-12)
+            return view.flip(view.valid & inward & (away < reach * strength))
+        water = int(np.count_nonzero(view.mask))
+        cap = allowance(self.budget, water if self.of == "class" else view.pixels)
+        # a pixel flips once the field is scaled up to its distance: rank by that scale
         rank = away / np.maximum(np.abs(push), 1e-12)
-        return ground.flip(ground.first(ground.valid & inward & (away < self.reach_px), rank, cap))
-
-
-def shore_distance(ground: Ground) -> NDArray[np.float32]:
-    """Return each valid pixel's Euclidean distance to the shoreline, which runs half a pixel beside the pixels."""
-    inside = _euclid(~ground.rest)
-    outside = _euclid(~ground.mask)
-    return np.asarray(np.where(ground.mask, inside, outside) - 0.5, np.float32)
-
-
-def _euclid(to: BoolArray) -> NDArray[np.float32]:
-    return np.asarray(cv2.distanceTransform(to.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
+        return view.flip(view.lowest(view.valid & inward & (away < self.reach_px), rank, cap))
 
 
 @register("noise", "shift", smoke={"budget": 20.0, "gsd_m": 10.0})
 @final
 @dataclass(frozen=True)
 class Shift:
-    """The whole label lies beside its image, as after a registration error.
+    """The whole label is shifted against its image, as by a registration error.
 
-    The label moves by whole pixels, never farther than the budget. With a drawn direction only moves that reach the
-    budget to half a pixel come into question (the farthest there are if none does), and of them the one nearest to
-    the direction is taken; with a given direction it is the move nearest to that very place.
+    The label moves by whole pixels, never farther than the budget. With a drawn direction the candidates are the moves
+    within half a pixel of the budget (the farthest ones if there is none), and the one nearest to the direction is
+    taken; with a given direction it is the move nearest to the exact displacement.
     Pixels whose new label would come from outside the image or from a pixel without a label keep their own.
 
     Args:
@@ -127,26 +117,31 @@ class Shift:
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with shifted labels."""
-        return relabel(batch, keys.fold("shift"), 0, self.change)
+        return change_labels(batch, keys.fold("shift"), 0, self.change)
 
-    def change(self, ground: Ground) -> Label:
+    def change(self, view: LabelView) -> Label:
         """Return one chip's new label."""
-        rows, cols = self.step(ground)
-        height, width = ground.label.shape
-        new = ground.label.copy()
+        rows, cols = self.step(view)
+        height, width = view.label.shape
+        new = view.label.copy()
         if abs(rows) >= height or abs(cols) >= width:
             return new
-        to = (_span(rows, height), _span(cols, width))
-        source = (_span(-rows, height), _span(-cols, width))
-        new[to] = np.where(ground.valid[source], ground.label[source], new[to])
+        to = (_overlap(rows, height), _overlap(cols, width))
+        source = (_overlap(-rows, height), _overlap(-cols, width))
+        new[to] = np.where(view.valid[source], view.label[source], new[to])
         return new
 
-    def step(self, ground: Ground) -> tuple[int, int]:
+    def step(self, view: LabelView) -> tuple[int, int]:
         """Return how far a chip's label moves, in (rows down, columns right)."""
-        reach = float(rings_of(self.budget, self.gsd_m))
-        bearing = ground.rng("bearing").uniform(0, 360) if self.bearing_deg is None else self.bearing_deg
+        reach = float(meters_to_pixels(self.budget, self.gsd_m))
+        bearing = view.rng("bearing").uniform(0, 360) if self.bearing_deg is None else self.bearing_deg
         down, right = -reach * math.cos(math.radians(bearing)), reach * math.sin(math.radians(bearing))
-        near = [(r, c) for r in _around(down) for c in _around(right) if math.hypot(r, c) <= reach * (1 + 1e-12)]
+        near = [
+            (r, c)
+            for r in _near_integers(down)
+            for c in _near_integers(right)
+            if math.hypot(r, c) <= reach * (1 + 1e-12)
+        ]
         if self.bearing_deg is None and near:
             longest = max(math.hypot(*step) for step in near)
             long = [step for step in near if math.hypot(*step) >= min(reach - 0.5, longest) - 1e-9]
@@ -156,10 +151,10 @@ class Shift:
     def moves(self, batch: Batch, keys: Keys) -> tuple[tuple[int, int], ...]:
         """Return how far the label of each chip of a batch moves, in (rows down, columns right)."""
         own = keys.fold("shift")
-        nothing = np.zeros((1, 1), np.int64)
-        return tuple(self.step(Ground(nothing, nothing == 0, 0, own, i)) for i in range(len(batch)))
+        nothing = np.zeros((1, 1), np.int64)  # a step depends on the keys alone
+        return tuple(self.step(LabelView(nothing, nothing == 0, 0, own, i)) for i in range(len(batch)))
 
-    def describe(self, batch: Batch, keys: Keys) -> tuple[Mapping[str, Plain], ...]:
+    def describe(self, batch: Batch, keys: Keys) -> tuple[Row, ...]:
         """Return how far the label of each chip moves, in pixels down and right and in meters."""
         return tuple(
             {"shift_rows": rows, "shift_cols": cols, "shift_m": math.hypot(rows, cols) * self.gsd_m}
@@ -171,20 +166,20 @@ class Shift:
         return (None,) * len(batch)
 
 
-def _around(x: float) -> range:
-    """Whole numbers near a number: enough that the moves of a short reach are all among them."""
+def _near_integers(x: float) -> range:
+    """Return the integers near a number, among which are all moves of a short length."""
     return range(math.floor(x) - 3, math.ceil(x) + 4)
 
 
-def _span(step: int, size: int) -> slice:
+def _overlap(step: int, size: int) -> slice:
     return slice(max(step, 0), size + min(step, 0))
 
 
-Order = Literal["keyed", "small", "large"]
-Cells = NDArray[np.int32]
+ObjectOrder = Literal["keyed", "small", "large"]
+ObjectIds = NDArray[np.int32]
 
 
-def objects(mask: BoolArray) -> tuple[Cells, NDArray[np.int64]]:
+def connected_objects(mask: BoolArray) -> tuple[ObjectIds, NDArray[np.int64]]:
     """Return the 8-connected objects of a mask, numbered from 1, and the pixels of each, [0] being the background."""
     _, cells, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
     return np.asarray(cells, np.int32), np.asarray(stats[:, cv2.CC_STAT_AREA], np.int64)
@@ -196,11 +191,11 @@ def objects(mask: BoolArray) -> tuple[Cells, NDArray[np.int64]]:
 class DropObjects:
     """Whole objects of the class are missing.
 
-    Objects go one after the other as long as they fit into the budget; one that does not fit is passed over.
+    Objects are removed one by one while they fit into the budget; one that does not fit is skipped.
     An object cut by pixels without a label counts as two.
 
     Args:
-        budget: Share that may go.
+        budget: Share that may be removed.
         of: Share of all "valid" pixels, of the pixels of the "class", or of the "objects" by number.
         order: "keyed", or the "small" or the "large" ones first.
         klass: The class index.
@@ -208,7 +203,7 @@ class DropObjects:
 
     budget: float
     of: Literal["valid", "class", "objects"] = "valid"
-    order: Order = "keyed"
+    order: ObjectOrder = "keyed"
     klass: int = 1
 
     def __post_init__(self) -> None:
@@ -221,44 +216,44 @@ class DropObjects:
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with objects missing."""
-        return relabel(batch, keys.fold("drop-objects"), self.klass, self.change)
+        return change_labels(batch, keys.fold("drop-objects"), self.klass, self.change)
 
-    def change(self, ground: Ground) -> Label:
+    def change(self, view: LabelView) -> Label:
         """Return one chip's new label."""
-        cells, sizes = objects(ground.mask)
+        cells, sizes = connected_objects(view.mask)
         number = len(sizes) - 1
-        queue = ground.rng("order").permutation(number) + 1
+        order = view.rng("order").permutation(number) + 1
         if self.order != "keyed":
-            queue = queue[np.argsort(sizes[queue] * (1 if self.order == "small" else -1), kind="stable")]
+            order = order[np.argsort(sizes[order] * (1 if self.order == "small" else -1), kind="stable")]
         whole = self.of == "objects"
-        gone = queue[: allowance(self.budget, number)] if whole else self._fitting(queue, sizes, ground)
+        dropped = order[: allowance(self.budget, number)] if whole else self._fitting(order, sizes, view)
         picked = np.zeros(number + 1, bool)
-        picked[gone] = True
-        return ground.flip(picked[cells])
+        picked[dropped] = True
+        return view.flip(picked[cells])
 
-    def _fitting(self, queue: NDArray[np.int64], sizes: NDArray[np.int64], ground: Ground) -> NDArray[np.int64]:
-        room = allowance(self.budget, int(sizes[1:].sum()) if self.of == "class" else ground.pixels)
-        gone = []
-        for i in queue:
-            if sizes[i] <= room:
-                gone.append(i)
-                room -= int(sizes[i])
-        return np.asarray(gone, np.int64)
+    def _fitting(self, order: NDArray[np.int64], sizes: NDArray[np.int64], view: LabelView) -> NDArray[np.int64]:
+        remaining = allowance(self.budget, int(sizes[1:].sum()) if self.of == "class" else view.pixels)
+        dropped = []
+        for i in order:
+            if sizes[i] <= remaining:
+                dropped.append(i)
+                remaining -= int(sizes[i])
+        return np.asarray(dropped, np.int64)
 
 
 @register("noise", "merge-objects", smoke={"budget": 0.1})
 @final
 @dataclass(frozen=True)
 class MergeObjects:
-    """Neighboring objects of the class are drawn as one: bridges fill the narrowest gaps.
+    """Neighboring objects of the class are merged: strips of the class fill the narrowest gaps.
 
-    Bridges are built from the narrowest gap up while they fit into the budget; one that does not fit is passed over,
-    and objects that are already one get no second bridge.
+    Strips are added from the narrowest gap up while they fit into the budget; one that does not fit is skipped,
+    and objects that are merged already get no second strip.
 
     Args:
         budget: Share of the valid pixels that may join the class.
-        reach_px: Widest gap that is bridged, in pixels.
-        width_px: Width of a bridge, in pixels.
+        reach_px: Widest gap that is filled, in pixels.
+        width_px: Width of a strip, in pixels.
         klass: The class index.
     """
 
@@ -278,45 +273,45 @@ class MergeObjects:
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with objects joined."""
-        return relabel(batch, keys.fold("merge-objects"), self.klass, self.change)
+        return change_labels(batch, keys.fold("merge-objects"), self.klass, self.change)
 
-    def change(self, ground: Ground) -> Label:
+    def change(self, view: LabelView) -> Label:
         """Return one chip's new label."""
-        room = allowance(self.budget, ground.pixels)
-        cells, sizes = objects(ground.mask)
-        if room == 0 or len(sizes) < 3:
-            return ground.label
-        added = np.zeros_like(ground.mask)
+        remaining = allowance(self.budget, view.pixels)
+        cells, sizes = connected_objects(view.mask)
+        if remaining == 0 or len(sizes) < 3:
+            return view.label
+        added = np.zeros_like(view.mask)
         owner = list(range(len(sizes)))
         for one, two, start, end in _gaps(cells, self.reach_px):
-            if _root(owner, one) == _root(owner, two):
+            if _merged_into(owner, one) == _merged_into(owner, two):
                 continue
             plane = np.zeros(added.shape, np.uint8)
             cv2.line(plane, start, end, 1, self.width_px)
-            bridge = (plane > 0) & ground.rest & ~added
-            cost = int(np.count_nonzero(bridge))
-            if cost <= room:
-                room -= cost
-                added |= bridge
-                owner[_root(owner, one)] = _root(owner, two)
-        return ground.flip(added)
+            strip = (plane > 0) & view.rest & ~added
+            cost = int(np.count_nonzero(strip))
+            if cost <= remaining:
+                remaining -= cost
+                added |= strip
+                owner[_merged_into(owner, one)] = _merged_into(owner, two)
+        return view.flip(added)
 
 
 Gap = tuple[int, int, tuple[int, int], tuple[int, int]]
 """The two objects, and the (column, row) of the nearest pixel of each."""
 
 
-def _gaps(cells: Cells, reach_px: float) -> Iterator[Gap]:
-    """Yield neighboring objects by the width of the gap: where their zones of influence touch."""
+def _gaps(cells: ObjectIds, reach_px: float) -> Iterator[Gap]:
+    """Yield pairs of neighboring objects, whose zones of influence touch, by the width of the gap."""
     _, zones = cv2.distanceTransformWithLabels(
         (cells == 0).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
     rows, cols = np.nonzero(cells)
-    home = np.zeros((int(zones.max()) + 1, 3), np.int64)
-    home[zones[rows, cols]] = np.stack([cells[rows, cols], rows, cols], 1)
+    nearest = np.zeros((int(zones.max()) + 1, 3), np.int64)
+    nearest[zones[rows, cols]] = np.stack([cells[rows, cols], rows, cols], 1)
     sides = [(zones[:, :-1], zones[:, 1:]), (zones[:-1], zones[1:])]
     touching = np.concatenate([np.stack([a[a != b], b[a != b]], 1) for a, b in sides])
-    one, two = home[touching[:, 0]], home[touching[:, 1]]
+    one, two = nearest[touching[:, 0]], nearest[touching[:, 1]]
     width = np.hypot(one[:, 1] - two[:, 1], one[:, 2] - two[:, 2]) - 1
     near = (one[:, 0] != two[:, 0]) & (width <= reach_px)
     swap = one[:, 0] > two[:, 0]
@@ -328,7 +323,7 @@ def _gaps(cells: Cells, reach_px: float) -> Iterator[Gap]:
         yield one_id, two_id, (col, row), (other_col, other_row)
 
 
-def _root(owner: list[int], i: int) -> int:
+def _merged_into(owner: list[int], i: int) -> int:
     while owner[i] != i:
         i = owner[i]
     return i

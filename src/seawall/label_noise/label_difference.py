@@ -1,4 +1,4 @@
-"""What a noise really did to each chip, as counts: the record beside every corrupted label."""
+"""The difference between two labels of a chip, as counts: what a noise changed, and how much it was allowed to."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch import Tensor
 from seawall.arrays import BoolArray
 from seawall.errors import DataError
 from seawall.label_noise.label_view import allowance
-from seawall.label_noise.morphology import distance
+from seawall.label_noise.morphology import distance_to
+from seawall.result import Row
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise
 
 
 @dataclass(frozen=True)
-class Realized:
-    """What changed in one chip's label.
+class LabelDifference:
+    """The difference between two labels of one chip.
 
     Args:
-        valid: Pixels with a label that counts.
-        changed: How many of them changed.
+        valid: Valid pixels.
+        changed: Valid pixels whose class changed.
         transitions: Pixels by (class before, class after), unchanged ones included.
-        reach: Farthest a changed pixel lies from the shoreline of the class it left, in pixels.
-        allowed: Most pixels that the noise might have changed; None where its budget is no number of pixels.
+        reach: Largest Chebyshev distance of a changed pixel to the shoreline of its former class, in pixels.
+        allowed: Most pixels that the noise was allowed to change; None where its budget is no number of pixels.
     """
 
     valid: int
@@ -41,21 +42,21 @@ class Realized:
         return self.changed / self.valid if self.valid else None
 
     def count(self, klass: int) -> int:
-        """Return how many pixels were of a class before."""
+        """Return the number of pixels of a class in the first label."""
         return sum(n for (before, _), n in self.transitions.items() if before == klass)
 
     def rate(self, before: int, after: int) -> float | None:
-        """Return which share of a class became another; None where the class was not there."""
+        """Return the share of a class that became another; None where the first label lacks the class."""
         total = self.count(before)
         return self.transitions.get((before, after), 0) / total if total else None
 
     def matrix(self, classes: int) -> tuple[tuple[float | None, ...], ...]:
-        """Return the realized transition matrix, None in the rows of classes that were not there."""
+        """Return the realized transition matrix, None in the rows of classes that the first label lacks."""
         return tuple(tuple(self.rate(i, j) for j in range(classes)) for i in range(classes))
 
     @property
     def short(self) -> int | None:
-        """Pixels missing to the budget: of an exact noise, because the chip had too few to flip."""
+        """Allowed pixels that did not change: with an exact noise, because the chip had too few to flip."""
         return None if self.allowed is None else self.allowed - self.changed
 
     def row(self, gsd_m: float | None = None) -> dict[str, float | int | str | None]:
@@ -73,27 +74,23 @@ class Realized:
         }
 
 
-Plain = str | int | float | None
-"""A value of a record."""
+@runtime_checkable
+class DescribedNoise(Protocol):
+    """A noise that reports further values for each chip, such as the shift that it drew."""
+
+    def describe(self, batch: Batch, keys: Keys) -> tuple[Row, ...]:
+        """Return values for each chip, from the batch before the noise and the keys that the noise is called with."""
 
 
 @runtime_checkable
-class Described(Protocol):
-    """A noise that has more to say about each chip than which pixels changed."""
-
-    def describe(self, batch: Batch, keys: Keys) -> tuple[Mapping[str, Plain], ...]:
-        """Return facts of each chip, from the batch before the noise and the keys that the noise is called with."""
-
-
-@runtime_checkable
-class Limited(Protocol):
-    """A noise that knows itself how many pixels of each chip its budget lets it change."""
+class BudgetedNoise(Protocol):
+    """A noise that computes how many pixels of each chip its budget allows."""
 
     def allowed(self, batch: Batch) -> tuple[int | None, ...]:
         """Return the most pixels of each chip; None where the budget is no number of pixels."""
 
 
-def realized(before: Tensor, after: Tensor, valid: Tensor) -> tuple[Realized, ...]:
+def label_differences(before: Tensor, after: Tensor, valid: Tensor) -> tuple[LabelDifference, ...]:
     """Compare labels chip by chip.
 
     Args:
@@ -108,23 +105,23 @@ def realized(before: Tensor, after: Tensor, valid: Tensor) -> tuple[Realized, ..
         >>> import torch
         >>> was = torch.tensor([[[0, 0], [1, 1]]])
         >>> now = torch.tensor([[[0, 1], [1, 0]]])
-        >>> done = realized(was, now, torch.tensor([[[True, True], [True, False]]]))[0]
+        >>> done = label_differences(was, now, torch.tensor([[[True, True], [True, False]]]))[0]
         >>> done.changed, done.valid, done.rate(0, 1)
         (1, 3, 0.5)
     """
     if before.ndim != 3 or before.shape != after.shape or before.shape != valid.shape:
         raise DataError(
-            f"realized: expected three tensors of one shape (B, H, W), got {tuple(before.shape)}, {tuple(after.shape)} "
+            f"label difference: expected three tensors of one shape (B, H, W), got {tuple(before.shape)}, {tuple(after.shape)} "
             f"and {tuple(valid.shape)}; align them"
         )
     planes = (t.detach().cpu().numpy() for t in (before, after, valid))
-    return tuple(_compare(*chip) for chip in zip(*planes, strict=True))
+    return tuple(_chip_difference(*chip) for chip in zip(*planes, strict=True))
 
 
-def apply(noise: LabelNoise, batch: Batch, keys: Keys) -> tuple[Batch, tuple[Realized, ...]]:
-    """Apply a noise and say what it did to each chip, and how much of its budget that is."""
+def apply_noise(noise: LabelNoise, batch: Batch, keys: Keys) -> tuple[Batch, tuple[LabelDifference, ...]]:
+    """Apply a noise; return the new batch and the difference of each chip, its allowed pixels included."""
     after = noise(batch, keys)
-    done = realized(batch.label, after.label, batch.valid & batch.seen)
+    done = label_differences(batch.label, after.label, batch.valid & batch.seen)
     allowed = allowed_pixels(noise, batch)
     return after, tuple(replace(chip, allowed=most) for chip, most in zip(done, allowed, strict=True))
 
@@ -132,8 +129,8 @@ def apply(noise: LabelNoise, batch: Batch, keys: Keys) -> tuple[Batch, tuple[Rea
 def allowed_pixels(noise: LabelNoise, batch: Batch) -> tuple[int | None, ...]:
     """Return the most pixels of each chip that a noise may change; None where its budget is no number of pixels.
 
-    A budget is a share of the valid pixels, or of those of the class with `of="class"`, unless the noise says otherwise
-    (`Limited`).
+    A budget is a share of the valid pixels, or of those of the class with `of="class"`, unless the noise computes it
+    (`BudgetedNoise`).
 
     Example:
         >>> import torch
@@ -143,7 +140,7 @@ def allowed_pixels(noise: LabelNoise, batch: Batch) -> tuple[int | None, ...]:
         >>> allowed_pixels(Erode(budget=0.5), batch), allowed_pixels(Erode(budget=0.5, of="class"), batch)
         ((2,), (1,))
     """
-    if isinstance(noise, Limited):
+    if isinstance(noise, BudgetedNoise):
         return noise.allowed(batch)
     budget, of = getattr(noise, "budget", None), getattr(noise, "of", "valid")
     if not isinstance(budget, float | int) or of not in ("valid", "class"):
@@ -154,19 +151,19 @@ def allowed_pixels(noise: LabelNoise, batch: Batch) -> tuple[int | None, ...]:
     return tuple(allowance(budget, int(n)) for n in counted.flatten(1).sum(1))
 
 
-def _compare(before: np.ndarray, after: np.ndarray, valid: BoolArray) -> Realized:
+def _chip_difference(before: np.ndarray, after: np.ndarray, valid: BoolArray) -> LabelDifference:
     was, now = before[valid].astype(np.int64), after[valid].astype(np.int64)
     if was.size == 0:
-        return Realized(0, 0, {})
+        return LabelDifference(0, 0, {})
     low = int(min(was.min(), now.min()))
     size = int(max(was.max(), now.max())) - low + 1
     counts = np.bincount((was - low) * size + (now - low), minlength=size * size)
     transitions = {(int(c) // size + low, int(c) % size + low): int(counts[c]) for c in np.flatnonzero(counts)}
     changed = valid & (before != after)
-    reach = max((_reach(before == k, changed, valid) for k in np.unique(before[changed])), default=0)
-    return Realized(int(was.size), int(np.count_nonzero(was != now)), transitions, reach)
+    reach = max((_farthest_change(before == k, changed, valid) for k in np.unique(before[changed])), default=0)
+    return LabelDifference(int(was.size), int(np.count_nonzero(was != now)), transitions, reach)
 
 
-def _reach(klass: BoolArray, changed: BoolArray, valid: BoolArray) -> int:
-    far = distance(valid & ~klass)[changed & klass]
+def _farthest_change(klass: BoolArray, changed: BoolArray, valid: BoolArray) -> int:
+    far = distance_to(valid & ~klass)[changed & klass]
     return int(far.max()) if far.size and np.isfinite(far).all() else 0

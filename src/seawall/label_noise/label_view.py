@@ -1,9 +1,9 @@
-"""One chip's label with the truth about its pixels: what may change, and what a changed pixel becomes."""
+"""A noise's view of one chip's label: which pixels may change, what they become, and the checks of its settings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -23,15 +23,15 @@ Label = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Ground:
-    """The label of one chip as a noise sees it.
+class LabelView:
+    """The label of one chip, as a noise reads it.
 
     Args:
         label: (H, W) class indices, meaningless where not valid.
         valid: (H, W) pixels whose label counts and may change.
         klass: The class that the noise is about.
         keys: Streams of all chips, for this noise.
-        index: Which stream is this chip's.
+        index: Position of this chip's stream in the keys.
     """
 
     label: Label
@@ -53,22 +53,22 @@ class Ground:
 
     @cached_property
     def pixels(self) -> int:
-        """How many pixels are valid."""
+        """Number of valid pixels."""
         return int(np.count_nonzero(self.valid))
 
     def rng(self, *purpose: str) -> np.random.Generator:
         """Return this chip's fresh generator for a purpose."""
         return self.keys.fold(*purpose).numpy(self.index)
 
-    def pick(self, among: BoolArray, count: int, *purpose: str) -> BoolArray:
-        """Choose pixels in keyed order; a larger count chooses a superset."""
+    def sample(self, among: BoolArray, count: int, *purpose: str) -> BoolArray:
+        """Draw pixels without replacement, in keyed order; a larger count gives a superset."""
         chosen = np.zeros(among.shape, bool)
         at = np.flatnonzero(among)
         chosen.ravel()[self.rng(*purpose).permutation(at)[:count]] = True
         return chosen
 
-    def first(self, among: BoolArray, rank: NDArray[np.floating], count: int) -> BoolArray:
-        """Choose the pixels of lowest rank; ties fall in keyed order, and a larger count chooses a superset."""
+    def lowest(self, among: BoolArray, rank: NDArray[np.floating], count: int) -> BoolArray:
+        """Return the pixels of lowest rank; ties are broken in keyed order, and a larger count gives a superset."""
         if count <= 0 or not among.any():
             return np.zeros(among.shape, bool)
         ranks = rank[among]
@@ -76,11 +76,11 @@ class Ground:
             return among.copy()
         last = np.partition(ranks, count - 1)[count - 1]
         below: BoolArray = among & (rank < last)
-        return below | self.pick(among & (rank == last), count - int(np.count_nonzero(below)), "ties")
+        return below | self.sample(among & (rank == last), count - int(np.count_nonzero(below)), "ties")
 
     @cached_property
-    def only_other(self) -> int | None:
-        """The one class beside this one, as with two classes; None if there are more.
+    def only_other_class(self) -> int | None:
+        """The only other class among the valid pixels; None if there are several.
 
         Without any other pixel it is class 0, or 1 if the class is 0.
         """
@@ -91,10 +91,10 @@ class Ground:
         return first if alone else None
 
     @cached_property
-    def nearest_other(self) -> Label:
-        """What each pixel becomes when it stops being of the class: the class of the nearest other pixel."""
-        if self.only_other is not None:
-            return np.full(self.label.shape, self.only_other, np.int64)
+    def nearest_other_class(self) -> Label:
+        """The class that each pixel gets when it leaves `klass`: that of the nearest pixel of another class."""
+        if self.only_other_class is not None:
+            return np.full(self.label.shape, self.only_other_class, np.int64)
         _, cells = cv2.distanceTransformWithLabels(
             (~self.rest).view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
         )
@@ -108,19 +108,21 @@ class Ground:
         new = self.label.copy()
         out = at & self.mask
         if out.any():
-            np.copyto(new, self.nearest_other if self.only_other is None else self.only_other, where=out)
+            np.copyto(
+                new, self.nearest_other_class if self.only_other_class is None else self.only_other_class, where=out
+            )
         np.copyto(new, self.klass, where=at & self.rest)
         return new
 
 
-def relabel(batch: Batch, keys: Keys, klass: int, change: Callable[[Ground], Label]) -> Batch:
-    """Change the labels of a batch chip by chip; only valid, seen pixels can change, and images stay.
+def change_labels(batch: Batch, keys: Keys, klass: int, change: Callable[[LabelView], Label]) -> Batch:
+    """Change the labels of a batch chip by chip; only valid and seen pixels can change, images do not.
 
     Args:
-        batch: Stays as it is.
+        batch: Not modified.
         keys: One stream per chip of the batch.
         klass: The class that the noise is about.
-        change: From one chip's ground to its new label.
+        change: Maps the view of one chip to its new label.
 
     Raises:
         UsageError: There are not as many keys as chips.
@@ -131,19 +133,19 @@ def relabel(batch: Batch, keys: Keys, klass: int, change: Callable[[Ground], Lab
     valid = (batch.valid & batch.seen).cpu().numpy()
     new = np.empty_like(label)
     for i in range(len(batch)):
-        new[i] = change(Ground(label[i], valid[i], klass, keys, i))
+        new[i] = change(LabelView(label[i], valid[i], klass, keys, i))
         if not valid[i].all():
             np.copyto(new[i], label[i], where=~valid[i])
     fresh = torch.from_numpy(new).to(device=batch.label.device, dtype=batch.label.dtype)
     return replace(batch, label=fresh)
 
 
-Of = Literal["valid", "class", "meters"]
-"""What a budget is a share of: all valid pixels, the pixels of the class, or a distance the shoreline may move."""
+BudgetOf = Literal["valid", "class", "meters"]
+"""Kind of a budget: share of the valid pixels, share of the pixels of the class, or meters that the shoreline moves."""
 
 
 def allowance(share: float, pixels: int) -> int:
-    """Return the largest number of pixels whose share is not above a budget.
+    """Return the largest number of pixels whose share of all pixels is not above a budget.
 
     Example:
         >>> int(0.29 * 100), allowance(0.29, 100)
@@ -155,28 +157,18 @@ def allowance(share: float, pixels: int) -> int:
     return max(n for n in (0, near - 1, near, near + 1) if n / pixels <= share)
 
 
-def meters_of(rings: float, gsd_m: float) -> float:
-    """Return how far a ring of so many pixels moves the shoreline, in meters.
+def meters_to_pixels(meters: float, gsd_m: float) -> Fraction:
+    """Return a length in pixels, as the exact fraction of the decimals given.
 
     Example:
-        >>> meters_of(3, 10.0)
-        30.0
-    """
-    return rings * gsd_m
-
-
-def rings_of(meters: float, gsd_m: float) -> Fraction:
-    """Return how many rings of pixels fit into a shoreline shift, as the exact fraction of the decimals given.
-
-    Example:
-        >>> rings_of(25, 10.0)
+        >>> meters_to_pixels(25, 10.0)
         Fraction(5, 2)
     """
     return Fraction(repr(float(meters))) / Fraction(repr(float(gsd_m)))
 
 
-def check_budget(name: str, budget: float, of: Of = "valid", gsd_m: float | None = None) -> None:
-    """Refuse a budget that cannot be.
+def check_budget(name: str, budget: float, of: BudgetOf = "valid", gsd_m: float | None = None) -> None:
+    """Check the budget of a noise.
 
     Raises:
         UsageError: It is negative, not finite or over 100 %, or meters come without a ground sampling distance.
@@ -197,7 +189,7 @@ def check_budget(name: str, budget: float, of: Of = "valid", gsd_m: float | None
 
 
 def check_gsd(name: str, gsd_m: float) -> None:
-    """Refuse a ground sampling distance that is not a positive length.
+    """Check a ground sampling distance.
 
     Raises:
         UsageError: It is zero, negative or not finite.
@@ -207,10 +199,31 @@ def check_gsd(name: str, gsd_m: float) -> None:
 
 
 def check_class(name: str, klass: int) -> None:
-    """Refuse a class index that no label can hold.
+    """Check a class index.
 
     Raises:
         UsageError: It is negative.
     """
     if klass < 0:
         raise UsageError(f"{name}.klass: expected a class index from 0 up, got {klass}; water is 1")
+
+
+def check_transition_matrix(name: str, matrix: Sequence[Sequence[float]], tolerance: float = 1e-6) -> None:
+    """Check a transition matrix: square, at least 2 x 2, shares from 0 up, rows that sum to 1.
+
+    Args:
+        name: Registered name of the method, for the message.
+        matrix: Row i, column j: share of class i that is labelled j.
+        tolerance: Largest difference of a row's sum from 1.
+
+    Raises:
+        UsageError: It is no such matrix.
+    """
+    size = len(matrix)
+    for i, row in enumerate(matrix):
+        shares = len(row) == size and all(math.isfinite(p) and p >= 0 for p in row)
+        if size < 2 or not shares or abs(sum(row) - 1) >= tolerance:
+            raise UsageError(
+                f"{name}.matrix: expected {max(size, 2)} shares that sum to 1 in row {i}, got {list(row)}; "
+                "row i holds the shares of class i that get each label"
+            )

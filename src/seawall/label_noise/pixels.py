@@ -1,4 +1,4 @@
-"""Wrong pixels of one class: strewn independently, or gathered in spatially correlated patches."""
+"""Label noise by pixel: independent, in spatially correlated patches, or by a transition matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from seawall.arrays import BoolArray
 from seawall.errors import UsageError
-from seawall.label_noise.label_view import Ground, Label, allowance, check_budget, check_class, relabel
+from seawall.label_noise.label_view import (
+    Label,
+    LabelView,
+    allowance,
+    change_labels,
+    check_budget,
+    check_class,
+    check_transition_matrix,
+)
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch
@@ -20,32 +28,32 @@ from seawall.types import Batch
 Side = Literal["both", "remove", "add"]
 """Which pixels may flip: those of the class and others, only those of the class, only the others."""
 
-Share = Literal["valid", "class"]
+ShareOf = Literal["valid", "class"]
 
 
-def correlated(ground: Ground, length_px: float, *purpose: str) -> NDArray[np.float32]:
+def correlated_field(view: LabelView, length_px: float, *purpose: str) -> NDArray[np.float32]:
     """Draw a smooth random field over a chip: white noise under a Gaussian window, mean 0, standard deviation 1.
 
     Args:
-        ground: The chip; its key gives the field.
+        view: The chip; its key gives the field.
         length_px: Standard deviation of the window in pixels.
-        purpose: What the field is for.
+        purpose: Names the random stream.
     """
-    white = ground.rng(*purpose).standard_normal(ground.label.shape, np.float32)
+    white = view.rng(*purpose).standard_normal(view.label.shape, np.float32)
     smooth = np.asarray(cv2.GaussianBlur(white, (0, 0), length_px, borderType=cv2.BORDER_REFLECT), np.float32)
     return np.asarray((smooth - smooth.mean()) / max(float(smooth.std()), 1e-12), np.float32)
 
 
-def candidates(ground: Ground, side: Side) -> BoolArray:
-    """Return the pixels that may flip."""
-    return {"both": ground.valid, "remove": ground.mask, "add": ground.rest}[side]
+def candidates(view: LabelView, side: Side) -> BoolArray:
+    """Return the pixels that may flip: all valid ones, those of the class, or the others."""
+    return {"both": view.valid, "remove": view.mask, "add": view.rest}[side]
 
 
-def _count(ground: Ground, budget: float, of: Share) -> int:
-    return allowance(budget, int(np.count_nonzero(ground.mask)) if of == "class" else ground.pixels)
+def _flip_count(view: LabelView, budget: float, of: ShareOf) -> int:
+    return allowance(budget, int(np.count_nonzero(view.mask)) if of == "class" else view.pixels)
 
 
-def _check(name: str, budget: float, of: Share, side: Side, klass: int) -> None:
+def _check_flip_settings(name: str, budget: float, of: ShareOf, side: Side, klass: int) -> None:
     check_budget(name, budget, of)
     check_class(name, klass)
     if side not in ("both", "remove", "add"):
@@ -58,30 +66,30 @@ def _check(name: str, budget: float, of: Share, side: Side, klass: int) -> None:
 class Pixels:
     """Single pixels flip into or out of the class, independently of their neighbors.
 
-    Unrealistically benign for masks: no annotator errs like this; it is the control of the other kinds.
+    Annotators do not err in this way, and networks tolerate it well: it is the control of the other noises.
 
     Args:
-        budget: Share that changes, met to the pixel while there are pixels to flip.
+        budget: Share that changes, exact to the pixel while there are pixels to flip.
         of: Share of all "valid" pixels or of the pixels of the "class".
         side: "both", only "remove" from the class, or only "add" to it.
         klass: The class index.
     """
 
     budget: float
-    of: Share = "valid"
+    of: ShareOf = "valid"
     side: Side = "both"
     klass: int = 1
 
     def __post_init__(self) -> None:
-        _check("pixels", self.budget, self.of, self.side, self.klass)
+        _check_flip_settings("pixels", self.budget, self.of, self.side, self.klass)
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with single pixels flipped."""
-        return relabel(batch, keys.fold("pixels"), self.klass, self.change)
+        return change_labels(batch, keys.fold("pixels"), self.klass, self.change)
 
-    def change(self, ground: Ground) -> Label:
+    def change(self, view: LabelView) -> Label:
         """Return one chip's new label."""
-        return ground.flip(ground.pick(candidates(ground, self.side), _count(ground, self.budget, self.of), "where"))
+        return view.flip(view.sample(candidates(view, self.side), _flip_count(view, self.budget, self.of), "where"))
 
 
 @register("noise", "patches", smoke={"budget": 0.1, "length_px": 2.0})
@@ -91,7 +99,7 @@ class Patches:
     """Whole patches flip: the pixels where a smooth random field is lowest.
 
     Args:
-        budget: Share that changes, met to the pixel while there are pixels to flip.
+        budget: Share that changes, exact to the pixel while there are pixels to flip.
         of: Share of all "valid" pixels or of the pixels of the "class".
         length_px: Correlation length, the standard deviation of the Gaussian window in pixels.
         side: "both", only "remove" from the class, or only "add" to it.
@@ -99,27 +107,27 @@ class Patches:
     """
 
     budget: float
-    of: Share = "valid"
+    of: ShareOf = "valid"
     length_px: float = 8.0
     side: Side = "both"
     klass: int = 1
 
     def __post_init__(self) -> None:
-        _check("patches", self.budget, self.of, self.side, self.klass)
+        _check_flip_settings("patches", self.budget, self.of, self.side, self.klass)
         if not math.isfinite(self.length_px) or self.length_px <= 0:
             raise UsageError(f"patches.length_px: expected pixels above 0, got {self.length_px}; use 'pixels' for none")
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with patches flipped."""
-        return relabel(batch, keys.fold("patches"), self.klass, self.change)
+        return change_labels(batch, keys.fold("patches"), self.klass, self.change)
 
-    def change(self, ground: Ground) -> Label:
+    def change(self, view: LabelView) -> Label:
         """Return one chip's new label."""
-        count = _count(ground, self.budget, self.of)
+        count = _flip_count(view, self.budget, self.of)
         if count == 0:
-            return ground.label
-        field = correlated(ground, self.length_px, "field")
-        return ground.flip(ground.first(candidates(ground, self.side), field, count))
+            return view.label
+        field = correlated_field(view, self.length_px, "field")
+        return view.flip(view.lowest(candidates(view, self.side), field, count))
 
 
 SURVEY = "arXiv:2003.10471"
@@ -132,7 +140,7 @@ class Symmetric:
     """Every pixel is as likely to be wrong, and every wrong class as likely.
 
     Args:
-        budget: Share of the valid pixels that change, met to the pixel.
+        budget: Share of the valid pixels that change, exact to the pixel.
         classes: How many classes there are.
 
     Paper: Algan and Ulusoy 2020, T = (1 - eta) I + eta / (K - 1) (1 - I). Differs: the number of changed pixels is
@@ -148,15 +156,15 @@ class Symmetric:
             raise UsageError(f"symmetric.classes: expected at least 2, got {self.classes}; give the number of classes")
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
-        """Return the batch with wrong pixels strewn over its labels."""
-        return relabel(batch, keys.fold("symmetric"), 0, self.change)
+        """Return the batch with wrong pixels at random places."""
+        return change_labels(batch, keys.fold("symmetric"), 0, self.change)
 
-    def change(self, ground: Ground) -> Label:
+    def change(self, view: LabelView) -> Label:
         """Return one chip's new label."""
-        at = ground.pick(ground.valid, allowance(self.budget, ground.pixels), "where")
+        at = view.sample(view.valid, allowance(self.budget, view.pixels), "where")
         # one draw per pixel of the chip, so that a larger budget keeps the classes of a smaller one
-        step = ground.rng("class").integers(1, self.classes, ground.label.shape)
-        return np.where(at, (ground.label + step) % self.classes, ground.label)
+        step = view.rng("class").integers(1, self.classes, view.label.shape)
+        return np.where(at, (view.label + step) % self.classes, view.label)
 
 
 @register("noise", "class-dependent", paper=SURVEY, smoke={"matrix": [[0.9, 0.1], [0.2, 0.8]]})
@@ -166,7 +174,7 @@ class ClassDependent:
     """Classes are confused by a transition matrix.
 
     Args:
-        matrix: Row i, column j: share of class i that is labelled j. Rows sum to 1. Each share is met to the pixel,
+        matrix: Row i, column j: share of class i that is labelled j. Rows sum to 1. Each share is exact to the pixel,
             rounded down; the rest of the class stays.
         budget: Share of the confusion: 1 is the matrix, 0 is the identity.
 
@@ -178,18 +186,11 @@ class ClassDependent:
 
     def __post_init__(self) -> None:
         check_budget("class-dependent", self.budget)
-        size = len(self.matrix)
-        for i, row in enumerate(self.matrix):
-            fine = len(row) == size and all(math.isfinite(p) and p >= 0 for p in row) and abs(sum(row) - 1) < 1e-6
-            if not fine or size < 2:
-                raise UsageError(
-                    f"class-dependent.matrix: expected {max(size, 2)} shares that sum to 1 in row {i}, got {list(row)}; "
-                    "row i says what class i becomes"
-                )
+        check_transition_matrix("class-dependent", self.matrix)
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with its classes confused."""
-        return relabel(batch, keys.fold("class-dependent"), 0, self.change)
+        return change_labels(batch, keys.fold("class-dependent"), 0, self.change)
 
     def allowed(self, batch: Batch) -> tuple[int | None, ...]:
         """Return the most pixels of each chip that may change: the matrix beside its diagonal, class by class."""
@@ -201,12 +202,12 @@ class ClassDependent:
             sum(sum(self._counts(i, pixels).values()) for i, pixels in enumerate(of_chip)) for of_chip in counts
         )
 
-    def change(self, ground: Ground) -> Label:
+    def change(self, view: LabelView) -> Label:
         """Return one chip's new label."""
-        new = ground.label.copy()
+        new = view.label.copy()
         for i in range(len(self.matrix)):
-            pixels = np.flatnonzero((ground.label == i) & ground.valid)
-            queue = ground.rng("class", str(i)).permutation(pixels)
+            pixels = np.flatnonzero((view.label == i) & view.valid)
+            queue = view.rng("class", str(i)).permutation(pixels)
             start = 0
             for j, count in self._counts(i, len(pixels)).items():
                 new.ravel()[queue[start : start + count]] = j

@@ -1,4 +1,4 @@
-"""Labels that come from elsewhere: a wrong index threshold, another date, another source, a vector map."""
+"""Label noise from other labels: a wrong index threshold, another date, a coarser source, a vector layer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from seawall.errors import DataError, UsageError
 from seawall.geo.grid import Grid
 from seawall.geo.raster import read_raster
-from seawall.label_noise.geometry import shore_distance
-from seawall.label_noise.label_difference import Plain
-from seawall.label_noise.label_view import Ground, Label, allowance, check_budget, check_class, relabel
-from seawall.label_noise.pixels import correlated
+from seawall.label_noise.label_view import Label, LabelView, allowance, change_labels, check_budget, check_class
+from seawall.label_noise.morphology import shoreline_distance
+from seawall.label_noise.pixels import correlated_field
 from seawall.labels.indices import IGNORE, parse_rule
 from seawall.labels.registration import positional_error
 from seawall.registry import register
+from seawall.result import Row
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise
 
@@ -30,46 +30,47 @@ if TYPE_CHECKING:
     from seawall.labels.vector import VectorMask
 
 LabelSource = Callable[[Batch], Tensor]
-"""From a batch to other labels of the same chips, (B, H, W); a negative label is unknown there."""
+"""Maps a batch to other labels of the same chips, (B, H, W); negative where unknown."""
 
-VECTORS = (".shp", ".gpkg", ".geojson", ".json", ".fgb")
-"""How the name of a vector layer ends."""
+VECTOR_SUFFIXES = (".shp", ".gpkg", ".geojson", ".json", ".fgb")
+"""Endings of the names of vector layers."""
 
 GridOf = Callable[[str], Grid]
-"""From the id of a chip to its place on the ground."""
+"""Maps the id of a chip to its grid."""
 
-PATCH_PX = 8.0  # correlation length of the part that is taken over when the budget does not hold all of it
+PATCH_PX = 8.0  # correlation length of the patches that are replaced when the budget does not allow all of them
 
 
-def replaced(ground: Ground, other: Label, budget: float) -> Label:
-    """Take over another label where it differs, in patches and as far as the budget allows.
+def replace_within_budget(view: LabelView, other: Label, budget: float) -> Label:
+    """Replace the label by another one where they differ, in patches and within the budget.
 
     Args:
-        ground: The chip.
+        view: The chip.
         other: (H, W) labels; negative where unknown.
         budget: Share of the valid pixels that may change.
     """
-    differ = ground.valid & (other >= 0) & (other != ground.label)
-    cap = allowance(budget, ground.pixels)
+    differ = view.valid & (other >= 0) & (other != view.label)
+    cap = allowance(budget, view.pixels)
     if np.count_nonzero(differ) > cap:
-        differ = ground.first(differ, correlated(ground, PATCH_PX, "patches"), cap)
-    return np.where(differ, other, ground.label)
+        differ = view.lowest(differ, correlated_field(view, PATCH_PX, "patches"), cap)
+    return np.where(differ, other, view.label)
 
 
 def is_vector(source: object) -> bool:
-    """Tell whether a source of labels is a vector layer, by the end of its name."""
-    return isinstance(source, str) and Path(source).suffix.lower() in VECTORS
+    """Return whether a source of labels is a vector layer, by the end of its name."""
+    return isinstance(source, str) and Path(source).suffix.lower() in VECTOR_SUFFIXES
 
 
-def placed(noise: LabelNoise, grids: Mapping[str, Grid]) -> LabelNoise:
-    """Check the source of a noise against the chips, and give it their places if it is a vector layer.
+def check_source(noise: LabelNoise, grids: Mapping[str, Grid]) -> LabelNoise:
+    """Check the source of a noise against the chips; return the noise, with their grids if it is a vector layer.
 
     Args:
-        noise: Any noise; those without a source are returned as they are.
-        grids: Where each chip is that the noise will be applied to.
+        noise: Any noise; one without a source is returned unchanged.
+        grids: Grid of each chip that the noise will be applied to.
 
     Raises:
-        DataError: The source is not there, has no label of any chip, or is a vector layer and a chip has no place.
+        DataError: The source does not exist, has no label of any chip, or is a vector layer and a chip is not
+            georeferenced.
     """
     if not isinstance(noise, Stale | WrongSource) or not isinstance(noise.source, str) or noise.simulated:
         return noise
@@ -92,15 +93,15 @@ def placed(noise: LabelNoise, grids: Mapping[str, Grid]) -> LabelNoise:
     return replace(noise, place=dict(grids).__getitem__)
 
 
-def _check_folder(noise: Stale | WrongSource, home: Path, chips: Sequence[str]) -> None:
-    if not home.is_dir():
+def _check_folder(noise: Stale | WrongSource, folder: Path, chips: Sequence[str]) -> None:
+    if not folder.is_dir():
         raise DataError(
-            f"{noise.name}.source: expected a folder of labels{noise.kinds}, got {home} which is "
-            f"{'a file' if home.exists() else 'not there'}; correct it"
+            f"{noise.name}.source: expected a folder of labels{noise.kinds}, got {folder} which is "
+            f"{'a file' if folder.exists() else 'not there'}; correct it"
         )
-    if chips and not any(_stored(home, chip) for chip in chips):
+    if chips and not any(_array_path(folder, chip) for chip in chips):
         raise DataError(
-            f"{noise.name}.source: expected <chip>.npy or <chip>.tif of {len(chips)} chips such as {chips[0]} in {home}, "
+            f"{noise.name}.source: expected <chip>.npy or <chip>.tif of {len(chips)} chips such as {chips[0]} in {folder}, "
             "got none of them; write one for every chip"
         )
 
@@ -110,24 +111,24 @@ def source_files_digest(noise: LabelNoise, chip: str) -> str:
     source = getattr(noise, "source", None)
     if not isinstance(source, str):
         return ""
-    found = _stored(Path(source), chip)
+    found = _array_path(Path(source), chip)
     files = [found] if found else []
     if is_vector(source):  # a shapefile is several files of one name
         files = sorted(path for path in Path(source).parent.glob(f"{Path(source).stem}.*") if path.is_file())
-    return "".join(_digest(path, path.stat().st_mtime_ns) for path in files)
+    return "".join(_source_digest(path, path.stat().st_mtime_ns) for path in files)
 
 
 @lru_cache(64)
-def _digest(path: Path, changed_ns: int) -> str:
+def _source_digest(path: Path, changed_ns: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _stored(home: Path, chip: str) -> Path | None:
-    """Return where a folder has the array of a chip; a chip id cannot lead out of the folder."""
-    home = home.resolve()
+def _array_path(folder: Path, chip: str) -> Path | None:
+    """Return the path of a chip's array in a folder; a chip id cannot lead out of the folder."""
+    folder = folder.resolve()
     for suffix in (".npy", ".tif"):
-        path = (home / f"{chip}{suffix}").resolve()
-        if path.is_relative_to(home) and path.is_file():
+        path = (folder / f"{chip}{suffix}").resolve()
+        if path.is_relative_to(folder) and path.is_file():
             return path
     return None
 
@@ -136,14 +137,14 @@ def stored_array(name: str, folder: str, chip: str) -> NDArray[np.generic]:
     """Read the array of a chip, `<chip>.npy` or `<chip>.tif`, from a folder.
 
     Args:
-        name: The noise that asks, for the message.
-        folder: Where the arrays are.
+        name: Registered name of the noise, for the message.
+        folder: Folder of the arrays.
         chip: Id of the chip; it cannot lead out of the folder.
 
     Raises:
         DataError: The folder has no readable array of that chip.
     """
-    path = _stored(Path(folder), chip)
+    path = _array_path(Path(folder), chip)
     if path is None:
         raise DataError(f"{name}: expected {chip}.npy or {chip}.tif in {folder}, got neither; write one for every chip")
     if path.suffix == ".tif":
@@ -155,7 +156,7 @@ def stored_array(name: str, folder: str, chip: str) -> NDArray[np.generic]:
         raise DataError(f"{path}: expected a plain NumPy array, got {bad}; write it again with numpy.save") from bad
 
 
-def _plane(name: str, found: NDArray[np.generic], shape: tuple[int, ...]) -> Label:
+def _class_indices(name: str, found: NDArray[np.generic], shape: tuple[int, ...]) -> Label:
     flat = found[0] if found.ndim == len(shape) + 1 and found.shape[0] == 1 else found
     if flat.shape != shape:
         raise DataError(f"{name}: expected a label of shape {shape}, got {found.shape}; put it on the chip's grid")
@@ -164,21 +165,21 @@ def _plane(name: str, found: NDArray[np.generic], shape: tuple[int, ...]) -> Lab
     return flat.astype(np.int64)
 
 
-def _second(
-    name: str, source: str | LabelSource, batch: Batch, simulate: Callable[[Ground], Label] | None
-) -> Callable[[Ground], Label]:
-    """Return where a chip's second label comes from: a simulation, a callable or a folder."""
+def _second_label(
+    name: str, source: str | LabelSource, batch: Batch, simulate: Callable[[LabelView], Label] | None
+) -> Callable[[LabelView], Label]:
+    """Return a function from a chip to its other label, of a simulation, a callable or a folder."""
     if simulate is not None:
         return simulate
     if callable(source):
         found = source(batch).detach().cpu().numpy()
-        labels = _plane(name, found, tuple(batch.label.shape))
-        return lambda ground: labels[ground.index]
+        labels = _class_indices(name, found, tuple(batch.label.shape))
+        return lambda view: labels[view.index]
     shape = tuple(batch.label.shape[1:])
-    return lambda ground: _plane(name, stored_array(name, source, batch.chips[ground.index]), shape)
+    return lambda view: _class_indices(name, stored_array(name, source, batch.chips[view.index]), shape)
 
 
-def _argument(name: str, source: str | LabelSource, word: str, default: int) -> int | None:
+def _simulation_size(name: str, source: str | LabelSource, word: str, default: int) -> int | None:
     """Return the number of "word" or "word:number", or None if the source is something else."""
     if not isinstance(source, str) or source.split(":", 1)[0] != word:
         return None
@@ -213,39 +214,41 @@ class Stale:
 
     @property
     def simulated(self) -> bool:
-        """The other label is made from the label itself."""
-        return _argument("stale", self.source, "level", 4) is not None
+        """Whether the other label is computed from the label itself."""
+        return _simulation_size("stale", self.source, "level", 4) is not None
 
     def allowed(self, batch: Batch) -> tuple[int | None, ...]:
-        """Return None for every chip: how much changes is up to the other label."""
+        """Return None for every chip: the number of changed pixels depends on the other label."""
         return (None,) * len(batch)
 
     def __post_init__(self) -> None:
         check_budget("stale", self.budget)
         check_class("stale", self.klass)
-        _argument("stale", self.source, "level", 4)
+        _simulation_size("stale", self.source, "level", 4)
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with labels of the other date.
 
         Raises:
-            DataError: The other date lacks a chip or lies on another grid.
+            DataError: The other date lacks a chip, or its grid differs.
         """
-        reach = _argument("stale", self.source, "level", 4)
-        simulate = None if reach is None else (lambda ground: other_level(ground, reach))
-        second = _second("stale", self.source, batch, simulate)
+        reach = _simulation_size("stale", self.source, "level", 4)
+        simulate = None if reach is None else (lambda view: simulate_water_level(view, reach))
+        second = _second_label("stale", self.source, batch, simulate)
         own = keys.fold("stale")
-        return relabel(batch, own, self.klass, lambda ground: replaced(ground, second(ground), self.budget))
+        return change_labels(
+            batch, own, self.klass, lambda view: replace_within_budget(view, second(view), self.budget)
+        )
 
 
-def other_level(ground: Ground, reach_px: float) -> Label:
-    """Simulate the label of a date with lower or higher water, each chip one or the other."""
-    if not ground.mask.any() or not ground.rest.any():
-        return ground.label
-    rises = bool(ground.rng("level").integers(2))
-    flat = 1 / (1 + np.exp(-correlated(ground, 2.0 * reach_px, "slope")))
-    side = ground.rest if rises else ground.mask
-    return ground.flip(side & (shore_distance(ground) < reach_px * flat))
+def simulate_water_level(view: LabelView, reach_px: float) -> Label:
+    """Simulate the label of a date with a lower or a higher water level, drawn per chip."""
+    if not view.mask.any() or not view.rest.any():
+        return view.label
+    rises = bool(view.rng("level").integers(2))
+    flat = 1 / (1 + np.exp(-correlated_field(view, 2.0 * reach_px, "slope")))
+    side = view.rest if rises else view.mask
+    return view.flip(side & (shoreline_distance(view, "euclidean") - 0.5 < reach_px * flat))
 
 
 @register("noise", "wrong-source", smoke={"source": "coarse:4"})
@@ -275,17 +278,17 @@ class WrongSource:
 
     @property
     def simulated(self) -> bool:
-        """The other label is made from the label itself."""
-        return _argument("wrong-source", self.source, "coarse", 8) is not None
+        """Whether the other label is computed from the label itself."""
+        return _simulation_size("wrong-source", self.source, "coarse", 8) is not None
 
     def allowed(self, batch: Batch) -> tuple[int | None, ...]:
-        """Return None for every chip: how much changes is up to the other label."""
+        """Return None for every chip: the number of changed pixels depends on the other label."""
         return (None,) * len(batch)
 
     def __post_init__(self) -> None:
         check_budget("wrong-source", self.budget)
         check_class("wrong-source", self.klass)
-        _argument("wrong-source", self.source, "coarse", 8)
+        _simulation_size("wrong-source", self.source, "coarse", 8)
         if self.all_touched and not is_vector(self.source):
             raise UsageError(
                 f"wrong-source.all_touched: expected it with a vector layer only, got source {self.source!r}; leave it out"
@@ -295,23 +298,25 @@ class WrongSource:
         """Return the batch with labels of the other source.
 
         Raises:
-            DataError: The source lacks a chip or lies on another grid.
+            DataError: The source lacks a chip, or its grid differs.
         """
-        block = _argument("wrong-source", self.source, "coarse", 8)
-        simulate: Callable[[Ground], Label] | None = None
+        block = _simulation_size("wrong-source", self.source, "coarse", 8)
+        simulate: Callable[[LabelView], Label] | None = None
         if block is not None:
-            simulate = partial(coarser, block=block)
+            simulate = partial(simulate_coarse_map, block=block)
         elif is_vector(self.source):
             simulate = partial(self._burned, batch.chips)
-        second = _second("wrong-source", self.source, batch, simulate)
+        second = _second_label("wrong-source", self.source, batch, simulate)
         own = keys.fold("wrong-source")
-        return relabel(batch, own, self.klass, lambda ground: replaced(ground, second(ground), self.budget))
+        return change_labels(
+            batch, own, self.klass, lambda view: replace_within_budget(view, second(view), self.budget)
+        )
 
     def layer(self, chip: str) -> VectorMask:
         """Return the vector layer on a chip's grid.
 
         Raises:
-            DataError: The place of the chip is not known, or the layer cannot be read.
+            DataError: The grid of the chip is not known, or the layer cannot be read.
         """
         if self.place is None:
             raise DataError(
@@ -319,13 +324,13 @@ class WrongSource:
             )
         path = Path(str(self.source))
         changed = path.stat().st_mtime_ns if path.is_file() else 0
-        return _layer_on(str(path), changed, self.place(chip), self.all_touched)
+        return _rasterized_layer(str(path), changed, self.place(chip), self.all_touched)
 
-    def describe(self, batch: Batch, keys: Keys) -> tuple[Mapping[str, Plain], ...]:
-        """Return how far a vector layer lies from the label of each chip; nothing for other sources."""
+    def describe(self, batch: Batch, keys: Keys) -> tuple[Row, ...]:
+        """Return the positional error of a vector layer against the label of each chip; nothing for other sources."""
         if not is_vector(self.source):
             return ({},) * len(batch)
-        found: list[Mapping[str, Plain]] = []
+        found: list[Row] = []
         for i, chip in enumerate(batch.chips):
             layer, valid = self.layer(chip), (batch.valid & batch.seen)[i].cpu().numpy()
             water = batch.label[i].cpu().numpy() == self.klass
@@ -336,43 +341,43 @@ class WrongSource:
             })  # fmt: skip
         return tuple(found)
 
-    def _burned(self, chips: tuple[str, ...], ground: Ground) -> Label:
-        chip = chips[ground.index]
+    def _burned(self, chips: tuple[str, ...], view: LabelView) -> Label:
+        chip = chips[view.index]
         mask = self.layer(chip).mask
-        if mask.shape != ground.label.shape:
+        if mask.shape != view.label.shape:
             raise DataError(f"wrong-source: expected chip {chip!r} whole, got a part of it; a layer needs its grid")
-        return ground.flip(ground.valid & (mask != ground.mask))
+        return view.flip(view.valid & (mask != view.mask))
 
 
 @lru_cache(2)
-def _layer_on(source: str, changed_ns: int, grid: Grid, all_touched: bool) -> VectorMask:
+def _rasterized_layer(source: str, changed_ns: int, grid: Grid, all_touched: bool) -> VectorMask:
     # here, because reading vector layers takes a second to load and few noises do
     from seawall.labels.vector import rasterize_layer
 
     return rasterize_layer(source, grid, all_touched=all_touched)
 
 
-def coarser(ground: Ground, block: int) -> Label:
-    """Return the label as a map of square blocks would have it: each of the class if at least half of it is."""
-    height, width = ground.label.shape
+def simulate_coarse_map(view: LabelView, block: int) -> Label:
+    """Return the label of a map of square blocks, each of the class if at least half of its pixels are."""
+    height, width = view.label.shape
     rows, cols = np.arange(0, height, block), np.arange(0, width, block)
 
     def total(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.add.reduceat(np.add.reduceat(mask.astype(np.int64), rows, 0), cols, 1)
 
-    wet = 2 * total(ground.mask) >= np.maximum(total(ground.valid), 1)
-    fine = wet.repeat(block, 0)[:height].repeat(block, 1)[:, :width]
-    return ground.flip(ground.valid & (fine != ground.mask))
+    majority = 2 * total(view.mask) >= np.maximum(total(view.valid), 1)
+    coarse = majority.repeat(block, 0)[:height].repeat(block, 1)[:, :width]
+    return view.flip(view.valid & (coarse != view.mask))
 
 
 @register("noise", "index-threshold", paper="SRIP report, GVCL 2024", smoke={"bands": ["B03", "B08"]})
 @final
 @dataclass(frozen=True)
 class IndexThreshold:
-    """The label is what a water index with a wrong threshold says.
+    """The label is that of a water index with a wrong threshold.
 
     Args:
-        bands: Band ids of the image's channels, in order; channels after them are not looked at.
+        bands: Band ids of the image's channels, in order; later channels are ignored.
         rule: The wrong rule, such as "ndwi >= -0.25" (the report's), "ndwi > 0" or "ndwi otsu else 0".
         budget: Share of the valid pixels that may change; 1 takes the whole index label.
         klass: The class that the index labels.
@@ -386,7 +391,7 @@ class IndexThreshold:
     unit: str = "reflectance"
 
     def allowed(self, batch: Batch) -> tuple[int | None, ...]:
-        """Return None for every chip: how much changes is up to the index."""
+        """Return None for every chip: the number of changed pixels depends on the index."""
         return (None,) * len(batch)
 
     def __post_init__(self) -> None:
@@ -407,11 +412,11 @@ class IndexThreshold:
                 f"{batch.image.shape[1]} channels; name the channels of the image"
             )
         own = keys.fold("index-threshold")
-        return relabel(batch, own, self.klass, lambda ground: self._change(ground, batch))
+        return change_labels(batch, own, self.klass, lambda view: self._change(view, batch))
 
-    def _change(self, ground: Ground, batch: Batch) -> Label:
-        image = batch.image[ground.index, : len(self.bands)].detach().cpu().numpy().astype(np.float32)
-        seen = batch.seen[ground.index].cpu().numpy()
-        said = parse_rule(self.rule)(image, seen, self.bands, self.unit).label
-        wrong = ground.valid & (said != IGNORE) & ((said == 1) != ground.mask)
-        return replaced(ground, ground.flip(wrong), self.budget)
+    def _change(self, view: LabelView, batch: Batch) -> Label:
+        image = batch.image[view.index, : len(self.bands)].detach().cpu().numpy().astype(np.float32)
+        seen = batch.seen[view.index].cpu().numpy()
+        label = parse_rule(self.rule)(image, seen, self.bands, self.unit).label
+        wrong = view.valid & (label != IGNORE) & ((label == 1) != view.mask)
+        return replace_within_budget(view, view.flip(wrong), self.budget)

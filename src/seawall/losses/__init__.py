@@ -1,1 +1,1 @@
-"""Losses per pixel that training minimizes, on right labels and on wrong ones."""
+"""Training losses: segmentation losses, and losses robust to wrong labels."""

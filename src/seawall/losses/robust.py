@@ -1,4 +1,4 @@
-"""Losses that forgive wrong labels: a pixel that the network cannot believe pulls less, or not at all."""
+"""Losses that are robust to wrong labels: improbable labels get a smaller gradient, or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seawall.errors import UsageError
-from seawall.losses.segmentation import check_input, cross_entropy, masked_mean, one_hot
+from seawall.losses.segmentation import check_input, masked_mean, one_hot, pixel_cross_entropy
 from seawall.registry import register
 
 
@@ -24,7 +24,7 @@ class GCE:
     Paper: Zhang and Sabuncu 2018, arXiv:1805.07836, eq. 6, without truncation.
 
     Args:
-        q: In (0, 1]; the higher, the less pull has a label that the network finds improbable.
+        q: In (0, 1]; the higher, the smaller the gradient of improbable labels.
     """
 
     q: float = 0.7
@@ -35,23 +35,23 @@ class GCE:
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         check_input(logits, label, valid)
-        return masked_mean(-torch.expm1(-self.q * cross_entropy(logits, label)) / self.q, valid)
+        return masked_mean(-torch.expm1(-self.q * pixel_cross_entropy(logits, label)) / self.q, valid)
 
 
 @register("loss", "sce", paper="arXiv:1908.06112")
 @final
 @dataclass(frozen=True)
 class SCE:
-    """Symmetric cross-entropy over valid pixels: cross-entropy plus its reverse, whose log 0 is a number.
+    """Symmetric cross-entropy over valid pixels: cross-entropy plus its reverse, with a constant for log 0.
 
-    With one-hot labels the reverse is -log_zero (1 - p), so that it is bounded.
+    With one-hot labels the reverse is -log_zero (1 - p), which is bounded.
 
     Paper: Wang et al. 2019, arXiv:1908.06112, eq. 7.
 
     Args:
-        alpha: Weight of the cross-entropy, which learns fast.
-        beta: Weight of the reverse, which forgives.
-        log_zero: What stands for the logarithm of 0, below 0.
+        alpha: Weight of the cross-entropy, which converges faster.
+        beta: Weight of the reverse, which is more robust.
+        log_zero: Value in the place of the logarithm of 0, below 0.
     """
 
     alpha: float = 0.1
@@ -67,7 +67,7 @@ class SCE:
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         check_input(logits, label, valid)
-        loss = cross_entropy(logits, label)
+        loss = pixel_cross_entropy(logits, label)
         reverse = self.log_zero * torch.expm1(-loss)
         return masked_mean(self.alpha * loss + self.beta * reverse, valid)
 
@@ -98,15 +98,15 @@ class NoiseRobustDice:
         classes = check_input(logits, label, valid)
         share = torch.where(valid[:, None], logits.float().softmax(1), 0.0)
         truth = one_hot(label, classes) * valid[:, None]
-        apart = (share - truth).abs().pow(self.gamma).sum((0, 2, 3))
-        return (apart / (share.square() + truth.square()).sum((0, 2, 3)).add(self.smooth)).mean()
+        error = (share - truth).abs().pow(self.gamma).sum((0, 2, 3))
+        return (error / (share.square() + truth.square()).sum((0, 2, 3)).add(self.smooth)).mean()
 
 
 @register("loss", "bootstrap", paper="arXiv:1412.6596")
 @final
 @dataclass(frozen=True)
 class Bootstrap:
-    """Cross-entropy against a blend of the label and what the network says itself, over valid pixels.
+    """Cross-entropy against a blend of the label and the network's own prediction, over valid pixels.
 
     Paper: Reed et al. 2014, arXiv:1412.6596, eqs. 6 and 7.
 
@@ -139,8 +139,8 @@ class Bootstrap:
 class BoundaryTolerant:
     """Cross-entropy over valid pixels in which pixels within the positional error of a label's border count less.
 
-    A pixel that touches another class is in ring 1, its inner neighbor in ring 2, and so on. The weight rises along
-    a line from `least` in ring 1 to 1 in the first ring beyond the error.
+    The weight is linear in the distance to the border: `least` for a pixel that touches another class (distance 1), 1
+    for pixels farther than the error.
 
     Args:
         error_px: Positional error of the labels in pixels: meters over meters per pixel.
@@ -159,29 +159,36 @@ class BoundaryTolerant:
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         classes = check_input(logits, label, valid)
-        return masked_mean(cross_entropy(logits, label), valid, self.weights(label, valid, classes))
+        return masked_mean(pixel_cross_entropy(logits, label), valid, self.weights(label, valid, classes))
 
     def weights(self, label: Tensor, valid: Tensor, classes: int) -> Tensor:
         """Return the weight of each pixel (B, H, W); invalid pixels make no border."""
-        reach = math.ceil(self.error_px)
-        ring = rings(label, valid, classes, reach)
-        rise = ((ring - 1) / self.error_px).clamp(0, 1)
-        return self.least + (1 - self.least) * rise
+        distance = border_distance(label, valid, classes, math.ceil(self.error_px))
+        ramp = ((distance - 1) / self.error_px).clamp(0, 1)
+        return self.least + (1 - self.least) * ramp
 
 
-def rings(label: Tensor, valid: Tensor, classes: int, reach: int) -> Tensor:
-    """Return which ring inside its class's border a pixel is in, (B, H, W) float32; reach + 1 for all beyond.
+def border_distance(label: Tensor, valid: Tensor, classes: int, limit: int) -> Tensor:
+    """Return the Chebyshev distance of each pixel to the nearest valid one of another class, at most limit + 1.
+
+    Args:
+        label: (B, H, W).
+        valid: (B, H, W).
+        classes: Number of classes.
+        limit: Largest distance that is computed, in pixels.
+
+    Returns:
+        (B, H, W) float32: 1 where another class is adjacent.
 
     Example:
         >>> row = torch.tensor([[[0, 0, 0, 1, 1]]])
-        >>> rings(row, row >= 0, 2, 2).flatten().tolist()
+        >>> border_distance(row, row >= 0, 2, 2).flatten().tolist()
         [3.0, 2.0, 1.0, 1.0, 2.0]
     """
-    there = one_hot(label, classes) * valid[:, None]
-    found = torch.full(label.shape, float(reach + 1), device=label.device)
-    grown = there
-    for ring in range(1, reach + 1):
-        grown = functional.max_pool2d(grown, 3, 1, 1)
-        near = (grown * (1 - one_hot(label, classes))).amax(1) > 0
-        found = torch.where(near & (found > reach), float(ring), found)
-    return found
+    dilated = one_hot(label, classes) * valid[:, None]
+    distance = torch.full(label.shape, float(limit + 1), device=label.device)
+    for step in range(1, limit + 1):
+        dilated = functional.max_pool2d(dilated, 3, 1, 1)
+        near = (dilated * (1 - one_hot(label, classes))).amax(1) > 0
+        distance = torch.where(near & (distance > limit), float(step), distance)
+    return distance

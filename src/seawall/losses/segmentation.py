@@ -1,7 +1,7 @@
-"""Per-pixel losses and masked means, and the training losses made of them.
+"""Losses per pixel, masked means, and the training losses made of them.
 
-Logits are (B, K, H, W), labels and masks (B, H, W). What a label says where `valid` is false means nothing,
-even a value outside the classes; a batch without a valid pixel has a loss of exactly 0 and zero gradients.
+Logits are (B, K, H, W), labels and masks (B, H, W). Labels of invalid pixels are ignored, even values outside the
+classes; a batch without a valid pixel has a loss of exactly 0 and zero gradients.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from seawall.registry import build, register
 from seawall.types import Loss, Setting
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+def pixel_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
     """Return -log p[label] per pixel (B, H, W); labels outside the classes count as the nearest class.
 
     Example:
-        >>> cross_entropy(torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1, dtype=torch.long)).item()  # ln 2
+        >>> pixel_cross_entropy(torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1, dtype=torch.long)).item()  # ln 2
         0.6931471824645996
     """
     return functional.cross_entropy(logits.float(), label.clamp(0, logits.shape[1] - 1), reduction="none")
@@ -40,16 +40,16 @@ def binary_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
         odds = logits[:, 1] - logits[:, 0]
         return functional.binary_cross_entropy_with_logits(odds, (label > 0).float(), reduction="none")
     return functional.binary_cross_entropy_with_logits(
-        _odds(logits), one_hot(label, logits.shape[1]), reduction="none"
+        _log_odds(logits), one_hot(label, logits.shape[1]), reduction="none"
     ).mean(1)
 
 
 def focal(logits: Tensor, label: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return the cross-entropy weighted by (1 - p[label])**gamma, which quiets pixels that are right already.
+    """Return the cross-entropy weighted by (1 - p[label])**gamma, which is small for pixels that are right already.
 
     Paper: Lin et al. 2017, arXiv:1708.02002, eq. 4, without the class weight.
     """
-    loss = cross_entropy(logits, label)
+    loss = pixel_cross_entropy(logits, label)
     # The floor keeps the derivative of x**gamma finite for gamma < 1 where a pixel is certain.
     wrong = -torch.expm1(-loss).clamp_max(-1e-7)
     return wrong**gamma * loss
@@ -78,7 +78,7 @@ def masked_mean_per_image(values: Tensor, valid: Tensor) -> Tensor:
     return total / valid.sum((1, 2)).clamp_min(1)
 
 
-def overlap(logits: Tensor, label: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def soft_overlap(logits: Tensor, label: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Return the soft intersection sum(p y) and the soft mass sum(p + y) of each class, pooled over valid pixels."""
     share = torch.where(valid[:, None], logits.float().softmax(1), 0.0)
     truth = one_hot(label, logits.shape[1]) * valid[:, None]
@@ -87,7 +87,7 @@ def overlap(logits: Tensor, label: Tensor, valid: Tensor) -> tuple[Tensor, Tenso
 
 @register("loss", "ce")
 @dataclass(frozen=True)
-class CE:
+class CrossEntropyLoss:
     """Cross-entropy over valid pixels.
 
     Args:
@@ -108,7 +108,7 @@ class CE:
         classes = check_input(logits, label, valid)
         if self.weights and len(self.weights) != classes:
             raise UsageError(f"ce.weights: expected {classes} weights, got {len(self.weights)}; give one per class")
-        loss = cross_entropy(logits, label)
+        loss = pixel_cross_entropy(logits, label)
         if self.smoothing:
             even = -logits.float().log_softmax(1).mean(1)
             loss = (1 - self.smoothing) * loss + self.smoothing * even
@@ -134,7 +134,7 @@ class Focal:
     """Focal loss over valid pixels.
 
     Args:
-        gamma: How strongly pixels that are right already are quieted; 0 is cross-entropy.
+        gamma: Exponent of the weight; the higher, the less pixels that are right already count. 0 is cross-entropy.
     """
 
     gamma: float = 2.0
@@ -166,7 +166,7 @@ class Dice:
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         check_input(logits, label, valid)
-        both, mass = overlap(logits, label, valid)
+        both, mass = soft_overlap(logits, label, valid)
         return (1 - (2 * both + self.smooth) / (mass + self.smooth)).mean()
 
 
@@ -186,7 +186,7 @@ class Jaccard:
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         check_input(logits, label, valid)
-        both, mass = overlap(logits, label, valid)
+        both, mass = soft_overlap(logits, label, valid)
         return (1 - (both + self.smooth) / (mass - both + self.smooth)).mean()
 
 
@@ -217,7 +217,7 @@ class Sum:
 
 
 def as_loss(value: object) -> Loss:
-    """Make a loss of what a recipe says: "dice", "ce + 0.5 dice", {"name": "focal", "gamma": 3}, or a loss itself.
+    """Return the loss that a recipe names: "dice", "ce + 0.5 dice", {"name": "focal", "gamma": 3}, or a loss itself.
 
     Example:
         >>> as_loss("ce + 0.5 dice")
@@ -239,7 +239,7 @@ def as_loss(value: object) -> Loss:
 
 
 LossField = Annotated[Loss, PlainValidator(as_loss)]
-"""A field of a method that is a loss; recipes write it as `as_loss` reads it."""
+"""A field of a method that is a loss, in the forms that `as_loss` accepts."""
 
 
 def _term(text: str) -> tuple[str, float]:
@@ -251,18 +251,18 @@ def _term(text: str) -> tuple[str, float]:
     return name, weight
 
 
-def _odds(logits: Tensor) -> Tensor:
-    """Log-odds of each class against all others together."""
+def _log_odds(logits: Tensor) -> Tensor:
+    """Return the log-odds of each class against all others together."""
     total = logits.logsumexp(1, keepdim=True)
     others = [torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1) for k in range(logits.shape[1])]
     return (logits - total) - (torch.stack(others, 1) - total)
 
 
 def check_input(logits: Tensor, label: Tensor, valid: Tensor) -> int:
-    """Refuse what no loss can be of, and return the number of classes.
+    """Check the input of a loss and return the number of classes.
 
     Raises:
-        DataError: Logits and labels are not on one grid, or a valid label is no class.
+        DataError: The shapes of logits and labels differ, or a valid label is no class.
     """
     classes = logits.shape[1]
     if logits.shape[0] != label.shape[0] or logits.shape[2:] != label.shape[1:]:

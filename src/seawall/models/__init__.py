@@ -1,1 +1,1 @@
-"""Segmenters: networks and water-index thresholds, data units in, logits out."""
+"""Segmentation models: networks and water-index thresholds, from data units to logits; weights files."""

@@ -1,4 +1,4 @@
-"""A door for networks made elsewhere: any nn.Module becomes data units in, logits (B, K, H, W) out."""
+"""Adapter of any nn.Module to a segmentation model: data units in, logits (B, K, H, W) out."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def adapt(
     sigmoid: bool = False,
     softmax: bool = False,
 ) -> Adapted:
-    """Wrap a module so that everything here can train, attack and deploy it.
+    """Wrap a module so that it can be trained, attacked and deployed.
 
-    It may return a tensor, a mapping with "logits" or "out", an object with such an attribute, or a tuple whose
+    The module may return a tensor, a mapping with "logits" or "out", an object with such an attribute, or a tuple whose
     first entry counts. One logit z becomes (0, z). Smaller logits are resized to the image, bilinearly.
 
     Args:
         module: Takes (B, C, H, W).
-        spec: Bands, classes and unit of the data it is for.
-        mean: What the module expects to be subtracted, per band, in data units.
-        std: What it expects to be divided by. Digital numbers of x10000 are `std=[1e-4] * bands`.
-        sigmoid: It ends in a sigmoid; the probability is turned back into a logit.
-        softmax: It ends in a softmax; probabilities are turned back into logits.
+        spec: Bands, classes and unit of its data.
+        mean: Mean per band that is subtracted first, in data units.
+        std: Standard deviation per band that is divided by. Digital numbers of x10000 are `std=[1e-4] * bands`.
+        sigmoid: The module ends in a sigmoid; the probability is converted to a logit.
+        softmax: The module ends in a softmax; probabilities are converted to logits.
 
     Raises:
-        ModelError: Only one of mean and std is given, or both endings are.
+        ModelError: Only one of mean and std is given, or both sigmoid and softmax.
     """
     return Adapted(module, spec, mean=mean, std=std, sigmoid=sigmoid, softmax=softmax)
 
 
 class Adapted(nn.Module):
-    """What `adapt` returns.
+    """The wrapper that `adapt` returns.
 
     Attributes:
-        flags: What the first forward pass found to say against the module, such as `PROBABILITIES`.
+        flags: Findings of the first forward pass, such as `PROBABILITIES`.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Adapted(nn.Module):
         self.sigmoid = sigmoid
         self.softmax = softmax
         self.flags: tuple[str, ...] = ()
-        self._looked = False
+        self._checked = False
         self.standardize = Standardize(len(spec.bands))
-        # Without numbers the module does its own: the identity is what was meant.
+        # Without mean and std the module standardizes itself: use the identity.
         bands = len(spec.bands)
         self.standardize.fit([0.0] * bands if mean is None else mean, [1.0] * bands if std is None else std)
 
     def identity(self) -> Mapping[str, object]:
-        """Return the attributes that decide the logits; the others remember what the first pass found."""
+        """Return the attributes that decide the logits; the others hold the findings of the first pass."""
         return {"spec": self.spec, "sigmoid": self.sigmoid, "softmax": self.softmax}
 
     def forward(self, image: Tensor) -> Tensor:
@@ -97,17 +97,17 @@ class Adapted(nn.Module):
             raise ModelError(
                 f"{type(self.module).__name__}: expected (B, {classes}, H, W) for the classes {', '.join(self.spec.classes)}, got {tuple(out.shape)}; name its classes in the spec"
             )
-        if not self._looked:
-            self._look(out.detach())
+        if not self._checked:
+            self._check_ending(out.detach())
         if self.sigmoid:
-            # clamp keeps the logit finite at 0 and 1; its gradient there is zero, which the interrogation flags.
+            # clamp keeps the logit finite at 0 and 1; its gradient there is zero, which the sanity checks flag.
             out = torch.logit(out, eps=1e-6)
         elif self.softmax:
             out = out.clamp_min(1e-6).log()
         return torch.cat([torch.zeros_like(out), out], 1) if out.shape[1] == 1 else out
 
-    def _look(self, out: Tensor) -> None:
-        self._looked = True
+    def _check_ending(self, out: Tensor) -> None:
+        self._checked = True
         inside = bool(((out >= 0) & (out <= 1)).all())
         sums = out.shape[1] > 1 and bool(((out.sum(1) - 1).abs() < 1e-3).all())
         if (self.softmax and not (inside and sums)) or (self.sigmoid and not inside):

@@ -1,4 +1,4 @@
-"""What the networks are built of: norms, convolutions, and padding to a size that can be halved."""
+"""Building blocks of the networks: norms, convolutions, padding to a multiple of the stride, standardization."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Norm = Literal["pixel", "batch", "group"]
 class PixelNorm(nn.Module):
     """Normalize the channels of each pixel, with a learned scale and shift per channel.
 
-    Nothing crosses pixels, images or the train and eval modes: a tile gives what the whole scene gives,
-    a batch of one what a large batch gives.
+    Pixels and images do not depend on each other, and train and eval mode do not differ: a tile gives the logits of the
+    whole scene, a batch of one those of a large batch.
     """
 
     def __init__(self, channels: int) -> None:
@@ -42,7 +42,7 @@ def make_norm(norm: Norm, channels: int) -> nn.Module:
     return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)
 
 
-def conv(inside: int, outside: int, norm: Norm) -> nn.Sequential:
+def conv_norm_relu(inside: int, outside: int, norm: Norm) -> nn.Sequential:
     """Return convolution 3x3, norm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inside, outside, 3, padding=1, bias=False), make_norm(norm, outside), nn.ReLU(inplace=True)
@@ -50,14 +50,15 @@ def conv(inside: int, outside: int, norm: Norm) -> nn.Sequential:
 
 
 class Segmenter(nn.Module):
-    """Data units in, logits out: standardize, pad so that the sides can be halved, run the network, crop.
+    """A network from data units to logits: standardize, pad to a multiple of the stride, run the network, crop.
 
     Args:
-        spec: What the model needs; the architecture is filled in, so that its weights can be loaded again.
+        spec: Data of the model, and its architecture, from which it is built again when its weights are loaded.
         network: Standardized image (B, C, H, W) to logits (B, K, H, W), for sides that are multiples of `stride`.
-        stride: What the sides are padded to a multiple of, by reflection.
-        reach: How many pixels away an input pixel can change a logit; None without a bound, as where a norm looks at
-            the whole image. A tile's pixels that are at least this far from its edges are those of the whole scene.
+        stride: The sides are padded to a multiple of it, by reflection.
+        reach: Radius of the receptive field in pixels: the largest distance at which an input pixel changes a logit;
+            None without a bound, as where a norm averages over the image. Logits of a tile at least this far from its
+            edges are those of the whole scene.
     """
 
     def __init__(self, spec: ModelSpec, network: nn.Module, stride: int, reach: int | None) -> None:
@@ -79,9 +80,9 @@ class Segmenter(nn.Module):
 
 
 def pad_to(x: Tensor, stride: int) -> Tensor:
-    """Return x with its lower and right sides reflected up to the next multiple of the stride.
+    """Return x padded below and at the right to the next multiple of the stride, by reflection.
 
-    A side too short to be reflected repeats its last row or column.
+    A side too short for reflection repeats its last row or column.
     """
     down, right = (-x.shape[-2]) % stride, (-x.shape[-1]) % stride
     if right:
@@ -91,13 +92,13 @@ def pad_to(x: Tensor, stride: int) -> Tensor:
     return x
 
 
-def receptive_reach(depth: int, convolutions: int, norm: Norm, extra: int = 0) -> int | None:
-    """Return how many pixels away an input pixel can change a logit of a U-Net.
+def receptive_radius(depth: int, convolutions: int, norm: Norm, extra: int = 0) -> int | None:
+    """Return the radius of the receptive field of a U-Net.
 
     Args:
-        depth: How often the image is halved.
+        depth: Number of halvings of the image.
         convolutions: 3x3 convolutions per block.
-        norm: The group norm averages over the image: with it there is no bound.
+        norm: The group norm averages over the image, so that there is no bound.
         extra: 3x3 convolutions at full size beside the blocks.
 
     Returns:
@@ -108,10 +109,10 @@ def receptive_reach(depth: int, convolutions: int, norm: Norm, extra: int = 0) -
 
 
 def check_sizes(name: str, sizes: Mapping[str, int], dropout: float) -> None:
-    """Refuse sizes that no network can have.
+    """Check the sizes of a network.
 
     Raises:
-        UsageError: A size is below 1 or absurd, or the dropout is no share.
+        UsageError: A size is below 1 or above its limit, or the dropout is no share.
     """
     for key, size in sizes.items():
         limit = 8 if key == "depth" else 1024
@@ -123,11 +124,11 @@ def check_sizes(name: str, sizes: Mapping[str, int], dropout: float) -> None:
         raise UsageError(f"{name}.dropout: expected a share in [0, 1), got {dropout}; 0.1 is common")
 
 
-def check_spec(name: str, spec: ModelSpec) -> None:
-    """Refuse a specification without bands or with fewer than two classes.
+def check_bands_and_classes(name: str, spec: ModelSpec) -> None:
+    """Check that a specification has a band and two classes.
 
     Raises:
-        ModelError: The specification cannot be met.
+        ModelError: It has not.
     """
     if not spec.bands or len(spec.classes) < 2:
         raise ModelError(
@@ -136,12 +137,12 @@ def check_spec(name: str, spec: ModelSpec) -> None:
 
 
 def settings_of(values: Mapping[str, object]) -> Mapping[str, Setting]:
-    """Return the settings of an architecture as a recipe would write them."""
+    """Return the settings of an architecture in the types of a recipe."""
     return {key: cast(Setting, list(value) if isinstance(value, tuple) else value) for key, value in values.items()}
 
 
 class Standardize(nn.Module):
-    """(image - mean) / std per band, the first layer of every network here; the identity until it is fitted.
+    """The first layer of every network: (image - mean) / std per band; the identity until it is fitted.
 
     Args:
         bands: Number of input bands.
@@ -158,10 +159,10 @@ class Standardize(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def fit(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Standardize:
-        """Take mean and standard deviation per band, in data units, over seen training pixels.
+        """Set mean and standard deviation per band, in data units, over the seen training pixels.
 
         Raises:
-            ModelError: One number per band is missing, not finite, or a standard deviation is not above zero.
+            ModelError: There is not one finite number per band, or a standard deviation is not above zero.
         """
         given = {"mean": torch.as_tensor(mean).float().flatten(), "std": torch.as_tensor(std).float().flatten()}
         for name, numbers in given.items():
@@ -169,19 +170,19 @@ class Standardize(nn.Module):
                 raise ModelError(
                     f"standardize.{name}: expected {len(self.mean)} numbers, got {len(numbers)}; give one per band"
                 )
-        _check(given["mean"], given["std"])
+        _check_statistics(given["mean"], given["std"])
         self.mean.copy_(given["mean"])
         self.std.copy_(given["std"])
         self.fitted.fill_(True)
         return self
 
     def check(self) -> None:
-        """Refuse statistics that would make every logit NaN, such as those of damaged weights.
+        """Check the statistics, which damaged weights can make invalid.
 
         Raises:
             ModelError: A mean or standard deviation is not finite, or a standard deviation is not above zero.
         """
-        _check(self.mean, self.std)
+        _check_statistics(self.mean, self.std)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the standardized image, same shape."""
@@ -192,7 +193,7 @@ class Standardize(nn.Module):
         return (image - self.mean[:, None, None]) / self.std[:, None, None]
 
 
-def _check(mean: Tensor, std: Tensor) -> None:
+def _check_statistics(mean: Tensor, std: Tensor) -> None:
     if not bool(torch.isfinite(mean).all()):
         raise ModelError(f"standardize.mean: expected finite numbers, got {mean.tolist()}; leave unseen pixels out")
     if not bool((torch.isfinite(std) & (std > 0)).all()):

@@ -1,4 +1,4 @@
-"""Two networks in one model: peers that teach each other, and one map on which both have agreed."""
+"""Two networks of one architecture in one model, for co-teaching; its output is their mean probability."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from torch import Tensor, nn
 
 from seawall import registry
 from seawall.errors import UsageError
-from seawall.models.blocks import Segmenter, Standardize, check_spec, pad_to
+from seawall.models.blocks import Segmenter, Standardize, check_bands_and_classes, pad_to
 from seawall.registry import register
 from seawall.types import ModelSpec, Setting
 
-Plain = bool | int | float | str
-"""What a setting of a network can be; pydantic cannot follow the recursive `Setting`."""
+NetworkSetting = bool | int | float | str
+"""Type of a network's setting; pydantic cannot resolve the recursive `Setting`."""
 
 
 @register("model", "twins", smoke={"settings": {"width": 4, "depth": 2}})
 @final
 @dataclass(frozen=True)
-class Twins:
-    """Two networks of one architecture that start from different weights; the objective "co-teaching" needs it.
+class DualNetwork:
+    """Two networks of one architecture with different first weights, as the objective "co-teaching" needs.
 
-    Both are parameters of one model: the optimizer trains them, checkpoints and weights hold them, and a map is made
-    of the mean of their probabilities.
+    The parameters of both are those of one model, in the optimizer, in checkpoints and in weights files.
 
     Args:
         of: Registered network, such as "unet".
@@ -35,24 +34,24 @@ class Twins:
     """
 
     of: str = "unet"
-    settings: Mapping[str, Plain] = field(default_factory=dict)
+    settings: Mapping[str, NetworkSetting] = field(default_factory=dict)
 
-    def __call__(self, spec: ModelSpec) -> Pair:
-        check_spec("twins", spec)
+    def __call__(self, spec: ModelSpec) -> DualSegmenter:
+        check_bands_and_classes("twins", spec)
         make = cast(Callable[[ModelSpec], nn.Module], registry.build("model", self.of, self.settings))
         peers = [make(spec), make(spec)]
         if not all(isinstance(peer, Segmenter) for peer in peers):
             raise UsageError(f"twins.of: expected a network, got {self.of!r}; use unet or dense-unet")
         settings: dict[str, Setting] = {"of": self.of, "settings": dict(self.settings)}
-        return Pair(replace(spec, architecture="twins", settings=settings), cast(list[Segmenter], peers))
+        return DualSegmenter(replace(spec, architecture="twins", settings=settings), cast(list[Segmenter], peers))
 
 
 @final
-class Pair(nn.Module):
+class DualSegmenter(nn.Module):
     """Two networks behind one standardization.
 
     Args:
-        spec: Travels with the weights.
+        spec: Specification, stored with the weights.
         peers: The networks; their own standardization is not used.
     """
 

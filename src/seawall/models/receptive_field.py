@@ -1,4 +1,4 @@
-"""How far a network looks: what a shipped one states, and what a gradient shows of any other."""
+"""The receptive field of a network: as the network states it, or measured by gradients."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import nn
 from seawall.modules import device_of, eval_mode
 from seawall.types import ModelSpec
 
-STRIDE = 32
-"""Sides of images for a network that states none are multiples of this: it may halve them five times."""
+ASSUMED_STRIDE = 32
+"""Assumed stride of a network that states none: it may halve the image five times."""
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Which input pixels a logit depends on.
+    """The input pixels that a logit depends on.
 
     Args:
-        reach: How many pixels away, at most; None if it is not bounded or cannot be told.
+        reach: Radius in pixels; None if it is not bounded or not known.
         stride: A shift by this many pixels, or a multiple, shifts the logits alike.
         source: "stated" by the network, "measured" by gradients (a lower bound), or "unknown".
     """
@@ -32,7 +32,7 @@ class ReceptiveField:
 
 
 def receptive_field(model: nn.Module) -> ReceptiveField:
-    """Return how far a network looks: its own `reach` and `stride`, else what `measure_reach` finds.
+    """Return the receptive field: the `reach` and `stride` of the network, else the measured radius.
 
     Args:
         model: Any module with a `spec`; `reach` None states that there is no bound.
@@ -40,17 +40,17 @@ def receptive_field(model: nn.Module) -> ReceptiveField:
     reach, stride = getattr(model, "reach", -1), getattr(model, "stride", None)
     if (reach is None or (isinstance(reach, int) and reach >= 0)) and isinstance(stride, int):
         return ReceptiveField(reach, stride, "stated")
-    found = measure_reach(model)
-    return ReceptiveField(found, STRIDE, "unknown" if found is None else "measured")
+    found = measure_receptive_radius(model)
+    return ReceptiveField(found, ASSUMED_STRIDE, "unknown" if found is None else "measured")
 
 
-def measure_reach(model: nn.Module, sides: Iterable[int] = (128, 256, 512), draws: int = 3) -> int | None:
-    """Measure how far an input pixel is felt, as the extent of the gradient of one pixel's logits.
+def measure_receptive_radius(model: nn.Module, sides: Iterable[int] = (128, 256, 512), draws: int = 3) -> int | None:
+    """Measure the radius of the receptive field, as the extent of the gradient of one pixel's logits.
 
-    Activations that are off hide paths, so the result is a lower bound; several images and pixels are tried.
+    Inactive units hide paths, so the result is a lower bound; several images and pixels are tried.
 
     Args:
-        model: Any module with a `spec`; it is left as it was found.
+        model: Any module with a `spec`; its modes and flags are restored.
         sides: Sides of the square images, rising; a larger one is tried where the gradient fills the smaller.
         draws: Images per side.
 
@@ -66,9 +66,11 @@ def measure_reach(model: nn.Module, sides: Iterable[int] = (128, 256, 512), draw
         model.requires_grad_(False)
         with eval_mode(model), torch.enable_grad():
             for side in sides:
-                found = [_extent(model, len(spec.bands), spec.unit, side, draw, device) for draw in range(draws)]
+                found = [
+                    _gradient_radius(model, len(spec.bands), spec.unit, side, draw, device) for draw in range(draws)
+                ]
                 reach = max((far for far in found if far is not None), default=None)
-                if reach is None or reach < side // 2 - STRIDE:
+                if reach is None or reach < side // 2 - ASSUMED_STRIDE:
                     return reach
         return None
     except (RuntimeError, NotImplementedError, IndexError):  # not differentiable, or logits of another size
@@ -78,8 +80,8 @@ def measure_reach(model: nn.Module, sides: Iterable[int] = (128, 256, 512), draw
             weight.requires_grad_(flag)
 
 
-def _extent(model: nn.Module, bands: int, unit: str, side: int, draw: int, device: torch.device) -> int | None:
-    """Return the distance from a pixel near the center to the farthest input pixel that moves its logits."""
+def _gradient_radius(model: nn.Module, bands: int, unit: str, side: int, draw: int, device: torch.device) -> int | None:
+    """Return the distance from a pixel near the center to the farthest input pixel that changes its logits."""
     noise = torch.rand(1, bands, side, side, generator=torch.Generator().manual_seed(draw))
     image = (noise * 25 - 27 if unit.endswith("_db") else noise * 0.4).to(device).requires_grad_()
     row, col = side // 2 + 5 * draw, side // 2 - 3 * draw  # another place in the cells of a pooling network
@@ -88,7 +90,7 @@ def _extent(model: nn.Module, bands: int, unit: str, side: int, draw: int, devic
         return None
     weights = torch.linspace(1, 2, len(logits), device=logits.device)  # a plain sum of (-z, z) has no gradient
     (slope,) = torch.autograd.grad((logits * weights).sum(), image, allow_unused=True)
-    felt = None if slope is None else slope.abs().sum((0, 1)).nonzero()
-    if felt is None or not len(felt):
+    at = None if slope is None else slope.abs().sum((0, 1)).nonzero()
+    if at is None or not len(at):
         return None
-    return int((felt - torch.tensor([row, col], device=felt.device)).abs().max())
+    return int((at - torch.tensor([row, col], device=at.device)).abs().max())

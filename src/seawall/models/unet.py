@@ -1,4 +1,4 @@
-"""The U-Net: halve and widen, double and narrow, with a bridge at every size."""
+"""The U-Net: an encoder and a decoder with skip connections."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from seawall.models.blocks import Norm, Segmenter, check_sizes, check_spec, conv, receptive_reach, settings_of
+from seawall.models.blocks import (
+    Norm,
+    Segmenter,
+    check_bands_and_classes,
+    check_sizes,
+    conv_norm_relu,
+    receptive_radius,
+    settings_of,
+)
 from seawall.registry import register
 from seawall.types import ModelSpec
 
@@ -23,7 +31,7 @@ class UNet:
 
     Args:
         width: Features at full size; each halving doubles them.
-        depth: How often the image is halved.
+        depth: Number of halvings of the image.
         norm: "pixel" normalizes each pixel's channels, "batch" over the batch, "group" over the image.
         dropout: Share of feature maps dropped in the decoder during training.
     """
@@ -37,42 +45,45 @@ class UNet:
         check_sizes("unet", {"width": self.width, "depth": self.depth}, self.dropout)
 
     def __call__(self, spec: ModelSpec) -> Segmenter:
-        check_spec("unet", spec)
+        check_bands_and_classes("unet", spec)
         spec = replace(spec, architecture="unet", settings=settings_of(asdict(self)))
         return Segmenter(
             spec,
             UNetLayers(len(spec.bands), len(spec.classes), self),
             2**self.depth,
-            receptive_reach(self.depth, 2, self.norm),
+            receptive_radius(self.depth, 2, self.norm),
         )
 
 
 class UNetLayers(nn.Module):
-    """The layers of a U-Net between the standardized image and the logits."""
+    """The layers of a U-Net between the standardized image and the logits; `rise` upsamples.
+
+    The names of submodules are those of the tensors in weights files.
+    """
 
     def __init__(self, bands: int, classes: int, settings: UNet) -> None:
         super().__init__()
         widths = [settings.width * 2**level for level in range(settings.depth + 1)]
         norm = settings.norm
-        self.stem = block(bands, widths[0], norm)
-        self.down = nn.ModuleList(block(a, b, norm) for a, b in pairwise(widths))
+        self.stem = double_conv(bands, widths[0], norm)
+        self.down = nn.ModuleList(double_conv(a, b, norm) for a, b in pairwise(widths))
         self.rise = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(block(2 * a, a, norm, settings.dropout) for a in widths[:-1])
+        self.up = nn.ModuleList(double_conv(2 * a, a, norm, settings.dropout) for a in widths[:-1])
         self.head = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of a standardized image whose sides can be halved `depth` times."""
         x = self.stem(x)
-        bridges = []
+        skips = []
         for down in self.down:
-            bridges.append(x)
+            skips.append(x)
             x = down(nn.functional.max_pool2d(x, 2))
         for level in reversed(range(len(self.up))):
-            x = self.up[level](torch.cat([bridges[level], self.rise[level](x)], 1))
+            x = self.up[level](torch.cat([skips[level], self.rise[level](x)], 1))
         return self.head(x)  # type: ignore[no-any-return]
 
 
-def block(inside: int, outside: int, norm: Norm, dropout: float = 0.0) -> nn.Sequential:
-    """Return two convolutions, each with its norm and ReLU, and a dropout of whole feature maps if asked."""
+def double_conv(inside: int, outside: int, norm: Norm, dropout: float = 0.0) -> nn.Sequential:
+    """Return two convolutions, each with its norm and ReLU, and a dropout of whole feature maps above 0."""
     drop = [nn.Dropout2d(dropout)] if dropout else []
-    return nn.Sequential(conv(inside, outside, norm), conv(outside, outside, norm), *drop)
+    return nn.Sequential(conv_norm_relu(inside, outside, norm), conv_norm_relu(outside, outside, norm), *drop)

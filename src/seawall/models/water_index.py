@@ -1,4 +1,4 @@
-"""Water indices with a threshold, as models: they sit in the tables beside the networks and can be attacked."""
+"""Water indices with a threshold, as segmentation models that are evaluated and attacked as networks are."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from seawall.registry import register
 from seawall.threat.model import Ball
 from seawall.types import FILL, Batch, ModelSpec
 
-FINE, BINS = 65536, 256
-"""Bins of the histogram over the whole span of an index, and of the one over the values found."""
-Index = Literal["ndwi", "mndwi", "awei_nsh", "awei_sh", "vv", "vh"]
+FINE_BINS, OTSU_BINS = 65536, 256
+"""Bins of the histogram over the range of an index, and of the one over the occurring values."""
+IndexName = Literal["ndwi", "mndwi", "awei_nsh", "awei_sh", "vv", "vh"]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """An index: the bands it needs, its formula, and where it changes from land to water.
+class IndexRule:
+    """A water index: its bands, its formula and its default threshold.
 
     Args:
         bands: Band ids in the order of the formula's arguments.
-        formula: Bands to the index.
-        ratio: The formula divides by the sum of its bands, so that it is undefined where that is not above zero.
+        formula: Maps the bands to the index.
+        ratio: The formula divides by the sum of its bands, and is undefined where that is not above zero.
         threshold: Published default.
-        span: Range that the histogram of a fit covers.
+        span: Range of the histogram in a fit.
         sign: 1 where water is above the threshold, -1 where it is below.
     """
 
@@ -45,28 +45,28 @@ class Rule:
     sign: int = 1
 
 
-RULES: Mapping[str, Rule] = {
-    "ndwi": Rule(("B03", "B08"), lambda g, n: (g - n) / (g + n), True, 0.0, (-1, 1)),
-    "mndwi": Rule(("B03", "B11"), lambda g, s: (g - s) / (g + s), True, 0.0, (-1, 1)),
-    "awei_nsh": Rule(
+INDEX_RULES: Mapping[str, IndexRule] = {
+    "ndwi": IndexRule(("B03", "B08"), lambda g, n: (g - n) / (g + n), True, 0.0, (-1, 1)),
+    "mndwi": IndexRule(("B03", "B11"), lambda g, s: (g - s) / (g + s), True, 0.0, (-1, 1)),
+    "awei_nsh": IndexRule(
         ("B03", "B08", "B11", "B12"), lambda g, n, s, t: 4 * (g - s) - (0.25 * n + 2.75 * t), False, 0.0, (-4, 4)
     ),
-    "awei_sh": Rule(
+    "awei_sh": IndexRule(
         ("B02", "B03", "B08", "B11", "B12"),
         lambda b, g, n, s, t: b + 2.5 * g - 1.5 * (n + s) - 0.25 * t,
         False,
         0.0,
         (-4, 4),
     ),
-    "vv": Rule(("VV",), lambda v: v, False, -13.45, (-35, 10), -1),
-    "vh": Rule(("VH",), lambda v: v, False, -20.0, (-40, 5), -1),
+    "vv": IndexRule(("VV",), lambda v: v, False, -13.45, (-35, 10), -1),
+    "vh": IndexRule(("VH",), lambda v: v, False, -20.0, (-40, 5), -1),
 }
 
 
 @register("model", "threshold", smoke={"index": "auto"})
 @dataclass(frozen=True)
-class Threshold:
-    """A water index and a threshold: logits (0, z) with z = sharpness * (index - threshold), water above.
+class WaterIndexThreshold:
+    """A water index with a threshold: logits (0, z) with z = sharpness * (index - threshold), water above.
 
     For radar, water is below the threshold. An unseen pixel (all bands at the fill value) and a pixel
     where a ratio is undefined are land, without a gradient.
@@ -81,7 +81,7 @@ class Threshold:
             0.64, a flat histogram 0.75) and a valley parts the two peaks, as for labels; else the fixed threshold stays.
     """
 
-    index: Index | Literal["auto"] = "auto"
+    index: IndexName | Literal["auto"] = "auto"
     rule: Literal["fixed", "otsu"] = "fixed"
     threshold: float | None = None
     sharpness: float | None = None
@@ -100,11 +100,11 @@ class Threshold:
 
 
 class ThresholdNet(nn.Module):
-    """The model of a threshold rule; its one number is a buffer, so it saves and loads as networks do.
+    """The model of a thresholded water index; the threshold is a buffer, so that it is saved and loaded as weights are.
 
     Args:
         spec: Needs the bands of the index, and two classes, one of them "water".
-        settings: The rule.
+        settings: Index and threshold.
 
     Raises:
         ModelError: The specification lacks a band or the classes, or has another unit.
@@ -112,16 +112,16 @@ class ThresholdNet(nn.Module):
 
     threshold: Tensor
     fitted: Tensor
-    reach, stride = 0, 1  # every pixel is judged alone
+    reach, stride = 0, 1  # every pixel is classified alone
 
-    def __init__(self, spec: ModelSpec, settings: Threshold) -> None:
+    def __init__(self, spec: ModelSpec, settings: WaterIndexThreshold) -> None:
         super().__init__()
         self.spec = spec
-        self.index = settings.index if settings.index != "auto" else _first(spec)
+        self.index = settings.index if settings.index != "auto" else _first_index(spec)
         self.settings = settings
-        rule = RULES[self.index]
-        _check(spec, self.index, rule)
-        self.places = tuple(spec.bands.index(_find(band, spec.bands)) for band in rule.bands)
+        rule = INDEX_RULES[self.index]
+        _check_index_spec(spec, self.index, rule)
+        self.places = tuple(spec.bands.index(_find_band(band, spec.bands)) for band in rule.bands)
         self.water = spec.classes.index("water")
         self.sharpness = settings.sharpness or (1.0 if rule.sign < 0 else 10.0)
         start = rule.threshold if settings.threshold is None else settings.threshold
@@ -139,7 +139,7 @@ class ThresholdNet(nn.Module):
                 f"{self.index}: expected a fitted threshold, got none; call model.fit(batches) on training images"
             )
         index, defined = self.measure(image)
-        z = self.sharpness * RULES[self.index].sign * (index - self.threshold)
+        z = self.sharpness * INDEX_RULES[self.index].sign * (index - self.threshold)
         z = torch.where(defined, z, -self.sharpness)
         pair = [torch.zeros_like(z), z]
         return torch.stack(pair if self.water == 1 else pair[::-1], 1)
@@ -152,26 +152,26 @@ class ThresholdNet(nn.Module):
             )
         bands = [image[:, place] for place in self.places]
         defined = (image != FILL[self.spec.unit]).any(1)
-        rule = RULES[self.index]
+        rule = INDEX_RULES[self.index]
         if rule.ratio:
             defined = defined & (sum(bands) > 1e-6)
-            # Divide by something harmless where undefined: a NaN would come back through the gradient.
+            # Divide by 2 where undefined: a NaN would come back through the gradient.
             bands = [torch.where(defined, band, 1.0) for band in bands]
         return torch.where(defined, rule.formula(*bands), 0.0), defined
 
     def fit(self, batches: Iterable[Batch]) -> bool:
-        """Move the threshold by Otsu's method over the seen pixels of training images; one pass, bounded memory.
+        """Set the threshold by Otsu's method over the seen pixels of training images; one pass, bounded memory.
 
         Returns:
-            Whether the histogram had two peaks; if not, the fixed threshold stays.
+            Whether the histogram has two peaks; if not, the fixed threshold stays.
 
         Raises:
             UsageError: The rule is "fixed".
         """
         if self.settings.rule != "otsu":
             raise UsageError(f'threshold.rule: expected "otsu" to fit, got {self.settings.rule!r}; set rule = "otsu"')
-        low, high = RULES[self.index].span
-        counts = torch.zeros(FINE, dtype=torch.float64)
+        low, high = INDEX_RULES[self.index].span
+        counts = torch.zeros(FINE_BINS, dtype=torch.float64)
         for chips in batches:
             batch = to_device_of(self, chips)
             index, defined = self.measure(batch.image)
@@ -185,33 +185,33 @@ class ThresholdNet(nn.Module):
 
 
 def _histogram(fine: Tensor, low: float, high: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return 256 bins over the values found, as `labels.threshold.otsu` makes them, from a fine histogram."""
+    """Return 256 bins over the occurring values, as `labels.threshold.otsu` has them, from a fine histogram."""
     counts = fine.numpy().astype(np.int64)
     at = np.flatnonzero(counts)
     if len(at) < 2:  # one value or none: nothing to split
         return counts[at], np.array([low, high])
     centers = low + (at + 0.5) * ((high - low) / len(counts))
-    bins, edges = np.histogram(centers, BINS, weights=counts[at])
+    bins, edges = np.histogram(centers, OTSU_BINS, weights=counts[at])
     return bins.astype(np.int64), np.asarray(edges, np.float64)
 
 
-def _find(band: str, bands: tuple[str, ...]) -> str:
-    """Return the band that plays a part: the narrow near infrared stands in for the wide one, as in HLS."""
+def _find_band(band: str, bands: tuple[str, ...]) -> str:
+    """Return the band, or its substitute: the narrow near infrared for the wide one, as in HLS; "" without either."""
     return next((name for name in (band, *{"B08": ("B8A",)}.get(band, ())) if name in bands), "")
 
 
-def _first(spec: ModelSpec) -> Index:
-    order: tuple[Index, ...] = ("mndwi", "ndwi", "vv", "vh")
+def _first_index(spec: ModelSpec) -> IndexName:
+    order: tuple[IndexName, ...] = ("mndwi", "ndwi", "vv", "vh")
     for index in order:
-        if all(_find(band, spec.bands) for band in RULES[index].bands):
+        if all(_find_band(band, spec.bands) for band in INDEX_RULES[index].bands):
             return index
     raise ModelError(
         f"threshold: expected the bands of {', '.join(order)}, got {', '.join(spec.bands)}; train a network instead"
     )
 
 
-def _check(spec: ModelSpec, index: str, rule: Rule) -> None:
-    lacking = [band for band in rule.bands if not _find(band, spec.bands)]
+def _check_index_spec(spec: ModelSpec, index: str, rule: IndexRule) -> None:
+    lacking = [band for band in rule.bands if not _find_band(band, spec.bands)]
     if lacking:
         raise ModelError(
             f"{index}: expected the bands {', '.join(rule.bands)}, got none called {', '.join(lacking)}; choose an index of these bands"
@@ -219,7 +219,7 @@ def _check(spec: ModelSpec, index: str, rule: Rule) -> None:
     units = ("reflectance",) if rule.sign > 0 else ("sigma0_db", "gamma0_db")
     if spec.unit not in units:
         raise ModelError(
-            f"{index}: expected {' or '.join(units)}, got {spec.unit}; a threshold means nothing in another unit"
+            f"{index}: expected {' or '.join(units)}, got {spec.unit}; a threshold has no meaning in another unit"
         )
     if len(spec.classes) != 2 or "water" not in spec.classes:
         raise ModelError(
@@ -227,28 +227,28 @@ def _check(spec: ModelSpec, index: str, rule: Rule) -> None:
         )
 
 
-DEFINED = 2e-6
-"""Sum of the bands of a ratio that is safely above the one from which on `ThresholdNet` calls it defined."""
+DEFINED_SUM = 2e-6
+"""Sum of the bands of a ratio: twice the smallest at which `ThresholdNet` defines it."""
 
 
 def extreme_images(model: ThresholdNet, ball: Ball) -> tuple[Tensor, ...]:
-    """Return images of the set, each (B, C, H, W), among which every pixel meets its worst case.
+    """Return images of a threat set, each (B, C, H, W), among which is the worst case of every pixel.
 
-    An adversary within a box moves each pixel alone. Water is `index > t`; for a normalized difference (a - b) / (a + b)
+    In a box every pixel is perturbed independently. Water is `index > t`; for a normalized difference (a - b) / (a + b)
     with a + b > 0 and |t| < 1 that is (1 - t) a - (1 + t) b > 0, so it is linear as the other indices are, and a linear
-    function is extreme where each band is at the end of its interval that the sign of its coefficient says. Beside these
-    two corners stand the clean image, the darkest one (a ratio without a positive sum is land), and the corner of the most
-    water with the sum kept positive.
+    function is extreme where each band is at the end of its interval given by the sign of its coefficient. Further images
+    beside these two corners are the clean image, the darkest one (a ratio without a positive sum is land), and the corner
+    of the most water with a positive sum.
 
     Args:
         model: A threshold model.
         ball: The threat set around the clean images.
 
     Returns:
-        The images; empty where the set has no such corners: in l2 the pixels share one budget, and beyond |t| = 1 a ratio
-        needs a negative band.
+        The images; none where the worst case has no closed form: in l2 the pixels share one budget, and beyond |t| = 1 a
+        ratio needs a negative band.
     """
-    rule = RULES[model.index]
+    rule = INDEX_RULES[model.index]
     if ball.norm != "linf" or (rule.ratio and not abs(float(model.threshold)) < 1):
         return ()
     if ball.spectrum is not None:
@@ -261,13 +261,13 @@ def extreme_images(model: ThresholdNet, ball: Ball) -> tuple[Tensor, ...]:
     if rule.ratio:
         rises, falls = model.places
         found.append(most.clone())
-        enough = torch.maximum(ball.low[:, falls], DEFINED - most[:, rises])
+        enough = torch.maximum(ball.low[:, falls], DEFINED_SUM - most[:, rises])
         found[-1][:, falls] = torch.minimum(enough, ball.high[:, falls])
     return tuple(found)
 
 
 def _slopes(model: ThresholdNet) -> list[float]:
-    """Return the sign of the change of the index along each of its bands."""
+    """Return the sign of the derivative of the index with respect to each of its bands."""
     with torch.enable_grad():
         bands = [torch.ones((), requires_grad=True) for _ in model.places]
-        return [float(slope.sign()) for slope in torch.autograd.grad(RULES[model.index].formula(*bands), bands)]
+        return [float(slope.sign()) for slope in torch.autograd.grad(INDEX_RULES[model.index].formula(*bands), bands)]

@@ -1,4 +1,4 @@
-"""Weights that can be trusted: safetensors with the specification and a digest inside, never a pickle."""
+"""Weights files: safetensors with the specification and a digest inside, never a pickle."""
 
 from __future__ import annotations
 
@@ -23,18 +23,16 @@ from seawall.models.blocks import Standardize
 from seawall.split_record import SPLIT_ATTRIBUTE, SplitRecord
 from seawall.types import ModelSpec, Unit
 
-"""Attribute of a module that holds the split of its training."""
-
-LIMIT = 1e6
-"""A weight beyond this is damage, not learning; running variances of unscaled inputs may be larger."""
+WEIGHT_LIMIT = 1e6
+"""Largest plausible weight; running variances of unscaled inputs may be larger."""
 
 
 def save_model(path: Path | str, model: nn.Module) -> str:
-    """Write a model's weights and specification, whole or not at all.
+    """Write a model's weights and specification atomically.
 
     Args:
         path: Such as model.safetensors.
-        model: A module with a `spec`; the split of its training travels along where `set_split` told it.
+        model: A module with a `spec`; the split of its training is stored too where `set_split` has set it.
 
     Returns:
         The sha256 digest of weights, specification and split, which is also inside the file.
@@ -48,14 +46,14 @@ def save_model(path: Path | str, model: nn.Module) -> str:
     check_finite(tensors, str(path))
     split = split_of(model)
     meta = {"seawall": __version__, "spec": spec_to_json(spec_of(model))}
-    data, digest_text = pack(tensors, meta | ({"split": split.to_json()} if split is not None else {}))
+    data, digest = pack_safetensors(tensors, meta | ({"split": split.to_json()} if split is not None else {}))
     try:
         write_atomic(path, data)
     except OSError as full:
         raise RunError(
             f"{path}: expected to write the weights, got {full.strerror or full}; free the disk or choose another folder"
         ) from full
-    return digest_text
+    return digest
 
 
 def load_model(
@@ -66,13 +64,13 @@ def load_model(
     unit: str | None = None,
     into: nn.Module | None = None,
 ) -> nn.Module:
-    """Read a model, in eval mode on the CPU, after checking that the file is whole and fits its use.
+    """Read a model, in eval mode on the CPU, after checking that the file is intact and fits the data.
 
     Args:
         path: A file of `save_model`.
-        bands: What the data has; the model must want the same, in the same order.
-        classes: What the data has.
-        unit: What the data is in.
+        bands: Bands of the data; those of the model must be the same, in the same order.
+        classes: Classes of the data.
+        unit: Unit of the data.
         into: A module of the same layers to load into, for an architecture that is not registered.
 
     Raises:
@@ -80,12 +78,12 @@ def load_model(
             do not fit the architecture.
     """
     path = Path(path)
-    tensors, meta = unpack(path)
+    tensors, meta = unpack_safetensors(path)
     spec = spec_from_json(path, meta.get("spec", ""))
-    check_spec(path, spec, bands=bands, classes=classes, unit=unit)
+    check_spec_fits(path, spec, bands=bands, classes=classes, unit=unit)
     check_finite(tensors, f"{path} (sha256 {meta['digest'][:12]})")
     model = into if into is not None else build_model(path, spec)
-    _fill(path, model, tensors)
+    _load_tensors(path, model, tensors)
     for part in model.modules():
         if isinstance(part, Standardize):
             part.check()
@@ -94,16 +92,16 @@ def load_model(
 
 
 def read_spec(path: Path | str) -> ModelSpec:
-    """Return the specification inside a weights file, after checking that the file is whole.
+    """Return the specification inside a weights file, after checking that the file is intact.
 
     Raises:
         ModelError: The file is damaged or a pickle.
     """
-    return spec_from_json(Path(path), unpack(Path(path))[1].get("spec", ""))
+    return spec_from_json(Path(path), unpack_safetensors(Path(path))[1].get("spec", ""))
 
 
 def split_of(model: nn.Module | Path | str) -> SplitRecord | None:
-    """Return what a model learned from and was chosen by, or None where that is not known.
+    """Return the split that a model was trained and selected with, or None where it is not known.
 
     Args:
         model: A weights file, a module, or a module that wraps one.
@@ -112,19 +110,19 @@ def split_of(model: nn.Module | Path | str) -> SplitRecord | None:
         ModelError: The file is damaged or a pickle.
     """
     if not isinstance(model, nn.Module):
-        return _split_from(Path(model), unpack(Path(model))[1])
+        return _split_from(Path(model), unpack_safetensors(Path(model))[1])
     found = (getattr(part, SPLIT_ATTRIBUTE, None) for part in model.modules())
     return next((record for record in found if isinstance(record, SplitRecord)), None)
 
 
 def set_split(model: nn.Module, split: SplitRecord | None) -> None:
-    """Tell a model what it learns from and is chosen by; `save_model` writes it into the weights file."""
+    """Set the split that a model is trained and selected with; `save_model` writes it into the weights file."""
     setattr(model, SPLIT_ATTRIBUTE, split)
 
 
-def digest_of(model: nn.Module) -> str:
-    """Return the sha256 of a model's weights as they are in memory, to notice bits that flipped at run time."""
-    return digest(state_of(model), {})
+def weights_digest(model: nn.Module) -> str:
+    """Return the sha256 of a model's weights in memory, to detect bits that flipped at run time."""
+    return tensors_digest(state_of(model), {})
 
 
 def spec_of(model: nn.Module) -> ModelSpec:
@@ -142,7 +140,7 @@ def spec_of(model: nn.Module) -> ModelSpec:
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's weights and buffers, contiguous, on the CPU, sharing memory with nothing."""
+    """Return a copy of the model's weights and buffers, contiguous, on the CPU."""
     return {
         name: tensor.detach().to("cpu", copy=True).contiguous()
         for name, tensor in cast(Mapping[str, Tensor], model.state_dict()).items()
@@ -150,25 +148,25 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse weights that are not finite or absurdly large.
+    """Check that weights are finite and at most `WEIGHT_LIMIT`.
 
     Raises:
-        ModelError: Names the first bad tensor.
+        ModelError: Names the first tensor that is not.
     """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         largest = float(tensor.abs().max())
-        if not largest <= (1e12 if name.endswith("running_var") else LIMIT):
+        if not largest <= (1e12 if name.endswith("running_var") else WEIGHT_LIMIT):
             raise ModelError(
-                f"{where}: expected finite weights below {LIMIT:g}, got {largest:g} in {name!r}; the weights are corrupted: train again or take a backup"
+                f"{where}: expected finite weights below {WEIGHT_LIMIT:g}, got {largest:g} in {name!r}; the weights are corrupted: train again or take a backup"
             )
 
 
-def check_spec(
+def check_spec_fits(
     path: Path, spec: ModelSpec, *, bands: Sequence[str] | None, classes: Sequence[str] | None, unit: str | None
 ) -> None:
-    """Refuse a model made for other data.
+    """Check that a model is for the given data.
 
     Raises:
         ModelError: Names what differs.
@@ -198,23 +196,23 @@ def spec_from_json(path: Path, text: str) -> ModelSpec:
         ModelError: A field is missing, unknown or of the wrong type.
     """
     try:
-        said = json.loads(text)
+        values = json.loads(text)
         spec = ModelSpec(
-            bands=_texts(said.pop("bands")),
-            classes=_texts(said.pop("classes")),
-            unit=said.pop("unit"),
-            gsd_m=float(said.pop("gsd_m")),
-            architecture=str(said.pop("architecture")),
-            settings=dict(said.pop("settings")),
-            note=str(said.pop("note", "")),
+            bands=_name_tuple(values.pop("bands")),
+            classes=_name_tuple(values.pop("classes")),
+            unit=values.pop("unit"),
+            gsd_m=float(values.pop("gsd_m")),
+            architecture=str(values.pop("architecture")),
+            settings=dict(values.pop("settings")),
+            note=str(values.pop("note", "")),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as bad:
         raise ModelError(
             f"{path}: expected a seawall model specification, got {text[:60]!r} ({bad}); save the model with seawall.models.weights.save_model"
         ) from bad
-    if said or spec.unit not in get_args(Unit) or not spec.gsd_m > 0:
+    if values or spec.unit not in get_args(Unit) or not spec.gsd_m > 0:
         raise ModelError(
-            f"{path}: expected a specification that this version knows, got unit {spec.unit!r}, gsd_m {spec.gsd_m}, extra {sorted(said)[:5]}; update seawall"
+            f"{path}: expected a specification that this version knows, got unit {spec.unit!r}, gsd_m {spec.gsd_m}, extra {sorted(values)[:5]}; update seawall"
         )
     return spec
 
@@ -233,7 +231,7 @@ def build_model(path: Path, spec: ModelSpec) -> nn.Module:
         make = cast(Callable[[ModelSpec], nn.Module], registry.build("model", spec.architecture, spec.settings))
     except UsageError as bad:
         raise ModelError(f"{path}: expected a known architecture, got {bad}; install the package that has it") from bad
-    # The drawn weights are about to be replaced: leave the caller's random stream as it was.
+    # The random weights are replaced later: leave the caller's random stream unchanged.
     with torch.random.fork_rng(devices=[]):
         return make(spec)
 
@@ -249,70 +247,70 @@ def _split_from(path: Path, meta: Mapping[str, str]) -> SplitRecord | None:
         ) from bad
 
 
-def _fill(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _load_tensors(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     want = cast(Mapping[str, Tensor], model.state_dict())
     missing = sorted(set(want) - set(tensors))
     extra = sorted(set(tensors) - set(want))
     if missing or extra:
         raise ModelError(
-            f"{path}: expected the tensors of {spec_name(model)}, got {len(missing)} missing {missing[:5]} and {len(extra)} unexpected {extra[:5]}; use the settings it was trained with"
+            f"{path}: expected the tensors of {_architecture_name(model)}, got {len(missing)} missing {missing[:5]} and {len(extra)} unexpected {extra[:5]}; use the settings it was trained with"
         )
     wrong = [name for name in sorted(want) if want[name].shape != tensors[name].shape]
     if wrong:
         shapes = ", ".join(f"{n} {tuple(tensors[n].shape)} for {tuple(want[n].shape)}" for n in wrong[:5])
         raise ModelError(
-            f"{path}: expected the shapes of {spec_name(model)}, got {shapes}; use the settings it was trained with"
+            f"{path}: expected the shapes of {_architecture_name(model)}, got {shapes}; use the settings it was trained with"
         )
     model.load_state_dict(dict(tensors))
 
 
-def spec_name(model: nn.Module) -> str:
-    """Return how a message calls the model."""
+def _architecture_name(model: nn.Module) -> str:
+    """Return the name of a model for messages: its architecture, or its class."""
     spec = getattr(model, "spec", None)
     return spec.architecture if isinstance(spec, ModelSpec) else type(model).__name__
 
 
-def _texts(values: object) -> tuple[str, ...]:
+def _name_tuple(values: object) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError(f"{values!r} is no list of names")
     return tuple(values)
 
 
 HEADER_LIMIT = 64 * 2**20
-KINDS: Mapping[str, torch.dtype] = {
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-NAMES = {kind: name for name, kind in KINDS.items()}
+SAFETENSORS_DTYPES = {kind: name for name, kind in TORCH_DTYPES.items()}
 
 
-def pack(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> tuple[bytes, str]:
+def pack_safetensors(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> tuple[bytes, str]:
     """Return the bytes of a file and the digest inside it; the same content gives the same bytes.
 
     Args:
         tensors: Contiguous tensors on the CPU.
-        meta: Texts to travel with them.
+        meta: Metadata.
 
     Raises:
-        ModelError: A tensor has a type that the container does not hold.
+        ModelError: A tensor has a type that is not supported.
     """
-    sealed = digest(tensors, meta)
-    header: dict[str, object] = {"__metadata__": dict(sorted({**meta, "digest": sealed}.items()))}
+    sha256 = tensors_digest(tensors, meta)
+    header: dict[str, object] = {"__metadata__": dict(sorted({**meta, "digest": sha256}.items()))}
     # The format wants wide types first, so that every tensor is aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     start = 0
     for name in order:
         tensor = tensors[name]
         end = start + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _kind(name, tensor), "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": _dtype_name(name, tensor), "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, *(_bytes(tensors[name]) for name in order)]), sealed
+    return b"".join([struct.pack("<Q", len(text)), text, *(_tensor_bytes(tensors[name]) for name in order)]), sha256
 
 
-def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a file of `pack`, nothing of which is executed.
+def unpack_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of `pack_safetensors`; nothing in it is executed.
 
     Returns:
         The tensors and the metadata.
@@ -332,7 +330,7 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if "digest" not in meta:
         raise ModelError(f"{path}: expected a digest in the metadata, got none; save the weights with seawall")
     want = meta["digest"]
-    got = digest(tensors, {key: text for key, text in meta.items() if key != "digest"})
+    got = tensors_digest(tensors, {key: text for key, text in meta.items() if key != "digest"})
     if got != want:
         raise ModelError(
             f"{path}: expected sha256 {want[:12]}, got {got[:12]}; bytes of the file have changed: copy it again or take a backup"
@@ -340,20 +338,20 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, meta
 
 
-def digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
     """Return the sha256 over names, types, shapes and bytes of tensors on the CPU, and over the metadata."""
-    seal = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        seal.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        seal.update(_bytes(tensor))
-    return seal.hexdigest()
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(_tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 def _check_header(path: Path, data: bytes) -> dict[str, str]:
     if not data:
         raise ModelError(f"{path}: expected weights, got 0 bytes; copy the file again")
-    # a header of 640 bytes begins as a pickle does: what follows the length tells them apart
+    # a header of 640 bytes begins like a pickle; the byte after the length differs
     if (data[:1] == b"\x80" and data[1:2] in b"\x02\x03\x04\x05" and data[8:9] != b"{") or data[:2] == b"PK":
         raise ModelError(
             f"{path}: expected safetensors, got a pickle or a torch archive, which can run code when it is read and is never opened here; "
@@ -367,7 +365,7 @@ def _check_header(path: Path, data: bytes) -> dict[str, str]:
     try:
         header = json.loads(data[8 : 8 + size], object_pairs_hook=_no_doubles, parse_constant=_no_constants)
         meta = {str(key): str(text) for key, text in dict(header.pop("__metadata__", {})).items()}
-        spans = sorted(_span(name, entry) for name, entry in header.items())
+        spans = sorted(_byte_range(name, entry) for name, entry in header.items())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as bad:
         raise ModelError(f"{path}: expected a safetensors header, got {bad}; copy the file again") from bad
     end = 0
@@ -384,14 +382,14 @@ def _check_header(path: Path, data: bytes) -> dict[str, str]:
     return meta
 
 
-def _span(name: str, entry: Any) -> tuple[int, int, str]:
+def _byte_range(name: str, entry: Any) -> tuple[int, int, str]:
     start, stop = entry["data_offsets"]
     shape = entry["shape"]
     if not all(isinstance(n, int) and 0 <= n < 2**48 for n in (start, stop, *shape)):
         raise ValueError(f"sizes of {name!r} that are no counts")
-    if entry["dtype"] not in KINDS:
+    if entry["dtype"] not in TORCH_DTYPES:
         raise ValueError(f"type {entry['dtype']!r} of {name!r}")
-    if stop - start != math.prod(shape) * KINDS[entry["dtype"]].itemsize:
+    if stop - start != math.prod(shape) * TORCH_DTYPES[entry["dtype"]].itemsize:
         raise ValueError(f"{stop - start} bytes for {name!r} of shape {shape}")
     return start, stop, name
 
@@ -407,12 +405,12 @@ def _no_constants(text: str) -> float:
     raise ValueError(f"the number {text}")
 
 
-def _kind(name: str, tensor: Tensor) -> str:
-    if tensor.dtype not in NAMES:
+def _dtype_name(name: str, tensor: Tensor) -> str:
+    if tensor.dtype not in SAFETENSORS_DTYPES:
         raise ModelError(f"{name}: expected numbers, got {tensor.dtype}; leave it out of the state")
-    return NAMES[tensor.dtype]
+    return SAFETENSORS_DTYPES[tensor.dtype]
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def _tensor_bytes(tensor: Tensor) -> bytes:
     flat = tensor.detach().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""

@@ -21,15 +21,15 @@ from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, SeawallError, UsageError
 from seawall.io import RunLock, write_atomic
 from seawall.label_noise.build import (
-    batch_of,
-    marks_of,
-    noise_alone,
+    budget_text,
+    build_noise_of_chips,
+    chip_batch,
     noise_keys,
-    noise_of_chips,
-    read_noise,
-    spoken_budget,
+    noise_of_chip,
+    parse_noise_settings,
+    stored_label,
 )
-from seawall.label_noise.label_difference import Described, Realized, allowed_pixels, realized
+from seawall.label_noise.label_difference import DescribedNoise, LabelDifference, allowed_pixels, label_differences
 from seawall.label_noise.sources import source_files_digest
 from seawall.recipe import change_recipe
 from seawall.result import Failed, MutableRow, Progress
@@ -64,7 +64,7 @@ class Order:
 
     def stages(self, chip: Chip) -> list[Batch]:
         """Return the chip before the first noise and after each."""
-        made = [batch_of(chip)]
+        made = [chip_batch(chip)]
         if chip.id in self.touched:
             for number, noise in enumerate(self.noises):
                 made.append(noise(made[-1], noise_keys(self.seed, chip.id, number)))
@@ -75,7 +75,7 @@ class Order:
         told: MutableRow = {}
         if chip.id in self.touched:
             for number, (noise, before) in enumerate(zip(self.noises, self.stages(chip), strict=False)):
-                if isinstance(noise, Described):
+                if isinstance(noise, DescribedNoise):
                     told |= noise.describe(before, noise_keys(self.seed, chip.id, number))[0]
         return told
 
@@ -83,7 +83,7 @@ class Order:
         """Content and settings that decide a chip of the new folder."""
         row, done = (
             chips.row(id_),
-            [repr(noise_alone(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
+            [repr(noise_of_chip(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
         )
         sources = [source_files_digest(noise, id_) for noise in self.noises] if id_ in self.touched else []
         return sha(row.sha256, row.label_sha256, *done, *sources, str(self.seed), __version__, FORMAT)
@@ -180,7 +180,7 @@ def noise_for(text: str, chips: ChipFolder, touched: Sequence[str]) -> LabelNois
     Raises:
         UsageError: The text names no noise, or a setting or its budget cannot be.
     """
-    return noise_of_chips(*read_noise(text), chips, touched)
+    return build_noise_of_chips(*parse_noise_settings(text), chips, touched)
 
 
 def _write(writer: ChipWriter, folder: ChipFolder, id_: str, order: Order) -> None:
@@ -188,29 +188,29 @@ def _write(writer: ChipWriter, folder: ChipFolder, id_: str, order: Order) -> No
     if writer.whole(id_, digest):
         return
     chip = folder.read(id_)
-    label = marks_of(replace(chip, label=order.relabel(chip)))
+    label = stored_label(replace(chip, label=order.relabel(chip)))
     if id_ not in order.touched:
         writer.relabel(folder, id_, label, source_sha256=digest)
         return
     before, after = (torch.from_numpy(plane.astype(np.int64))[None] for plane in (chip.label, label))
-    done = realized(before, after, torch.from_numpy(chip.valid)[None])[0]
+    done = label_differences(before, after, torch.from_numpy(chip.valid)[None])[0]
     share = "no valid pixel" if done.share is None else f"{done.share:.4%} of {done.valid} valid pixels changed"
     writer.relabel(
         folder, id_, label, (f"labels corrupted by {order.text}, seed {order.seed}: {share}",), source_sha256=digest
     )
 
 
-def _measure(folder: ChipFolder, made: ChipFolder, id_: str, order: Order) -> Realized:
+def _measure(folder: ChipFolder, made: ChipFolder, id_: str, order: Order) -> LabelDifference:
     """Compare the files as they lie on the disk."""
     before, after = folder.read(id_), made.read(id_)
     planes = (torch.from_numpy(plane)[None] for plane in (before.label, after.label, before.valid))
-    done = realized(*planes)[0]
+    done = label_differences(*planes)[0]
     if len(order.noises) != 1 or id_ not in order.touched:
         return done
-    return replace(done, allowed=allowed_pixels(order.noises[0], batch_of(before))[0])
+    return replace(done, allowed=allowed_pixels(order.noises[0], chip_batch(before))[0])
 
 
-def _record(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Realized]) -> None:
+def _record(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, LabelDifference]) -> None:
     lines = [
         {
             "chip": id_, "group": folder.row(id_).group, "touched": id_ in order.touched,
@@ -222,7 +222,7 @@ def _record(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Real
     write_atomic(out / RECORD, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Realized]) -> MutableRow:
+def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, LabelDifference]) -> MutableRow:
     of = [done for id_, done in rows.items() if id_ in order.touched]
     shares = [done.share for done in of if done.share is not None]
     valid, changed = sum(done.valid for done in of), sum(done.changed for done in of)
@@ -230,7 +230,7 @@ def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Reali
     same = sum(done.changed == 0 for done in of)
     return {
         "folder": str(out), "record": str(out / RECORD), "noise": order.text,
-        "asked": ", then ".join(spoken_budget(noise) for noise in order.noises),
+        "asked": ", then ".join(budget_text(noise) for noise in order.noises),
         "reached": reached + (f"; {same} of {len(of)} chips unchanged" if same else ""), "chips": len(rows), "touched": len(of),
         "changed": sum(done.changed > 0 for done in of), "share": changed / valid if valid else None,
         "share.lowest": min(shares, default=None), "share.highest": max(shares, default=None),
@@ -238,7 +238,7 @@ def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Reali
     }  # fmt: skip
 
 
-def _table(folder: ChipFolder, rows: Mapping[str, Realized]) -> list[MutableRow]:
+def _table(folder: ChipFolder, rows: Mapping[str, LabelDifference]) -> list[MutableRow]:
     moved: Counter[tuple[int, int]] = Counter()
     for done in rows.values():
         moved.update(done.transitions)

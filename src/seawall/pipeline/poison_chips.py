@@ -19,13 +19,13 @@ from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.inference.backends import find_device
 from seawall.io import RunLock, write_atomic
-from seawall.label_noise.build import batch_of
+from seawall.label_noise.build import chip_batch
 from seawall.models.weights import load_model, spec_of
 from seawall.modules import device_of, eval_mode
 from seawall.pipeline.corrupt_labels import part_of, split_settings
 from seawall.poisoning.clean_label import GradientMatching, MetaPoison
-from seawall.poisoning.detection import Verdict, activation_clustering, activations, spectral_signatures
-from seawall.poisoning.target import Target, choose
+from seawall.poisoning.detection import PoisonDetection, activation_clustering, activations, spectral_signatures
+from seawall.poisoning.target import PoisonTarget, choose_chips
 from seawall.result import Failed, MutableRow, Progress
 from seawall.rng import Keys
 from seawall.types import Batch, Poison, Setting
@@ -138,7 +138,7 @@ def poison_folder(
     method = parse_poison(poison, folder.classes)
     ids, split = part_of(folder, part, split_settings(changes))
     aim = parse_target(target, to) if target else None
-    picked = choose([id_ for id_ in ids if aim is None or id_ != aim.chip], share, seed)
+    picked = choose_chips([id_ for id_ in ids if aim is None or id_ != aim.chip], share, seed)
     if not picked:
         raise UsageError(
             f"poison.share: expected at least one chip of {len(ids)}, got {share:g}; ask for a larger share"
@@ -200,7 +200,7 @@ def poisoned_chips(
         raise UsageError(f"poison: expected a poison, got {type(method).__name__}; see `seawall methods --kind poison`")
     if aim is not None or weights is not None:
         raise UsageError("poison: expected no --weights and --target for this poison, got some; remove them")
-    return (method(batch_of(folder.read(id_)), Keys(seed, (id_,))) for id_ in picked)
+    return (method(chip_batch(folder.read(id_)), Keys(seed, (id_,))) for id_ in picked)
 
 
 def _crafted(
@@ -211,11 +211,11 @@ def _crafted(
     model: nn.Module,
     seed: int,
 ) -> Iterator[Batch]:
-    scene = batch_of(folder.read(aim.chip))
+    scene = chip_batch(folder.read(aim.chip))
     region = torch.zeros_like(scene.seen)
     row, col, height, width = aim.window or (0, 0, *scene.label.shape[1:])
     region[:, row : row + height, col : col + width] = True
-    target = Target(scene, region, class_index(aim.to, folder.classes))
+    target = PoisonTarget(scene, region, class_index(aim.to, folder.classes))
     batch, keys = together(folder, picked), Keys(seed, tuple(picked))
     if isinstance(method, GradientMatching):
         made = method.craft(model, target, batch, keys)
@@ -240,7 +240,7 @@ def together(folder: ChipFolder, ids: Sequence[str]) -> Batch:
     Raises:
         DataError: They have several sizes, or there are none.
     """
-    found = [batch_of(folder.read(id_)) for id_ in ids]
+    found = [chip_batch(folder.read(id_)) for id_ in ids]
     sizes = {tuple(one.label.shape[1:]) for one in found}
     if len(sizes) != 1:
         raise DataError(
@@ -278,7 +278,7 @@ def find_poisoned(
     known_clean = ChipFolder.open(trusted) if trusted else None
     clean = activations(model, block, whole(known_clean, known_clean.ids))[1] if known_clean else None
     progress("features", 2, 2, "")
-    verdicts: dict[str, Verdict] = {
+    verdicts: dict[str, PoisonDetection] = {
         "spectral": spectral_signatures(ids, features, trusted=clean, alarms=alarms),
         "clusters": activation_clustering(ids, features, trusted=clean, alarms=alarms),
     }

@@ -16,7 +16,7 @@ from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.loader import PatchFeed, whole
 from seawall.data.splits import Split, record_split
 from seawall.errors import DataError, UsageError, did_you_mean
-from seawall.label_noise.build import CorruptedLabels, noise_of_chips
+from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
 from seawall.metrics.counts import confusion
 from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, set_split
@@ -45,7 +45,7 @@ def labels_of(run: Run, chips: ChipFolder, split: Split, network: Network) -> Co
     """
     if network.noise is None:
         return None
-    noise = noise_of_chips(network.noise.name, network.noise.at(network.rate), chips, split.train)
+    noise = build_noise_of_chips(network.noise.name, network.noise.at(network.rate), chips, split.train)
     return CorruptedLabels(chips, noise, run.recipe.seed, run.folder / "labels" / network.name)
 
 

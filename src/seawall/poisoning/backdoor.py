@@ -1,4 +1,4 @@
-"""Poisons that change labels: a class or a region flipped, and a backdoor with its trigger."""
+"""Poisons that change labels: flipped classes or windows, and a backdoor with its trigger; and the random control."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from seawall.errors import UsageError
 from seawall.label_noise.label_view import allowance
-from seawall.poisoning.target import column, random_control
+from seawall.poisoning.target import eps_per_band, random_control
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch
 
-Boxes = tuple[int, int, int, int]
+PixelWindow = tuple[int, int, int, int]
 
 
 @register("poison", "dirty-label", smoke={"klass": 1, "to": 0})
@@ -26,15 +26,15 @@ class DirtyLabel:
     """The labels of a class, or of everything in a window, become another class; images stay as they are.
 
     Args:
-        klass: The class that is flipped; None flips whatever is in the window.
+        klass: The class that is flipped; None flips all classes in the window.
         to: The class that it becomes.
         window: (row, col, height, width) in pixels; None for the whole chip.
-        budget: Share of those pixels that flip, met to the pixel; the nearest to a keyed center go first, as one blot.
+        budget: Share of those pixels that flip, exact to the pixel: the nearest to a keyed center.
     """
 
     klass: int | None = 1
     to: int = 0
-    window: Boxes | None = None
+    window: PixelWindow | None = None
     budget: float = 1.0
 
     def __post_init__(self) -> None:
@@ -52,13 +52,15 @@ class DirtyLabel:
         own = keys.fold("dirty-label")
         label = batch.label.clone()
         for i in range(len(batch)):
-            at = batch.valid[i] & batch.seen[i] & (batch.label[i] != self.to) & _inside(self.window, batch.label[i])
+            at = (
+                batch.valid[i] & batch.seen[i] & (batch.label[i] != self.to) & _window_mask(self.window, batch.label[i])
+            )
             if self.klass is not None:
                 at &= batch.label[i] == self.klass
-            label[i][self._blot(at, own, i)] = self.to
+            label[i][self._nearest(at, own, i)] = self.to
         return replace(batch, label=label)
 
-    def _blot(self, at: Tensor, keys: Keys, index: int) -> Tensor:
+    def _nearest(self, at: Tensor, keys: Keys, index: int) -> Tensor:
         count = allowance(self.budget, int(at.sum()))
         places = torch.nonzero(at)
         chosen = torch.zeros_like(at)
@@ -74,21 +76,21 @@ class DirtyLabel:
 @final
 @dataclass(frozen=True)
 class Backdoor:
-    """A trigger in the image with a label that goes with it: who knows the trigger can hide a class at will.
+    """A trigger in the image and the label that it causes: who knows the trigger can hide a class.
 
-    A label can only go with a trigger that the network sees from there: around a patch only pixels within `reach`
-    change their label. Labels that change farther off teach nothing about the patch and cost clean accuracy.
+    A network can learn the trigger only where it is within its receptive field: around a patch only pixels within
+    `reach` change their label. Labels changed farther away do not help the backdoor and cost clean accuracy.
 
     Args:
         trigger: "patch" is a square with a spectrum of its own at a keyed place, "pattern" faint stripes over the
-            whole chip. The sign of the change alternates from band to band, unlike that of brighter ground.
+            whole chip. The sign of the change alternates from band to band, unlike that of a brighter surface.
         eps: Largest change of any value, in data units.
         size: Side of the patch, or width of a stripe, in pixels.
         klass: The class that is relabelled.
         to: The class that it becomes.
         bands: Indices of the bands that carry the trigger; None for all.
-        reach: Pixels this far from the patch are relabelled, along rows and columns; at most the receptive field of
-            the victim. A pattern is everywhere.
+        reach: Distance from the patch, along rows and columns, within which pixels are relabelled; at most the
+            receptive field of the victim. A pattern is everywhere.
     """
 
     trigger: Literal["patch", "pattern"] = "patch"
@@ -118,19 +120,19 @@ class Backdoor:
             )
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
-        """Return the batch with trigger and label; with an eps of 0 it stays as it is."""
+        """Return the batch with trigger and labels; with an eps of 0 the same batch."""
         if self.eps == 0:
             return batch
-        label = torch.where(self.aimed(batch, keys), self.to, batch.label)
+        label = torch.where(self.relabelled(batch, keys), self.to, batch.label)
         return replace(batch, image=self.stamp(batch, keys), label=label)
 
-    def aimed(self, batch: Batch, keys: Keys) -> Tensor:
-        """Return the valid pixels of the class that have the trigger in view, (B, H, W) bool, by the true label."""
+    def relabelled(self, batch: Batch, keys: Keys) -> Tensor:
+        """Return the valid pixels of the class, by the true label, within `reach` of the trigger, (B, H, W) bool."""
         near = [self._view(batch.label[i], keys.fold("backdoor"), i) for i in range(len(batch))]
         return batch.valid & (batch.label == self.klass) & torch.stack(near)
 
     def stamp(self, batch: Batch, keys: Keys) -> Tensor:
-        """Return the images with the trigger alone, as an adversary would use it later; unseen pixels stay."""
+        """Return the images with the trigger, labels unused; unseen pixels do not change."""
         change = torch.zeros_like(batch.image)
         sign = torch.ones(batch.image.shape[1], dtype=batch.image.dtype, device=batch.image.device)
         sign[1::2] = -1.0
@@ -139,7 +141,7 @@ class Backdoor:
         spectrum = self.eps * (sign * carries).view(-1, 1, 1)
         for i in range(len(batch)):
             change[i] = spectrum * self._shape(batch.label[i], keys.fold("backdoor"), i)
-        # a floor at what the image holds keeps reflectance from turning negative and the change within eps
+        # the floor keeps reflectance from turning negative, and the change within eps where it is negative already
         stamped = torch.maximum(batch.image + change, torch.minimum(batch.image, torch.zeros_like(batch.image)))
         if float(batch.image.min()) < -1.0:
             stamped = batch.image + change  # decibels have no floor at zero
@@ -147,13 +149,13 @@ class Backdoor:
 
     def _shape(self, plane: Tensor, keys: Keys, index: int) -> Tensor:
         height, width = plane.shape
-        made = torch.zeros(height, width, dtype=torch.float32, device=plane.device)
+        shape = torch.zeros(height, width, dtype=torch.float32, device=plane.device)
         if self.trigger == "pattern":
             rows = torch.arange(height, device=plane.device) // self.size % 2
-            made += (1.0 - 2.0 * rows.float())[:, None]
-            return made
-        made[self._patch(height, width, keys, index, 0)] = 1.0
-        return made
+            shape += (1.0 - 2.0 * rows.float())[:, None]
+            return shape
+        shape[self._patch(height, width, keys, index, 0)] = 1.0
+        return shape
 
     def _view(self, plane: Tensor, keys: Keys, index: int) -> Tensor:
         height, width = plane.shape
@@ -170,27 +172,27 @@ class Backdoor:
         return slice(max(0, row - around), row + side + around), slice(max(0, col - around), col + side + around)
 
 
-def trigger_rate(said: Tensor, batch: Batch, poison: Backdoor, keys: Keys) -> float | None:
-    """Return how often a trigger works: the share of the pixels that it aims at which a model gives the wanted class.
+def trigger_rate(predicted: Tensor, batch: Batch, poison: Backdoor, keys: Keys) -> float | None:
+    """Return the success rate of a trigger: the share of its pixels where a model predicts the wanted class.
 
     Args:
-        said: (B, H, W) classes that the model gives.
+        predicted: (B, H, W) predicted classes.
         batch: The chips with their true labels.
         poison: The trigger.
-        keys: Those that the chips were stamped with: they say where a patch lies.
+        keys: Those that the chips were stamped with, which decide the places of the patches.
 
     Returns:
-        None if the trigger aims at no pixel. A control is the same figure of chips without the trigger.
+        None if there is no such pixel. The control is the same rate on chips without the trigger.
     """
-    at = poison.aimed(batch, keys)
-    return float((said == poison.to)[at].float().mean()) if bool(at.any()) else None
+    at = poison.relabelled(batch, keys)
+    return float((predicted == poison.to)[at].float().mean()) if bool(at.any()) else None
 
 
-@register("poison", "noise", smoke={"eps": 0.02}, traits=("clean-label",))
+@register("poison", "noise", smoke={"eps": 0.02})
 @final
 @dataclass(frozen=True)
 class RandomPerturbation:
-    """Random noise of a poison's size and no aim: the control of every clean-label poison.
+    """Random noise of the size of a poison: the control of every clean-label poison.
 
     Args:
         eps: Every value moves by this, up or down, in data units.
@@ -199,22 +201,22 @@ class RandomPerturbation:
     eps: float = 0.02
 
     def __post_init__(self) -> None:
-        column(self.eps, torch.zeros(1, 1, 1, 1))
+        eps_per_band(self.eps, torch.zeros(1, 1, 1, 1))
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with noise; labels stay."""
         return random_control(batch, self.eps, keys)
 
 
-def _inside(window: Boxes | None, plane: Tensor) -> Tensor:
+def _window_mask(window: PixelWindow | None, plane: Tensor) -> Tensor:
     if window is None:
         return torch.ones_like(plane, dtype=torch.bool)
     row, col, height, width = window
-    made = torch.zeros_like(plane, dtype=torch.bool)
-    made[row : row + height, col : col + width] = True
-    return made
+    inside = torch.zeros_like(plane, dtype=torch.bool)
+    inside[row : row + height, col : col + width] = True
+    return inside
 
 
-def _check_window(name: str, window: Boxes | None) -> None:
+def _check_window(name: str, window: PixelWindow | None) -> None:
     if window is not None and (min(window[:2]) < 0 or min(window[2:]) < 1):
         raise UsageError(f"{name}.window: expected row, col, height, width in pixels, got {window}; sizes from 1")

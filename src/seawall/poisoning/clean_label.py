@@ -1,9 +1,9 @@
-"""Clean-label poisons: masks stay right, pixels change by at most eps, and a region of another image flips.
+"""Clean-label poisons: labels stay right, pixels change by at most eps, and training on them flips a target region.
 
-Both need the adversary's model of the victim. Both differentiate its training gradient with respect to the images; that
-gradient jumps wherever a ReLU opens or closes, which no derivative sees, so that on small networks the derivative tells
-little about a step as long as eps. While a poison is crafted, ReLU is therefore rounded off (`smooth`). What they return must be judged by `victims`: networks trained from
-scratch with fresh seeds, against random noise of the same size.
+Both need the adversary's model of the victim, and both differentiate its training gradient with respect to the images.
+That gradient jumps wherever a ReLU switches, and the derivative does not include the jumps: on small networks it is of
+little use for a step as long as eps. While a poison is crafted, a softplus replaces ReLU (`smooth`). A poison must be
+measured by `evaluate_poison`: victims trained with fresh seeds, against random noise of the same size.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import UsageError
-from seawall.poisoning.target import Target, column
-from seawall.poisoning.unrolled_training import said, trained_weights, training_loss, unroll
+from seawall.modules import eval_mode
+from seawall.poisoning.target import PoisonTarget, eps_per_band
+from seawall.poisoning.unrolled_training import logits_with, trainable_weights, training_loss, unroll
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch
@@ -29,32 +30,30 @@ Eps = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Crafted:
+class CraftedPoison:
     """A crafted poison.
 
     Args:
         batch: The poisoned chips: labels as they were, images within eps.
-        losses: The adversary's loss at the random start and after each step, so that the last one is that of `batch`;
-            of the restart that was kept. MetaPoison's are differences: see there.
+        losses: The adversary's loss at the random start and after each step, of the restart that was kept; the last
+            one is that of `batch`. Those of MetaPoison are differences, see there.
     """
 
     batch: Batch
     losses: tuple[float, ...]
 
 
-@register(
-    "poison", "gradient-matching", paper="arXiv:2009.02276", smoke={"eps": 0.02, "steps": 3}, traits=("clean-label",)
-)
+@register("poison", "gradient-matching", paper="arXiv:2009.02276", smoke={"eps": 0.02, "steps": 3})
 @final
 @dataclass(frozen=True)
 class GradientMatching:
-    """Chips whose training gradient points where the wrong target's gradient would: learning them flips the target.
+    """Chips whose training gradient has the direction of the target's: training on them flips the target.
 
     Call `craft`. The model is one that was trained on the clean chips.
 
     Paper: Geiping et al. 2021, arXiv:2009.02276, eq. 3 and algorithm 1 (signed Adam, step falling tenfold at 3/8, 5/8
     and 7/8 of the steps). Differs: the target is a region of pixels, and the augmentation is flips. Only weights that
-    ask for gradients count, so that a victim that trains but its last layers is met by freezing the rest of the model.
+    require gradients count: for a victim that trains its last layers only, freeze the others.
 
     Args:
         eps: Largest change of any value, in data units, one number or one per band.
@@ -73,60 +72,59 @@ class GradientMatching:
     smooth: float | None = 5.0
 
     def __post_init__(self) -> None:
-        _check("gradient-matching", self.eps, self.steps, self.step, self.smooth)
+        _check_craft_settings("gradient-matching", self.eps, self.steps, self.step, self.smooth)
         if self.restarts < 1:
             raise UsageError(f"gradient-matching.restarts: expected at least 1, got {self.restarts}; 8 in the paper")
 
-    def craft(self, model: nn.Module, target: Target, batch: Batch, keys: Keys) -> Crafted:
+    def craft(self, model: nn.Module, target: PoisonTarget, batch: Batch, keys: Keys) -> CraftedPoison:
         """Return poisoned chips for a target; with an eps of 0 they stay as they are."""
-        with in_evaluation([model]), rounded_off([model], self.smooth):
-            wrong = self._aim(model, target)
+        with eval_mode(model), smoothed_relu(model, self.smooth):
+            wrong = self._target_gradient(model, target)
             tries = [self._descend(model, wrong, batch, keys.fold("restart", n)) for n in range(self.restarts)]
         return min(tries, key=lambda crafted: crafted.losses[-1])
 
-    def _aim(self, model: nn.Module, target: Target) -> list[Tensor]:
-        weights = trained_weights(model)
-        loss = target.loss(said(model, weights, target.batch.image))
+    def _target_gradient(self, model: nn.Module, target: PoisonTarget) -> list[Tensor]:
+        weights = trainable_weights(model)
+        loss = target.loss(logits_with(model, weights, target.batch.image))
         return [g.detach() for g in torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)]
 
-    def _descend(self, model: nn.Module, wrong: Sequence[Tensor], batch: Batch, keys: Keys) -> Crafted:
-        noise = Noise(batch, self.eps, keys)
-        weights, losses = trained_weights(model), list[float]()
+    def _descend(self, model: nn.Module, wrong: Sequence[Tensor], batch: Batch, keys: Keys) -> CraftedPoison:
+        noise = PoisonPerturbation(batch, self.eps, keys)
+        weights, losses = trainable_weights(model), list[float]()
         for step in range(self.steps):
-            turned = replace(batch, image=noise.shown())
-            turned = flip(turned, keys.fold("flip", step)) if self.flips else turned
-            apart = self._apart(model, weights, turned, wrong)
-            losses.append(float(apart.detach()))
+            poisoned = replace(batch, image=noise.images())
+            poisoned = random_flips(poisoned, keys.fold("flip", step)) if self.flips else poisoned
+            distance = self._distance(model, weights, poisoned, wrong)
+            losses.append(float(distance.detach()))
             fallen = sum(step >= share * self.steps for share in (3 / 8, 5 / 8, 7 / 8))
-            noise.descend(torch.autograd.grad(apart, noise.offset)[0].sign(), self.step * 0.1**fallen)
-        made = replace(batch, image=noise.shown().detach())
-        losses.append(float(self._apart(model, weights, made, wrong).detach()))
-        return Crafted(made, tuple(losses))
+            noise.descend(torch.autograd.grad(distance, noise.offset)[0].sign(), self.step * 0.1**fallen)
+        poisoned = replace(batch, image=noise.images().detach())
+        losses.append(float(self._distance(model, weights, poisoned, wrong).detach()))
+        return CraftedPoison(poisoned, tuple(losses))
 
-    def _apart(self, model: nn.Module, weights: Mapping[str, Tensor], batch: Batch, wrong: Sequence[Tensor]) -> Tensor:
+    def _distance(
+        self, model: nn.Module, weights: Mapping[str, Tensor], batch: Batch, wrong: Sequence[Tensor]
+    ) -> Tensor:
+        """Return 1 minus the cosine between the training gradient and the target's."""
         loss = training_loss(model, weights, batch)
         grads = torch.autograd.grad(loss, list(weights.values()), create_graph=True, materialize_grads=True)
-        return 1 - cosine(grads, wrong)
+        return 1 - gradient_cosine(grads, wrong)
 
 
 @register(
-    "poison",
-    "meta-poison",
-    paper="arXiv:2004.00225",
-    smoke={"eps": 0.02, "steps": 2, "surrogates": 2, "epochs": 2},
-    traits=("clean-label",),
+    "poison", "meta-poison", paper="arXiv:2004.00225", smoke={"eps": 0.02, "steps": 2, "surrogates": 2, "epochs": 2}
 )
 @final
 @dataclass(frozen=True)
 class MetaPoison:
-    """Chips that flip the target after a few training steps on them, over many networks at different ages.
+    """Chips that flip the target after a few training steps on them, for surrogates of different ages.
 
-    Call `craft`. In every craft step each surrogate is unrolled from where it stands, then goes on by an epoch of
-    clean training; the surrogates start at evenly spaced ages and begin anew when they reach the last epoch.
+    Call `craft`. In every craft step each surrogate is unrolled from its weights, then trained by an epoch on clean
+    chips; the surrogates start at evenly spaced ages in epochs, and restart when they reach the last epoch.
 
-    The target's loss follows the age of a surrogate far more than it follows the poison. So `Crafted.losses` are
+    The target's loss depends far more on the age of a surrogate than on the poison. So `CraftedPoison.losses` are
     differences: the target's loss after the steps on poisoned chips, less that after the same steps, from the same
-    weights, on the chips as they were. 0 is no effect, below 0 the poison helps.
+    weights, on the original chips. 0 is no effect, below 0 the poison works.
 
     Paper: Huang et al. 2020, arXiv:2004.00225, algorithm 1. Differs: the target is a region of pixels, the loss its
     margin; no recoloring, which would change values beyond eps; settings for a small network on a CPU (the paper: 24
@@ -135,14 +133,13 @@ class MetaPoison:
     Args:
         eps: Largest change of any value, in data units, one number or one per band.
         steps: Craft steps.
-        surrogates: Networks.
-        epochs: Age at which a surrogate begins anew, as long as the victims train.
+        surrogates: Number of surrogate networks.
+        epochs: Age in epochs at which a surrogate restarts: as many as the victims train.
         unrolled: Steps that are differentiated through; poisons are in the first one only.
         lr: Learning rate of the unrolled steps.
         mini: Chips per batch, the poisoned ones included.
         step: First step length as a share of eps; it falls tenfold every third of the steps.
-        adam: Learning rate of Adam, by which the surrogates grow between craft steps; None lets them grow by plain
-            descent with `lr`.
+        adam: Learning rate of Adam, which trains the surrogates between craft steps; None is SGD with `lr`.
         smooth: Sharpness of the softplus in the place of every `nn.ReLU` in the unrolled steps; None keeps ReLU, as
             the paper.
     """
@@ -159,7 +156,7 @@ class MetaPoison:
     smooth: float | None = 5.0
 
     def __post_init__(self) -> None:
-        _check("meta-poison", self.eps, self.steps, self.step, self.smooth)
+        _check_craft_settings("meta-poison", self.eps, self.steps, self.step, self.smooth)
         if min(self.surrogates, self.epochs, self.unrolled, self.mini) < 1 or not self.lr > 0:
             raise UsageError(
                 "meta-poison: expected surrogates, epochs, unrolled and mini of at least 1 and lr above 0, got "
@@ -169,18 +166,18 @@ class MetaPoison:
             raise UsageError(f"meta-poison.adam: expected a learning rate above 0, got {self.adam}; 0.003 is usual")
 
     def craft(
-        self, make: Callable[[int], nn.Module], target: Target, batch: Batch, clean: Batch, keys: Keys
-    ) -> Crafted:
+        self, make: Callable[[int], nn.Module], target: PoisonTarget, batch: Batch, clean: Batch, keys: Keys
+    ) -> CraftedPoison:
         """Return poisoned chips for a target.
 
         Args:
-            make: From a seed to a network as the victim starts with: of fresh weights, or of published ones.
-            target: What shall flip.
+            make: Maps a seed to a network with the victim's first weights: fresh or published ones.
+            target: The region that shall flip.
             batch: The chips to poison.
             clean: All other training chips.
             keys: One stream per chip of `batch`.
         """
-        noise, losses = Noise(batch, self.eps, keys), list[float]()
+        noise, losses = PoisonPerturbation(batch, self.eps, keys), list[float]()
         grown = [self._surrogate(make(m), m * self.epochs // self.surrogates) for m in range(self.surrogates)]
         for m, one in enumerate(grown):
             for epoch in range(one.age):
@@ -196,20 +193,20 @@ class MetaPoison:
                     self._learn(one, clean, keys.fold("grow", step, m))
                     one.age += 1
         losses.append(self._effect(grown, target, noise, clean, keys.fold("mini", self.steps))[0])
-        return Crafted(replace(batch, image=noise.shown().detach()), tuple(losses))
+        return CraftedPoison(replace(batch, image=noise.images().detach()), tuple(losses))
 
     def _effect(
-        self, grown: Sequence[_Surrogate], target: Target, noise: Noise, clean: Batch, keys: Keys
+        self, grown: Sequence[_Surrogate], target: PoisonTarget, noise: PoisonPerturbation, clean: Batch, keys: Keys
     ) -> tuple[float, Tensor]:
-        """Return what the poison changes in the target's loss, mean over the surrogates, and the loss's gradient."""
+        """Return the change of the target's loss by the poison, mean over the surrogates, and the loss's gradient."""
         effect, grad = 0.0, torch.zeros_like(noise.offset)
         for m, one in enumerate(grown):
-            with in_evaluation([one.net]), rounded_off([one.net], self.smooth):
+            with eval_mode(one.net), smoothed_relu(one.net, self.smooth):
                 poisoned, plain = (
                     unroll(one.net, batches, self.lr, target.margin, target.batch.image)
                     for batches in (
                         self._batches(replace(noise.batch, image=image), clean, keys.fold(m))
-                        for image in (noise.shown(), noise.batch.image)
+                        for image in (noise.images(), noise.batch.image)
                     )
                 )
                 grad += torch.autograd.grad(poisoned, noise.offset)[0] / len(grown)
@@ -219,7 +216,7 @@ class MetaPoison:
     def _batches(self, poisoned: Batch, clean: Batch, keys: Keys) -> list[Batch]:
         rng = Keys(keys.seed, ("order",), keys.path).numpy(0)
         rest = max(0, min(self.mini - len(poisoned), len(clean)))
-        first = join(poisoned, clean.select(rng.permutation(len(clean))[:rest].tolist()))
+        first = concatenate_batches(poisoned, clean.select(rng.permutation(len(clean))[:rest].tolist()))
         later = [clean.select(rng.permutation(len(clean))[: self.mini].tolist()) for _ in range(self.unrolled - 1)]
         return [first, *later]
 
@@ -230,72 +227,72 @@ class MetaPoison:
         )
 
     def _learn(self, one: _Surrogate, clean: Batch, keys: Keys) -> None:
-        """Train for an epoch, with an order of its own."""
+        """Train a surrogate for an epoch, in an order drawn from the keys."""
         one.net.train()
         order = Keys(keys.seed, ("order",), keys.path).numpy(0).permutation(len(clean)).tolist()
         for start in range(0, len(order), self.mini):
             part = clean.select(order[start : start + self.mini])
-            one.descent.zero_grad()
+            one.optimizer.zero_grad()
             training_loss(one.net, dict(one.net.named_parameters()), part).backward()  # type: ignore[no-untyped-call]
-            one.descent.step()
+            one.optimizer.step()
 
 
 @dataclass
 class _Surrogate:
-    """A network in the place of a victim, how it is trained, and for how many epochs it was."""
+    """A network in the place of a victim, its optimizer, and the epochs that it was trained for."""
 
     net: nn.Module
-    descent: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     age: int
 
 
-class Noise:
-    """The change of the images under craft: Adam in units of eps, never beyond eps or below what an image may hold.
+class PoisonPerturbation:
+    """The perturbation of the images while a poison is crafted: Adam in units of eps, within eps and valid values.
 
     Args:
         batch: The chips.
         eps: In data units.
-        keys: Gives the random start.
+        keys: One stream per chip, for the random start.
     """
 
     def __init__(self, batch: Batch, eps: Eps, keys: Keys) -> None:
         self.batch = batch
-        self.eps = column(eps, batch.image)
+        self.eps = eps_per_band(eps, batch.image)
         # reflectance stays at or above 0 where it was; decibels are below 0 and have no floor
         floor = float(batch.image.min()) >= -1.0
         low = torch.minimum(batch.image, torch.zeros_like(batch.image)) - batch.image
         self.low = torch.maximum(-self.eps, low) if floor else (-self.eps).expand_as(batch.image)
         start = keys.fold("start").normal(batch.image.shape[1:]).to(batch.image)
-        self.offset = self._boxed(start * self.eps).requires_grad_()
+        self.offset = self._clamped(start * self.eps).requires_grad_()
         self.first, self.second = torch.zeros_like(self.offset), torch.zeros_like(self.offset)
         self.count = 0
 
-    def shown(self) -> Tensor:
-        """Return the images with their change, differentiable in it."""
+    def images(self) -> Tensor:
+        """Return the perturbed images, differentiable with respect to `offset`."""
         return self.batch.image + self.offset
 
     def descend(self, grad: Tensor, length: float) -> None:
-        """Take a step of Adam whose length is a share of eps."""
+        """Take a step of Adam; its length is a share of eps."""
         self.count += 1
         self.first = 0.9 * self.first + 0.1 * grad
         self.second = 0.999 * self.second + 0.001 * grad.square()
         mean, spread = self.first / (1 - 0.9**self.count), self.second / (1 - 0.999**self.count)
         moved = self.offset.detach() - length * self.eps * mean / (spread.sqrt() + 1e-12)
-        self.offset = self._boxed(moved).requires_grad_()
+        self.offset = self._clamped(moved).requires_grad_()
 
-    def _boxed(self, offset: Tensor) -> Tensor:
-        boxed = torch.minimum(torch.maximum(offset, self.low), self.eps.expand_as(offset))
-        return torch.where(self.batch.seen[:, None], boxed, torch.zeros_like(boxed)).detach()
+    def _clamped(self, offset: Tensor) -> Tensor:
+        inside = torch.minimum(torch.maximum(offset, self.low), self.eps.expand_as(offset))
+        return torch.where(self.batch.seen[:, None], inside, torch.zeros_like(inside)).detach()
 
 
-def cosine(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
+def gradient_cosine(one: Sequence[Tensor], two: Sequence[Tensor]) -> Tensor:
     """Return the cosine between two gradients over all parameters."""
     dot = torch.stack([(a * b).sum() for a, b in zip(one, two, strict=True)]).sum()
     norms = [torch.stack([g.square().sum() for g in grads]).sum().clamp_min(1e-30).sqrt() for grads in (one, two)]
     return dot / (norms[0] * norms[1])
 
 
-def flip(batch: Batch, keys: Keys) -> Batch:
+def random_flips(batch: Batch, keys: Keys) -> Batch:
     """Return the chips flipped at random, each by its own key; differentiable."""
     draws = keys.uniform((2,))
     parts = list[Batch]()
@@ -305,37 +302,24 @@ def flip(batch: Batch, keys: Keys) -> Batch:
             name: getattr(one, name).flip([axis - 2 for axis in axes]) for name in ("image", "label", "seen", "valid")
         }
         parts.append(replace(one, **planes) if axes else one)
-    return join(*parts)
+    return concatenate_batches(*parts)
 
 
-def join(*parts: Batch) -> Batch:
+def concatenate_batches(*parts: Batch) -> Batch:
     """Return several batches as one."""
     planes = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("image", "label", "seen", "valid")}
     return Batch(**planes, chips=tuple(chip for part in parts for chip in part.chips))
 
 
 @contextmanager
-def in_evaluation(models: Sequence[nn.Module]) -> Iterator[None]:
-    """Put models into eval mode, and back as they were."""
-    was = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in was:
-            module.training = mode
+def smoothed_relu(model: nn.Module, sharpness: float | None) -> Iterator[None]:
+    """Replace every ReLU by softplus(sharpness * x) / sharpness, and restore it; None changes nothing."""
 
+    def softplus(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        return functional.softplus(inputs[0], float(sharpness or 1.0))
 
-@contextmanager
-def rounded_off(models: Sequence[nn.Module], sharpness: float | None) -> Iterator[None]:
-    """Put softplus(sharpness * x) / sharpness in the place of every ReLU, and ReLU back; None changes nothing."""
-
-    def round_off(_: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
-        return functional.softplus(given[0], float(sharpness or 1.0))
-
-    layers = [m for model in models for m in model.modules() if isinstance(m, nn.ReLU)] if sharpness else []
-    hooks = [layer.register_forward_pre_hook(round_off) for layer in dict.fromkeys(layers)]
+    layers = [m for m in model.modules() if isinstance(m, nn.ReLU)] if sharpness else []
+    hooks = [layer.register_forward_pre_hook(softplus) for layer in layers]
     try:
         yield
     finally:
@@ -343,7 +327,7 @@ def rounded_off(models: Sequence[nn.Module], sharpness: float | None) -> Iterato
             hook.remove()
 
 
-def _check(name: str, eps: Eps, steps: int, step: float, smooth: float | None) -> None:
+def _check_craft_settings(name: str, eps: Eps, steps: int, step: float, smooth: float | None) -> None:
     values = (eps,) if isinstance(eps, int | float) else eps
     if not values or any(not math.isfinite(e) or e < 0 for e in values) or steps < 1 or not step > 0:
         raise UsageError(

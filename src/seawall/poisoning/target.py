@@ -1,39 +1,40 @@
-"""What a poison aims at, which chips it may touch, and how its success is counted."""
+"""The target of a clean-label poison, the choice of poisoned chips, and the evaluation with trained victims."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
 from seawall.label_noise.label_view import allowance
 from seawall.losses.segmentation import masked_mean
-from seawall.modules import to_device_of
+from seawall.modules import eval_mode, to_device_of
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
 
 
 class Poison(Protocol):
-    """A fault in training chips, put in on purpose: every chip of the batch is poisoned, each from its own key."""
+    """Modifies training chips: every chip of the batch is poisoned, with its own random stream."""
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch: ...
 
 
 @dataclass(frozen=True)
-class Target:
-    """A region of an image that no one will touch, and the class that it shall be given.
+class PoisonTarget:
+    """A region of an image that stays unmodified, and the class that victims shall predict there.
 
     Args:
         batch: One image, with its true label.
-        region: (1, H, W) bool: pixels that shall flip; only those that are seen count.
-        klass: The class that they shall be given.
+        region: (1, H, W) bool: pixels that shall flip; only seen ones count.
+        klass: The wanted class.
     """
 
     batch: Batch
@@ -55,11 +56,11 @@ class Target:
         return self.region & self.batch.seen
 
     def wanted(self) -> Tensor:
-        """The label that the adversary wants, (1, H, W)."""
+        """The label with the wanted class in the region, (1, H, W)."""
         return torch.where(self.pixels, self.klass, self.batch.label)
 
     def loss(self, logits: Tensor) -> Tensor:
-        """Return the cross-entropy of the wanted class over the region: what a poison lowers."""
+        """Return the mean cross-entropy of the wanted class over the region, which the poison minimizes."""
         return masked_mean(pixel_loss(logits, torch.full_like(self.batch.label, self.klass)), self.pixels)
 
     def margin(self, logits: Tensor) -> Tensor:
@@ -69,22 +70,17 @@ class Target:
         return masked_mean((rest - own).clamp_min(0), self.pixels)
 
     def flipped(self, model: SegmentationModel) -> float:
-        """Return the share of the region that a model gives the wanted class, in the image as it is."""
-        was = getattr(model, "training", False)
-        if isinstance(model, torch.nn.Module):
-            model.eval()
-        with torch.no_grad():
-            said = model(to_device_of(model, self.batch).image).argmax(1).to(self.region.device)
-        if isinstance(model, torch.nn.Module):
-            model.train(was)
-        return float((said == self.klass)[self.pixels].float().mean())
+        """Return the share of the region where a model predicts the wanted class, in the unmodified image."""
+        with torch.no_grad(), eval_mode(model) if isinstance(model, nn.Module) else nullcontext():
+            predicted = model(to_device_of(model, self.batch).image).argmax(1).to(self.region.device)
+        return float((predicted == self.klass)[self.pixels].float().mean())
 
 
-def choose(ids: Sequence[str], share: float, seed: int) -> tuple[str, ...]:
-    """Choose the chips that a poison touches: as many as the share allows, in keyed order, so that more are a superset.
+def choose_chips(ids: Sequence[str], share: float, seed: int) -> tuple[str, ...]:
+    """Choose the chips to poison: as many as the share allows, in keyed order, so that a larger share is a superset.
 
     Example:
-        >>> len(choose([f"c{i}" for i in range(50)], 0.1, 0)), choose(["a", "b"], 0.0, 0)
+        >>> len(choose_chips([f"c{i}" for i in range(50)], 0.1, 0)), choose_chips(["a", "b"], 0.0, 0)
         (5, ())
 
     Raises:
@@ -100,14 +96,14 @@ def choose(ids: Sequence[str], share: float, seed: int) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Victims:
-    """What poisoned chips did to networks that were trained from scratch.
+class PoisonEvaluation:
+    """The effect of poisoned chips on networks trained on them.
 
     Args:
-        flipped: Share of the target's region with the wanted class, one per fresh seed.
+        flipped: Share of the target's region with the wanted class, one per seed.
         control: The same after training on random perturbations of the same size.
-        clean: The same after training on the chips as they were.
-        quality: Clean figure of each poisoned network, such as IoU on other chips; empty if not asked for.
+        clean: The same after training on the original chips.
+        quality: Figure of each poisoned network on clean chips, such as IoU; empty without `measure`.
         control_quality: The same of the control.
         clean_quality: The same of clean training.
     """
@@ -121,51 +117,51 @@ class Victims:
 
     @property
     def gain(self) -> float:
-        """Mean share flipped beyond the control: what the craft adds to mere noise."""
+        """Mean flipped share less that of the control."""
         return sum(self.flipped) / len(self.flipped) - sum(self.control) / len(self.control)
 
 
-Learn = Callable[[Batch, int], SegmentationModel]
-"""From training chips and a seed to a network trained from scratch; the seed decides first weights and order."""
+TrainVictim = Callable[[Batch, int], SegmentationModel]
+"""Maps training chips and a seed to a trained network; the seed decides its first weights and the order of chips."""
 
 
-def victims(
-    target: Target,
+def evaluate_poison(
+    target: PoisonTarget,
     clean: Batch,
     poisoned: Batch,
     control: Batch,
-    learn: Learn,
+    learn: TrainVictim,
     seeds: Sequence[int],
     measure: Callable[[SegmentationModel], float] | None = None,
-) -> Victims:
-    """Train fresh networks on poisoned, randomly perturbed and clean chips, and count flipped pixels in the clean target.
+) -> PoisonEvaluation:
+    """Train networks on poisoned, randomly perturbed and clean chips, and return how much of the target flips.
 
     Args:
-        target: It is shown as it is.
+        target: The region that shall flip.
         clean: All training chips.
-        poisoned: The same chips with the poisoned ones in their places.
-        control: The same with `random_control` in their places.
+        poisoned: The same chips, the poisoned ones replaced.
+        control: The same chips, those replaced by `random_control`.
         learn: Trains a network.
-        seeds: Of the victims; none that the poison was crafted with.
-        measure: Clean quality of a network.
+        seeds: Of the victims; other ones than those of the craft.
+        measure: Figure of a network on clean chips.
 
     Raises:
         UsageError: There is no seed, or the three batches are not of the same chips.
     """
     if not seeds or not clean.chips == poisoned.chips == control.chips:
         raise UsageError(
-            f"victims: expected seeds and three batches of the same chips, got {len(seeds)} seeds; pass them in one order"
+            f"evaluate_poison: expected seeds and three batches of the same chips, got {len(seeds)} seeds; pass them in one order"
         )
     shares, figures = list[tuple[float, ...]](), list[tuple[float, ...]]()
     for batch in (poisoned, control, clean):
         models = [learn(batch, seed) for seed in seeds]
         shares.append(tuple(target.flipped(model) for model in models))
         figures.append(tuple(measure(model) for model in models) if measure else ())
-    return Victims(*shares, *figures)
+    return PoisonEvaluation(*shares, *figures)
 
 
-def insert(batch: Batch, poisoned: Batch) -> Batch:
-    """Return a batch with some of its chips replaced by their poisoned selves.
+def insert_poisoned(batch: Batch, poisoned: Batch) -> Batch:
+    """Return a batch with some of its chips replaced by poisoned ones.
 
     Raises:
         DataError: A poisoned chip is not in the batch.
@@ -182,18 +178,18 @@ def insert(batch: Batch, poisoned: Batch) -> Batch:
 def random_control(
     batch: Batch, eps: float | Sequence[float], keys: Keys, kind: Literal["sign", "uniform"] = "sign"
 ) -> Batch:
-    """Return chips with random noise of the same size: what any effect of a poison must beat.
+    """Return chips with random noise of the same size, the control of a poison.
 
     Args:
         batch: The chips to be perturbed.
         eps: In data units, one number or one per band.
         keys: One stream per chip.
-        kind: "sign" puts every value at plus or minus eps, as strong as the constraint allows; "uniform" draws within.
+        kind: "sign" changes every value by plus or minus eps, the largest allowed change; "uniform" draws within.
     """
     draw = keys.fold("control").uniform(batch.image.shape[1:], -1.0, 1.0).to(batch.image)
     noise = draw.sign() if kind == "sign" else draw
     return replace(
-        batch, image=torch.where(batch.seen[:, None], batch.image + noise * column(eps, batch.image), batch.image)
+        batch, image=torch.where(batch.seen[:, None], batch.image + noise * eps_per_band(eps, batch.image), batch.image)
     )
 
 
@@ -202,7 +198,7 @@ def pixel_loss(logits: Tensor, label: Tensor) -> Tensor:
     return functional.cross_entropy(logits, label.clamp(0, logits.shape[1] - 1), reduction="none")
 
 
-def column(eps: float | Sequence[float], image: Tensor) -> Tensor:
+def eps_per_band(eps: float | Sequence[float], image: Tensor) -> Tensor:
     """Return eps as (1, C, 1, 1) or a scalar tensor.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Training as a function: a few steps of descent that can be differentiated with respect to the images learned from."""
+"""Unrolled training: a few steps of gradient descent, differentiable with respect to the training images."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from seawall.types import Batch
 Weights = Mapping[str, Tensor]
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters that training changes."""
+def trainable_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that require gradients, detached from the model."""
     return {name: p.detach().requires_grad_() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def fixed_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return everything else: frozen parameters and buffers."""
+def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that do not require gradients, and the buffers."""
     frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     return {**frozen, **{name: b.detach() for name, b in model.named_buffers()}}
 
 
-def said(model: nn.Module, weights: Weights, image: Tensor) -> Tensor:
-    """Return the logits of a model with other weights; the model's own stay as they are."""
-    logits: Tensor = functional_call(model, {**fixed_weights(model), **weights}, (image,))
+def logits_with(model: nn.Module, weights: Weights, image: Tensor) -> Tensor:
+    """Return the logits of a model with other weights; its own do not change."""
+    logits: Tensor = functional_call(model, {**frozen_weights(model), **weights}, (image,))
     return logits
 
 
 def training_loss(model: nn.Module, weights: Weights, batch: Batch) -> Tensor:
     """Return the mean cross-entropy over the valid pixels of a batch."""
-    return masked_mean(pixel_loss(said(model, weights, batch.image), batch.label), batch.valid)
+    return masked_mean(pixel_loss(logits_with(model, weights, batch.image), batch.label), batch.valid)
 
 
 def unroll(
@@ -42,26 +42,25 @@ def unroll(
 ) -> Tensor:
     """Return the adversary's loss after plain descent on each batch in turn, averaged over the steps.
 
-    Its gradient goes back through every step to the images of the batches that ask for one; if none does, no graph
-    is kept.
+    It is differentiable with respect to the images that require gradients; if none does, no graph is kept.
 
     Paper: Huang et al. 2020, arXiv:2004.00225, eqs. 4 to 6.
 
     Args:
-        model: In eval mode, so that a step depends on nothing but its batch.
+        model: In eval mode, so that a step depends on its batch alone.
         batches: One per step.
         lr: Length of the steps.
-        goal: From the target's logits to a scalar, lower being better for the adversary.
+        goal: Maps the target's logits to a scalar, lower being better for the adversary.
         target: (1, C, H, W) image.
     """
-    weights: Weights = trained_weights(model)
-    asked = any(batch.image.requires_grad for batch in batches)
+    weights: Weights = trainable_weights(model)
+    differentiable = any(batch.image.requires_grad for batch in batches)
     total = torch.zeros((), dtype=target.dtype, device=target.device)
     for batch in batches:
         loss = training_loss(model, weights, batch)
-        grads = torch.autograd.grad(loss, list(weights.values()), create_graph=asked, materialize_grads=True)
+        grads = torch.autograd.grad(loss, list(weights.values()), create_graph=differentiable, materialize_grads=True)
         weights = {name: w - lr * g for (name, w), g in zip(weights.items(), grads, strict=True)}
-        if not asked:
+        if not differentiable:
             weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
-        total = total + goal(said(model, weights, target))
+        total = total + goal(logits_with(model, weights, target))
     return total / max(1, len(batches))

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 import torch
 
 from seawall.poisoning.clean_label import GradientMatching, MetaPoison
-from seawall.poisoning.target import Target
+from seawall.poisoning.target import PoisonTarget
 from seawall.registry import Entry, build
 from seawall.rng import Keys
 from seawall.testing.assertions import copy_batch, quiet_random, same_batch, same_bits
@@ -82,7 +82,7 @@ def _poisoned(entry: Entry, batch: Batch) -> Batch:
 def _applied(method: object, batch: Batch) -> Batch:
     keys = Keys(0, batch.chips)
     scene = batch.select([0])
-    target = Target(scene, scene.seen, 0)
+    target = PoisonTarget(scene, scene.seen, 0)
     if isinstance(method, GradientMatching):  # crafted for a target, with a model
         return method.craft(linear_model(), target, batch, keys).batch
     if isinstance(method, MetaPoison):  # crafted for a target, with models of its own

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from seawall.errors import ModelError, RunError
 from seawall.io import write_atomic
-from seawall.models.weights import pack, state_of, unpack
+from seawall.models.weights import pack_safetensors, state_of, unpack_safetensors
 
 KEPT = 2
 
@@ -87,7 +87,7 @@ class Checkpoints:
         }
         path = self.folder / f"{standing.epoch:06d}-{standing.step:09d}.safetensors"
         try:
-            write_atomic(path, pack(tensors, meta)[0])
+            write_atomic(path, pack_safetensors(tensors, meta)[0])
             for old in self._newest()[KEPT:]:
                 old.unlink(missing_ok=True)
         except OSError as full:
@@ -107,7 +107,7 @@ class Checkpoints:
         damage: list[str] = []
         for path in self._newest():
             try:
-                tensors, meta = unpack(path)
+                tensors, meta = unpack_safetensors(path)
             except ModelError as bad:
                 damage.append(str(bad))
                 continue

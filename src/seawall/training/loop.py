@@ -30,7 +30,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_you_mean
 from seawall.io import RunLock
 from seawall.models.blocks import Standardize
-from seawall.models.weights import check_finite, digest, load_model, save_model, spec_of, spec_to_json, state_of
+from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of, tensors_digest
 from seawall.result import StageProgress
 from seawall.rng import Keys
 from seawall.training.checkpoint import Checkpoints, History, HistoryLog, Row, Standing, finite, sweep
@@ -437,6 +437,6 @@ def _identity(
         "seed": str(seed),
         "objective": repr(objective) if is_dataclass(objective) else type(objective).__qualname__,
         "model": spec_to_json(replace(spec_of(model), note="")),
-        "normalization": digest(scaling, {})[:12],
+        "normalization": tensors_digest(scaling, {})[:12],
         **{f"context.{key}": value for key, value in context.items()},
     }

@@ -1,7 +1,7 @@
 """Conformal risk control: a water map that misses at most a stated share, on average over new scenes.
 
 The unit that must be exchangeable is the scene: pixels and tiles of one scene are not independent, so their number
-buys no guarantee.
+gives no guarantee.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from seawall.errors import DataError, UsageError
 from seawall.modules import to_device_of
 from seawall.types import Batch, SegmentationModel
 
-LEVELS = 1000
+THRESHOLD_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Conformal:
     Args:
         klass: The class.
         alpha: The share of its pixels that may be missed, in expectation over a new scene that has some.
-        threshold: Pixels at or above it are mapped as the class; None where no threshold can promise that.
-        scenes: Scenes with the class that it was calibrated on.
-        needed: Scenes that are needed for any promise at this alpha.
+        threshold: Pixels at or above it are mapped as the class; None where no threshold has the guarantee.
+        scenes: Number of calibration scenes with the class.
+        needed: Number of scenes that any guarantee at this alpha needs.
         risk: Mean missed share of the calibration scenes at the threshold; None without a threshold.
     """
 
@@ -68,7 +68,7 @@ def conformal_threshold(
         bound: Largest possible loss.
 
     Returns:
-        The lambda, or None where none can be promised: too few scenes, or too much risk at every lambda.
+        The lambda, or None where none has the guarantee: too few scenes, or too much risk at every lambda.
 
     Raises:
         UsageError: alpha is not inside (0, bound), or the risks do not grow.
@@ -119,10 +119,12 @@ def missed_shares(
         for i, chip in enumerate(batch.chips):
             held = share[i][(batch.valid[i] & (batch.label[i] == k)).cpu()].numpy()
             # a pixel of probability p is kept by thresholds up to p: it is missed from the next step on
-            step = np.floor(held * LEVELS).astype(np.int64) + 1
+            step = np.floor(held * THRESHOLD_STEPS).astype(np.int64) + 1
             scene = scenes.get(chip, chip)
-            counts[scene] = counts.get(scene, np.zeros(LEVELS + 2, np.int64)) + np.bincount(step, minlength=LEVELS + 2)
-    return {s: np.cumsum(c)[: LEVELS + 1] / c.sum() for s, c in sorted(counts.items()) if c.sum()}
+            counts[scene] = counts.get(scene, np.zeros(THRESHOLD_STEPS + 2, np.int64)) + np.bincount(
+                step, minlength=THRESHOLD_STEPS + 2
+            )
+    return {s: np.cumsum(c)[: THRESHOLD_STEPS + 1] / c.sum() for s, c in sorted(counts.items()) if c.sum()}
 
 
 def fit_conformal(
@@ -133,7 +135,7 @@ def fit_conformal(
     klass: str = "water",
     alpha: float = 0.1,
 ) -> Conformal:
-    """Find the highest threshold that misses at most `alpha` of a class, on average over new scenes.
+    """Return the highest threshold that misses at most `alpha` of a class, on average over new scenes.
 
     Args:
         model: In eval mode.
@@ -143,9 +145,9 @@ def fit_conformal(
         alpha: Share that may be missed.
     """
     shares = missed_shares(model, batches, scenes, klass)
-    risks = np.array(list(shares.values())).reshape(-1, LEVELS + 1)
-    lambdas = np.arange(LEVELS + 1) / LEVELS
+    risks = np.array(list(shares.values())).reshape(-1, THRESHOLD_STEPS + 1)
+    lambdas = np.arange(THRESHOLD_STEPS + 1) / THRESHOLD_STEPS
     threshold = conformal_threshold(risks, lambdas, alpha)
     needed = math.ceil(1 / alpha - 1 - 1e-9)
-    risk = None if threshold is None else float(risks[:, round(threshold * LEVELS)].mean())
+    risk = None if threshold is None else float(risks[:, round(threshold * THRESHOLD_STEPS)].mean())
     return Conformal(klass, alpha, threshold, len(risks), needed, risk)

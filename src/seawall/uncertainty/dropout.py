@@ -1,4 +1,4 @@
-"""Monte Carlo dropout: units drop at inference too, and a chip's drops are its own."""
+"""Monte Carlo dropout: dropout at inference, with masks drawn per chip."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class MonteCarloDropout:
         """Return the predictor.
 
         Raises:
-            ModelError: No layer of the model drops anything: all passes would be the same.
+            ModelError: The model has no active dropout layer: all passes would be the same.
         """
-        _layers(model)
+        _dropout_layers(model)
         return Predictor(model, _Drops(self.passes), self.seed)
 
 
@@ -59,15 +59,15 @@ class _Drops:
     seeded: ClassVar[bool] = True
 
     def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
-        """Yield the logits of each pass, with masks of its own."""
-        layers = _layers(model)
+        """Yield the logits of each pass, each with other masks."""
+        layers = _dropout_layers(model)
         for i in range(self.count):
-            with _dropping(layers, keys.fold("dropout", i)):
+            with _keyed_dropout(layers, keys.fold("dropout", i)):
                 logits = model(image)
             yield logits
 
 
-def _layers(model: SegmentationModel) -> dict[str, nn.Module]:
+def _dropout_layers(model: SegmentationModel) -> dict[str, nn.Module]:
     modules = model.named_modules() if isinstance(model, nn.Module) else iter(())
     kinds = (nn.Dropout, *WHOLE_CHANNELS)
     found: dict[str, nn.Module] = {
@@ -81,7 +81,7 @@ def _layers(model: SegmentationModel) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def _dropping(layers: dict[str, nn.Module], keys: Keys) -> Iterator[None]:
+def _keyed_dropout(layers: dict[str, nn.Module], keys: Keys) -> Iterator[None]:
     calls: Counter[str] = Counter()
 
     def hook(name: str, rate: float, whole: bool) -> Hook:

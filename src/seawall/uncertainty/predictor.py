@@ -1,4 +1,4 @@
-"""A model that passes more than once: still a segmentation model, and it can say how sure it is."""
+"""Predictors of several passes: one model under symmetries or dropout, or an ensemble; with uncertainty maps."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from seawall.rng import Keys
 from seawall.types import SegmentationModel
 
 
-class Method(Protocol):
-    """How a predictor asks its model: a frozen value, so that its fields say all that decides the answer."""
+class UncertaintyMethod(Protocol):
+    """The passes of a predictor: a frozen value whose fields decide the result."""
 
     seeded: ClassVar[bool]
-    """Whether passes draw from the keys, which follow from all pixels of an image: then a logit depends on them all."""
+    """Whether passes draw from the keys: these depend on all pixels of an image, and so does every logit then."""
 
     def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
         """Yield the logits (B, K, H, W) of each pass."""
@@ -31,18 +31,22 @@ class Method(Protocol):
 class Predictor(nn.Module):
     """The mean of several passes.
 
-    Called like any model it gives the logarithm of the mean probability as logits, so that evaluation and whole-scene
-    maps need not know about passes.
+    Called like any model it returns the logarithm of the mean probability as logits, so that evaluation and whole-scene
+    maps use it unchanged.
 
     Args:
-        model: The model whose spec counts; its weights stay where they are.
-        method: How the passes are made.
-        seed: Seed where no keys are given; a chip's randomness then follows from its pixels.
-        others: Further models that the method asks; they move between devices with this one.
+        model: The model, whose spec is the predictor's.
+        method: Computes the passes.
+        seed: Seed where no keys are given; a chip's stream is then keyed by its pixels.
+        others: Further models of the method; they move between devices with this one.
     """
 
     def __init__(
-        self, model: SegmentationModel, method: Method, seed: int = 0, others: Iterable[SegmentationModel] = ()
+        self,
+        model: SegmentationModel,
+        method: UncertaintyMethod,
+        seed: int = 0,
+        others: Iterable[SegmentationModel] = (),
     ) -> None:
         super().__init__()
         self.spec = model.spec
@@ -53,7 +57,7 @@ class Predictor(nn.Module):
 
     @property
     def reach(self) -> int | None:
-        """How many pixels away an input pixel can change a logit; None without a bound."""
+        """Radius of the receptive field in pixels; None without a bound."""
         reaches = [cast(int | None, member.reach) for member in self._members]
         known = [reach for reach in reaches if reach is not None]
         return None if self.method.seeded or len(known) < len(reaches) else max(known)
@@ -68,20 +72,20 @@ class Predictor(nn.Module):
         return [cast(nn.Module, self.inner), *self.others]
 
     def predict(self, image: Tensor, keys: Keys | None = None) -> Prediction:
-        """Return the mean probability and the maps of what is unsure.
+        """Return the mean probability and the maps of uncertainty.
 
         Args:
             image: (B, C, H, W) in data units.
-            keys: Randomness per chip; from the pixels themselves where None.
+            keys: One stream per chip; keyed by the pixels where None.
         """
         with torch.no_grad():
-            return gather(self.method.passes(self.inner, image, keys or self._own(image)))
+            return aggregate_passes(self.method.passes(self.inner, image, keys or self._pixel_keys(image)))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W), with gradients to the image."""
         mean: Tensor | None = None
         count = 0
-        for logits in self.method.passes(self.inner, image, self._own(image)):
+        for logits in self.method.passes(self.inner, image, self._pixel_keys(image)):
             probability = torch.softmax(logits, 1)
             mean = probability if mean is None else mean + probability
             count += 1
@@ -89,21 +93,21 @@ class Predictor(nn.Module):
             raise RuntimeError("predictor: the method made no pass")
         return (mean / count).clamp_min(torch.finfo(mean.dtype).tiny).log()
 
-    def _own(self, image: Tensor) -> Keys:
-        """Keys from the pixels: the same image draws alike in any batch."""
+    def _pixel_keys(self, image: Tensor) -> Keys:
+        """Return keys from the pixels: the draws of an image are the same in any batch."""
         pixels = image.detach().cpu().contiguous().numpy()
         return Keys(self.seed, tuple(hashlib.blake2b(chip.tobytes(), digest_size=8).hexdigest() for chip in pixels))
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What several passes say together.
+    """The mean of several passes, and maps of uncertainty.
 
     Args:
         probability: (B, K, H, W) mean of the passes' probabilities.
-        entropy: (B, H, W) entropy of the mean, 0 to ln K: all that is unsure.
-        mutual_information: (B, H, W) the part of it that comes from passes that disagree, at least 0.
-        margin: (B, H, W) largest less second largest mean probability, 0 to 1: small is unsure.
+        entropy: (B, H, W) entropy of the mean, 0 to ln K: total uncertainty.
+        mutual_information: (B, H, W) the part of it from the disagreement of the passes, at least 0.
+        margin: (B, H, W) largest less second largest mean probability, 0 to 1: small is uncertain.
         variation: (B, H, W) 1 less the largest mean probability.
         passes: Number of passes.
     """
@@ -116,8 +120,8 @@ class Prediction:
     passes: int
 
 
-def gather(passes: Iterable[Tensor]) -> Prediction:
-    """Average the probabilities of several passes, one at a time, so that memory does not grow with them.
+def aggregate_passes(passes: Iterable[Tensor]) -> Prediction:
+    """Average the probabilities of several passes, one at a time: memory does not grow with their number.
 
     Args:
         passes: Logits (B, K, H, W), one tensor per pass.
@@ -126,14 +130,14 @@ def gather(passes: Iterable[Tensor]) -> Prediction:
         UsageError: There is no pass.
 
     Example:
-        >>> gather([torch.zeros(1, 2, 1, 1)] * 3).mutual_information.item()
+        >>> aggregate_passes([torch.zeros(1, 2, 1, 1)] * 3).mutual_information.item()
         0.0
     """
     total: Tensor | None = None
     within: Tensor | None = None
     count = 0
     for logits in passes:
-        # double, so that the order of the passes is lost in rounding: flipping the image flips the map exactly
+        # double: the order of the passes then vanishes in rounding, and a flipped image gives exactly the flipped map
         probability = torch.softmax(logits.double(), 1)
         spread = entropy(probability)
         total = probability if total is None else total + probability
@@ -147,7 +151,7 @@ def gather(passes: Iterable[Tensor]) -> Prediction:
         mean.float(),
         whole.float(),
         (whole - within / count).clamp_min(0).float(),
-        margin(mean).float(),
+        top_two_margin(mean).float(),
         (1 - mean.amax(1)).float(),
         count,
     )
@@ -158,7 +162,7 @@ def entropy(probability: Tensor) -> Tensor:
     return -torch.xlogy(probability, probability).sum(1)
 
 
-def margin(probability: Tensor) -> Tensor:
+def top_two_margin(probability: Tensor) -> Tensor:
     """Return the largest less the second largest probability; with one class the largest."""
     if probability.shape[1] == 1:
         return probability[:, 0]
@@ -183,8 +187,8 @@ class SinglePass:
 
 @register("uncertainty", "tta")
 @dataclass(frozen=True)
-class Symmetries:
-    """The mean over the eight symmetries of the square: turning the image turns the map, exactly."""
+class TTA:
+    """Test-time augmentation: the mean over the eight symmetries of the square, to which the map is exactly equivariant."""
 
     seeded: ClassVar[bool] = False
 
@@ -192,19 +196,19 @@ class Symmetries:
         return Predictor(model, self)
 
     def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
-        """Yield the logits of each symmetry, turned back."""
+        """Yield the logits of each symmetry, in the orientation of the image."""
         for turns in range(4):
             for mirrored in (False, True):
-                yield undo(model(turn(image, turns, mirrored)), turns, mirrored)
+                yield undo_rotate_and_flip(model(rotate_and_flip(image, turns, mirrored)), turns, mirrored)
 
 
-def turn(image: Tensor, turns: int, mirrored: bool) -> Tensor:
-    """Mirror, then turn by quarters."""
+def rotate_and_flip(image: Tensor, turns: int, mirrored: bool) -> Tensor:
+    """Flip, then rotate by quarter turns."""
     return (image.flip(-1) if mirrored else image).rot90(turns, (-2, -1))
 
 
-def undo(image: Tensor, turns: int, mirrored: bool) -> Tensor:
-    """Turn back, then mirror back."""
+def undo_rotate_and_flip(image: Tensor, turns: int, mirrored: bool) -> Tensor:
+    """Invert `rotate_and_flip`."""
     straight = image.rot90(-turns, (-2, -1))
     return straight.flip(-1) if mirrored else straight
 
@@ -214,7 +218,7 @@ class Ensemble:
     """The mean over independently trained models.
 
     Args:
-        others: Models beside the one that it is called with.
+        others: The models besides the one it is called with.
     """
 
     others: tuple[SegmentationModel, ...]
@@ -224,14 +228,14 @@ class Ensemble:
         """Return the predictor of all models together.
 
         Raises:
-            ModelError: The models do not have the same bands, classes and unit.
+            ModelError: Bands, classes or units of the models differ.
         """
         for other in self.others:
-            mine, theirs = model.spec, other.spec
-            if (mine.bands, mine.classes, mine.unit) != (theirs.bands, theirs.classes, theirs.unit):
+            wanted, got = model.spec, other.spec
+            if (wanted.bands, wanted.classes, wanted.unit) != (got.bands, got.classes, got.unit):
                 raise ModelError(
-                    f"ensemble: expected {mine.bands} {mine.unit} to {mine.classes}, got {theirs.bands} {theirs.unit} "
-                    f"to {theirs.classes}; use models of one task"
+                    f"ensemble: expected {wanted.bands} {wanted.unit} to {wanted.classes}, got {got.bands} {got.unit} "
+                    f"to {got.classes}; use models of one task"
                 )
 
         return Predictor(model, self, others=self.others)

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes confidence honest and changes no class."""
+"""Temperature scaling: one number that calibrates probabilities and changes no class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
 
-COLDEST, HOTTEST = 0.01, 100.0
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 
 @register("uncertainty", "temperature", paper="arXiv:1706.04599", smoke={"value": 1.5})
@@ -25,7 +25,7 @@ class Temperature:
     """Divide the logits by one number.
 
     Args:
-        value: Above 1 softens, below 1 sharpens; find it with `fit_temperature`.
+        value: Above 1 lowers the confidence, below 1 raises it; `fit_temperature` returns it.
 
     Paper: Guo et al. 2017, arXiv:1706.04599, section 4.2.
     """
@@ -36,12 +36,12 @@ class Temperature:
         if not (np.isfinite(self.value) and self.value > 0):
             raise UsageError(f"temperature.value: expected a positive number, got {self.value}; 1 changes nothing")
 
-    def __call__(self, model: SegmentationModel) -> Scaled:
-        return Scaled(model, self.value)
+    def __call__(self, model: SegmentationModel) -> TemperatureScaled:
+        return TemperatureScaled(model, self.value)
 
 
-class Scaled(nn.Module):
-    """A model with its logits divided by a temperature: the classes stay, the confidence does not."""
+class TemperatureScaled(nn.Module):
+    """A model with its logits divided by a temperature."""
 
     def __init__(self, model: SegmentationModel, temperature: float) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class Scaled(nn.Module):
 def fit_temperature(
     model: SegmentationModel, batches: Iterable[Batch], *, pixels: int | None = 20000, seed: int = 0
 ) -> Temperature:
-    """Find the temperature with the smallest negative log likelihood on held-out chips.
+    """Return the temperature with the smallest negative log likelihood on held-out chips.
 
     Args:
         model: In eval mode.
         batches: Chips that the model was not trained on.
-        pixels: Most valid pixels taken per chip, by chance; all where None.
-        seed: Seed of that chance.
+        pixels: Most valid pixels per chip, drawn at random; None takes all.
+        seed: Seed of the draw.
 
     Raises:
         DataError: There is no valid pixel.
@@ -96,10 +96,10 @@ def fit_temperature(
 
 
 def temperature_of(logits: Tensor, label: Tensor) -> float:
-    """Minimize the negative log likelihood, which is convex in the inverse temperature.
+    """Return the temperature that minimizes the negative log likelihood, which is convex in its inverse.
 
-    Newton's method, held inside an interval that shrinks. A model that is never wrong would want temperature 0, one
-    that is worse than chance infinity: the ends are 0.01 and 100.
+    Newton's method inside a shrinking interval. The optimum is 0 for a model that is never wrong and infinite for one
+    that is worse than chance: the result is clipped to 0.01 and 100.
 
     Args:
         logits: (N, K).
@@ -110,7 +110,7 @@ def temperature_of(logits: Tensor, label: Tensor) -> float:
     """
     z = logits.double()
     true = z.gather(1, label[:, None].long())[:, 0]
-    low, high, beta = 1 / HOTTEST, 1 / COLDEST, 1.0
+    low, high, beta = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
     for _ in range(200):
         p = torch.softmax(beta * z, 1)
         mean = (p * z).sum(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from seawall import registry
 from seawall.errors import UsageError
 from seawall.geo.sensors import band_noise
-from seawall.losses.segmentation import CE, LossField
+from seawall.losses.segmentation import CrossEntropyLoss, LossField
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
@@ -48,7 +48,7 @@ class Adversarial:
         'pgd'
     """
 
-    loss: LossField = field(default_factory=CE)
+    loss: LossField = field(default_factory=CrossEntropyLoss)
     threat: str = "linf 1% reflectance"
     attack: str = "pgd"
     attack_settings: Mapping[str, Plain] = field(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seawall.errors import UsageError
-from seawall.losses.segmentation import check_input, cross_entropy, masked_mean
+from seawall.losses.segmentation import check_input, masked_mean, pixel_cross_entropy
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
@@ -57,7 +57,7 @@ class CoTeaching:
             )
         one, two = cast(Callable[[Tensor], tuple[Tensor, Tensor]], members)(batch.image)
         classes = check_input(one, batch.label, batch.valid)
-        losses = [cross_entropy(logits, batch.label) for logits in (one, two)]
+        losses = [pixel_cross_entropy(logits, batch.label) for logits in (one, two)]
         keep = self.keep(batch.chips)
         easy = [small(loss.detach(), batch.label, batch.valid, keep, classes, self.within) for loss in losses]
         return masked_mean(losses[0], easy[1]) + masked_mean(losses[1], easy[0])

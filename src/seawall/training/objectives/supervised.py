@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from seawall.losses.segmentation import CE, LossField
+from seawall.losses.segmentation import CrossEntropyLoss, LossField
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
@@ -21,7 +21,7 @@ class Supervised:
         loss: A loss, or in a recipe its name, such as "ce" or "ce + dice".
     """
 
-    loss: LossField = field(default_factory=CE)
+    loss: LossField = field(default_factory=CrossEntropyLoss)
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
         return self.loss(model(batch.image), batch.label, batch.valid)

@@ -16,16 +16,22 @@ from seawall.label_noise.teacher import model_teacher, saliency_teacher
 from seawall.models.unet import UNet
 from seawall.poisoning import clean_label
 from seawall.poisoning.backdoor import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
-from seawall.poisoning.clean_label import GradientMatching, MetaPoison, Noise, cosine, flip, join
+from seawall.poisoning.clean_label import (
+    GradientMatching,
+    MetaPoison,
+    PoisonPerturbation,
+    concatenate_batches,
+    gradient_cosine,
+    random_flips,
+)
 from seawall.poisoning.detection import (
     activation_clustering,
     activations,
-    beyond,
-    false_alarm_rate,
+    conformal_flags,
     spectral_signatures,
 )
-from seawall.poisoning.target import Target, choose, insert, random_control, victims
-from seawall.poisoning.unrolled_training import said, trained_weights, training_loss, unroll
+from seawall.poisoning.target import PoisonTarget, choose_chips, evaluate_poison, insert_poisoned, random_control
+from seawall.poisoning.unrolled_training import logits_with, trainable_weights, training_loss, unroll
 from seawall.registry import entries
 from seawall.rng import Keys
 from seawall.testing.assertions import quiet_random, same_batch, same_bits, same_snapshot, snapshot
@@ -49,7 +55,7 @@ def target(klass=1):
     batch = replace(batch, label=torch.where(batch.valid, batch.label, 0), chips=("target",))
     region = torch.zeros_like(batch.seen)
     region[:, 3:8, 3:8] = True
-    return Target(batch, region, klass)
+    return PoisonTarget(batch, region, klass)
 
 
 def wide(batch):
@@ -68,7 +74,7 @@ def small_net(seed=0):
 def test_the_unrolled_gradient_by_finite_differences(steps):
     model = linear_model().double()
     aim, data = target(), wide(chips(2, 6))
-    aim = Target(wide(aim.batch), aim.region, aim.klass)
+    aim = PoisonTarget(wide(aim.batch), aim.region, aim.klass)
     later = [wide(chips(2, 6)).select([1]) for _ in range(steps - 1)]
 
     def value(offset):
@@ -93,13 +99,13 @@ def test_one_unrolled_step_is_the_influence_form():
     model, lr = linear_model().double(), 0.2
     aim, data = target(), wide(chips(2, 6))
     image = data.image.clone().requires_grad_()
-    weights = trained_weights(model)
+    weights = trainable_weights(model)
     loss = training_loss(model, weights, replace(data, image=image))
     learned = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
     moved = {
         name: (w - lr * g).detach().requires_grad_() for (name, w), g in zip(weights.items(), learned, strict=True)
     }
-    wrong = torch.autograd.grad(aim.loss(said(model, moved, aim.batch.image.double())), list(moved.values()))
+    wrong = torch.autograd.grad(aim.loss(logits_with(model, moved, aim.batch.image.double())), list(moved.values()))
     dot = sum((a * b).sum() for a, b in zip(learned, wrong, strict=True))
     (form,) = torch.autograd.grad(-lr * dot, image, retain_graph=True)
     shown = data.image.clone().requires_grad_()
@@ -197,7 +203,7 @@ def test_a_step_on_gradient_matched_chips_lowers_the_targets_loss():
 
 def test_the_step_of_gradient_matching_falls_tenfold_three_times(monkeypatch):
     lengths = []
-    monkeypatch.setattr(Noise, "descend", lambda self, grad, length: lengths.append(length))
+    monkeypatch.setattr(PoisonPerturbation, "descend", lambda self, grad, length: lengths.append(length))
     few = chips().select([0])
     GradientMatching(0.02, steps=8, restarts=1, step=0.1).craft(small_net(), target(), few, keys(few))
     assert lengths == pytest.approx([0.1] * 3 + [0.01] * 2 + [0.001] * 2 + [0.0001])
@@ -213,10 +219,10 @@ def test_the_best_restart_is_kept_and_its_last_loss_is_that_of_the_poison():
         GradientMatching(0.05, steps=2, restarts=n, smooth=None).craft(model, aim, few, keys(few)) for n in (1, 4)
     )
     assert four.losses[-1] < one.losses[-1]
-    weights = trained_weights(model)
-    wrong = torch.autograd.grad(aim.loss(said(model, weights, aim.batch.image)), list(weights.values()))
+    weights = trainable_weights(model)
+    wrong = torch.autograd.grad(aim.loss(logits_with(model, weights, aim.batch.image)), list(weights.values()))
     right = torch.autograd.grad(training_loss(model, weights, four.batch), list(weights.values()))
-    assert four.losses[-1] == pytest.approx(1 - float(cosine(right, wrong)), abs=1e-5)
+    assert four.losses[-1] == pytest.approx(1 - float(gradient_cosine(right, wrong)), abs=1e-5)
 
 
 def test_frozen_weights_do_not_count_in_gradient_matching():
@@ -227,7 +233,7 @@ def test_frozen_weights_do_not_count_in_gradient_matching():
     head = list(model.network.head.parameters())
     wrong = torch.autograd.grad(aim.loss(model(aim.batch.image)), head)
     right = torch.autograd.grad(training_loss(model, dict(model.named_parameters()), made.batch), head)
-    assert made.losses[-1] == pytest.approx(1 - float(cosine(right, wrong)), abs=1e-5)
+    assert made.losses[-1] == pytest.approx(1 - float(gradient_cosine(right, wrong)), abs=1e-5)
 
 
 def meta(few, rest, **settings):
@@ -240,7 +246,7 @@ def test_meta_poison_lowers_the_targets_loss():
     few, rest = data.select([0, 2]), data.select([1, 3])
     made = meta(few, rest)
     assert made.losses[-1] < made.losses[0] - 0.05 < -0.05
-    poisoned, clean = (learned(small_net(), join(batch, rest), aim, 0.2) for batch in (made.batch, few))
+    poisoned, clean = (learned(small_net(), concatenate_batches(batch, rest), aim, 0.2) for batch in (made.batch, few))
     assert poisoned < clean - 0.05
 
 
@@ -257,13 +263,19 @@ def test_with_relu_rounded_off_the_gradient_foretells_what_a_step_does():
     few, rest = data.select([0, 2]), data.select([1, 3])
 
     def share_kept(sharpness):
-        with clean_label.rounded_off([model], sharpness):
+        with clean_label.smoothed_relu(model, sharpness):
             image = few.image.clone().requires_grad_()
-            value = unroll(model, [join(replace(few, image=image), rest), rest], 0.5, aim.margin, aim.batch.image)
+            value = unroll(
+                model, [concatenate_batches(replace(few, image=image), rest), rest], 0.5, aim.margin, aim.batch.image
+            )
             (grad,) = torch.autograd.grad(value, image)
             step = -0.001 * grad.sign()
             after = unroll(
-                model, [join(replace(few, image=few.image + step), rest), rest], 0.5, aim.margin, aim.batch.image
+                model,
+                [concatenate_batches(replace(few, image=few.image + step), rest), rest],
+                0.5,
+                aim.margin,
+                aim.batch.image,
             )
         return float((after - value).detach() / (grad * step).sum())
 
@@ -272,7 +284,7 @@ def test_with_relu_rounded_off_the_gradient_foretells_what_a_step_does():
     image = few.image[:1]
     with torch.no_grad():
         was = model(image)
-        with clean_label.rounded_off([model], 5.0):
+        with clean_label.smoothed_relu(model, 5.0):
             assert not torch.equal(model(image), was)
         assert torch.equal(model(image), was)
 
@@ -360,28 +372,28 @@ def test_victims_are_fresh_and_counted_in_the_target_as_it_is():
         return model
 
     poisoned = replace(data, label=torch.ones_like(data.label))
-    found = victims(aim, data, poisoned, data, learn, (3, 4), lambda model: 0.5)
+    found = evaluate_poison(aim, data, poisoned, data, learn, (3, 4), lambda model: 0.5)
     assert found.flipped == (1.0, 1.0)
     assert found.control == found.clean == (0.0, 0.0)
     assert found.gain == 1.0
     assert found.quality == (0.5, 0.5)
     assert [seed for _, seed in seen] == [3, 4] * 3
     with pytest.raises(UsageError, match="seeds"):
-        victims(aim, data, poisoned, data, learn, ())
+        evaluate_poison(aim, data, poisoned, data, learn, ())
     with pytest.raises(UsageError, match="same chips"):
-        victims(aim, data, data.select([0]), data, learn, (1,))
+        evaluate_poison(aim, data, data.select([0]), data, learn, (1,))
 
 
 def test_choose_is_exact_nested_and_by_key():
     ids = [f"c{i}" for i in range(37)]
-    few, many = choose(ids, 0.1, 1), choose(ids, 0.3, 1)
+    few, many = choose_chips(ids, 0.1, 1), choose_chips(ids, 0.3, 1)
     assert (len(few), len(many)) == (3, 11)
     assert set(few) < set(many)
-    assert choose(list(reversed(ids)), 0.1, 1) == few
-    assert choose(ids, 0.1, 2) != few
+    assert choose_chips(list(reversed(ids)), 0.1, 1) == few
+    assert choose_chips(ids, 0.1, 2) != few
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(UsageError, match="share"):
-            choose(ids, share, 0)
+            choose_chips(ids, share, 0)
 
 
 def test_dirty_labels_meet_their_budget_to_the_pixel_as_one_blot():
@@ -406,7 +418,7 @@ def test_a_backdoor_stays_within_eps_and_hides_its_class(trigger):
     change = (after.image - data.image).abs()
     assert float(change.max()) <= 0.05 + 1e-6
     assert not bool(change[~data.seen[:, None].expand_as(change)].any())
-    aimed = poison.aimed(data, keys(data))
+    aimed = poison.relabelled(data, keys(data))
     assert torch.equal(after.label != data.label, aimed)
     assert bool((data.label[aimed] == 1).all() and data.valid[aimed].all())
     if trigger == "patch":
@@ -478,16 +490,16 @@ def test_the_control_is_as_large_as_the_poison_and_unseen_pixels_stay():
 def test_insert_flip_join_and_cosine():
     data = chips()
     few = replace(data.select([4, 1]), image=torch.ones(2, 2, 12, 12))
-    after = insert(data, few)
+    after = insert_poisoned(data, few)
     assert bool((after.image[[1, 4]] == 1).all()) and same_bits(after.image[[0, 2, 3, 5]], data.image[[0, 2, 3, 5]])
     with pytest.raises(DataError, match="chips of the batch"):
-        insert(data, replace(few, chips=("x", "y")))
-    turned = flip(data, keys(data))
+        insert_poisoned(data, replace(few, chips=("x", "y")))
+    turned = random_flips(data, keys(data))
     assert torch.equal(turned.label.flatten(1).sum(1), data.label.flatten(1).sum(1))
-    assert same_batch(join(data.select([0, 1]), data.select([2])), data.select([0, 1, 2]))
+    assert same_batch(concatenate_batches(data.select([0, 1]), data.select([2])), data.select([0, 1, 2]))
     a = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
-    assert cosine(a, a) == pytest.approx(1.0)
-    noise = Noise(few, 0.1, Keys(0, few.chips))
+    assert gradient_cosine(a, a) == pytest.approx(1.0)
+    noise = PoisonPerturbation(few, 0.1, Keys(0, few.chips))
     noise.descend(torch.ones_like(noise.offset), 5.0)
     assert float(noise.offset.detach().min()) >= -0.1 - 1e-7
 
@@ -501,9 +513,9 @@ def test_settings_that_cannot_be(make):
 def test_targets_that_cannot_be():
     aim = target()
     with pytest.raises(DataError, match="one image"):
-        Target(chips(), aim.region, 1)
+        PoisonTarget(chips(), aim.region, 1)
     with pytest.raises(DataError, match="seen"):
-        Target(aim.batch, torch.zeros_like(aim.region), 1)
+        PoisonTarget(aim.batch, torch.zeros_like(aim.region), 1)
 
 
 def cloud(seed=0, clean=60, bad=6, apart=6.0):
@@ -527,8 +539,10 @@ def test_detectors_find_planted_chips_and_mostly_leave_clean_ones():
         assert verdict.auc(bad) == 1.0
     clean, flat, _ = cloud(1, 80, 0)
     assert spectral_signatures(clean, flat).rates([])[0] is None
-    assert false_alarm_rate(spectral_signatures, clean, flat, draws=20) < 0.05
-    assert false_alarm_rate(activation_clustering, clean, flat, draws=20) < 0.05
+    rng = np.random.default_rng(0)
+    halves = [rng.permutation(len(clean))[: len(clean) // 2] for _ in range(20)]
+    for detector in (spectral_signatures, activation_clustering):
+        assert np.mean([detector([clean[i] for i in at], flat[at]).flagged.mean() for at in halves]) < 0.05
 
 
 def test_detectors_have_a_defined_result_on_little():
@@ -628,8 +642,8 @@ def test_trusted_chips_that_cannot_be():
             detect(ids, features, trusted=features[:, :3])
     with pytest.raises(UsageError, match="give one of them"):
         spectral_signatures(ids, features, 0.1, trusted=features)
-    assert beyond(np.array([19.0, 18.9]), np.arange(19.0), 0.05).tolist() == [True, True]
-    assert beyond(np.array([18.0]), np.arange(19.0), 0.05).tolist() == [False]
+    assert conformal_flags(np.array([19.0, 18.9]), np.arange(19.0), 0.05).tolist() == [True, True]
+    assert conformal_flags(np.array([18.0]), np.arange(19.0), 0.05).tolist() == [False]
 
 
 def test_the_benchmark_makes_a_cut_off_row_again_and_prints_intervals_over_seeds(tmp_path):
