@@ -188,7 +188,7 @@ def trigger_rate(predicted: Tensor, batch: Batch, poison: Backdoor, keys: Keys) 
     return float((predicted == poison.to)[at].float().mean()) if bool(at.any()) else None
 
 
-@register("poison", "noise", smoke={"eps": 0.02})
+@register("poison", "noise", smoke={"eps": 0.02}, traits=("clean-label",))
 @final
 @dataclass(frozen=True)
 class RandomPerturbation:
