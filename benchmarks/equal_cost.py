@@ -26,7 +26,7 @@ from strength import Counts, counted, some, worst
 from seawall.attacks.apgd import APGD, JensenShannonAttack, TsallisPGD
 from seawall.attacks.gradient import PGD, CosPGD, PAdamCE
 from seawall.attacks.suites import SEA, Attack, Seawall, Suite
-from seawall.data.loader import whole
+from seawall.data.loader import whole_chips
 from seawall.pipeline.context import Run
 from seawall.pipeline.data import divide, gather
 from seawall.pipeline.training import train_one
@@ -77,7 +77,7 @@ def networks(given: argparse.Namespace) -> Iterator[tuple[str, SegmentationModel
     base = Run(recipe("unet", "plain", 0), given.home, "cpu", True, lambda *_: None)
     chips, _ = gather(base, given.home / "chips")
     split = divide(base, chips)
-    batch = some(whole(chips, split.test), given)
+    batch = some(whole_chips(chips, split.test), given)
     for seed in (0, 1):
         for taught in TAUGHT:
             for architecture in ARCHITECTURES:

@@ -35,7 +35,7 @@ import torch
 
 from seawall import api
 from seawall.data.chips import Chip, ChipFolder
-from seawall.data.curate import curate
+from seawall.data.curate import curate_chips
 from seawall.data.simulated import Simulated
 from seawall.data.writer import ChipWriter
 from seawall.geo.raster import read_raster
@@ -143,7 +143,7 @@ def inject(clean: ChipFolder, out: Path, faults: Sequence[str], seed: int) -> No
         chip = clean.read(id_)
         label = spoiled(chip, fault[id_], clean, seed) if id_ in fault else chip.label
         source = f"{fault.get(id_, 'as it is')} {seed} {clean.row(id_).label_sha256}"
-        if not writer.whole(id_, source):
+        if not writer.is_complete(id_, source):
             writer.relabel(clean, id_, marks_of(replace(chip, label=label)), source_sha256=source)
     writer.finish(clean.ids)
 
@@ -180,8 +180,8 @@ def scenes(asked: argparse.Namespace, seed: int) -> ChipFolder:
         source = os.environ.get("SEAWALL_DATA", "")
         if not source:
             raise SystemExit("error: SEAWALL_DATA: expected the folder of real chips, got nothing; export it")
-        return curate(source, home, kind="index", sensor="s2", select="hls_").folder
-    return curate(
+        return curate_chips(source, home, kind="index", sensor="s2", select="hls_").folder
+    return curate_chips(
         Simulated(asked.scenes, 128, "s2", ("B02", "B03", "B04", "B08", "B11", "B12"), seed=seed), home
     ).folder
 

@@ -30,7 +30,7 @@ from seawall.attacks.apgd import APGD, BalancedCE, JensenShannonAttack, MaskedCE
 from seawall.attacks.gradient import BIM, MIFGSM, PGD, CosPGD, PAdamCE, SegPGD
 from seawall.attacks.square import Square
 from seawall.attacks.suites import SEA, Attack, Halmosi, Member, Seawall, Suite
-from seawall.data.loader import whole
+from seawall.data.loader import whole_chips
 from seawall.evaluation.sanity_checks import Interrogation
 from seawall.metrics.worst_case import worst_each, worst_ratio
 from seawall.models.weights import load_model
@@ -79,7 +79,7 @@ def networks(given: argparse.Namespace, home: Path) -> Iterator[tuple[str, Segme
         yield (
             name,
             cast(SegmentationModel, model.to(given.device).eval()),
-            some(whole(chips, split.test), given).to(given.device),
+            some(whole_chips(chips, split.test), given).to(given.device),
         )
 
 

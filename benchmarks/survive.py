@@ -36,12 +36,12 @@ import torch
 
 from seawall import registry
 from seawall.data.chips import Chip, ChipFolder
-from seawall.data.curate import curate
-from seawall.data.loader import patches, whole
+from seawall.data.curate import curate_chips
+from seawall.data.loader import patches, whole_chips
 from seawall.data.simulated import Simulated
 from seawall.data.splits import Split, kfold_groups, split_groups
-from seawall.label_audit.confident_learning import Opinion, suspect
-from seawall.label_audit.relabel import mend
+from seawall.label_audit.confident_learning import OutOfSample, find_label_issues
+from seawall.label_audit.relabel import relabel_in_rounds
 from seawall.label_noise.build import ChipNoise
 from seawall.metrics.counts import confusion
 from seawall.pipeline.corrupt_labels import noise_for
@@ -130,13 +130,13 @@ def one(
     if way in ("forward", "backward"):
         name, settings = f"{way}-corrected", {"matrix": (counts / counts.sum(1, keepdims=True)).tolist()}
     elif way == "forward-estimated":
-        found = suspect(judged(folder, asked, seed, noise, rate)(labels), len(folder.classes))
+        found = find_label_issues(judged(folder, asked, seed, noise, rate)(labels), len(folder.classes))
         name, settings = "forward-corrected", {"matrix": found.transition().tolist()}
         facts["estimated"] = settings["matrix"]
     elif way == "co-teaching":
         name, settings = "co-teaching", {"rate": min(0.5, wrong), "ramp": 4}
     elif way == "relabel":
-        mended = mend(labels, judged(folder, asked, seed, noise, rate), len(folder.classes), rounds=1)
+        mended = relabel_in_rounds(labels, judged(folder, asked, seed, noise, rate), len(folder.classes), rounds=1)
         after = transitions(folder, split.train, mended.labels)
         facts |= {"wrong_after": 1 - float(after.trace() / after.sum()), "why": mended.why}
         labels = mended.labels
@@ -165,15 +165,15 @@ def transitions(folder: ChipFolder, ids: tuple[str, ...], labels: Labels) -> np.
     return total.reshape(count, count)
 
 
-_JUDGED: dict[tuple[object, ...], list[Opinion]] = {}
+_JUDGED: dict[tuple[object, ...], list[OutOfSample]] = {}
 
 
 def judged(
     folder: ChipFolder, asked: argparse.Namespace, seed: int, noise: str, rate: float
-) -> Callable[[Labels], Callable[[], list[Opinion]]]:
+) -> Callable[[Labels], Callable[[], list[OutOfSample]]]:
     """Return opinions on the training chips by models that saw the other half of their groups; kept for the next way."""
 
-    def judge(labels: Labels) -> Callable[[], list[Opinion]]:
+    def judge(labels: Labels) -> Callable[[], list[OutOfSample]]:
         name = (asked.data, seed, noise, rate)
         if name not in _JUDGED:
             _JUDGED.clear()
@@ -181,10 +181,10 @@ def judged(
             for fold in kfold_groups(folder, 2, seed, ids=sorted(labels)):
                 net = learn(folder, fold.train, labels, "supervised", {"loss": "ce"}, seed, asked, asked.steps // 2)
                 with torch.no_grad():
-                    for batch in whole(folder, fold.test, 4):
+                    for batch in whole_chips(folder, fold.test, 4):
                         for i, id_ in enumerate(batch.chips):
                             probs = net(batch.image[i : i + 1]).softmax(1)[0].numpy()
-                            said.append(Opinion(id_, probs, labels[id_], folder.read(id_).valid))
+                            said.append(OutOfSample(id_, probs, labels[id_], folder.read(id_).valid))
             _JUDGED[name] = said
         return lambda: _JUDGED[name]
 
@@ -239,7 +239,7 @@ def score(net: torch.nn.Module, folder: ChipFolder, ids: tuple[str, ...]) -> dic
     """Count water on the held-out groups with their clean labels."""
     water, counts = folder.classes.index("water"), dict[str, list[int]]()
     with torch.no_grad():
-        for batch in whole(folder, ids, 4):
+        for batch in whole_chips(folder, ids, 4):
             table = confusion(net(batch.image).argmax(1), batch.label, batch.valid, len(folder.classes)).numpy()
             for chip, cell in zip(batch.chips, table, strict=True):
                 hit = int(cell[water, water])
@@ -259,11 +259,11 @@ def chips(asked: argparse.Namespace) -> ChipFolder:
         return ChipFolder.open(home)
     if asked.data == "simulated":
         bands = ("B02", "B03", "B04", "B08", "B11", "B12")
-        return curate(Simulated(asked.scenes, asked.size, "s2", bands, seed=0), home).folder
+        return curate_chips(Simulated(asked.scenes, asked.size, "s2", bands, seed=0), home).folder
     source = os.environ.get("SEAWALL_DATA", "")
     if not source:
         raise SystemExit("error: SEAWALL_DATA: expected the folder of real chips, got nothing; export it")
-    return curate(source, home, kind="index", sensor="s2", select="hls_").folder
+    return curate_chips(source, home, kind="index", sensor="s2", select="hls_").folder
 
 
 def read(path: Path) -> list[dict[str, object]]:

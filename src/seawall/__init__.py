@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from seawall.api import attack, corrupt, curate, doctor, methods, predict, run
     from seawall.data.chips import ChipFolder
-    from seawall.data.loader import patches, whole
+    from seawall.data.loader import patches, whole_chips
     from seawall.inference.predict import predict_many, predict_scene
     from seawall.models.adapter import adapt
     from seawall.models.weights import load_model, save_model
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "seawall.api": ("attack", "corrupt", "curate", "doctor", "methods", "predict", "run"),
     "seawall.data.chips": ("ChipFolder",),
-    "seawall.data.loader": ("patches", "whole"),
+    "seawall.data.loader": ("patches", "whole_chips"),
     "seawall.inference.predict": ("predict_many", "predict_scene"),
     "seawall.rng": ("Keys",),
     "seawall.models.adapter": ("adapt",),
@@ -43,7 +43,7 @@ _HOMES = {
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "build", "corrupt", "curate",
     "doctor", "entries", "find", "load_model", "methods", "parse_threat", "patches", "predict", "predict_many", "predict_scene",
-    "read_recipe", "register", "run", "save_model", "whole",
+    "read_recipe", "register", "run", "save_model", "whole_chips",
 ]  # fmt: skip
 
 

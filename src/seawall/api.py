@@ -96,7 +96,7 @@ def curate(
     Command:
         seawall curate my/pairs --out chips/mine --group "(.*)_\\d+"
     """
-    from seawall.data.curate import curate as make
+    from seawall.data.curate import curate_chips as make
     from seawall.labels.indices import parse_rule
 
     done = make(
@@ -491,7 +491,7 @@ def compare_labels(
     Command:
         seawall compare-labels ndwi.tif rivers.gpkg --reference hand.tif --out disagreement.tif
     """
-    from seawall.label_audit.compare import compare_labels as compare
+    from seawall.label_audit.compare import compare_label_files as compare
 
     return Result(
         *compare(

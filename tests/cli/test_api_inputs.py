@@ -9,7 +9,7 @@ from torch import nn
 
 import seawall
 from seawall import api
-from seawall.data.loader import whole
+from seawall.data.loader import whole_chips
 from seawall.errors import DataError, ModelError
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.types import Batch, ModelSpec
@@ -73,7 +73,7 @@ def test_predict_and_report_take_text(home: str) -> None:
 def test_an_attack_takes_samples_of_other_libraries(home: str) -> None:
     weights = f"{home}/run/models/unet/model.safetensors"
     folder = seawall.ChipFolder.open(f"{home}/chips")
-    batch = next(iter(whole(folder, folder.ids[:2], 2)))
+    batch = next(iter(whole_chips(folder, folder.ids[:2], 2)))
     batch = Batch.of(batch.image, batch.label, valid=batch.valid)
     label = torch.where(batch.valid, batch.label, torch.zeros_like(batch.label))
 

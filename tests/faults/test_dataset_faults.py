@@ -14,7 +14,7 @@ import rasterio
 from affine import Affine
 
 from seawall.data.chips import ChipFolder
-from seawall.data.curate import curate
+from seawall.data.curate import curate_chips
 from seawall.errors import DataError, RunError
 from seawall.io import RunLock
 
@@ -119,7 +119,7 @@ def bad_pairs(root) -> dict[str, str]:
 def test_every_bad_chip_fails_alone_with_its_reason(good, tmp_path):
     reasons = bad_pairs(good)
     settings = {"bands": BANDS, "unit": "reflectance", "gsd_m": 10.0}
-    report = curate(good, tmp_path / "out", **settings)
+    report = curate_chips(good, tmp_path / "out", **settings)
     failed = {id_.removeprefix("g_"): why for id_, why in report.failed}
     assert set(failed) == set(reasons) and report.made == tuple(f"g_ok{i}" for i in range(8))
     for name, expected in reasons.items():
@@ -132,10 +132,10 @@ def test_every_bad_chip_fails_alone_with_its_reason(good, tmp_path):
 def test_all_nodata_is_skipped_or_kept_flagged(good, tmp_path):
     pair(good, "void", np.zeros((4, SIZE, SIZE)), image_kw={"nodata": 0})
     pair(good, "zeros", np.zeros((4, SIZE, SIZE)))
-    report = curate(good, tmp_path / "out")
+    report = curate_chips(good, tmp_path / "out")
     assert {id_ for id_, _ in report.skipped} == {"g_void", "g_zeros"} and not report.failed
     assert "all nodata" in dict(report.skipped)["g_void"]
-    kept = curate(good, tmp_path / "kept", keep_empty=True)
+    kept = curate_chips(good, tmp_path / "kept", keep_empty=True)
     row = kept.folder.row("g_void")
     assert "empty" in row.flags and "unlabelled" in row.flags and row.share(1) is None
     assert not kept.folder.read("g_void").seen.any()
@@ -156,7 +156,7 @@ def test_a_mixed_dataset_is_refused_before_any_work(tmp_path, change, match):
         pair(tmp_path / "in", f"a{i}", image(i))
     pair(tmp_path / "in", "odd", **change)
     with pytest.raises(DataError, match=match) as caught:
-        curate(tmp_path / "in", tmp_path / "out")
+        curate_chips(tmp_path / "in", tmp_path / "out")
     assert "a0" in str(caught.value) and "odd" in str(caught.value)
     assert not list((tmp_path / "out").rglob("*.tif"))
 
@@ -164,20 +164,20 @@ def test_a_mixed_dataset_is_refused_before_any_work(tmp_path, change, match):
 def test_an_offset_that_contradicts_the_values_fails_that_chip(good, tmp_path):
     from seawall.geo.radiometry import Hints
 
-    report = curate(good, tmp_path / "out", hints=Hints(gain=1e-4, offset=0.0, offset_applied=True))
+    report = curate_chips(good, tmp_path / "out", hints=Hints(gain=1e-4, offset=0.0, offset_applied=True))
     assert len(report.made) == 8
     with pytest.raises(DataError, match="offset"):
-        curate(good, tmp_path / "o2", hints=Hints(gain=1e-4, offset=-0.1))
+        curate_chips(good, tmp_path / "o2", hints=Hints(gain=1e-4, offset=-0.1))
 
 
 def test_nothing_but_bad_chips_is_one_clear_line(tmp_path):
     bad_pairs(tmp_path / "in")
     with pytest.raises(DataError) as caught:
-        curate(tmp_path / "in", tmp_path / "out", bands=("B05",), unit="reflectance", gsd_m=10.0)
+        curate_chips(tmp_path / "in", tmp_path / "out", bands=("B05",), unit="reflectance", gsd_m=10.0)
     assert "\n" not in str(caught.value)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="arrange the files"):
-        curate(tmp_path / "nothing", tmp_path / "o2")
+        curate_chips(tmp_path / "nothing", tmp_path / "o2")
 
 
 def test_a_full_disk_stops_with_what_is_done_kept(good, tmp_path, monkeypatch):
@@ -193,9 +193,9 @@ def test_a_full_disk_stops_with_what_is_done_kept(good, tmp_path, monkeypatch):
 
     monkeypatch.setattr(writer, "write_atomic", full)
     with pytest.raises(RunError, match=r"No space left.*3 chips are kept"):
-        curate(good, tmp_path / "out")
+        curate_chips(good, tmp_path / "out")
     monkeypatch.undo()
-    again = curate(good, tmp_path / "out")
+    again = curate_chips(good, tmp_path / "out")
     assert len(again.kept) == 3 and len(again.made) == 5 and again.folder.check() == []
 
 
@@ -205,14 +205,14 @@ def test_too_little_room_is_refused_first(good, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("U", "total used free")(10, 10, 1000))
     with pytest.raises(RunError, match="free space"):
-        curate(good, tmp_path / "out")
+        curate_chips(good, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.tif"))
 
 
 def test_two_curations_of_one_folder(good, tmp_path):
     with RunLock(tmp_path / "out"), pytest.raises(RunError, match="held by process"):
-        curate(good, tmp_path / "out")
-    assert len(curate(good, tmp_path / "out").made) == 8
+        curate_chips(good, tmp_path / "out")
+    assert len(curate_chips(good, tmp_path / "out").made) == 8
 
 
 def _killed(root, out, hook, count):
@@ -226,17 +226,17 @@ def _killed(root, out, hook, count):
         return real(*args, **kwargs) if real else None
 
     if hook == "chip":
-        curate(root, out, progress=die)
+        curate_chips(root, out, progress=die)
     else:
         setattr(os, hook, die)
-        curate(root, out)
+        curate_chips(root, out)
 
 
 def test_kill_nine_anywhere_then_resume_gives_the_same_folder(good, tmp_path):
     for i in range(4, 8):
         (good / f"images/g/ok{i}.tif").unlink()
         (good / f"labels/g/ok{i}.tif").unlink()
-    want = {row.id: (row.sha256, row.label_sha256) for row in curate(good, tmp_path / "want").folder.rows}
+    want = {row.id: (row.sha256, row.label_sha256) for row in curate_chips(good, tmp_path / "want").folder.rows}
     context = multiprocessing.get_context("fork")
     rng = random.Random(0)
     points = [("chip", n) for n in (1, 3, 5)] + [("fsync", rng.randint(1, 24)) for _ in range(6)]
@@ -252,7 +252,7 @@ def test_kill_nine_anywhere_then_resume_gives_the_same_folder(good, tmp_path):
         for path in out.rglob("*.tif"):
             with rasterio.open(path) as source:
                 source.read()
-        report = curate(good, out)
+        report = curate_chips(good, out)
         assert {row.id: (row.sha256, row.label_sha256) for row in report.folder.rows} == want
         if hook == "chip" and count > 2:
             assert len(report.kept) >= count - 2, "what was done before the kill is kept"
@@ -263,18 +263,18 @@ def test_a_source_that_changes_under_way_fails_that_chip_only(good, tmp_path):
         if done == 3:
             cut_off(good / "images/g/ok6.tif", 0.5)
 
-    report = curate(good, tmp_path / "out", progress=touch)
+    report = curate_chips(good, tmp_path / "out", progress=touch)
     assert [id_ for id_, _ in report.failed] == ["g_ok6"] and len(report.made) == 7
 
 
 def test_a_folder_is_never_served_with_a_broken_chip(good, tmp_path):
-    folder = curate(good, tmp_path / "out").folder
+    folder = curate_chips(good, tmp_path / "out").folder
     cut_off(folder.root / folder.rows[2].image)
     from seawall.data.loader import patches
 
     with pytest.raises(DataError, match=r"g_ok2\.tif"):
         list(patches(ChipFolder.open(folder.root), folder.ids, patch=32, batch=4, workers=2))
-    assert curate(good, tmp_path / "out").made == ("g_ok2",)
+    assert curate_chips(good, tmp_path / "out").made == ("g_ok2",)
 
 
 def test_links_out_of_the_data_folder_are_listed_and_never_read(good, tmp_path):
@@ -285,7 +285,7 @@ def test_links_out_of_the_data_folder_are_listed_and_never_read(good, tmp_path):
     pair(good, "mark")
     (good / "labels/g/mark.tif").unlink()
     (good / "labels/g/mark.tif").symlink_to(secret / "labels/g/s.tif")
-    report = curate(good, tmp_path / "out")
+    report = curate_chips(good, tmp_path / "out")
     assert len(report.made) == 8
     assert {id_ for id_, _ in report.failed} == {"g_linked", "g_mark"}
     assert all("expected a file below" in reason and "leaves it" in reason for _, reason in report.failed)
@@ -295,18 +295,18 @@ def test_a_folder_that_is_a_link_out_of_the_data_is_not_read_either(good, tmp_pa
     (good / "images").rename(tmp_path / "elsewhere")
     (good / "images").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="leaves it; copy the file there"):
-        curate(good, tmp_path / "out")
+        curate_chips(good, tmp_path / "out")
 
 
 def test_a_root_that_is_a_link_itself_is_fine(good, tmp_path):
     (tmp_path / "link").symlink_to(good)
-    assert len(curate(tmp_path / "link", tmp_path / "out").made) == 8
+    assert len(curate_chips(tmp_path / "link", tmp_path / "out").made) == 8
 
 
 def test_ids_of_a_strangers_index_never_become_paths(good, tmp_path):
     from seawall.api import audit_labels, corrupt
 
-    folder = curate(good, tmp_path / "chips").folder
+    folder = curate_chips(good, tmp_path / "chips").folder
     path = folder.root / "index.json"
     plain = json.loads(path.read_text())
     plain.pop("seal")

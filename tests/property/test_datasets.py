@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from seawall.data.chip_format import decode_image, encode_image
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader, ChipRow, dump_row, load_row
-from seawall.data.raw_chips import cut
-from seawall.data.splits import check_disjoint, split_facts, split_groups
+from seawall.data.raw_chips import chip_windows
+from seawall.data.splits import check_disjoint, split_groups, split_summary
 from seawall.geo.raster import Grid
 from seawall.labels.indices import INDICES, parse_rule
 from seawall.labels.threshold import otsu
@@ -46,7 +46,7 @@ def test_any_split_is_disjoint_and_complete(chips, seed):
     split = split_groups(folder, seed)
     check_disjoint(folder, split)
     assert sorted((*split.train, *split.val, *split.test)) == list(folder.ids) and all(split.parts().values())
-    assert all(v is None or 0 <= v <= 1 for v in split_facts(folder, split)["water_share"].values())
+    assert all(v is None or 0 <= v <= 1 for v in split_summary(folder, split)["water_share"].values())
     assert all(load_row(dump_row(row), "x") == row for row in rows)
 
 
@@ -54,7 +54,7 @@ def test_any_split_is_disjoint_and_complete(chips, seed):
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(8, 128))
 def test_any_cut_is_disjoint_and_inside(height, width, chip):
     hits = np.zeros((height, width), int)
-    for _, (row, col, tall, wide) in cut((height, width), chip):
+    for _, (row, col, tall, wide) in chip_windows((height, width), chip):
         assert tall <= chip and wide <= chip and row + tall <= height and col + wide <= width
         hits[row : row + tall, col : col + wide] += 1
     assert hits.max() <= 1 and hits[0, 0] == 1

@@ -14,10 +14,11 @@ from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
-from seawall.label_audit import audit
-from seawall.label_audit.confident_learning import combined, tail_evidence
-from seawall.label_audit.contact_sheet import BLANK, SUSPECT, Card, montage, preview
-from seawall.label_audit.training_dynamics import Dynamics, margin
+from seawall.label_audit import cross_validation
+from seawall.label_audit.audit import audit_chips
+from seawall.label_audit.confident_learning import combined_evidence, tail_evidence
+from seawall.label_audit.contact_sheet import NO_DATA_COLOR, SUSPECT_COLOR, ContactCard, chip_preview, montage
+from seawall.label_audit.training_dynamics import TrainingDynamics, label_margin
 from seawall.models.adapter import adapt
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model
@@ -137,7 +138,7 @@ def test_orders_that_cannot_be(tmp_path):
 def test_dynamics_by_hand_and_an_epoch_counts_once(tmp_path):
     batch, model = ground_batch(), uneven_model()
     before = snapshot(model)
-    dynamics = Dynamics(lambda: [batch], tmp_path / "d.jsonl")
+    dynamics = TrainingDynamics(lambda: [batch], tmp_path / "d.jsonl")
     first = dynamics.check(model)
     assert dynamics.check(model) == first  # the same weights again, as after a resume
     assert first["watched"] == 1.0
@@ -151,15 +152,17 @@ def test_dynamics_by_hand_and_an_epoch_counts_once(tmp_path):
     rows = [row for row in dynamics.rows() if row["chip"] == "ground0"]
     assert learned["ground0"].aum == pytest.approx((rows[0]["margin"] + rows[1]["margin"]) / 2)
     logits = torch.tensor([1.0, 4.0, 2.0]).view(1, 3, 1, 1)
-    assert [float(margin(logits, torch.full((1, 1, 1), k))) for k in range(3)] == [-3.0, 2.0, -2.0]
+    assert [float(label_margin(logits, torch.full((1, 1, 1), k))) for k in range(3)] == [-3.0, 2.0, -2.0]
 
 
 def test_a_chip_that_nobody_saw_has_a_picture():
     image = np.zeros((2, 8, 12), np.float32)
     none = np.zeros((8, 12), bool)
-    assert (preview(image, none, ("VV", "VH")) == 128).all()
+    assert (chip_preview(image, none, ("VV", "VH")) == 128).all()
     row = {"rank": 1, "chip": "späte <chip>", "issue_share": None}
-    card = Card(row, image, np.zeros((8, 12), np.int64), np.zeros((8, 12), np.int64), none, none, none, ("VV", "VH"))
+    card = ContactCard(
+        row, image, np.zeros((8, 12), np.int64), np.zeros((8, 12), np.int64), none, none, none, ("VV", "VH")
+    )
     assert montage([card], ("land", "water")).ndim == 3
 
 
@@ -174,12 +177,12 @@ def test_the_picture_has_titles_a_legend_and_the_group():
         "shift_rows": -3,
         "shift_cols": 4,
     }
-    card = Card(row, image, plane.astype(np.int64), plane.astype(np.int64), plane, plane, ~plane, ("VV", "VH"))
+    card = ContactCard(row, image, plane.astype(np.int64), plane.astype(np.int64), plane, plane, ~plane, ("VV", "VH"))
     assert card.caption() == "1. a   group delta   50.0 % suspect   fits better by 0.25 moved 3 px up and 4 px right"
     made = montage([card], ("land", "water"))
     head = made[:44]
     assert all((head[:18, 6 + column * 198 : 200 + column * 198] < 200).any() for column in range(4))
-    for color in (*(CLASSES[k][:3] for k in range(2)), BLANK, SUSPECT):
+    for color in (*(CLASSES[k][:3] for k in range(2)), NO_DATA_COLOR, SUSPECT_COLOR):
         assert (head[18:] == color).all(-1).sum() >= 100
     assert np.array_equal(montage([], ("land", "water"))[:44], head)
 
@@ -191,24 +194,24 @@ def test_a_folder_of_corrupted_chips_can_be_audited_again(audited, tmp_path):
 
 
 def test_each_chip_is_judged_by_the_model_that_did_not_learn_from_its_group(tmp_path, monkeypatch):
-    chips, taught = make_folder(tmp_path / "chips"), []
+    chips, trained = make_folder(tmp_path / "chips"), []
 
-    def teach(folder, ids, home, teaching, tell):
+    def train_fold(folder, ids, home, settings, step, planes):
         """A model that gives water the same probability everywhere, another one in every fold."""
-        taught.append(set(ids))
+        trained.append(set(ids))
         net = adapt(nn.Conv2d(2, 2, 1), ModelSpec(HEADER.bands, HEADER.classes, HEADER.unit, HEADER.gsd_m))
         with torch.no_grad():
             for value in net.parameters():
                 value.zero_()
-            next(v for v in net.parameters() if v.ndim == 1)[1] = float(len(taught))
-        return net.eval(), Dynamics(list, home / "dynamics.jsonl")
+            next(v for v in net.parameters() if v.ndim == 1)[1] = float(len(trained))
+        return net.eval(), TrainingDynamics(list, home / "dynamics.jsonl")
 
-    monkeypatch.setattr(audit, "_teach", teach)
-    teaching = audit.Teaching("unet", 3, 1, 0, "cpu")
-    said, _ = audit._cross_validate(chips, tmp_path / "out", teaching, lambda *_: None)
-    assert len(taught) == 3 and set(said) == set(chips.ids)
-    for id_, path in said.items():
-        fold = [number for number, ids in enumerate(taught, 1) if id_ not in ids]
+    monkeypatch.setattr(cross_validation, "_train_fold", train_fold)
+    settings = cross_validation.FoldTraining("unet", 3, 1, 0, "cpu")
+    predictions, _ = cross_validation.cross_validate(chips, tmp_path / "out", settings, lambda *_: None)
+    assert len(trained) == 3 and set(predictions) == set(chips.ids)
+    for id_, path in predictions.items():
+        fold = [number for number, ids in enumerate(trained, 1) if id_ not in ids]
         assert len(fold) == 1
         assert np.load(path)[1] == pytest.approx(1 / (1 + np.exp(-fold[0])), abs=1e-3)
 
@@ -252,8 +255,8 @@ def test_evidence_by_hand():
     assert tail_evidence([]) == [] and tail_evidence([None]) == [None]
     assert tail_evidence([1.0, 1.0]) == [0.0, 0.0]  # where all are alike nobody is suspicious
     assert tail_evidence([0.0] * 9 + [5.0])[-1] == pytest.approx(1.0)  # a lone one is one in ten
-    assert combined([0.1, 0.01, None]) == pytest.approx(0.11)
-    assert combined([0.0]) == 0.0 and combined([None, None]) is None
+    assert combined_evidence([0.1, 0.01, None]) == pytest.approx(0.11)
+    assert combined_evidence([0.0]) == 0.0 and combined_evidence([None, None]) is None
     with pytest.raises(UsageError, match="finite"):
         tail_evidence([float("nan")])
 
@@ -266,3 +269,60 @@ def test_a_rule_about_water_needs_chips_with_water(tmp_path):
     writer.finish()
     with pytest.raises(UsageError, match="expected chips with the class water, got forest, field"):
         api.audit_labels(tmp_path / "chips", out=tmp_path / "out", rule="ndwi > 0")
+
+
+def ndwi_model():
+    return WaterIndexThreshold("ndwi")(ModelSpec(HEADER.bands, HEADER.classes, "reflectance", 10.0))
+
+
+def audit_and_relabel(chips, home, weights=None, **settings):
+    settings = {
+        "folds": 2, "model": "unet", "epochs": 1, "rule": "", "worst": 1, "seed": 0, "device": "cpu",
+        "progress": lambda *_: None, "relabel": home / "relabelled", **settings,
+    }  # fmt: skip
+    return audit_chips(chips.root, home / "out", weights=weights, **settings)[0]
+
+
+def test_relabel_writes_a_folder_with_the_wrong_labels_changed_and_the_images_as_they_were(tmp_path):
+    chips = make_folder(tmp_path / "chips")
+    before = {path: path.read_bytes() for path in chips.root.rglob("*.*")}
+    save_model(tmp_path / "ndwi.safetensors", ndwi_model())
+    facts = audit_and_relabel(chips, tmp_path, tmp_path / "ndwi.safetensors")
+    assert facts["relabel_rounds"] == 1 and facts["relabelled"] == str(tmp_path / "relabelled")
+    made = ChipFolder.open(tmp_path / "relabelled")
+    assert made.ids == chips.ids and all(path.read_bytes() == content for path, content in before.items())
+    for id_ in chips.ids:
+        old, new = chips.read(id_), made.read(id_)
+        changed = old.label != new.label
+        assert np.array_equal(old.image, new.image) and np.array_equal(old.valid, new.valid)
+        assert changed.any() == (id_ == "c2") == any("relabelled" in note for note in made.row(id_).notes)
+        if changed.any():
+            lake = old.image[1] < 0.15
+            assert np.array_equal(new.label[changed], lake[changed])
+            assert changed.sum() > 0.6 * np.count_nonzero(lake & (old.label == 0))
+            assert facts["relabelled_px"] == changed.sum()
+        assert made.row(id_).split_counts == chips.row(id_).class_counts  # a split by training stays the same
+
+
+def test_relabelling_trains_the_folds_of_the_next_round_on_the_changed_labels(tmp_path, monkeypatch):
+    chips, trained = make_folder(tmp_path / "chips"), []
+
+    def train_fold(folder, ids, home, settings, step, planes):
+        trained.append(None if planes is None else {id_: planes[id_] for id_ in ids})
+        return ndwi_model().eval(), TrainingDynamics(list, home / "dynamics.jsonl")
+
+    monkeypatch.setattr(cross_validation, "_train_fold", train_fold)
+    facts = audit_and_relabel(chips, tmp_path)
+    assert facts["relabel_rounds"] == 2 and facts["relabel_stop"] == "settled"
+    assert trained[:2] == [None, None] and len(trained) == 4
+    planes = trained[2] | trained[3]
+    made = ChipFolder.open(tmp_path / "relabelled")
+    for id_ in chips.ids:
+        chip = made.read(id_)
+        assert np.array_equal(planes[id_], np.where(chip.valid, chip.label, 255))
+
+
+def test_relabelling_never_writes_over_the_chips(tmp_path):
+    chips = make_folder(tmp_path / "chips")
+    with pytest.raises(UsageError, match="apart"):
+        audit_and_relabel(chips, tmp_path, relabel=chips.root)

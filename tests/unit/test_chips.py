@@ -8,7 +8,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from seawall.data.chip_format import ALIGN, HOLE, encode_image, encode_label
+from seawall.data.chip_format import PIXEL_ALIGN, UNSEEN_INT16, encode_image, encode_label
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader, seal
 from seawall.data.writer import ChipWriter
@@ -63,7 +63,7 @@ def test_round_trip_of_whole_numbers_and_floats(folder):
 
 def test_any_gis_reads_the_same(folder):
     with rasterio.open(folder.root / "images/c2.tif") as source:
-        assert source.descriptions == BANDS and source.nodata == HOLE and source.scales == (1e-4,) * 3
+        assert source.descriptions == BANDS and source.nodata == UNSEEN_INT16 and source.scales == (1e-4,) * 3
         assert source.crs.to_epsg() == 32631 and source.transform == GRID.transform
         np.testing.assert_allclose(source.read() * 1e-4 * folder.read("c2").seen, folder.read("c2").image, atol=1e-6)
     with open_raster(folder.root / "images/c0.tif") as source:
@@ -79,14 +79,14 @@ def test_pixels_start_aligned(bands, height, width):
     grid, names = Grid(height, width), tuple(f"b{i}" for i in range(bands))
     seen = np.ones((height, width), bool)
     for gain in (None, 1e-4):
-        assert encode_image(image, seen, grid, names, gain).at % ALIGN == 0
-    assert encode_label(np.zeros((height, width), np.uint8), grid).at % ALIGN == 0
+        assert encode_image(image, seen, grid, names, gain).at % PIXEL_ALIGN == 0
+    assert encode_label(np.zeros((height, width), np.uint8), grid).at % PIXEL_ALIGN == 0
 
 
 def test_numbers_that_do_not_fit_are_kept_as_floats():
     image = np.full((1, 2, 2), 3.3, np.float32)  # beyond 32767 steps
     assert encode_image(image, np.ones((2, 2), bool), Grid(2, 2), ("B03",), 1e-4).dtype == "float32"
-    hole = np.full((1, 2, 2), HOLE * 1e-4, np.float32)  # a seen pixel that would read as a hole
+    hole = np.full((1, 2, 2), UNSEEN_INT16 * 1e-4, np.float32)  # a seen pixel that would read as a hole
     assert encode_image(hole, np.ones((2, 2), bool), Grid(2, 2), ("B03",), 1e-4).dtype == "float32"
     with pytest.raises(DataError, match="finite"):
         encode_image(np.full((1, 2, 2), np.nan, np.float32), np.ones((2, 2), bool), Grid(2, 2), ("B03",))
@@ -289,7 +289,7 @@ def test_a_killed_writer_loses_nothing_that_was_journaled(tmp_path):
     with (tmp_path / "journal.jsonl").open("a") as file:
         file.write('{"id": "b", "torn')
     again = ChipWriter(tmp_path, HEADER)
-    assert again.whole("a", "s1") and not again.whole("a", "s2") and not again.whole("b", "")
+    assert again.is_complete("a", "s1") and not again.is_complete("a", "s2") and not again.is_complete("b", "")
     again.write("b", "g", steps(2), label)
     assert again.finish().ids == ("a", "b") and not (tmp_path / "journal.jsonl").exists()
 

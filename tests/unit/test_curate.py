@@ -10,12 +10,12 @@ import rasterio
 from affine import Affine
 
 from seawall.data.chips import ChipFolder
-from seawall.data.curate import curate
+from seawall.data.curate import curate_chips
 from seawall.data.loader import class_shares
 from seawall.data.preparation import read_label
-from seawall.data.raw_chips import cut
+from seawall.data.raw_chips import chip_windows
 from seawall.data.simulated import Simulated
-from seawall.data.sources import blank_from, hints_from, product_of
+from seawall.data.sources import blank_value, scale_hints, scale_product
 from seawall.data.splits import split_groups
 from seawall.errors import DataError, UsageError
 from seawall.geo.radiometry import Hints
@@ -63,7 +63,7 @@ def pairs(tmp_path):
 
 def test_pairs_become_reflectance_with_groups_and_estimate_first(pairs, tmp_path):
     told = []
-    report = curate(pairs, tmp_path / "out", progress=lambda *what: told.append(what))
+    report = curate_chips(pairs, tmp_path / "out", progress=lambda *what: told.append(what))
     folder = report.folder
     assert told[0][0] == 0 and "6 chips, 4 bands of reflectance" in told[0][2] and told[-1][:2] == (6, 6)
     assert folder.bands == ("B02", "B03", "B04", "B08") and folder.unit == "reflectance" and folder.gsd_m == 10
@@ -80,27 +80,27 @@ def test_flat_pairs_and_a_group_pattern(tmp_path):
     for i in range(3):
         save(tmp_path / "in" / f"spain{i}_7_image.tif", picture(i), bands=BANDS)
         save(tmp_path / "in" / f"spain{i}_7_label.tif", water(), dtype="uint8")
-    folder = curate(tmp_path / "in", tmp_path / "out", group=r"^([a-z]+)").folder
+    folder = curate_chips(tmp_path / "in", tmp_path / "out", group=r"^([a-z]+)").folder
     assert folder.groups() == {"spain": ("spain0_7", "spain1_7", "spain2_7")}
     with pytest.raises(UsageError, match="bracket"):
-        curate(tmp_path / "in", tmp_path / "out2", group="nothing")
+        curate_chips(tmp_path / "in", tmp_path / "out2", group="nothing")
 
 
 def test_bands_come_in_canonical_order_and_by_name(tmp_path):
     data = picture()
     save(tmp_path / "in/images/a.tif", data[[3, 1, 0, 2]], bands=("B08", "Green", "blue", "B04"))
     save(tmp_path / "in/labels/a.tif", water(), dtype="uint8")
-    folder = curate(tmp_path / "in", tmp_path / "out").folder
+    folder = curate_chips(tmp_path / "in", tmp_path / "out").folder
     assert folder.bands == ("B02", "B03", "B04", "B08")
     np.testing.assert_allclose(folder.read("a").image, data * 1e-4, atol=1e-7)
-    some = curate(tmp_path / "in", tmp_path / "some", bands=("nir", "green")).folder
+    some = curate_chips(tmp_path / "in", tmp_path / "some", bands=("nir", "green")).folder
     assert some.bands == ("B03", "B08")
     np.testing.assert_allclose(some.read("a").image, data[[1, 3]] * 1e-4, atol=1e-7)
 
 
 def test_large_scenes_are_cut_and_labelled_by_a_rule(tmp_path):
     save(tmp_path / "in/images/scene.tif", picture(shape=(4, 70, 64)), bands=BANDS)
-    report = curate(tmp_path / "in", tmp_path / "out", chip=32, labeler=parse_rule("ndwi >= -0.25"))
+    report = curate_chips(tmp_path / "in", tmp_path / "out", chip=32, labeler=parse_rule("ndwi >= -0.25"))
     rows = {row.id: row for row in report.folder.rows}
     assert set(rows) == {f"scene_r{r}c{c}" for r in (0, 32) for c in (0, 32)}  # 6 rows are a sliver
     assert rows["scene_r32c32"].transform[2] == 500320 and rows["scene_r32c32"].transform[5] == 3999680
@@ -113,43 +113,43 @@ def test_large_scenes_are_cut_and_labelled_by_a_rule(tmp_path):
 def test_windows_tile_without_overlap():
     for shape, chip in (((100, 100), 32), ((31, 200), 32), ((64, 64), 64), ((65, 64), 64)):
         hits = np.zeros(shape, int)
-        for _, (r, c, h, w) in cut(shape, chip):
+        for _, (r, c, h, w) in chip_windows(shape, chip):
             hits[r : r + h, c : c + w] += 1
         assert hits.max() == 1 and hits.mean() > 0.9
 
 
 def test_again_keeps_what_is_whole_by_content(pairs, tmp_path):
     out = tmp_path / "out"
-    first = curate(pairs, out)
+    first = curate_chips(pairs, out)
     stamps = {row.id: (out / row.image).stat().st_mtime_ns for row in first.folder.rows}
-    again = curate(pairs, out)
+    again = curate_chips(pairs, out)
     assert not again.made and len(again.kept) == 6
     assert stamps == {row.id: (out / row.image).stat().st_mtime_ns for row in again.folder.rows}
     save(pairs / "labels/north/s1.tif", 1 - water(), dtype="uint8")  # another content under the same name
     (out / "images/south_s0.tif").write_bytes(b"broken")
     (out / "labels/south_s1.tif").unlink()
-    third = curate(pairs, out)
+    third = curate_chips(pairs, out)
     assert set(third.made) == {"north_s1", "south_s0", "south_s1"} and third.folder.check() == []
     assert third.folder.read("north_s1").label.sum() == 512
     (pairs / "images/north/s2.tif").unlink()
-    last = curate(pairs, out)
+    last = curate_chips(pairs, out)
     assert "north_s2" not in last.folder.ids and last.failed[0][0] == "north_s2"
 
 
 def test_other_settings_need_another_folder(pairs, tmp_path):
-    curate(pairs, tmp_path / "out")
+    curate_chips(pairs, tmp_path / "out")
     with pytest.raises(DataError, match="another folder"):
-        curate(pairs, tmp_path / "out", bands=("B03", "B08"))
+        curate_chips(pairs, tmp_path / "out", bands=("B03", "B08"))
     with pytest.raises(UsageError, match="chip folder"):
-        curate(tmp_path / "out", tmp_path / "again")
+        curate_chips(tmp_path / "out", tmp_path / "again")
 
 
 def test_bands_without_names_are_never_guessed(tmp_path):
     save(tmp_path / "in/images/a.tif", picture())
     save(tmp_path / "in/labels/a.tif", water(), dtype="uint8")
     with pytest.raises(DataError, match="file order"):
-        curate(tmp_path / "in", tmp_path / "out")
-    folder = curate(tmp_path / "in", tmp_path / "out", names=("B8", "B4", "B3", "B2")).folder
+        curate_chips(tmp_path / "in", tmp_path / "out")
+    folder = curate_chips(tmp_path / "in", tmp_path / "out", names=("B8", "B4", "B3", "B2")).folder
     np.testing.assert_allclose(folder.read("a").image, picture()[::-1] * 1e-4, atol=1e-7)
 
 
@@ -158,7 +158,7 @@ def test_nodata_zeros_and_nan_are_unseen(tmp_path):
     data[:, 0] = 0
     save(tmp_path / "dn/images/a.tif", data, bands=BANDS)
     save(tmp_path / "dn/labels/a.tif", water(), dtype="uint8")
-    chip = curate(tmp_path / "dn", tmp_path / "o1").folder
+    chip = curate_chips(tmp_path / "dn", tmp_path / "o1").folder
     assert not chip.read("a").seen[0].any() and chip.read("a").seen[1:].all()
     assert any("0 in every band" in note for note in chip.row("a").notes)
     floats = picture() * 1e-4
@@ -166,7 +166,7 @@ def test_nodata_zeros_and_nan_are_unseen(tmp_path):
     floats[0, 4, 4] = np.inf
     save(tmp_path / "f/images/a.tif", floats, bands=BANDS, dtype="float32")
     save(tmp_path / "f/labels/a.tif", water(), dtype="uint8")
-    chip = curate(tmp_path / "f", tmp_path / "o2").folder.read("a")
+    chip = curate_chips(tmp_path / "f", tmp_path / "o2").folder.read("a")
     assert chip.seen.sum() == 1022 and np.isfinite(chip.image).all() and not chip.valid[3, 3]
 
 
@@ -175,7 +175,7 @@ def test_an_offset_of_no_whole_steps_is_kept_in_floats(tmp_path, offset, dtype):
     stored = picture() + 1000
     save(tmp_path / "in/images/a.tif", stored, bands=BANDS)
     save(tmp_path / "in/labels/a.tif", water(), dtype="uint8")
-    folder = curate(tmp_path / "in", tmp_path / "out", hints=Hints(gain=1e-4, offset=offset)).folder
+    folder = curate_chips(tmp_path / "in", tmp_path / "out", hints=Hints(gain=1e-4, offset=offset)).folder
     assert folder.row("a").dtype == dtype
     np.testing.assert_allclose(folder.read("a").image, stored * 1e-4 + offset, atol=2e-7)
 
@@ -187,7 +187,7 @@ def test_a_value_that_blanks_pixels_must_be_in_all_bands(tmp_path):
     save(tmp_path / "lab.tif", water(), dtype="uint8", crs=None)
     words = "uint8 stretched (255 in both bands = nodata)"
     row = {"id": "a", "s2": "s2/a.tif", "label": "lab.tif", "s2_bands": "one two", "gsd_m": "10", "s2_scale": words}
-    chip = curate(table(tmp_path, row), tmp_path / "out").folder.read("a")
+    chip = curate_chips(table(tmp_path, row), tmp_path / "out").folder.read("a")
     assert chip.seen[:4].all() and not chip.seen[4:6].any() and chip.seen[6:].all()
 
 
@@ -201,7 +201,7 @@ def test_flags_reach_the_report_of_the_run_and_of_the_curation(tmp_path):
         at = Affine(10, 0, 500000 + 1000 * i, 0, -10, 4000000)
         save(root / f"images/p{i}/a.tif", data, bands=BANDS, dtype="float32", at=at)
         save(root / f"labels/p{i}/a.tif", water(), dtype="uint8", at=at)
-    report = curate(root, tmp_path / "out")
+    report = curate_chips(root, tmp_path / "out")
     assert report.flags == {"extreme-values": 2}
     assert json.loads((tmp_path / "out/curate.json").read_text())["flags"] == {"extreme-values": 2}
     assert report.folder.row("p2_a").flags == ("extreme-values",)
@@ -210,10 +210,10 @@ def test_flags_reach_the_report_of_the_run_and_of_the_curation(tmp_path):
 
 
 def test_chips_made_by_other_rules_are_made_again(pairs, tmp_path, monkeypatch):
-    curate(pairs, tmp_path / "out")
-    assert len(curate(pairs, tmp_path / "out").kept) == 6
-    monkeypatch.setattr(sys.modules["seawall.data.curate"], "RULES", 99)
-    assert len(curate(pairs, tmp_path / "out").made) == 6
+    curate_chips(pairs, tmp_path / "out")
+    assert len(curate_chips(pairs, tmp_path / "out").kept) == 6
+    monkeypatch.setattr(sys.modules["seawall.data.curate"], "CURATION_VERSION", 99)
+    assert len(curate_chips(pairs, tmp_path / "out").made) == 6
 
 
 def test_stretched_pictures_are_usable_and_flagged(tmp_path):
@@ -221,12 +221,12 @@ def test_stretched_pictures_are_usable_and_flagged(tmp_path):
     save(tmp_path / "in/images/a.tif", data, dtype="uint8", bands=("x?", "y?", "z?"), crs=None)
     save(tmp_path / "in/labels/a.tif", water(), dtype="uint8", crs=None)
     with pytest.raises(DataError, match="gsd_m in meters"):
-        curate(tmp_path / "in", tmp_path / "out")
-    report = curate(tmp_path / "in", tmp_path / "out", gsd_m=10)
+        curate_chips(tmp_path / "in", tmp_path / "out")
+    report = curate_chips(tmp_path / "in", tmp_path / "out", gsd_m=10)
     assert report.folder.unit == "stretched" and report.flags == {"not-physical": 1}
     np.testing.assert_allclose(report.folder.read("a").image, data / 255, atol=1e-6)
     with pytest.raises(DataError, match="expected reflectance"):
-        curate(tmp_path / "in", tmp_path / "o2", gsd_m=10, labeler=parse_rule("ndwi > 0"))
+        curate_chips(tmp_path / "in", tmp_path / "o2", gsd_m=10, labeler=parse_rule("ndwi > 0"))
 
 
 def table(root, *rows):
@@ -251,14 +251,14 @@ def test_a_csv_index_says_bands_scale_and_groups(tmp_path):
         {"id": "x_d", "s2": "../secret.tif", **common},
         {"id": "y_e", "s2": "s2/none.tif", **common},
     )
-    report = curate(path, tmp_path / "out", select="x_")
+    report = curate_chips(path, tmp_path / "out", select="x_")
     assert report.made == ("x_a", "x_b") and dict(report.skipped) == {"x_c": "no s2 image in the index"}
     assert report.failed[0][0] == "x_d" and "leaves it" in report.failed[0][1]
     assert report.folder.header.sensor == "sentinel-2-l1c" and report.folder.header.licence == "open"
     np.testing.assert_allclose(report.folder.read("x_a").image, picture(0) * 1e-4, atol=1e-6)
     np.testing.assert_allclose(report.folder.read("x_b").image, picture(1) * 1e-4, atol=1e-6)
     with pytest.raises(DataError, match="start with 'z'"):
-        curate(path, tmp_path / "o2", select="z")
+        curate_chips(path, tmp_path / "o2", select="z")
     with pytest.raises(DataError, match="column 's3'"):
         from seawall.data.sources import IndexTable
 
@@ -266,13 +266,13 @@ def test_a_csv_index_says_bands_scale_and_groups(tmp_path):
 
 
 def test_scale_words():
-    assert hints_from("surface reflectance x 10000 (int16)") == Hints(gain=1e-4)
-    assert hints_from("x 10000 (int16); min value 1004 -> +1000 offset (baseline >= 04.00) still in").offset == -0.1
-    assert hints_from("x 10000 (uint16); some have +1000 offset") == Hints()
-    assert hints_from("S1 RTC gamma0 dB (float32)").unit == "gamma0_db"
-    assert hints_from("uint8 stretched backscatter (scale unknown)") == Hints()
-    assert blank_from("uint8 (255 in both bands = nodata)") == 255 and blank_from("x 10000") is None
-    assert product_of("Harmonized Landsat-Sentinel", "s2") == "hls" and product_of("dB", "s1") == "sentinel-1-grd"
+    assert scale_hints("surface reflectance x 10000 (int16)") == Hints(gain=1e-4)
+    assert scale_hints("x 10000 (int16); min value 1004 -> +1000 offset (baseline >= 04.00) still in").offset == -0.1
+    assert scale_hints("x 10000 (uint16); some have +1000 offset") == Hints()
+    assert scale_hints("S1 RTC gamma0 dB (float32)").unit == "gamma0_db"
+    assert scale_hints("uint8 stretched backscatter (scale unknown)") == Hints()
+    assert blank_value("uint8 (255 in both bands = nodata)") == 255 and blank_value("x 10000") is None
+    assert scale_product("Harmonized Landsat-Sentinel", "s2") == "hls" and scale_product("dB", "s1") == "sentinel-1-grd"
 
 
 def test_sen1floods11_layout(tmp_path):
@@ -286,18 +286,18 @@ def test_sen1floods11_layout(tmp_path):
         save(tmp_path / f"in/S2Hand/{name}_S2Hand.tif", np.repeat(picture(), 4, 0)[:13], dtype="int16")
         save(tmp_path / f"in/LabelHand/{name}_LabelHand.tif", label, dtype="int16")
     save(tmp_path / "in/S1Hand/Spain_9_S1Hand.tif", db, dtype="float32")
-    report = curate(tmp_path / "in", tmp_path / "s1", sensor="s1")
+    report = curate_chips(tmp_path / "in", tmp_path / "s1", sensor="s1")
     folder = report.folder
     assert folder.bands == ("VV", "VH") and folder.unit == "sigma0_db" and report.failed[0][0] == "Spain_9"
     assert folder.groups() == {"Ghana": ("Ghana_1", "Ghana_2"), "Sri-Lanka": ("Sri-Lanka_3",)}
     chip = folder.read("Ghana_1")
     assert (chip.image[:, ~chip.seen] == -30).all() and chip.seen.sum() == 1020 and chip.valid.sum() == 1020 - 32
-    s2 = curate(tmp_path / "in", tmp_path / "s2").folder
+    s2 = curate_chips(tmp_path / "in", tmp_path / "s2").folder
     assert s2.bands[8:10] == ("B8A", "B09") and s2.unit == "reflectance" and s2.header.sensor == "sentinel-2-l1c"
 
 
 def test_simulated_scenes_keep_their_truth(tmp_path):
-    report = curate(Simulated(3, 64, bands=("B03", "B08")), tmp_path / "out", chip=32)
+    report = curate_chips(Simulated(3, 64, bands=("B03", "B08")), tmp_path / "out", chip=32)
     folder = report.folder
     assert len(folder) == 12 and folder.groups().keys() == {"sim000", "sim001", "sim002"}
     from seawall.simulate.scene import simulate_s2
@@ -308,11 +308,11 @@ def test_simulated_scenes_keep_their_truth(tmp_path):
     assert np.array_equal(chip.label.astype(bool), scene.water[32:, :32] & chip.valid)
     assert np.array_equal(chip.valid, scene.clear[32:, :32])
     assert split_groups(folder).test
-    cover = curate(Simulated(1, 64, cover=True), tmp_path / "cover").folder
+    cover = curate_chips(Simulated(1, 64, cover=True), tmp_path / "cover").folder
     assert cover.header.water == cover.classes.index("water") and sum(
         v or 0 for v in class_shares(cover, cover.ids).values()
     ) == pytest.approx(1)
-    radar = curate("2", tmp_path / "radar", sensor="s1").folder
+    radar = curate_chips("2", tmp_path / "radar", sensor="s1").folder
     assert radar.unit == "sigma0_db" and radar.bands == ("VV", "VH")
 
 
@@ -340,15 +340,15 @@ def test_wrong_arguments(pairs, tmp_path):
         ({"chip": 4}, "chip"),
     ):
         with pytest.raises(UsageError, match=match):
-            curate(pairs, tmp_path / "out", **settings)
+            curate_chips(pairs, tmp_path / "out", **settings)
     with pytest.raises(DataError, match="nothing there"):
-        curate(tmp_path / "missing", tmp_path / "out")
+        curate_chips(tmp_path / "missing", tmp_path / "out")
     with pytest.raises(UsageError, match="number of scenes"):
-        curate(pairs, tmp_path / "out", kind="simulated")
+        curate_chips(pairs, tmp_path / "out", kind="simulated")
 
 
 def test_the_real_hls_chips(real_chips, tmp_path):
-    report = curate(real_chips, tmp_path / "hls", select="hls_")
+    report = curate_chips(real_chips, tmp_path / "hls", select="hls_")
     folder = report.folder
     assert len(folder) == 93 and not report.failed and folder.gsd_m == 30 and len(folder.groups()) == 34
     assert folder.bands == ("B01", "B02", "B03", "B04", "B8A", "B11", "B12") and folder.header.sensor == "hls"
@@ -358,7 +358,7 @@ def test_the_real_hls_chips(real_chips, tmp_path):
 
 
 def test_the_real_radar_chips(real_chips, tmp_path):
-    report = curate(real_chips, tmp_path / "s1", select="sen1floods11_", sensor="s1")
+    report = curate_chips(real_chips, tmp_path / "s1", select="sen1floods11_", sensor="s1")
     folder = report.folder
     assert len(folder) == 6 and folder.unit == "sigma0_db" and not report.failed
     assert {id_ for id_, _ in report.skipped} == {"sen1floods11_USA_430764", "sen1floods11_Paraguay_34417"}

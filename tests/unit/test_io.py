@@ -112,10 +112,10 @@ def test_texts_that_a_spreadsheet_takes_for_formulas_are_quoted(tmp_path: Path) 
         assert escape_formulas({"a": text}) == {"a": "'" + text}
     fine = {"a": "plain", "b": -0.25, "c": None, "d": "-0.25", "e": "1e-5", "f": "a=b", "g": 3}
     assert escape_formulas(fine) == fine
-    rows = [dict.fromkeys(audit.COLUMNS) | {"chip": "a", "group": bad[0], "loss": -1.5}]
+    rows = [dict.fromkeys(audit.SUSPECT_COLUMNS) | {"chip": "a", "group": bad[0], "loss": -1.5}]
     found = SimpleNamespace(issues=0, cut=0, thresholds=np.zeros(2), joint=np.zeros(1), transition=lambda: np.zeros(1))
     folder = SimpleNamespace(classes=("land", "water"))
-    audit._write_list(tmp_path, folder, found, rows)  # type: ignore[arg-type]
+    audit._write_ranking(tmp_path, folder, found, rows)  # type: ignore[arg-type]
     with (tmp_path / "suspects.csv").open(newline="") as file:
         row = next(csv.DictReader(file))
     assert row["group"] == "'" + bad[0] and float(row["loss"]) == -1.5

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seawall.data.index import ChipHeader
-from seawall.data.loader import PatchFeed, Sampler, patches, whole
+from seawall.data.loader import PatchFeed, Sampler, patches, whole_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 
@@ -138,7 +138,7 @@ def test_a_small_chip_sits_in_unseen_pixels(folder):
 
 
 def test_whole_chips_share_a_batch_only_with_their_size(folder):
-    batches = list(whole(folder, folder.ids, 8))
+    batches = list(whole_chips(folder, folder.ids, 8))
     assert [b.chips for b in batches] == [("c0", "c1"), ("c2",), ("c3",)]
     for batch in batches:
         for i, id_ in enumerate(batch.chips):
@@ -146,7 +146,7 @@ def test_whole_chips_share_a_batch_only_with_their_size(folder):
             assert np.array_equal(batch.image[i].numpy(), chip.image) and np.array_equal(
                 batch.valid[i].numpy(), chip.valid
             )
-    (padded,) = whole(folder, ["c3"], multiple=16, workers=2)
+    (padded,) = whole_chips(folder, ["c3"], multiple=16, workers=2)
     assert padded.image.shape == (1, 2, 16, 16) and padded.seen.sum() == 110 and not padded.seen[0, 10:].any()
 
 
@@ -162,10 +162,10 @@ def test_edits_reach_patches_and_whole_chips(folder):
     ):
         assert a.chips == b.chips and torch.equal(a.image, b.image) and torch.equal(a.valid, b.valid)
         assert torch.equal(a.label[a.valid], 1 - b.label[b.valid])
-    (a,), (b,) = list(whole(folder, ["c0"])), list(whole(folder, ["c0"], edit=flip))
+    (a,), (b,) = list(whole_chips(folder, ["c0"])), list(whole_chips(folder, ["c0"], edit=flip))
     assert torch.equal(a.label[a.valid], 1 - b.label[b.valid])
     with pytest.raises(DataError, match="fix edit"):
-        list(whole(folder, ["c0"], edit=lambda chip: replace(chip, valid=np.ones_like(chip.valid))))
+        list(whole_chips(folder, ["c0"], edit=lambda chip: replace(chip, valid=np.ones_like(chip.valid))))
     with pytest.raises(DataError, match="fix edit"):
         list(patches(folder, ["c0"], edit=lambda chip: replace(chip, id="x"), **settings))
 
@@ -186,7 +186,7 @@ def test_bad_settings_are_refused_before_the_first_batch(folder):
     with pytest.raises(DataError, match="expected an id"):
         patches(folder, ["nope"], patch=8, batch=2)
     with pytest.raises(UsageError, match="multiple"):
-        whole(folder, folder.ids, multiple=0)
+        whole_chips(folder, folder.ids, multiple=0)
 
 
 def test_nothing_valid_cannot_be_balanced(tmp_path):
@@ -222,7 +222,7 @@ def test_a_broken_chip_is_named_through_the_threads(tmp_path):
 def test_many_chips_keep_few_maps_open(tmp_path, monkeypatch):
     from seawall.data import chips
 
-    monkeypatch.setattr(chips, "OPEN_MAPS", 4)
+    monkeypatch.setattr(chips, "MAX_MAPPED_CHIPS", 4)
     writer = ChipWriter(tmp_path, HEADER)
     for i in range(12):
         writer.write(f"c{i:02d}", "g", np.full((2, 8, 8), i, np.float32), np.zeros((8, 8), np.uint8))
@@ -231,7 +231,7 @@ def test_many_chips_keep_few_maps_open(tmp_path, monkeypatch):
         for i, name in enumerate(batch.chips):
             assert (batch.image[i] == int(name[1:3])).all()
     assert len(folder._maps) <= 4
-    monkeypatch.setattr(chips, "OPEN_BYTES", 1000)  # one chip has 2 * 64 * 4 + 64 bytes
+    monkeypatch.setattr(chips, "MAX_MAPPED_BYTES", 1000)  # one chip has 2 * 64 * 4 + 64 bytes
     folder = chips.ChipFolder.open(tmp_path)
     list(patches(folder, folder.ids, patch=8, batch=3))
     assert len(folder._maps) == 1 and folder._bytes == 576

@@ -17,7 +17,7 @@ from seawall.attacks.suites import cases as attacks_of
 from seawall.attacks.suites import parse_suite
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
-from seawall.data.loader import whole
+from seawall.data.loader import whole_chips
 from seawall.data.writer import ChipWriter
 from seawall.evaluation import measurement, sanity_checks
 from seawall.evaluation.case import CLEAN, MEASURES, Case
@@ -69,7 +69,7 @@ def test_memory_is_bounded_by_a_batch(chips: ChipFolder, tmp_path: Path, monkeyp
 
     def counted(*args: object, **more: object) -> Iterator[Batch]:
         nonlocal most, read
-        for batch in whole(*args, **more):  # type: ignore[arg-type]
+        for batch in whole_chips(*args, **more):  # type: ignore[arg-type]
             alive.add(batch.image)
             read += len(batch)
             gc.collect()
@@ -99,7 +99,7 @@ def test_half_a_measurement_is_gone_on_with(chips: ChipFolder, tmp_path: Path) -
 
     def read(ids: Sequence[str]) -> Iterator[Batch]:
         asked.extend(ids)
-        return whole(chips, ids)
+        return whole_chips(chips, ids)
 
     common = {"log": log, "recipe": lambda case: "r", "name": "n", "seed": 0, "ask": None, "say": say}
     measure_model(model, some, [CLEAN], **common)

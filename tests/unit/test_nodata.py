@@ -9,7 +9,7 @@ import torch
 from affine import Affine
 from torch import nn
 
-from seawall.data.curate import curate
+from seawall.data.curate import curate_chips
 from seawall.errors import DataError, ImageryError, RadiometryError
 from seawall.geo.nodata import PixelCounts, nodata_rule
 from seawall.geo.radiometry import Detection, Hints, detect_unit, scale_for
@@ -64,7 +64,7 @@ def chips(tmp_path: Path, data: np.ndarray, nodata: float | None = None, **more:
     save(tmp_path / "pairs/images/a.tif", data, nodata, **more)
     label = np.zeros((1, *data.shape[1:]), np.uint8)
     save(tmp_path / "pairs/labels/a.tif", label)
-    return curate(tmp_path / "pairs", tmp_path / "chips", bands=BANDS[1:], chip=1024).folder
+    return curate_chips(tmp_path / "pairs", tmp_path / "chips", bands=BANDS[1:], chip=1024).folder
 
 
 def ids(flags: tuple[str, ...]) -> set[str]:
@@ -219,7 +219,7 @@ def test_an_empty_chip_is_named_by_its_own_file(tmp_path: Path) -> None:
     ]
     text = "id,group,s2,label,s2_bands,source_paths\n" + "\n".join(rows).replace("s2/", "") + "\n"
     (tmp_path / "t/index.csv").write_text(text)
-    report = curate(tmp_path / "t/index.csv", tmp_path / "out", gsd_m=10)
+    report = curate_chips(tmp_path / "t/index.csv", tmp_path / "out", gsd_m=10)
     assert report.skipped[0][1].startswith(str(tmp_path / "t/here.tif")) and "upstream" not in report.skipped[0][1]
 
 

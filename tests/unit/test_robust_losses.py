@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
-from seawall.label_audit.confident_learning import Opinion
-from seawall.label_audit.relabel import mend
+from seawall.label_audit.confident_learning import OutOfSample
+from seawall.label_audit.relabel import relabel_in_rounds
 from seawall.losses.robust import GCE, SCE, Bootstrap, BoundaryTolerant, NoiseRobustDice, border_distance
 from seawall.losses.segmentation import CrossEntropyLoss, as_loss
 from seawall.models.dual_network import DualNetwork
@@ -206,7 +206,7 @@ def world(seed=0, size=40, flips=0.15):
                 wrong = np.random.default_rng(int(chip[1:])).random(t.shape) < 0.02
                 sure = np.where(wrong, 1 - t, t)
                 water = np.where(sure == 1, 0.95, 0.05).astype(np.float32)
-                yield Opinion(chip, np.stack([1 - water, water]), now[chip], np.ones_like(t, bool))
+                yield OutOfSample(chip, np.stack([1 - water, water]), now[chip], np.ones_like(t, bool))
 
         return opinions
 
@@ -215,7 +215,7 @@ def world(seed=0, size=40, flips=0.15):
 
 def test_relabelling_mends_and_then_stops():
     truth, labels, judge = world()
-    found = mend(labels, judge, 2, rounds=5)
+    found = relabel_in_rounds(labels, judge, 2, rounds=5)
     error = lambda said: np.mean([np.mean(said[c] != truth[c]) for c in truth])  # noqa: E731
     assert error(labels) > 0.13
     assert error(found.labels) < 0.04
@@ -225,7 +225,7 @@ def test_relabelling_mends_and_then_stops():
 
 def test_relabelling_keeps_its_budget_and_gives_back_what_was_better():
     truth, labels, judge = world()
-    tight = mend(labels, judge, 2, budget=0.01)
+    tight = relabel_in_rounds(labels, judge, 2, budget=0.01)
     assert tight.why == "budget"
     assert all(np.array_equal(tight.labels[c], labels[c]) for c in truth)
 
@@ -235,11 +235,11 @@ def test_relabelling_keeps_its_budget_and_gives_back_what_was_better():
         calls.append({c: v.copy() for c, v in now.items()})
         return judge(now) if len(calls) == 1 else judge({c: 1 - v for c, v in now.items()})
 
-    worse = mend(labels, drunk, 2, rounds=3)
+    worse = relabel_in_rounds(labels, drunk, 2, rounds=3)
     assert worse.why == "worse"
     assert all(np.array_equal(worse.labels[c], labels[c]) for c in truth)
     with pytest.raises(UsageError, match="shares"):
-        mend(labels, judge, 2, budget=math.nan)
+        relabel_in_rounds(labels, judge, 2, budget=math.nan)
 
 
 def test_relabelling_counts_its_budget_against_the_labels_as_given():
@@ -253,9 +253,9 @@ def test_relabelling_counts_its_budget_against_the_labels_as_given():
         rows = slice(2 * len(calls) - 2, 2 * len(calls))
         said[rows] = 1 - said[rows]
         water = np.where(said == 1, 0.95, 0.05).astype(np.float32)
-        return lambda: [Opinion("c", np.stack([1 - water, water]), now["c"], np.ones((10, 10), bool))]
+        return lambda: [OutOfSample("c", np.stack([1 - water, water]), now["c"], np.ones((10, 10), bool))]
 
-    found = mend(given, judge, 2, rounds=5, budget=0.3)
+    found = relabel_in_rounds(given, judge, 2, rounds=5, budget=0.3)
     assert found.why == "budget" and len(calls) == 2
     assert [round_.share for round_ in found.rounds] == [0.2]
     assert np.count_nonzero(found.labels["c"] != given["c"]) == 20

@@ -9,7 +9,7 @@ from affine import Affine
 
 from seawall import api
 from seawall.data.chips import ChipFolder
-from seawall.data.curate import curate
+from seawall.data.curate import curate_chips
 from seawall.data.index import ChipHeader
 from seawall.data.selection import SEEN_IN_TRAINING, select_chips
 from seawall.data.splits import record_split, split_chips
@@ -19,7 +19,7 @@ from seawall.geo.raster import Grid
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, save_model, set_split, split_of
 from seawall.pipeline.context import Run
-from seawall.pipeline.corrupt_labels import part_of
+from seawall.pipeline.corrupt_labels import select_part
 from seawall.pipeline.data import divide
 from seawall.pipeline.run import train_only
 from seawall.recipe import make_recipe
@@ -173,7 +173,7 @@ def test_a_folder_corrupted_by_parts_keeps_its_split(chips: ChipFolder, tmp_path
     for id_ in (*split.val, *split.test):
         assert np.array_equal(made.read(id_).label, chips.read(id_).label)
     assert any(not np.array_equal(made.read(id_).label, chips.read(id_).label) for id_ in split.train)
-    again, kept = part_of(made, "test")
+    again, kept = select_part(made, "test")
     assert set(again) == set(split.test) and kept == made.header.split
 
 
@@ -190,7 +190,7 @@ def test_a_recipe_that_asks_for_another_split_than_the_folder_keeps_is_refused(c
         with pytest.raises(UsageError, match=says):
             train_only(recipe_of(made, other), tmp_path / "r", device="cpu", resume=True, progress=silent)
         with pytest.raises(UsageError, match=says):
-            part_of(made, "train", other)
+            select_part(made, "train", other)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -272,9 +272,9 @@ def test_an_audit_of_labels_by_weights_that_learned_from_them_is_flagged(chips: 
 
 
 def test_a_batch_has_no_parts(chips: ChipFolder, tmp_path: Path):
-    from seawall.data.loader import whole
+    from seawall.data.loader import whole_chips
 
-    batch = next(iter(whole(chips, chips.ids[:2])))
+    batch = next(iter(whole_chips(chips, chips.ids[:2])))
     with pytest.raises(UsageError, match="all or auto for a Batch"):
         api.attack(WaterIndexThreshold("ndwi")(SPEC), batch, THREAT, method=["fgsm"], part="test")
 
@@ -298,7 +298,7 @@ def test_a_training_that_was_split_otherwise_is_not_gone_on_with(chips: ChipFold
 
 
 def test_the_real_chips_agree(real_chips: Path, tmp_path: Path):
-    chips = curate(real_chips, tmp_path / "hls", select="hls_").folder
+    chips = curate_chips(real_chips, tmp_path / "hls", select="hls_").folder
     settings = SplitSettings(val=0.15, test=0.35)  # those of recipes/hls.toml
     split = split_chips(chips, settings)
     record = record_split(chips, split)

@@ -8,7 +8,7 @@ import shapely
 from pyproj import CRS, Transformer
 
 from seawall.data.chips import ChipFolder
-from seawall.data.footprints import near, overlaps
+from seawall.data.footprints import overlaps, within_distance
 from seawall.data.index import ChipHeader, ChipRow
 from seawall.data.splits import (
     Split,
@@ -16,8 +16,8 @@ from seawall.data.splits import (
     groups_without_water,
     kfold_groups,
     split_blocks,
-    split_facts,
     split_groups,
+    split_summary,
 )
 from seawall.errors import DataError, UsageError
 
@@ -64,7 +64,7 @@ def test_groups_stay_whole_and_parts_are_balanced(seed):
     assert sorted(sum(parts.values(), ())) == list(folder.ids)
     groups = [{folder.row(i).group for i in ids} for ids in parts.values()]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
-    facts = split_facts(folder, split)
+    facts = split_summary(folder, split)
     for part, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):
         assert facts["chips_per_part"][part] / len(folder) == pytest.approx(share, abs=0.05)
     water = [facts["water_share"][part] for part in parts]
@@ -222,8 +222,8 @@ def test_many_chips_of_two_zones_are_compared_in_time():
 def test_a_gap_counts_across_zones():
     places = [(11.99, 47.5, 32632), (12.01, 47.5, 32633), (14.0, 47.5, 32633), (16.0, 47.5, 32633)]
     rows = [placed(f"c{i}", f"g{i}", lon, lat, f"EPSG:{zone}") for i, (lon, lat, zone) in enumerate(places)]
-    assert near([rows[0], rows[2]], [rows[1], rows[3]], 2000.0).tolist() == [True, False]
-    assert near([rows[0], rows[2]], [rows[1], rows[3]], 1000.0).tolist() == [False, False]
+    assert within_distance([rows[0], rows[2]], [rows[1], rows[3]], 2000.0).tolist() == [True, False]
+    assert within_distance([rows[0], rows[2]], [rows[1], rows[3]], 1000.0).tolist() == [False, False]
 
 
 def test_blocks_hold_chips_of_one_place_together():
@@ -275,29 +275,29 @@ def test_folds_cover_every_chip_once():
 def test_no_water_is_a_warning_not_a_crash():
     folder = made(row("a", "wet", 0.5), row("b", "dry", 0.0), row("c", "blank", 0.0, valid=0), row("d", "wet2", 0.1))
     assert groups_without_water(folder, folder.ids) == ("blank", "dry")
-    facts = split_facts(folder, Split(("a", "d"), ("b",), ("c",)))
+    facts = split_summary(folder, Split(("a", "d"), ("b",), ("c",)))
     assert facts["water_share"] == {"train": pytest.approx(0.3, abs=1e-3), "val": 0.0, "test": None}
     assert any("val: no water" in w for w in facts["warnings"]) and any(
         "test: no valid" in w for w in facts["warnings"]
     )
     all_dry = made(*(row(f"x{i}", f"g{i}", 0.0) for i in range(6)))
     assert split_groups(all_dry).test
-    assert "no water in 6 groups" in split_facts(all_dry, split_groups(all_dry))["warnings"][-1]
+    assert "no water in 6 groups" in split_summary(all_dry, split_groups(all_dry))["warnings"][-1]
 
 
 def test_classes_without_water_have_no_water_share():
     header = ChipHeader(("B03", "B08"), "reflectance", ("forest", "urban"), 10.0)
     folder = made(*(row(f"x{i}", f"g{i}") for i in range(6)), header=header)
-    facts = split_facts(folder, split_groups(folder))
+    facts = split_summary(folder, split_groups(folder))
     assert set(facts["water_share"].values()) == {None} and facts["warnings"] == []
 
 
 def test_the_real_chips_split_by_group(real_chips, tmp_path):
-    from seawall.data.curate import curate
+    from seawall.data.curate import curate_chips
 
-    folder = curate(real_chips, tmp_path / "hls", select="hls_").folder
+    folder = curate_chips(real_chips, tmp_path / "hls", select="hls_").folder
     split = split_groups(folder, 0)
-    facts = split_facts(folder, split)
+    facts = split_summary(folder, split)
     assert sum(facts["chips_per_part"].values()) == 93 and min(facts["chips_per_part"].values()) >= 15
     assert max(facts["water_share"].values()) - min(facts["water_share"].values()) < 0.06
     assert any("no water in" in w for w in facts["warnings"])

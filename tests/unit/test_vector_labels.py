@@ -221,9 +221,9 @@ def test_a_grid_without_a_place_is_refused(tmp_path):
 
 def test_too_many_features_are_refused_before_they_are_read(tmp_path, monkeypatch):
     path = write(tmp_path / "water.gpkg", [box(i, 0, 1, 1) for i in range(5)] + [box(900, 0, 1, 1)], kind="Polygon")
-    monkeypatch.setattr(vector, "FEATURES", 5)
+    monkeypatch.setattr(vector, "MAX_FEATURES", 5)
     assert rasterize_layer(path, GRID).used == 5
-    monkeypatch.setattr(vector, "FEATURES", 4)
+    monkeypatch.setattr(vector, "MAX_FEATURES", 4)
     with pytest.raises(DataError, match="at most 4 features"):
         rasterize_layer(path, GRID)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seawall.errors import DataError, RadiometryError, UsageError
-from seawall.labels.indices import INDICES, REPORT, awei_nsh, awei_sh, mndwi, ndwi, parse_rule, water_index
+from seawall.labels.indices import INDICES, REPORT_RULE, awei_nsh, awei_sh, mndwi, ndwi, parse_rule, water_index
 
 BANDS = ("B02", "B03", "B08", "B11", "B12")
 
@@ -95,8 +95,8 @@ def test_batches_and_the_inputs_stay_untouched():
 
 
 def test_the_reports_rule_is_one_line():
-    assert parse_rule("NDWI >= -0.25") == REPORT
-    assert parse_rule(str(REPORT)) == REPORT
+    assert parse_rule("NDWI >= -0.25") == REPORT_RULE
+    assert parse_rule(str(REPORT_RULE)) == REPORT_RULE
     image, seen = pixel(0, 0.375, 0.625, 0, 0)  # ndwi exactly -0.25, in binary too
-    assert REPORT(image, seen, BANDS, "reflectance").label.item() == 1
+    assert REPORT_RULE(image, seen, BANDS, "reflectance").label.item() == 1
     assert parse_rule("ndwi > -0.25")(image, seen, BANDS, "reflectance").label.item() == 0

@@ -1,9 +1,9 @@
 """Chips with labels: folders and their index, splits, the loader, and the curation that makes them."""
 
 from seawall.data.chips import Chip, ChipFolder
-from seawall.data.curate import CurateReport, Estimate, curate
+from seawall.data.curate import CurateEstimate, CurateReport, curate_chips
 from seawall.data.index import ChipHeader, ChipRow
-from seawall.data.loader import Sampler, class_shares, patches, whole
+from seawall.data.loader import Sampler, class_shares, patches, whole_chips
 from seawall.data.simulated import Simulated
 from seawall.data.sources import IndexTable, Pairs, Sen1Floods11
 from seawall.data.splits import (
@@ -14,8 +14,8 @@ from seawall.data.splits import (
     record_split,
     split_blocks,
     split_chips,
-    split_facts,
     split_groups,
+    split_summary,
 )
 from seawall.data.writer import ChipWriter
 
@@ -26,7 +26,7 @@ __all__ = [
     "ChipRow",
     "ChipWriter",
     "CurateReport",
-    "Estimate",
+    "CurateEstimate",
     "IndexTable",
     "Pairs",
     "Sampler",
@@ -35,14 +35,14 @@ __all__ = [
     "Split",
     "check_disjoint",
     "class_shares",
-    "curate",
+    "curate_chips",
     "groups_without_water",
     "kfold_groups",
     "patches",
     "record_split",
     "split_blocks",
     "split_chips",
-    "split_facts",
+    "split_summary",
     "split_groups",
-    "whole",
+    "whole_chips",
 ]

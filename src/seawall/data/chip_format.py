@@ -1,7 +1,7 @@
-"""How a chip lies on the disk: a plain GeoTIFF whose pixels can be memory-mapped, because they are not compressed.
+"""The file format of a chip: an uncompressed GeoTIFF whose pixels can be memory-mapped.
 
-Reflectance that came as whole digital numbers stays whole (int16, half the bytes of float32, no loss); anything
-else is float32. One strip per band, bands after each other: every GIS opens it, and a random window costs a copy.
+Reflectance made from whole digital numbers is stored as int16 without loss, in half the bytes of float32; anything
+else is float32. There is one strip per band, bands after each other, so that a random window is read by one copy.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from seawall.geo.raster import Grid
 from seawall.geo.raster_guards import COMPLETE_TAG, WRITER_TAG
 from seawall.types import FILL
 
-IGNORE = 255  # label of a pixel that does not count, in files only: inside the library `valid` says it
-HOLE = -9999  # int16 value of an unseen pixel; float32 holds NaN instead
-ALIGN = 16  # bytes
-_ENV = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
+IGNORE = 255  # label of a pixel that does not count, in files only; in memory the mask `valid` is False there
+UNSEEN_INT16 = -9999  # int16 value of an unseen pixel; float32 files hold NaN
+PIXEL_ALIGN = 16  # bytes
+_GDAL_OPTIONS = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Encoded:
         data: Bytes of the file.
         dtype: Pixel type: "int16", "float32" or "uint8".
         gain: value = stored * gain.
-        at: Byte where the pixels start.
+        at: Byte offset of the pixels.
     """
 
     data: bytes
@@ -47,14 +47,14 @@ class Encoded:
 def encode_image(
     image: NDArray[np.float32], seen: NDArray[np.bool_], grid: Grid, bands: tuple[str, ...], gain: float | None = None
 ) -> Encoded:
-    """Encode an image (C, H, W) in data units; unseen pixels become holes in every band.
+    """Encode an image (C, H, W) in data units; unseen pixels become nodata in every band.
 
     Args:
         image: (C, H, W) float32 in data units.
         seen: (H, W) bool.
         grid: Where it is.
         bands: Band ids.
-        gain: Step of the digital numbers that the image was made from: stored as int16 if all fit. None: float32.
+        gain: Step of the digital numbers that the image was made from; stored as int16 if all fit. None for float32.
 
     Raises:
         DataError: A seen pixel is not finite.
@@ -63,9 +63,9 @@ def encode_image(
         raise DataError("image: expected finite seen pixels, got NaN or infinity; mark them unseen")
     if gain is not None:
         steps = np.rint(np.where(seen, image, 0.0) / gain)
-        if np.abs(steps).max(initial=0) <= np.iinfo(np.int16).max and not (steps == HOLE).any():
-            stored = np.where(seen, steps, HOLE).astype(np.int16)
-            return _encode(stored, grid, bands, float(HOLE), gain)
+        if np.abs(steps).max(initial=0) <= np.iinfo(np.int16).max and not (steps == UNSEEN_INT16).any():
+            stored = np.where(seen, steps, UNSEEN_INT16).astype(np.int16)
+            return _encode(stored, grid, bands, float(UNSEEN_INT16), gain)
     return _encode(np.where(seen, image, np.float32(np.nan)).astype(np.float32), grid, bands, float("nan"), 1.0)
 
 
@@ -78,7 +78,7 @@ def decode_image(
     stored: NDArray[np.int16 | np.float32], gain: float, unit: str, out: NDArray[np.float32]
 ) -> NDArray[np.bool_]:
     """Fill `out` (C, H, W) with data units and return seen (H, W); unseen pixels get the unit's fill."""
-    seen = stored[0] != HOLE if stored.dtype == np.int16 else ~np.isnan(stored[0])
+    seen = stored[0] != UNSEEN_INT16 if stored.dtype == np.int16 else ~np.isnan(stored[0])
     out[...] = stored
     if stored.dtype == np.int16:
         out *= np.float32(gain)
@@ -91,14 +91,14 @@ def map_pixels(path: Path, at: int, dtype: str, shape: tuple[int, ...]) -> NDArr
     """Map the pixels of a stored file into memory, read-only.
 
     Raises:
-        DataError: The file is missing, or does not end where its pixels do: it is cut, or the index tells another shape.
+        DataError: The file is missing, truncated, or of another shape than the index says.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
         with path.open("rb") as file:
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as bad:
-        raise DataError(f"{path}: expected a chip file, got {_why(bad)}; curate the folder again") from bad
+        raise DataError(f"{path}: expected a chip file, got {_open_error(bad)}; curate the folder again") from bad
     if at < 0 or len(view) != at + size:
         raise DataError(
             f"{path}: expected {at + size} bytes for {'x'.join(map(str, shape))} pixels of {dtype} from byte {at}, got "
@@ -119,18 +119,18 @@ def _encode(stored: NDArray[np.generic], grid: Grid, bands: tuple[str, ...], nod
         "tiled": False, "blockysize": height, "interleave": "band", "compress": "none",
     }  # fmt: skip
     raw = np.ascontiguousarray(stored).tobytes()
-    _, at = _write(stored, profile, bands, gain, ".")
-    # Unaligned pixels are copied several times slower; a longer tag moves them to a round place.
-    data, at = _write(stored, profile, bands, gain, "." * (1 + -at % ALIGN))
+    _, at = _write_tiff(stored, profile, bands, gain, ".")
+    # Unaligned pixels are copied several times slower; padding in a tag aligns them.
+    data, at = _write_tiff(stored, profile, bands, gain, "." * (1 + -at % PIXEL_ALIGN))
     if data[at : at + len(raw)] != raw:
         raise DataError("chip: expected GDAL to write plain strips, got another layout; report this GDAL version")
     return Encoded(data, stored.dtype.name, gain, at)
 
 
-def _write(
+def _write_tiff(
     stored: NDArray[np.generic], profile: dict[str, object], bands: tuple[str, ...], gain: float, pad: str
 ) -> tuple[bytes, int]:
-    with rasterio.Env(**_ENV), MemoryFile() as memory:
+    with rasterio.Env(**_GDAL_OPTIONS), MemoryFile() as memory:
         with memory.open(**profile) as sink:
             sink.descriptions = bands
             sink.update_tags(**{WRITER_TAG: "seawall", COMPLETE_TAG: "yes", "PAD": pad})
@@ -142,5 +142,5 @@ def _write(
         return bytes(memory.getbuffer()), int(start or 0)
 
 
-def _why(bad: Exception) -> str:
+def _open_error(bad: Exception) -> str:
     return "no file" if isinstance(bad, FileNotFoundError) else "an empty or unreadable one"

@@ -1,4 +1,4 @@
-"""A chip folder: GeoTIFF images and labels with an index that carries bands, unit, groups and checksums."""
+"""A chip folder: GeoTIFF images and labels, and an index with bands, unit, groups and checksums."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from seawall.geo.raster import Grid
 from seawall.io import is_inside
 from seawall.types import Unit
 
-OPEN_BYTES = 1024 * 2**20
-OPEN_MAPS = 256
-"""Mapped chips kept open: what is mapped counts as resident memory, and each map holds a file handle."""
+MAX_MAPPED_BYTES = 1024 * 2**20
+MAX_MAPPED_CHIPS = 256
+"""Limits of the mapped chips kept open: mapped bytes count as resident memory, and each map holds a file handle."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Chip:
     grid: Grid
 
 
-Stored = tuple[NDArray[np.int16 | np.float32], NDArray[np.uint8]]
-"""Mapped pixels of a chip as they are stored: image (C, H, W) and label (H, W), both read-only."""
+StoredPixels = tuple[NDArray[np.int16 | np.float32], NDArray[np.uint8]]
+"""Memory-mapped pixels of a chip as stored: image (C, H, W) and label (H, W), both read-only."""
 
 
 class ChipFolder:
@@ -56,7 +56,7 @@ class ChipFolder:
 
     Args:
         root: The folder.
-        header: What all chips share.
+        header: Bands, unit and classes of all chips.
         rows: The chips, sorted by id.
     """
 
@@ -65,7 +65,7 @@ class ChipFolder:
         self.header = header
         self.rows = tuple(rows)
         self._rows = {row.id: row for row in self.rows}
-        self._maps: OrderedDict[str, Stored] = OrderedDict()
+        self._maps: OrderedDict[str, StoredPixels] = OrderedDict()
         self._bytes = 0
         self._checked: set[str] = set()
         self._lock = threading.Lock()
@@ -148,8 +148,8 @@ class ChipFolder:
         valid = seen & (marks != IGNORE)
         return Chip(id_, row.group, image, np.where(valid, marks, 0).astype(np.int64), seen, valid, row.grid)
 
-    def stored(self, id_: str) -> Stored:
-        """Return the mapped pixels of a chip; its checksums are compared when it is first touched.
+    def stored(self, id_: str) -> StoredPixels:
+        """Return the mapped pixels of a chip; its checksums are compared at the first access.
 
         Raises:
             DataError: The files are missing, truncated or not what the index says.
@@ -161,18 +161,18 @@ class ChipFolder:
         row = self.row(id_)
         image_path, label_path = self._inside(row.image), self._inside(row.label)
         if id_ not in self._checked:
-            _compare(image_path, row.sha256)
-            _compare(label_path, row.label_sha256)
+            _check_sha256(image_path, row.sha256)
+            _check_sha256(label_path, row.label_sha256)
         shape = (len(self.bands), row.height, row.width)
         image = map_pixels(image_path, row.image_at, row.dtype, shape)
         label = map_pixels(label_path, row.label_at, "uint8", shape[1:])
-        found: Stored = (image, label)  # type: ignore[assignment]
+        found: StoredPixels = (image, label)  # type: ignore[assignment]
         with self._lock:
             self._checked.add(id_)
             if id_ not in self._maps:
                 self._maps[id_] = found
                 self._bytes += image.nbytes + label.nbytes
-            while len(self._maps) > OPEN_MAPS or (self._bytes > OPEN_BYTES and len(self._maps) > 1):
+            while len(self._maps) > MAX_MAPPED_CHIPS or (self._bytes > MAX_MAPPED_BYTES and len(self._maps) > 1):
                 self._bytes -= sum(array.nbytes for array in self._maps.popitem(last=False)[1])
         return found
 
@@ -205,7 +205,7 @@ class ChipFolder:
         for row in self.rows:
             try:
                 for path, digest in ((row.image, row.sha256), (row.label, row.label_sha256)):
-                    _compare(self._inside(path), digest)
+                    _check_sha256(self._inside(path), digest)
             except DataError as wrong:
                 bad.append((row.id, str(wrong)))
         return bad
@@ -217,7 +217,7 @@ class ChipFolder:
         return path
 
 
-def _compare(path: Path, digest: str) -> None:
+def _check_sha256(path: Path, digest: str) -> None:
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Makes a chip folder: looks first and says what it will cost, resumes after a kill, lists what failed and goes on."""
+"""Makes a chip folder from raw images: estimates the cost, resumes after a kill, and reports chips that failed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Literal
 
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
-from seawall.data.preparation import EmptyChipError, Labeler, choose_header, name_bands, prepare
-from seawall.data.raw_chips import NO_HINTS, Item, Lost, Piece, Source, sha
+from seawall.data.preparation import EmptyChipError, Labeler, choose_header, name_bands, prepare_chip
+from seawall.data.raw_chips import NO_HINTS, ImageSource, RawChip, RejectedItem, SourceItem, sha256_text
 from seawall.data.sources import find_source
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, RunError, SeawallError, UsageError
@@ -24,25 +24,25 @@ from seawall.io import RunLock, write_atomic
 from seawall.result import StageProgress
 from seawall.types import Unit
 
-RULES = 2
-"""Version of the rules by which stored numbers become a chip; chips made by another one are made again."""
+CURATION_VERSION = 2
+"""Version of the rules by which stored numbers become a chip; chips made by other rules are made again."""
 
-LOOK = 12
-"""Chips looked at before the work begins: enough to settle unit and bands, and to time the work."""
+SAMPLED_CHIPS = 12
+"""Chips read before the work begins, to settle unit and bands and to estimate the time."""
 
-FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EFBIG)
-"""Errors of the machine, not of a chip: the batch stops, what is done stays."""
+FATAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.EFBIG)
+"""Errors of the machine, not of a chip: the curation stops and keeps the chips that are done."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a curation will take.
+class CurateEstimate:
+    """Estimated cost of a curation.
 
     Args:
         chips: Chips to be made.
         bytes: Disk space.
-        seconds: Time, from the chips looked at.
-        text: One line for people.
+        seconds: Time, from the chips read first.
+        text: The estimate in one line.
     """
 
     chips: int
@@ -53,17 +53,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class CurateReport:
-    """What came of a curation; `curate.json` in the folder says the same.
+    """Result of a curation; `curate.json` in the folder has the same content.
 
     Args:
         folder: The chip folder.
-        made: Ids written now.
-        kept: Ids that were whole from an earlier run.
-        skipped: (id, reason) of chips with nothing in them.
-        failed: (id, reason) of chips that broke the contract.
-        estimate: What was expected.
-        scales: How stored numbers became physical, and how many chips did so.
-        flags: How many chips carry each flag.
+        made: Ids written in this run.
+        kept: Ids that an earlier run had completed.
+        skipped: (id, reason) of chips without a seen pixel.
+        failed: (id, reason) of chips that could not be made.
+        estimate: Estimate before the work began.
+        scales: Conversions of stored numbers to physical units, with the number of chips of each.
+        flags: Number of chips with each flag.
         seconds: Time it took.
     """
 
@@ -72,14 +72,14 @@ class CurateReport:
     kept: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     failed: tuple[tuple[str, str], ...]
-    estimate: Estimate
+    estimate: CurateEstimate
     scales: Mapping[str, int] = field(default_factory=dict)
     flags: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
 
-def curate(
-    source: str | Path | Source,
+def curate_chips(
+    source: str | Path | ImageSource,
     out: str | Path,
     *,
     kind: str = "auto",
@@ -101,23 +101,22 @@ def curate(
 ) -> CurateReport:
     """Make a chip folder.
 
-    Run again after a kill, it keeps the chips whose source, settings and files are the same by content, and
-    makes the others.
+    A second run keeps the chips whose source, settings and files are the same by content, and makes the others.
 
     Args:
         source: A folder, a CSV index, a number of scenes to simulate, or a `Source`.
         out: The chip folder to make or to go on with.
-        kind: How to read the source; "auto" looks.
+        kind: Kind of source; "auto" detects it.
         sensor: "s1" or "s2": which images of an index, of Sen1Floods11 or of the simulation; "s2" if None.
         select: Ids of an index that start with this.
         bands: Bands to keep; all that the chips have if None. The folder's order is always by wavelength.
         names: Band names in file order, for pairs whose files say none.
         unit: Unit that the chips must have; what the first ones have if None.
-        hints: What is known about the stored numbers (gain, offset), where files do not say it.
+        hints: Gain, offset and unit of the stored numbers, where files do not declare them.
         gsd_m: Ground sampling distance, where there is no georeference.
         product: Product family in `SENSORS`; it settles names such as "NIR".
         classes: Class names in the order of label values; land and water if None.
-        label_map: What raw label values mean, such as {-1: 255}; 255 does not count.
+        label_map: Class value of each raw label value, such as {-1: 255}; 255 does not count.
         labeler: Labels images by a rule instead of label files.
         group: Regular expression on the name of a pair; its first bracket is the group.
         chip: Larger images are cut into squares of this side.
@@ -126,26 +125,26 @@ def curate(
 
     Raises:
         UsageError: An argument is unknown or out of range.
-        DataError: There is nothing to make, or the chips are mixed in a way that no argument settles.
+        DataError: There is no chip to make, or the chips differ in bands, unit or resolution and no argument settles it.
         RunError: Another process works in the folder, or the disk is full.
     """
     settled = find_source(
         source, kind, sensor or "s2", select, names, hints, gsd_m, product, group, labeler is not None
     )
     label_map = settled.label_map if label_map is None else label_map
-    task = _Task(
+    task = _Curation(
         settled, Path(out), tuple(classes or settled.classes or ("land", "water")), label_map, labeler, keep_empty,
-        tuple(bands or ()), unit, gsd_m, chip, progress or _silent,
+        tuple(bands or ()), unit, gsd_m, chip, progress or _no_progress,
     )  # fmt: skip
     if chip < 8:
         raise UsageError(f"curate: expected chips of at least 8 pixels, got {chip}; raise chip")
     with RunLock(task.out):
-        return _run(task)
+        return _make_chips(task)
 
 
 @dataclass(frozen=True)
-class _Task:
-    source: Source
+class _Curation:
+    source: ImageSource
     out: Path
     classes: tuple[str, ...]
     label_map: Mapping[int, int] | None
@@ -155,45 +154,45 @@ class _Task:
     unit: Unit | None
     gsd_m: float | None
     chip: int
-    tell: StageProgress
+    progress: StageProgress
 
     @property
     def settings(self) -> str:
-        """Everything but the source that a chip's pixels depend on."""
-        return repr((RULES, self.classes, self.label_map, self.labeler, self.keep_empty))
+        """Settings that a chip's pixels depend on, beside its source."""
+        return repr((CURATION_VERSION, self.classes, self.label_map, self.labeler, self.keep_empty))
 
 
-def _run(task: _Task) -> CurateReport:
+def _make_chips(task: _Curation) -> CurateReport:
     start = time.monotonic()
     items, lost = task.source.items(task.chip)
-    items, twice = _unique(items)
+    items, twice = _unique_items(items)
     failed = [(bad.id, bad.reason) for bad in (*lost, *twice) if not bad.skip]
     skipped = [(bad.id, bad.reason) for bad in lost if bad.skip]
     if not items:
         raise DataError(
             f"curate: expected chips to make, got none ({(failed or skipped or [('', 'nothing found')])[0][1]})"
         )
-    header, estimate = _look(task, items)
-    _check_room(task.out, estimate)
-    task.tell(0, len(items), estimate.text)
+    header, estimate = _sample_header(task, items)
+    _check_disk_space(task.out, estimate)
+    task.progress(0, len(items), estimate.text)
     writer = ChipWriter(task.out, header)
     made: list[str] = []
     kept: list[str] = []
     for done, item in enumerate(items, 1):
         try:
-            (kept if _one_chip(task, item, header, writer) else made).append(item.id)
-            task.tell(done, len(items), item.id)
+            (kept if _make_chip(task, item, header, writer) else made).append(item.id)
+            task.progress(done, len(items), item.id)
         except EmptyChipError as empty:
             skipped.append((item.id, str(empty)))
-            task.tell(done, len(items), f"{item.id} skipped: {empty}")
+            task.progress(done, len(items), f"{item.id} skipped: {empty}")
         except (SeawallError, OSError, ValueError, ArithmeticError, MemoryError) as bad:
-            if isinstance(bad, OSError) and bad.errno in FATAL:
+            if isinstance(bad, OSError) and bad.errno in FATAL_ERRNOS:
                 raise RunError(
                     f"{task.out}: expected to write {item.id}, got {bad.strerror}; free space and run again, {len(made) + len(kept)} chips are kept"
                 ) from bad
             reason = str(bad) if isinstance(bad, SeawallError) else f"{type(bad).__name__}: {bad}"
             failed.append((item.id, reason))
-            task.tell(done, len(items), f"{item.id} failed: {reason}")
+            task.progress(done, len(items), f"{item.id} failed: {reason}")
     if not made and not kept:
         first = (failed or skipped)[0]
         raise DataError(
@@ -210,12 +209,12 @@ def _run(task: _Task) -> CurateReport:
     return report
 
 
-def _one_chip(task: _Task, item: Item, header: ChipHeader, writer: ChipWriter) -> bool:
-    """Make one chip; return whether it was there already."""
-    digest = sha(item.digest(), task.settings, repr(header))
-    if writer.whole(item.id, digest):
+def _make_chip(task: _Curation, item: SourceItem, header: ChipHeader, writer: ChipWriter) -> bool:
+    """Make one chip; return whether an earlier run had made it."""
+    digest = sha256_text(item.digest(), task.settings, repr(header))
+    if writer.is_complete(item.id, digest):
         return True
-    ready = prepare(item, header, label_map=task.label_map, labeler=task.labeler, keep_empty=task.keep_empty)
+    ready = prepare_chip(item, header, label_map=task.label_map, labeler=task.labeler, keep_empty=task.keep_empty)
     writer.write(
         item.id, item.group, ready.image, ready.label, seen=ready.seen, grid=ready.grid, gain=ready.gain,
         source=item.source, source_sha256=digest, notes=ready.notes, flags=ready.flags,
@@ -223,10 +222,10 @@ def _one_chip(task: _Task, item: Item, header: ChipHeader, writer: ChipWriter) -
     return False
 
 
-def _look(task: _Task, items: Sequence[Item]) -> tuple[ChipHeader, Estimate]:
-    """Look at some chips across the whole list: what they share, and what all will cost."""
-    step = max(1, len(items) // LOOK)
-    sample: dict[str, Piece] = {}
+def _sample_header(task: _Curation, items: Sequence[SourceItem]) -> tuple[ChipHeader, CurateEstimate]:
+    """Read some chips across the whole list; return the header that they share, and the estimated cost of all."""
+    step = max(1, len(items) // SAMPLED_CHIPS)
+    sample: dict[str, RawChip] = {}
     gsds: dict[str, float | None] = {}
     reasons: list[str] = []
     start = time.monotonic()
@@ -252,23 +251,25 @@ def _look(task: _Task, items: Sequence[Item]) -> tuple[ChipHeader, Estimate]:
         f"{len(items)} chips, {len(header.bands)} bands of {header.unit}{'' if header.physical else ' (not physical)'}, "
         f"{size / 2**20:.1f} MiB, about {seconds:.0f} s"
     )
-    return header, Estimate(len(items), size, seconds, text)
+    return header, CurateEstimate(len(items), size, seconds, text)
 
 
-def _unique(items: Sequence[Item]) -> tuple[list[Item], list[Lost]]:
+def _unique_items(items: Sequence[SourceItem]) -> tuple[list[SourceItem], list[RejectedItem]]:
     seen: set[str] = set()
-    once: list[Item] = []
-    lost: list[Lost] = []
+    once: list[SourceItem] = []
+    lost: list[RejectedItem] = []
     for item in items:
         if item.id.lower() in seen:
-            lost.append(Lost(item.id, f"{item.source}: expected an id of its own, got {item.id!r} twice; rename one"))
+            lost.append(
+                RejectedItem(item.id, f"{item.source}: expected an id of its own, got {item.id!r} twice; rename one")
+            )
             continue
         seen.add(item.id.lower())
         once.append(item)
     return once, lost
 
 
-def _check_room(out: Path, estimate: Estimate) -> None:
+def _check_disk_space(out: Path, estimate: CurateEstimate) -> None:
     free = shutil.disk_usage(out).free
     if estimate.bytes > free:
         raise RunError(
@@ -281,5 +282,5 @@ def _write_report(out: Path, report: CurateReport) -> None:
     write_atomic(out / "curate.json", json.dumps({**plain, "estimate": asdict(report.estimate)}, indent=1) + "\n")
 
 
-def _silent(done: int, total: int, text: str) -> None:
-    """Tell nobody."""
+def _no_progress(done: int, total: int, text: str) -> None:
+    """Report nothing."""

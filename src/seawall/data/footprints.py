@@ -1,4 +1,4 @@
-"""Where chips are on the ground, and which of them overlap, whatever their coordinate systems."""
+"""Footprints of chips on the ground, and which of them overlap across coordinate systems."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from seawall.arrays import DoubleArray
 from seawall.data.index import ChipRow
 from seawall.errors import DataError
 
-WORLD = "EPSG:6933"  # equal area, meters: distances east-west stretch towards the poles, areas do not
-DEGREES = "EPSG:4326"
+EQUAL_AREA = "EPSG:6933"  # equal area, meters: distances east-west stretch towards the poles, areas do not
+WGS84 = "EPSG:4326"
 EARTH_CENTERED = "EPSG:4978"
-SLACK = 0.01  # pixels: neighbors share a border, not ground
-ROWS = 512  # chips compared at a time
+BORDER_PX = 0.01  # pixels that a footprint is shrunk by: neighbors share a border without overlapping
+COMPARED_CHIPS = 512  # at a time
 EDGE_POINTS = 16  # points per edge of an outline; the sides of a 110 km tile stay within a meter
-PAIRS = 4096  # pairs of outlines intersected at a time
+INTERSECTED_PAIRS = 4096  # at a time
 
 
-def place_m(row: ChipRow) -> tuple[str, float, float]:
+def center_m(row: ChipRow) -> tuple[str, float, float]:
     """Return the center of a chip as (coordinate system, x, y) in meters; geographic chips in an equal-area one.
 
     Raises:
@@ -36,17 +36,17 @@ def place_m(row: ChipRow) -> tuple[str, float, float]:
             f"split: expected a georeference for every chip, got none for {row.id!r}; split by groups instead"
         )
     x, y = row.grid.point(row.height / 2, row.width / 2)
-    if _projected(row.crs):
+    if _is_projected(row.crs):
         return row.crs, x, y
-    east, north = _transformer(row.crs, WORLD).transform(x, y)
-    return WORLD, float(east), float(north)
+    east, north = _transformer(row.crs, EQUAL_AREA).transform(x, y)
+    return EQUAL_AREA, float(east), float(north)
 
 
 def overlaps(rows: Sequence[ChipRow]) -> Iterator[tuple[str, str]]:
     """Yield the pairs of chips that share ground, among those with a georeference.
 
     Chips of one coordinate system are compared in it; those of two are compared on the sphere of directions, where
-    zones, poles and the antimeridian mean nothing. A pair may come twice.
+    zones, poles and the antimeridian need no special case. A pair may come twice.
     """
     by_crs: dict[str, list[ChipRow]] = {}
     for row in rows:
@@ -54,11 +54,11 @@ def overlaps(rows: Sequence[ChipRow]) -> Iterator[tuple[str, str]]:
             by_crs.setdefault(row.crs, []).append(row)
     for same in by_crs.values():
         yield from _planar_overlaps(same)
-    if len(by_crs) > 1 or not all(map(_projected, by_crs)):
+    if len(by_crs) > 1 or not all(map(_is_projected, by_crs)):
         yield from _spherical_overlaps(by_crs)
 
 
-def near(rows: Sequence[ChipRow], others: Sequence[ChipRow], gap_m: float) -> NDArray[np.bool_]:
+def within_distance(rows: Sequence[ChipRow], others: Sequence[ChipRow], gap_m: float) -> NDArray[np.bool_]:
     """Tell for each chip whether its center is nearer than `gap_m` to the center of another one, on WGS 84.
 
     Args:
@@ -67,7 +67,7 @@ def near(rows: Sequence[ChipRow], others: Sequence[ChipRow], gap_m: float) -> ND
         gap_m: Distance in meters, straight through the Earth, which differs by a thousandth at 500 km.
 
     Raises:
-        DataError: A center has no place on the Earth.
+        DataError: A center cannot be converted to WGS 84.
     """
     if not rows or not others:
         return np.zeros(len(rows), bool)
@@ -76,11 +76,11 @@ def near(rows: Sequence[ChipRow], others: Sequence[ChipRow], gap_m: float) -> ND
 
 
 def _planar_overlaps(same: list[ChipRow]) -> Iterator[tuple[str, str]]:
-    boxes = np.array([_box(row) for row in same])
+    boxes = np.array([_planar_box(row) for row in same])
     order = np.argsort(boxes[:, 0], kind="stable")
     boxes, same = boxes[order], [same[i] for i in order]
-    for start in range(0, len(same), ROWS):
-        mine = boxes[start : start + ROWS, None]
+    for start in range(0, len(same), COMPARED_CHIPS):
+        mine = boxes[start : start + COMPARED_CHIPS, None]
         # Boxes are sorted from west to east: what begins east of all of mine cannot touch them.
         end = int(np.searchsorted(boxes[:, 0], mine[..., 2].max()))
         others = boxes[None, start:end]
@@ -111,9 +111,9 @@ def _spherical_overlaps(by_crs: Mapping[str, list[ChipRow]]) -> Iterator[tuple[s
     seam = np.abs(lonlat[pairs[:, 0], 0, 0] - lonlat[pairs[:, 1], 0, 0]) > 180
     planar = (systems[pairs[:, 0]] == systems[pairs[:, 1]]) & ~seam
     pairs = pairs[~planar]
-    directions = _directions(lonlat)
-    for start in range(0, len(pairs), PAIRS):
-        some = pairs[start : start + PAIRS]
+    directions = _unit_vectors(lonlat)
+    for start in range(0, len(pairs), INTERSECTED_PAIRS):
+        some = pairs[start : start + INTERSECTED_PAIRS]
         for i, j in some[_intersect(directions[some[:, 0]], directions[some[:, 1]])]:
             yield rows[i].id, rows[j].id
 
@@ -124,11 +124,11 @@ def _outlines(crs: str, rows: Sequence[ChipRow]) -> DoubleArray:
     zero, one = np.zeros_like(t), np.ones_like(t)
     across, down = np.concatenate([t, one, 1 - t, zero]), np.concatenate([zero, t, one, 1 - t])
     size = np.array([[row.width, row.height] for row in rows], np.float64)
-    column = SLACK + across * (size[:, :1] - 2 * SLACK)
-    line = SLACK + down * (size[:, 1:] - 2 * SLACK)
+    column = BORDER_PX + across * (size[:, :1] - 2 * BORDER_PX)
+    line = BORDER_PX + down * (size[:, 1:] - 2 * BORDER_PX)
     a, b, c, d, e, f = np.array([row.transform for row in rows], np.float64).T[..., None]
     try:
-        lon, lat = _transformer(crs, DEGREES).transform(a * column + b * line + c, d * column + e * line + f)
+        lon, lat = _transformer(crs, WGS84).transform(a * column + b * line + c, d * column + e * line + f)
     except ProjError:  # a local system: it can be compared with itself alone
         return np.full((len(rows), len(across), 2), np.nan)
     found = np.stack([lon, lat], -1)
@@ -137,7 +137,7 @@ def _outlines(crs: str, rows: Sequence[ChipRow]) -> DoubleArray:
 
 
 def _lonlat_boxes(lonlat: DoubleArray) -> tuple[DoubleArray, NDArray[np.int64]]:
-    """Return boxes (west, south, east, north) that cover each outline, and whose they are.
+    """Return boxes (west, south, east, north) that cover each outline, and the outline of each box.
 
     An outline across the antimeridian has two boxes; one around a pole reaches it at all longitudes.
     """
@@ -158,13 +158,13 @@ def _lonlat_boxes(lonlat: DoubleArray) -> tuple[DoubleArray, NDArray[np.int64]]:
     return np.concatenate([whole, rest]), np.concatenate([own, own[beyond]])
 
 
-def _directions(lonlat: DoubleArray) -> DoubleArray:
+def _unit_vectors(lonlat: DoubleArray) -> DoubleArray:
     lon, lat = np.radians(lonlat[..., 0]), np.radians(lonlat[..., 1])
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1)
 
 
 def _intersect(first: DoubleArray, second: DoubleArray) -> NDArray[np.bool_]:
-    """Tell which outlines (N, P, 3) of directions share an area, each pair in the gnomonic plane between them."""
+    """Return which outlines (N, P, 3) of unit vectors share an area, each pair in the gnomonic plane between them."""
     middle = first.mean(1) + second.mean(1)
     middle /= np.linalg.norm(middle, axis=1, keepdims=True)
     helper = np.where(np.abs(middle[:, 2:]) < 0.9, [[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]])
@@ -185,8 +185,8 @@ def _centers_m(rows: Sequence[ChipRow]) -> DoubleArray:
     """Return the centers (N, 3) in meters from the center of the Earth."""
     found = np.empty((len(rows), 3))
     for i, row in enumerate(rows):
-        lon, lat = _transformer(row.crs or "", DEGREES).transform(*row.grid.point(row.height / 2, row.width / 2))
-        found[i] = _transformer(DEGREES, EARTH_CENTERED).transform(lon, lat, 0.0)
+        lon, lat = _transformer(row.crs or "", WGS84).transform(*row.grid.point(row.height / 2, row.width / 2))
+        found[i] = _transformer(WGS84, EARTH_CENTERED).transform(lon, lat, 0.0)
         if not np.isfinite(found[i]).all():
             raise DataError(
                 f"split: expected a place on the Earth, got none for {row.id!r} in {row.crs}; split without a gap"
@@ -194,15 +194,17 @@ def _centers_m(rows: Sequence[ChipRow]) -> DoubleArray:
     return found
 
 
-def _box(row: ChipRow) -> DoubleArray:
+def _planar_box(row: ChipRow) -> DoubleArray:
     """Bounds (left, bottom, right, top), shrunk by a hundredth of a pixel."""
-    corners = [row.grid.point(r, c) for r in (SLACK, row.height - SLACK) for c in (SLACK, row.width - SLACK)]
+    corners = [
+        row.grid.point(r, c) for r in (BORDER_PX, row.height - BORDER_PX) for c in (BORDER_PX, row.width - BORDER_PX)
+    ]
     xs, ys = zip(*corners, strict=True)
     return np.array([min(xs), min(ys), max(xs), max(ys)])
 
 
 @lru_cache(64)
-def _projected(crs: str) -> bool:
+def _is_projected(crs: str) -> bool:
     return bool(CRS.from_user_input(crs).is_projected)
 
 

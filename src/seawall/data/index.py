@@ -1,4 +1,4 @@
-"""The index of a chip folder: what all chips share, one row per chip, and a digest that seals both."""
+"""The index of a chip folder: a header, one row per chip, and a digest of both."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from seawall.io import write_atomic
 from seawall.split_record import SplitRecord
 from seawall.types import Unit
 
-NAME = "index.json"
-FORMAT = "seawall-chips"
-VERSION = 1
-_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+=-]{0,150}")
+INDEX_NAME = "index.json"
+CHIPS_FORMAT = "seawall-chips"
+INDEX_VERSION = 1
+_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+=-]{0,150}")
 
 
 @dataclass(frozen=True)
 class ChipHeader:
-    """What all chips of a folder share.
+    """Properties of all chips of a folder.
 
     Args:
         bands: Canonical band ids in the order of the image channels.
@@ -36,8 +36,8 @@ class ChipHeader:
         classes: Class names in the order of the label values.
         gsd_m: Ground sampling distance in meters.
         sensor: Product family, or "" where it is not known.
-        licence: What may be done with the data, as said by their source.
-        split: The split that the labels were changed by, where some were changed on purpose; every verb follows it.
+        licence: Licence of the data, as declared by their source.
+        split: The split by which labels were corrupted, if they were; every verb follows it.
     """
 
     bands: tuple[str, ...]
@@ -60,7 +60,7 @@ class ChipHeader:
 
     @property
     def physical(self) -> bool:
-        """Whether numbers of these images mean something; stretched pictures are usable, but not physical."""
+        """Whether the images are in a physical unit; stretched pictures are usable, but not physical."""
         return self.unit != "stretched"
 
     @property
@@ -74,8 +74,8 @@ class ChipRow:
     """One chip of the index.
 
     Args:
-        id: Stable id: seed of its randomness and key of its records.
-        group: Event or location; splits go by it.
+        id: Stable id: it seeds the chip's randomness and keys its records.
+        group: Event or location; splits keep it together.
         image: Path of the image below the folder.
         label: Path of the label below the folder.
         height: Rows.
@@ -89,14 +89,14 @@ class ChipRow:
         seen_share: Seen pixels over all.
         valid_share: Pixels with a label that counts over all.
         class_counts: Valid pixels of each class.
-        source: What it was made from.
-        source_sha256: Content of the source and settings that made it; resume compares this.
+        source: Name of what it was made from.
+        source_sha256: Digest of the source and settings that made it; resume compares this.
         transform: First six numbers of the affine transform; empty without georeference.
         crs: Coordinate system, or None.
-        notes: What a person should know: "no nodata declared", how the unit was told.
-        flags: Short marks that results carry along, such as "not-physical" or "empty".
-        split_counts: Valid pixels of each class before the label was changed on purpose, so that a split stays the
-            same; empty where it was not.
+        notes: Remarks for people, such as "no nodata declared" or how the unit was detected.
+        flags: Short marks that results carry, such as "not-physical" or "empty".
+        split_counts: Valid pixels of each class before the label was corrupted, so that a split stays the same; empty
+            where it was not.
     """
 
     id: str
@@ -142,7 +142,7 @@ _HEADER = TypeAdapter(ChipHeader)
 
 
 def check_id(id_: str, where: str = "chip") -> str:
-    """Return the id of a chip if it can be a part of a file name on every system; ids become paths.
+    """Return the id of a chip if it is a safe file name on every system.
 
     Raises:
         DataError: It has other characters than letters, digits and `._@+=-`, or is empty or too long.
@@ -153,7 +153,7 @@ def check_id(id_: str, where: str = "chip") -> str:
         ...
         seawall.errors.DataError: chip: expected an id of letters, digits and ._@+=-, got '../../x'; rename it
     """
-    if not _SAFE.fullmatch(id_):
+    if not _ID_PATTERN.fullmatch(id_):
         raise DataError(f"{where}: expected an id of letters, digits and ._@+=-, got {id_[:60]!r}; rename it")
     return id_
 
@@ -177,7 +177,7 @@ def load_row(plain: Mapping[str, object], where: str) -> ChipRow:
     try:
         row = _ROW.validate_python(dict(plain))
     except ValidationError as bad:
-        raise DataError(f"{where}: {_first(bad)}; curate the folder again") from bad
+        raise DataError(f"{where}: {_validation_text(bad)}; curate the folder again") from bad
     check_id(row.id, where)
     for path in (row.image, row.label):
         if Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
@@ -196,52 +196,54 @@ def dump_header(header: ChipHeader) -> dict[str, object]:
 
 
 def write_index(folder: Path, header: ChipHeader, rows: Sequence[ChipRow]) -> None:
-    """Write the index whole or not at all, rows sorted by id, sealed."""
+    """Write the index atomically, with rows sorted by id and the digest."""
     plain = [dump_row(row) for row in sorted(rows, key=lambda row: row.id)]
-    head: dict[str, object] = {"format": FORMAT, "version": VERSION, **dump_header(header)}
+    head: dict[str, object] = {"format": CHIPS_FORMAT, "version": INDEX_VERSION, **dump_header(header)}
     lines = ",\n".join("  " + json.dumps(row, sort_keys=True) for row in plain)
-    said = (
+    text = (
         f'{{"header": {json.dumps(head, sort_keys=True)},\n "rows": [\n{lines}\n],\n "seal": "{seal(head, plain)}"}}\n'
     )
-    write_atomic(folder / NAME, said)
+    write_atomic(folder / INDEX_NAME, text)
 
 
 def seal(header: Mapping[str, object], rows: Sequence[Mapping[str, object]]) -> str:
-    """Return the SHA-256 of a header and its rows as they stand in the file, keys sorted; unknown keys count too."""
+    """Return the SHA-256 of a header and its rows as written in the file, keys sorted; unknown keys count too."""
     return hashlib.sha256(json.dumps([header, rows], sort_keys=True).encode()).hexdigest()
 
 
 def is_chip_folder(folder: Path) -> bool:
     """Tell whether a folder has an index of chips; other tools write an index.json too."""
     try:
-        plain = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        plain = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     header = plain.get("header") if isinstance(plain, dict) else None
-    return isinstance(header, dict) and header.get("format") == FORMAT
+    return isinstance(header, dict) and header.get("format") == CHIPS_FORMAT
 
 
 def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     """Read the index of a chip folder.
 
     Raises:
-        DataError: There is none, it is torn, edited, of another format, or two rows share an id.
+        DataError: There is none, it is truncated, edited, of another format, or two rows share an id.
     """
-    path = folder / NAME
+    path = folder / INDEX_NAME
     if not path.is_file():
-        raise DataError(f"{folder}: expected a chip folder with {NAME}, got none; make one with `seawall curate`")
+        raise DataError(f"{folder}: expected a chip folder with {INDEX_NAME}, got none; make one with `seawall curate`")
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         head, rows = dict(plain["header"]), list(plain["rows"])
-        # Folders of earlier versions have no seal; they open as before, and what writes them again seals them.
+        # Folders of earlier versions have no digest; they open as before, and get one when they are written again.
         broken = "seal" in plain and plain["seal"] != seal(head, rows)
         kind, version = head.pop("format"), head.pop("version")
     except (ValueError, TypeError, KeyError) as bad:
         raise DataError(
             f"{path}: expected an index of chips, got something else ({bad}); curate the folder again"
         ) from bad
-    if kind != FORMAT or version != VERSION:
-        raise DataError(f"{path}: expected {FORMAT} version {VERSION}, got {kind} version {version}; curate it again")
+    if kind != CHIPS_FORMAT or version != INDEX_VERSION:
+        raise DataError(
+            f"{path}: expected {CHIPS_FORMAT} version {INDEX_VERSION}, got {kind} version {version}; curate it again"
+        )
     if broken:
         raise DataError(
             f"{path}: expected the index as it was written, got one that was edited or damaged (its seal does not fit); "
@@ -250,11 +252,11 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     try:
         header = _HEADER.validate_python(head)
     except ValidationError as bad:
-        raise DataError(f"{path}: {_first(bad)}; curate the folder again") from bad
+        raise DataError(f"{path}: {_validation_text(bad)}; curate the folder again") from bad
     chips = tuple(load_row(row, f"{path} row {i}") for i, row in enumerate(rows))
-    twice = [id_ for id_, n in Counter(row.id for row in chips).items() if n > 1]
-    if twice:
-        raise DataError(f"{path}: expected each id once, got {twice[0]!r} twice; curate the folder again")
+    repeated = [id_ for id_, n in Counter(row.id for row in chips).items() if n > 1]
+    if repeated:
+        raise DataError(f"{path}: expected each id once, got {repeated[0]!r} twice; curate the folder again")
     for row in chips:
         for counts in (row.class_counts, row.split_counts or row.class_counts):
             if len(counts) != len(header.classes):
@@ -264,6 +266,6 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     return header, chips
 
 
-def _first(bad: ValidationError) -> str:
+def _validation_text(bad: ValidationError) -> str:
     first = bad.errors()[0]
     return f"expected {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}, got {first.get('input')!r}"[:300]

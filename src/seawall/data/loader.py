@@ -1,4 +1,4 @@
-"""Batches from a chip folder: random patches to learn from, whole chips to measure on."""
+"""Batches from a chip folder: random patches for training, whole chips for evaluation."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.rng import Keys
 from seawall.types import FILL, Batch
 
-Edit = Callable[[Chip], Chip]
-"""Changes a whole chip before it is cut, such as by corrupting its label; it must be a pure function of the chip."""
+ChipEdit = Callable[[Chip], Chip]
+"""Changes a whole chip before patches are cut from it, such as by corrupting its label; a pure function of the chip."""
 
-Labels = Callable[[str], NDArray[np.uint8]]
-"""Chip id to a label plane (H, W) that takes the place of the stored one; 255 where the label does not count."""
+LabelPlanes = Callable[[str], NDArray[np.uint8]]
+"""Maps a chip id to a label plane (H, W) used instead of the stored one; 255 where the label does not count."""
 
-EDITED_BYTES = 512 * 2**20
-"""Edited chips kept in memory; unedited ones stay in mapped files and need no cache."""
+BALANCES = ("area", "classes")
 
-Item = TypeVar("Item")
-Piece = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]
+MAX_EDITED_BYTES = 512 * 2**20
+"""Bytes of edited chips kept in memory; unedited ones are memory-mapped and need no cache."""
+
+LoadJob = TypeVar("LoadJob")
+EditedPixels = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]
 
 
 def patches(
@@ -45,12 +47,12 @@ def patches(
     balance: str | None = None,
     workers: int = 0,
     augment: str = "none",
-    edit: Edit | None = None,
-    labels: Labels | None = None,
+    edit: ChipEdit | None = None,
+    labels: LabelPlanes | None = None,
 ) -> Iterator[Batch]:
     """Yield batches of random patches; the i-th patch depends on (seed, epoch, i) alone.
 
-    A chip smaller than the patch sits in its middle, with unseen pixels around. Chip ids read
+    A chip smaller than the patch is centered in it, with unseen pixels around. Chip ids are
     "<chip>@<epoch>.<index>".
 
     Args:
@@ -61,7 +63,7 @@ def patches(
         epoch: Number of the pass.
         seed: Seed of the experiment.
         count: Patches of this epoch; as many as cover the chips' pixels once if None.
-        start: First index, to go on in the middle of an epoch.
+        start: First index, to resume in the middle of an epoch.
         balance: None or "area": chips by their pixels; "classes": patch centers balanced over classes.
         workers: Threads that read ahead; the batches are the same whatever their number.
         augment: "none" or "d4": one of the eight turns and flips, by the patch's own key.
@@ -80,12 +82,12 @@ def patches(
         )
     if edit is not None and labels is not None:
         raise UsageError("loader: expected edit or labels, got both; let the edit change the label as well")
-    cutter = _Cutter(folder, patch, edit, labels)
+    cutter = _PatchReader(folder, patch, edit, labels)
 
     def make(first: int) -> Batch:
         return cutter.batch([sampler.draw(epoch, i) for i in range(first, min(first + batch, total))])
 
-    return _ordered(make, range(start, total, batch), workers)
+    return _in_order(make, range(start, total, batch), workers)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class PatchFeed:
     balance: str | None = None
     augment: str = "none"
     workers: int = 0
-    labels: Labels | None = None
+    labels: LabelPlanes | None = None
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
@@ -128,19 +130,19 @@ class PatchFeed:
         )  # fmt: skip
 
 
-def whole(
+def whole_chips(
     folder: ChipFolder,
     ids: Sequence[str],
     batch: int = 8,
     *,
     multiple: int = 1,
     workers: int = 0,
-    edit: Edit | None = None,
+    edit: ChipEdit | None = None,
 ) -> Iterator[Batch]:
     """Yield batches of whole chips, each batch of one size.
 
-    Chips of different size never share a batch: padding that depends on the neighbors in a batch would change
-    what a network says about a chip. The order is that of the ids within each size.
+    Chips of different size never share a batch: padding that depends on the other chips of a batch would change
+    a chip's prediction. The order is that of the ids within each size.
 
     Args:
         folder: The chips.
@@ -165,21 +167,21 @@ def whole(
     jobs = [same[i : i + batch] for same in sizes.values() for i in range(0, len(same), batch)]
 
     def make(job: list[str]) -> Batch:
-        return _stack([_edited(folder, id_, edit) for id_ in job], multiple, folder.unit)
+        return _pad_and_stack([_read_edited(folder, id_, edit) for id_ in job], multiple, folder.unit)
 
-    return _ordered(make, jobs, workers)
+    return _in_order(make, jobs, workers)
 
 
-class _Cutter:
+class _PatchReader:
     """Cuts patches out of mapped chips, or out of edited ones in a bounded cache."""
 
-    def __init__(self, folder: ChipFolder, patch: int, edit: Edit | None, labels: Labels | None) -> None:
+    def __init__(self, folder: ChipFolder, patch: int, edit: ChipEdit | None, labels: LabelPlanes | None) -> None:
         self.folder, self.patch, self.edit, self.labels = folder, patch, edit, labels
-        self._kept: OrderedDict[str, Piece] = OrderedDict()
+        self._kept: OrderedDict[str, EditedPixels] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def batch(self, draws: Sequence[Draw]) -> Batch:
+    def batch(self, draws: Sequence[PatchDraw]) -> Batch:
         n, p, bands = len(draws), self.patch, len(self.folder.bands)
         image = np.empty((n, bands, p, p), np.float32)
         label = np.empty((n, p, p), np.int64)
@@ -196,9 +198,11 @@ class _Cutter:
             np.logical_and(sight, marks != IGNORE, out=valid[i])
             label[i] = marks
             label[i] *= valid[i]
-        return _batch(image, label, seen, valid, tuple(draw.key for draw in draws))
+        return _to_batch(image, label, seen, valid, tuple(draw.key for draw in draws))
 
-    def _cut(self, draw: Draw, image: NDArray[np.float32], marks: NDArray[np.uint8], seen: NDArray[np.bool_]) -> None:
+    def _cut(
+        self, draw: PatchDraw, image: NDArray[np.float32], marks: NDArray[np.uint8], seen: NDArray[np.bool_]
+    ) -> None:
         row = self.folder.row(draw.chip)
         low = (max(0, draw.row), max(0, draw.col))
         high = (min(row.height, draw.row + self.patch), min(row.width, draw.col + self.patch))
@@ -215,31 +219,31 @@ class _Cutter:
             pixels, label, sight = self._edit(draw.chip, self.edit)
             image[:, *into], marks[into], seen[into] = pixels[:, *out], label[out], sight[out]
 
-    def _plane(self, id_: str, labels: Labels) -> NDArray[np.uint8]:
+    def _plane(self, id_: str, labels: LabelPlanes) -> NDArray[np.uint8]:
         plane, row = labels(id_), self.folder.row(id_)
         if plane.shape != (row.height, row.width):
             raise DataError(f"{id_}: expected a label of {row.height}x{row.width}, got {plane.shape}; fix the labels")
         return plane
 
-    def _edit(self, id_: str, edit: Edit) -> Piece:
+    def _edit(self, id_: str, edit: ChipEdit) -> EditedPixels:
         with self._lock:
             if id_ in self._kept:
                 self._kept.move_to_end(id_)
                 return self._kept[id_]
-        chip = _edited(self.folder, id_, edit)
+        chip = _read_edited(self.folder, id_, edit)
         marks = np.where(chip.valid, chip.label, IGNORE).astype(np.uint8)
-        piece = (chip.image, marks, chip.seen)
-        size = sum(array.nbytes for array in piece)
+        edited = (chip.image, marks, chip.seen)
+        size = sum(array.nbytes for array in edited)
         with self._lock:
             if id_ not in self._kept:
-                self._kept[id_] = piece
+                self._kept[id_] = edited
                 self._bytes += size
-            while self._bytes > EDITED_BYTES and len(self._kept) > 1:
+            while self._bytes > MAX_EDITED_BYTES and len(self._kept) > 1:
                 self._bytes -= sum(array.nbytes for array in self._kept.popitem(last=False)[1])
-        return piece
+        return edited
 
 
-def _edited(folder: ChipFolder, id_: str, edit: Edit | None) -> Chip:
+def _read_edited(folder: ChipFolder, id_: str, edit: ChipEdit | None) -> Chip:
     chip = folder.read(id_)
     if edit is None:
         return chip
@@ -253,7 +257,7 @@ def _edited(folder: ChipFolder, id_: str, edit: Edit | None) -> Chip:
     return new
 
 
-def _stack(chips: Sequence[Chip], multiple: int, unit: str) -> Batch:
+def _pad_and_stack(chips: Sequence[Chip], multiple: int, unit: str) -> Batch:
     height, width = chips[0].label.shape
     tall, wide = (-(-n // multiple) * multiple for n in (height, width))
     image = np.full((len(chips), len(chips[0].image), tall, wide), FILL[unit], np.float32)
@@ -263,10 +267,10 @@ def _stack(chips: Sequence[Chip], multiple: int, unit: str) -> Batch:
         image[i, :, :height, :width] = chip.image
         for into, values in ((label, chip.label), (seen, chip.seen), (valid, chip.valid)):
             into[i, :height, :width] = values
-    return _batch(image, label, seen, valid, tuple(chip.id for chip in chips))
+    return _to_batch(image, label, seen, valid, tuple(chip.id for chip in chips))
 
 
-def _batch(
+def _to_batch(
     image: NDArray[np.float32],
     label: NDArray[np.int64],
     seen: NDArray[np.bool_],
@@ -277,8 +281,8 @@ def _batch(
     return Batch(as_tensor(image), as_tensor(label), as_tensor(seen), as_tensor(valid), names)
 
 
-def _ordered(make: Callable[[Item], Batch], jobs: Sequence[Item], workers: int) -> Iterator[Batch]:
-    """Yield the results of jobs in their order; threads work a bounded number of jobs ahead."""
+def _in_order(make: Callable[[LoadJob], Batch], jobs: Sequence[LoadJob], workers: int) -> Iterator[Batch]:
+    """Yield the results of jobs in order; threads work a bounded number of jobs ahead."""
     if workers == 0:
         for job in jobs:
             yield make(job)
@@ -293,15 +297,12 @@ def _ordered(make: Callable[[Item], Batch], jobs: Sequence[Item], workers: int) 
         while ahead:
             yield ahead.popleft().result()
     finally:
-        # A consumer that stops early, or a bad chip: what has not begun is dropped.
+        # A consumer that stops early, or a bad chip: jobs that have not begun are dropped.
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-BALANCES = ("area", "classes")
-
-
 @dataclass(frozen=True)
-class Draw:
+class PatchDraw:
     """One patch to cut.
 
     Args:
@@ -309,7 +310,7 @@ class Draw:
         key: Id of the patch: seed of its randomness and record key.
         row: First row in the chip; the patch may reach over the border where the chip is smaller.
         col: First column.
-        center: The drawn pixel (row, column); the center of the patch unless the border moved the patch.
+        center: The drawn pixel (row, column): the center of the patch, unless the patch was moved inside the chip.
         turn: 0 to 7: quarter turns, and a flip from 4 on.
     """
 
@@ -322,9 +323,9 @@ class Draw:
 
 
 class Sampler:
-    """Draws patches from chips.
+    """Draws random patches from chips.
 
-    `balance="area"`: every chip in proportion to its pixels, without repetition until all had their turn.
+    `balance="area"`: every chip in proportion to its pixels, without repetition until all were drawn.
     `balance="classes"`: a class uniformly among those present, then a valid pixel of that class uniformly over
     all chips, then the patch around it (moved inside at borders), so that rare classes are seen as often as
     common ones.
@@ -377,8 +378,8 @@ class Sampler:
         """Patches of one epoch: as many as cover the chips' pixels once."""
         return len(self._slots)
 
-    def draw(self, epoch: int, index: int) -> Draw:
-        """Return the patch of this place in this epoch."""
+    def draw(self, epoch: int, index: int) -> PatchDraw:
+        """Return the patch with this index in this epoch."""
         rng = Keys(self.seed, (f"{epoch}.{index}",), ("patches",)).numpy(0)
         if self.balance == "classes":
             at, center = self._by_class(rng)
@@ -394,7 +395,7 @@ class Sampler:
             center = (row + self.patch // 2, col + self.patch // 2)
         key = f"{self.ids[at]}@{epoch}.{index}"
         turn = int(Keys(self.seed, (key,), ("d4",)).numpy(0).integers(8)) if self.augment == "d4" else 0
-        return Draw(self.ids[at], key, row, col, center, turn)
+        return PatchDraw(self.ids[at], key, row, col, center, turn)
 
     def _by_area(self, epoch: int, index: int) -> int:
         lap, place = divmod(index, len(self._slots))

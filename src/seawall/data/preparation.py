@@ -1,4 +1,4 @@
-"""From what was read to a chip that keeps the contract: bands, unit, grid, label values; or a reason why not."""
+"""Converts a raw chip to the header of its folder: bands, unit, grid and label values, or raises why it cannot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from seawall.data.chip_format import IGNORE
 from seawall.data.index import ChipHeader
-from seawall.data.raw_chips import Item, Piece, nameless
+from seawall.data.raw_chips import RawChip, SourceItem, has_default_names
 from seawall.data.sources import band_order
 from seawall.data.writer import check_label
 from seawall.errors import DataError, RadiometryError
@@ -21,10 +21,10 @@ from seawall.geo.raster import Grid
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 from seawall.types import Unit
 
-GSD_APART = 2.0  # times larger or smaller is another resolution; degrees near the poles stay within
+MAX_GSD_RATIO = 2.0  # a larger or smaller ratio is another resolution; degrees near the poles stay within it
 
 
-class Marks(Protocol):
+class LabelerResult(Protocol):
     """A label made by a rule."""
 
     @property
@@ -34,16 +34,16 @@ class Marks(Protocol):
 
 
 class Labeler(Protocol):
-    """Labels an image (C, H, W) in data units, such as a water rule; 255 where it cannot tell."""
+    """Labels an image (C, H, W) in data units, such as a water rule; 255 where it is undefined."""
 
     def __call__(
         self, image: NDArray[np.float32], seen: NDArray[np.bool_], bands: Sequence[str], unit: str
-    ) -> Marks: ...
+    ) -> LabelerResult: ...
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A chip that keeps the contract.
+class PreparedChip:
+    """A chip with the bands, unit and classes of its header.
 
     Args:
         image: (C, H, W) float32 in data units, bands in the header's order.
@@ -51,9 +51,9 @@ class Ready:
         label: (H, W) uint8, 255 where it does not count.
         grid: Where it is.
         gain: Step of whole digital numbers, or None.
-        scale: How it became physical.
-        notes: What a person should know.
-        flags: Marks that results carry along.
+        scale: Conversion to the physical unit.
+        notes: Remarks for people.
+        flags: Marks that results carry.
     """
 
     image: NDArray[np.float32]
@@ -66,62 +66,62 @@ class Ready:
     flags: tuple[str, ...]
 
 
-def name_bands(piece: Piece, product: str) -> Piece:
-    """Return the piece with canonical band ids; a picture whose band names mean nothing keeps them.
+def name_bands(raw_chip: RawChip, product: str) -> RawChip:
+    """Return the chip with canonical band ids; an 8-bit picture with other band names keeps them.
 
     Raises:
         DataError: A band has no name, or a name is no band of the sensor and the picture is not 8-bit.
     """
-    if are_sentinel_bands(piece.bands) and not nameless(piece.bands):
-        return replace(piece, bands=resolve_bands(piece.bands, sensor=product or None))
-    if piece.hints.dtype == "uint8":
-        return piece
+    if are_sentinel_bands(raw_chip.bands) and not has_default_names(raw_chip.bands):
+        return replace(raw_chip, bands=resolve_bands(raw_chip.bands, sensor=product or None))
+    if raw_chip.hints.dtype == "uint8":
+        return raw_chip
     raise DataError(
-        f"bands: expected names of Sentinel bands, got {', '.join(piece.bands)}; name them in file order (names = [...])"
+        f"bands: expected names of Sentinel bands, got {', '.join(raw_chip.bands)}; name them in file order (names = [...])"
     )
 
 
-def find_scale(piece: Piece) -> tuple[Detection, Scale]:
-    """Tell what the numbers of a piece are.
+def find_scale(raw_chip: RawChip) -> tuple[Detection, Scale]:
+    """Detect the unit of a raw chip's numbers, and their conversion to it.
 
     Raises:
-        RadiometryError: They contradict their metadata, or cannot be told.
+        RadiometryError: The numbers contradict their metadata, or the unit cannot be detected.
     """
-    if piece.scale is not None:
-        return Detection("unknown", piece.scale.reason, True), piece.scale
-    data, seen = piece.sample or (piece.data, piece.seen)
-    found = detect_unit(data, seen, piece.bands, piece.hints, piece.nodata)
-    return found, scale_for(found, piece.hints)
+    if raw_chip.scale is not None:
+        return Detection("unknown", raw_chip.scale.reason, True), raw_chip.scale
+    data, seen = raw_chip.sample or (raw_chip.data, raw_chip.seen)
+    found = detect_unit(data, seen, raw_chip.bands, raw_chip.hints, raw_chip.nodata)
+    return found, scale_for(found, raw_chip.hints)
 
 
-def prepare(
-    item: Item,
+def prepare_chip(
+    item: SourceItem,
     header: ChipHeader,
     *,
     label_map: Mapping[int, int] | None = None,
     labeler: Labeler | None = None,
     keep_empty: bool = False,
-) -> Ready:
-    """Read one chip and bring it under the contract.
+) -> PreparedChip:
+    """Read one chip and convert it to the header.
 
     Raises:
         DataError: Bands, unit, resolution, grid or label do not fit.
-        ImageryError: A file cannot be read, or its numbers cannot be told.
+        ImageryError: A file cannot be read, or its unit cannot be detected.
         EmptyChipError: No pixel is seen.
     """
-    piece = _blank_is_unseen(name_bands(item.read(), header.sensor))
-    if missing := [band for band in header.bands if band not in piece.bands]:
+    raw_chip = _unsee_all_zero(name_bands(item.read(), header.sensor))
+    if missing := [band for band in header.bands if band not in raw_chip.bands]:
         raise DataError(
-            f"bands: expected {', '.join(header.bands)}, got {', '.join(piece.bands)} without {', '.join(missing)}; choose bands that all chips have"
+            f"bands: expected {', '.join(header.bands)}, got {', '.join(raw_chip.bands)} without {', '.join(missing)}; choose bands that all chips have"
         )
-    order = [piece.bands.index(band) for band in header.bands]
-    where = piece.where or item.source
-    _check_empty(where, piece.seen, keep_empty)
-    _check_gsd(item, piece, header)
-    scale, seen, findings = _seen(piece, order, header)
+    order = [raw_chip.bands.index(band) for band in header.bands]
+    where = raw_chip.where or item.source
+    _check_empty(where, raw_chip.seen, keep_empty)
+    _check_gsd(item, raw_chip, header)
+    scale, seen, findings = _scale_and_seen(raw_chip, order, header)
     _check_empty(where, seen, keep_empty)
-    image = to_physical(piece.data[order], seen, scale, header.unit)
-    label, more = _label(piece, image, seen, header, label_map, labeler)
+    image = to_physical(raw_chip.data[order], seen, scale, header.unit)
+    label, more = _class_label(raw_chip, image, seen, header, label_map, labeler)
     found = {
         "not-physical": not header.physical,
         "empty": not seen.any(),
@@ -129,29 +129,29 @@ def prepare(
         **{finding.id: True for finding in findings},
     }
     flags = tuple(flag for flag, on in found.items() if on)
-    notes = (str(scale), *piece.notes, *(finding.text for finding in findings), *more)
-    return Ready(image, seen, label, piece.grid, step_of(piece, scale), scale, notes, flags)
+    notes = (str(scale), *raw_chip.notes, *(finding.text for finding in findings), *more)
+    return PreparedChip(image, seen, label, raw_chip.grid, integer_step(raw_chip, scale), scale, notes, flags)
 
 
 class EmptyChipError(DataError):
-    """No pixel of a chip is seen: it is skipped, not failed."""
+    """No pixel of a chip is seen; the chip is skipped and does not count as failed."""
 
 
-def _seen(
-    piece: Piece, order: Sequence[int], header: ChipHeader
+def _scale_and_seen(
+    raw_chip: RawChip, order: Sequence[int], header: ChipHeader
 ) -> tuple[Scale, NDArray[np.bool_], tuple[Finding, ...]]:
-    """Return how a piece becomes physical, which of its pixels count by the bands that are kept, and what speaks against it."""
-    if not piece.seen.any():
-        return Scale(1.0, 0.0, header.unit, "nothing seen"), piece.seen, ()
-    found, scale = find_scale(piece)
+    """Return the conversion of a raw chip, its seen pixels by the bands that are kept, and the findings against it."""
+    if not raw_chip.seen.any():
+        return Scale(1.0, 0.0, header.unit, "nothing seen"), raw_chip.seen, ()
+    found, scale = find_scale(raw_chip)
     if scale.unit != header.unit:
         raise DataError(
             f"unit: expected {header.unit} like the other chips, got {scale.unit} ({scale.reason}); curate mixed units apart"
         )
-    if piece.mask is None:
-        return scale, piece.seen, found.findings
-    rule = nodata_rule(scale, [piece.nodata[i] if piece.nodata else None for i in order])
-    seen, tally = rule.apply(piece.data[order], piece.mask)
+    if raw_chip.mask is None:
+        return scale, raw_chip.seen, found.findings
+    rule = nodata_rule(scale, [raw_chip.nodata[i] if raw_chip.nodata else None for i in order])
+    seen, tally = rule.apply(raw_chip.data[order], raw_chip.mask)
     rule.check(tally)
     return scale, seen, (*found.findings, *rule.findings(tally))
 
@@ -161,19 +161,19 @@ def _check_empty(where: str, seen: NDArray[np.bool_], keep_empty: bool) -> None:
         raise EmptyChipError(f"{where}: expected seen pixels, got none (all nodata or zero); nothing to do")
 
 
-def _blank_is_unseen(piece: Piece) -> Piece:
-    """A chip whose numbers are all 0 shows nothing, whatever its nodata says."""
-    return piece if piece.data[:, piece.seen].any() else replace(piece, seen=np.zeros_like(piece.seen))
+def _unsee_all_zero(raw_chip: RawChip) -> RawChip:
+    """Mark every pixel unseen if all numbers are 0, whatever nodata is declared."""
+    return raw_chip if raw_chip.data[:, raw_chip.seen].any() else replace(raw_chip, seen=np.zeros_like(raw_chip.seen))
 
 
-def _check_gsd(item: Item, piece: Piece, header: ChipHeader) -> None:
-    gsd = piece.grid.gsd_m() or item.gsd_m
-    if gsd and not 1 / GSD_APART < gsd / header.gsd_m < GSD_APART:
+def _check_gsd(item: SourceItem, raw_chip: RawChip, header: ChipHeader) -> None:
+    gsd = raw_chip.grid.gsd_m() or item.gsd_m
+    if gsd and not 1 / MAX_GSD_RATIO < gsd / header.gsd_m < MAX_GSD_RATIO:
         raise DataError(f"gsd_m: expected about {header.gsd_m:g} m, got {gsd:.3g} m; resample it or curate it apart")
 
 
-def _label(
-    piece: Piece,
+def _class_label(
+    raw_chip: RawChip,
     image: NDArray[np.float32],
     seen: NDArray[np.bool_],
     header: ChipHeader,
@@ -183,24 +183,24 @@ def _label(
     if labeler is not None:
         marks = labeler(image, seen, header.bands, header.unit)
         return check_label(marks.label, seen.shape, len(header.classes)), (marks.note,)
-    if piece.label is None:
+    if raw_chip.label is None:
         raise DataError("label: expected a label file or a rule, got neither; give one")
-    if piece.label.shape != seen.shape:
+    if raw_chip.label.shape != seen.shape:
         raise DataError(
-            f"label: expected {seen.shape[0]}x{seen.shape[1]} pixels, got {piece.label.shape[0]}x{piece.label.shape[1]}; align it with the image"
+            f"label: expected {seen.shape[0]}x{seen.shape[1]} pixels, got {raw_chip.label.shape[0]}x{raw_chip.label.shape[1]}; align it with the image"
         )
-    notes = _check_grid(piece)
-    return read_label(piece.label, len(header.classes), label_map, piece.label_nodata), notes
+    notes = _check_label_grid(raw_chip)
+    return read_label(raw_chip.label, len(header.classes), label_map, raw_chip.label_nodata), notes
 
 
-def _check_grid(piece: Piece) -> tuple[str, ...]:
-    grid = piece.label_grid
-    if grid is None or (grid.transform is None and piece.grid.transform is None):
+def _check_label_grid(raw_chip: RawChip) -> tuple[str, ...]:
+    grid = raw_chip.label_grid
+    if grid is None or (grid.transform is None and raw_chip.grid.transform is None):
         return ()
-    if grid.transform is None or piece.grid.transform is None:
+    if grid.transform is None or raw_chip.grid.transform is None:
         which = "label" if grid.transform is None else "image"
         return (f"the {which} has no georeference: taken as aligned",)
-    if gap := piece.grid.mismatch(grid):
+    if gap := raw_chip.grid.mismatch(grid):
         raise DataError(
             f"label: expected the image's grid, got another one ({gap}); align it, nothing is resampled here"
         )
@@ -215,7 +215,7 @@ def read_label(
     Args:
         raw: (H, W) values as stored; NaN does not count.
         classes: How many classes there are.
-        label_map: What each raw value means: a class value or 255; if given, it decides alone.
+        label_map: Class value or 255 of each raw value; other values are refused.
         nodata: Declared nodata, which does not count unless the map says otherwise.
 
     Raises:
@@ -251,23 +251,23 @@ def read_label(
     return check_label(np.where(there, raw, IGNORE), raw.shape, classes)
 
 
-def step_of(piece: Piece, scale: Scale) -> float | None:
+def integer_step(raw_chip: RawChip, scale: Scale) -> float | None:
     """Return the step of whole numbers, if the image can be kept as such: integers in, and an offset of whole steps.
 
     None if it has to be kept as floats.
     """
-    if piece.step is not None:
-        return piece.step
-    whole = piece.hints.dtype is not None and not piece.hints.dtype.startswith("float")
+    if raw_chip.step is not None:
+        return raw_chip.step
+    whole = raw_chip.hints.dtype is not None and not raw_chip.hints.dtype.startswith("float")
     steps = scale.offset / scale.gain
     return scale.gain if whole and not scale.decibel and abs(steps - round(steps)) < 1e-6 else None
 
 
-T = TypeVar("T")
+Shared = TypeVar("Shared")
 
 
 def choose_header(
-    pieces: Mapping[str, Piece],
+    raw_chips: Mapping[str, RawChip],
     gsds: Mapping[str, float | None],
     *,
     product: str,
@@ -277,13 +277,13 @@ def choose_header(
     classes: Sequence[str],
     gsd_m: float | None,
 ) -> ChipHeader:
-    """Return what a sample of pieces shares.
+    """Return the header that a sample of raw chips shares.
 
     Args:
-        pieces: Sample of what was read, with canonical bands, by id.
+        raw_chips: Sample of raw chips with canonical bands, by id.
         gsds: Declared ground sampling distance of each.
         product: Product family.
-        licence: What may be done with the data.
+        licence: Licence of the data.
         bands: Bands wanted; those of the chips if None.
         unit: Unit wanted; that of the chips if None.
         classes: Class names.
@@ -292,16 +292,16 @@ def choose_header(
     Raises:
         DataError: The sample is mixed in bands, unit or resolution, and the mix was not settled by an argument.
     """
-    chosen = tuple(bands) if bands else _one({id_: p.bands for id_, p in pieces.items()}, "bands", "bands")
-    if are_sentinel_bands(chosen) and not nameless(chosen):
+    chosen = tuple(bands) if bands else _shared_value({id_: p.bands for id_, p in raw_chips.items()}, "bands", "bands")
+    if are_sentinel_bands(chosen) and not has_default_names(chosen):
         chosen = resolve_bands(chosen, sensor=product or None)
-    shared = _one(_units(pieces), "unit", "unit") if unit is None else unit
+    shared = _shared_value(_chip_units(raw_chips), "unit", "unit") if unit is None else unit
     if gsd_m is None:
-        found = {id_: gsds[id_] or piece.grid.gsd_m() for id_, piece in pieces.items()}
+        found = {id_: gsds[id_] or raw_chip.grid.gsd_m() for id_, raw_chip in raw_chips.items()}
         sizes = sorted(g for g in found.values() if g)
         if not sizes:
             raise DataError("gsd_m: expected a georeference or a declared pixel size, got none; state gsd_m in meters")
-        if sizes[-1] >= GSD_APART * sizes[0]:
+        if sizes[-1] >= MAX_GSD_RATIO * sizes[0]:
             raise DataError(
                 f"gsd_m: expected one resolution, got {sizes[0]:g} to {sizes[-1]:g} m; curate them apart or state gsd_m"
             )
@@ -309,15 +309,15 @@ def choose_header(
     return ChipHeader(band_order(chosen), shared, tuple(classes), float(gsd_m), product, licence)
 
 
-def _units(pieces: Mapping[str, Piece]) -> dict[str, Unit]:
-    """Unit of each piece that shows one; a dark or odd chip cannot stop the others."""
+def _chip_units(raw_chips: Mapping[str, RawChip]) -> dict[str, Unit]:
+    """Return the unit of each chip where it is detected; a dark or odd chip does not stop the others."""
     units: dict[str, Unit] = {}
     reason = "no pixel is seen in the chips looked at"
-    for id_, piece in pieces.items():
-        if not piece.seen.any():
+    for id_, raw_chip in raw_chips.items():
+        if not raw_chip.seen.any():
             continue
         try:
-            units[id_] = find_scale(piece)[1].unit
+            units[id_] = find_scale(raw_chip)[1].unit
         except RadiometryError as bad:
             reason = f"{id_}: {bad}"
     if not units:
@@ -325,17 +325,17 @@ def _units(pieces: Mapping[str, Piece]) -> dict[str, Unit]:
     return units
 
 
-def _one(values: Mapping[str, T], what: str, setting: str) -> T:
-    first: dict[T, str] = {}
+def _shared_value(values: Mapping[str, Shared], what: str, setting: str) -> Shared:
+    first: dict[Shared, str] = {}
     for id_, value in values.items():
         first.setdefault(value, id_)
     if len(first) > 1:
-        some = "; ".join(f"{_text(value)} ({id_})" for value, id_ in list(first.items())[:4])
+        some = "; ".join(f"{_value_text(value)} ({id_})" for value, id_ in list(first.items())[:4])
         raise DataError(
             f"{what}: expected the same for all chips, got {some}; select chips of one kind, or state {setting} and let the others fail"
         )
     return next(iter(first))
 
 
-def _text(value: object) -> str:
+def _value_text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""One chip to be: where its pixels and its label are, and how they are read, as stored."""
+"""Raw chips: the items of a source, and how their pixels and labels are read as stored."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from seawall.geo.raster import Grid, Raster, Window, open_raster
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 
 NO_HINTS = Hints()
-SAMPLE = 96  # pixels: side of the windows that tell a scene's unit
+UNIT_SAMPLE_SIDE = 96  # pixels: side of the windows from which a scene's unit is detected
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What was read for one chip, as stored.
+class RawChip:
+    """Pixels and label of one chip as stored, before conversion.
 
     Args:
         data: (C, H, W) float32 as stored.
         seen: (H, W) bool.
         bands: Band names in channel order.
         grid: Where it is.
-        hints: What metadata says about the numbers.
+        hints: What metadata declares about the numbers.
         label: (H, W) raw label values, NaN where there is none; None without a label.
         label_grid: Where the label is.
         label_nodata: Declared nodata of the label.
-        notes: What a person should know.
+        notes: Remarks for people.
         step: Step of whole numbers that the data lie on, where their pixel type does not say it.
-        scale: How the numbers become physical, where that is known already.
-        sample: Pixels (C, H, W) and seen (H, W) from all over the scene that this is a part of: a chip full of cloud
-            or forest cannot tell its unit, its scene can.
+        scale: Conversion to the physical unit, where it is known already.
+        sample: Pixels (C, H, W) and seen (H, W) from all over the scene that this is a part of; the unit is detected on
+            them, for a chip full of cloud or forest may not show it.
         mask: (H, W): inside the file's own mask, whatever the bands hold; None where `seen` is all that is known.
         nodata: Declared nodata value of each band, None where none is declared; empty where none is for any.
-        where: What it was read from, for messages.
+        where: Path or name for messages.
     """
 
     data: NDArray[np.float32]
@@ -61,8 +61,8 @@ class Piece:
     where: str = ""
 
 
-class Item(Protocol):
-    """One chip to be."""
+class SourceItem(Protocol):
+    """One item of a source, from which a chip is made."""
 
     @property
     def id(self) -> str: ...
@@ -74,23 +74,23 @@ class Item(Protocol):
     def gsd_m(self) -> float | None: ...
     @property
     def shape(self) -> tuple[int, int]: ...
-    def read(self) -> Piece: ...
+    def read(self) -> RawChip: ...
     def digest(self) -> str: ...
 
 
-class Lost(NamedTuple):
-    """What cannot become a chip, and why; `skip` where that is nobody's fault."""
+class RejectedItem(NamedTuple):
+    """An item that cannot become a chip, and why; `skip` where that is no error."""
 
     id: str
     reason: str
     skip: bool = False
 
 
-class Source(Protocol):
-    """A place that chips come from."""
+class ImageSource(Protocol):
+    """A source of chips, such as a folder of image files."""
 
-    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
-        """Return the chips to be, and what cannot become one."""
+    def items(self, chip: int) -> tuple[list[SourceItem], list[RejectedItem]]:
+        """Return the items, and those that cannot become a chip."""
         ...
 
     @property
@@ -113,9 +113,9 @@ class FileItem:
         image: Image file.
         label: Label file, if there is one.
         shape: Rows and columns.
-        source: What a person calls it.
-        names: Band names in file order where the file says none; empty: the file's own.
-        hints: What is known about the numbers beyond the file itself.
+        source: Name for people.
+        names: Band names in file order; empty for those of the file.
+        hints: What is known about the numbers beside the file's metadata.
         gsd_m: Ground sampling distance, if declared.
         window: Part of the file; all of it if None.
         blank: Stored value that, in all bands at once, means no data; for files that do not declare it.
@@ -133,7 +133,7 @@ class FileItem:
     window: Window | None = None
     blank: float | None = None
 
-    def read(self) -> Piece:
+    def read(self) -> RawChip:
         """Read the pixels as stored.
 
         Raises:
@@ -154,23 +154,23 @@ class FileItem:
                 source.bands,
                 self.blank is None and source.nodata is None and not source.dtype.startswith("float"),
             )
-        names, notes = _named(self, own) if self.names else (own, ())
+        names, notes = _declared_bands(self, own) if self.names else (own, ())
         notes = (*notes, "no nodata declared") if silent else notes
-        sample = None if self.window is None else _scene_sample(self.image, *_stamp(self.image))
-        piece = Piece(
-            data, seen, names, grid, merge(stated, self.hints), notes=notes, sample=sample, mask=mask, nodata=nodata,
+        sample = None if self.window is None else _scene_sample(self.image, *_size_and_mtime(self.image))
+        raw_chip = RawChip(
+            data, seen, names, grid, merge_hints(stated, self.hints), notes=notes, sample=sample, mask=mask, nodata=nodata,
             where=str(self.image),
         )  # fmt: skip
-        return self._with_label(piece, scene)
+        return self._with_label(raw_chip, scene)
 
     def digest(self) -> str:
-        """Content of the files, and which part of them."""
-        parts = [_file_digest(path, *_stamp(path)) for path in (self.image, self.label) if path is not None]
-        return sha(*parts, str(self.window), ",".join(self.names), repr((self.hints, self.blank)), self.group)
+        """Digest of the files' content, the window and the settings of reading."""
+        parts = [_file_digest(path, *_size_and_mtime(path)) for path in (self.image, self.label) if path is not None]
+        return sha256_text(*parts, str(self.window), ",".join(self.names), repr((self.hints, self.blank)), self.group)
 
-    def _with_label(self, piece: Piece, scene: tuple[int, int]) -> Piece:
+    def _with_label(self, raw_chip: RawChip, scene: tuple[int, int]) -> RawChip:
         if self.label is None:
-            return piece
+            return raw_chip
         with open_raster(self.label) as source:
             if len(source.bands) != 1:
                 raise DataError(
@@ -187,16 +187,16 @@ class FileItem:
             label, nodata = raw[0], source.nodata
             if nodata is None:
                 label[~seen] = np.nan
-            return replace(piece, label=label, label_grid=grid, label_nodata=nodata)
+            return replace(raw_chip, label=label, label_grid=grid, label_nodata=nodata)
 
 
-def cut(shape: tuple[int, int], chip: int) -> list[tuple[str, Window]]:
+def chip_windows(shape: tuple[int, int], chip: int) -> list[tuple[str, Window]]:
     """Return the chips of a raster as (tag, window): the whole of it if it is no larger than a chip.
 
-    The chips at the lower and right border are what is left over; slivers under a quarter of a chip are dropped.
+    The chips at the lower and right border are smaller; those under a quarter of a chip are dropped.
 
     Example:
-        >>> cut((8, 20), 8)
+        >>> chip_windows((8, 20), 8)
         [('_r0c0', (0, 0, 8, 8)), ('_r0c8', (0, 8, 8, 8)), ('_r0c16', (0, 16, 8, 4))]
     """
     height, width = shape
@@ -211,43 +211,43 @@ def cut(shape: tuple[int, int], chip: int) -> list[tuple[str, Window]]:
     ]
 
 
-def add(made: list[Item], lost: list[Lost], item: FileItem, chip: int) -> None:
-    """Look at the file of an item and add it, or its windows if it is larger than a chip; or say why not."""
+def add_file_items(made: list[SourceItem], lost: list[RejectedItem], item: FileItem, chip: int) -> None:
+    """Add an item, or its windows if its file is larger than a chip; an unreadable one is added to `lost`."""
     try:
         with open_raster(item.image) as source:
             shape = (source.grid.height, source.grid.width)
     except ImageryError as bad:
-        lost.append(Lost(item.id, str(bad)))
+        lost.append(RejectedItem(item.id, str(bad)))
         return
-    pieces = cut(shape, chip)
-    for tag, window in pieces:
-        whole = len(pieces) == 1
-        made.append(replace(item, id=item.id + tag, shape=window[2:], window=None if whole else window))
+    windows = chip_windows(shape, chip)
+    for tag, window in windows:
+        only = len(windows) == 1
+        made.append(replace(item, id=item.id + tag, shape=window[2:], window=None if only else window))
 
 
-def merge(base: Hints, more: Hints) -> Hints:
-    """Return hints in which what `more` says counts first."""
+def merge_hints(base: Hints, more: Hints) -> Hints:
+    """Return hints in which those of `more` take precedence."""
     given = {name: value for name, value in vars(more).items() if value is not None}
     return replace(base, **given)
 
 
-def sha(*parts: str) -> str:
+def sha256_text(*parts: str) -> str:
     """Return the SHA-256 of texts."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
-def nameless(bands: Sequence[str]) -> bool:
-    """Tell whether these are the numbers that a raster without band names gets: "band1" is not B01 then."""
+def has_default_names(bands: Sequence[str]) -> bool:
+    """Return whether these are the default names of a raster without band names; "band1" is not B01 then."""
     return all(name == f"band{i}" for i, name in enumerate(bands, 1))
 
 
-def _named(item: FileItem, own: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Band names and notes: as declared; where the file names the same bands in another order, the file is right."""
+def _declared_bands(item: FileItem, own: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return band names and notes: the declared ones, or those of the file where it has the same bands in another order."""
     if len(item.names) != len(own):
         raise DataError(
             f"{item.image}: expected {len(item.names)} bands ({', '.join(item.names)}), got {len(own)}; correct the band names"
         )
-    if nameless(own) or not are_sentinel_bands(own) or not are_sentinel_bands(item.names):
+    if has_default_names(own) or not are_sentinel_bands(own) or not are_sentinel_bands(item.names):
         return item.names, ()
     mine, theirs = resolve_bands(item.names), resolve_bands(own)
     if mine == theirs:
@@ -259,24 +259,24 @@ def _named(item: FileItem, own: tuple[str, ...]) -> tuple[tuple[str, ...], tuple
     )
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _size_and_mtime(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
 
 @lru_cache(4096)
 def _file_digest(path: Path, size: int, changed: int) -> str:
-    """Content of a file; the stamp keeps a scene of many windows from being read once per window."""
+    """Return the digest of a file; size and time in the cache key keep a scene from being read once per window."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @lru_cache(8)
 def _scene_sample(path: Path, size: int, changed: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Small windows from all over a scene, side by side."""
+    """Return small windows from all over a scene, side by side."""
     with open_raster(path) as source:
         height, width = source.grid.height, source.grid.width
-        tall, wide = min(SAMPLE, height), min(SAMPLE, width)
+        tall, wide = min(UNIT_SAMPLE_SIDE, height), min(UNIT_SAMPLE_SIDE, width)
         parts = [
             source.read((int((height - tall) * y), int((width - wide) * x), tall, wide))
             for y in (0.1, 0.37, 0.63, 0.9)

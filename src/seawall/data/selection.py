@@ -1,4 +1,4 @@
-"""Which chips of a folder are measured, and which of them the model learned from or was chosen by."""
+"""Which chips of a folder are measured, and which of them were in the model's training or validation part."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from seawall.data.chips import ChipFolder
-from seawall.data.splits import labelled, recorded_parts, split_chips
+from seawall.data.splits import labelled_ids, recorded_parts, split_chips
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.split_record import SPLIT_PARTS, SplitRecord
 
 MEASURED_PARTS = ("auto", "all", *SPLIT_PARTS)
 SEEN_IN_TRAINING = "chips-seen-in-training"
-"""Flag of every number over a chip that the model learned from or was chosen by."""
+"""Flag of every number over a chip of the model's training or validation part."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Selection:
 
     Args:
         ids: The chips.
-        seen: Those of them that the model learned from or was chosen by.
+        seen: Those of them in the model's training or validation part.
         part: Which part they are, in words.
         split: Which split says so, in words.
     """
@@ -41,10 +41,10 @@ class Selection:
 
 
 def check_part(part: str, known: Sequence[str] = MEASURED_PARTS) -> None:
-    """Refuse the name of a part that there is not.
+    """Check the name of a part.
 
     Raises:
-        UsageError: Names the known ones.
+        UsageError: It is unknown; the message has the known ones.
     """
     if part not in known:
         raise UsageError(f"part: unknown {part!r}; {did_you_mean(part, known)}")
@@ -65,22 +65,22 @@ def select_chips(folder: ChipFolder, record: SplitRecord | None, part: str) -> S
     """
     check_part(part)
     if record is None:
-        return _of_unknown_training(folder, part)
+        return _select_unrecorded(folder, part)
     parts = recorded_parts(folder, record)
     learned = frozenset((*parts["train"], *parts["val"]))
-    split = _in_words(folder, record, parts)
+    split = _split_text(folder, record, parts)
     if part == "all" or (part == "auto" and not learned):
         return Selection(folder.ids, learned, "all", split)
-    held_out = tuple(id_ for id_ in labelled(folder) if id_ not in learned)
+    held_out = tuple(id_ for id_ in labelled_ids(folder) if id_ not in learned)
     chosen = held_out if part == "auto" else parts[part]
     if not chosen:
         hint = "--part all measures them, with a flag" if learned else "--part all measures the folder"
         raise DataError(f"{folder.root}: expected chips of part {part!r}, got none; the split is {split}; {hint}")
-    told = "held out: every labelled chip that the weights neither learned from nor were chosen by"
-    return Selection(chosen, learned.intersection(chosen), told if part == "auto" else part, split)
+    name = "held out: every labelled chip that the weights neither learned from nor were chosen by"
+    return Selection(chosen, learned.intersection(chosen), name if part == "auto" else part, split)
 
 
-def _of_unknown_training(folder: ChipFolder, part: str) -> Selection:
+def _select_unrecorded(folder: ChipFolder, part: str) -> Selection:
     unknown = "the weights do not say what they learned from, so they may have learned from these chips"
     if part in ("auto", "all"):
         return Selection(folder.ids, frozenset(), "all", unknown)
@@ -88,7 +88,7 @@ def _of_unknown_training(folder: ChipFolder, part: str) -> Selection:
     return Selection(split.parts()[part], frozenset(), part, f"{split.how}; {unknown}")
 
 
-def _in_words(folder: ChipFolder, record: SplitRecord, parts: Mapping[str, Sequence[str]]) -> str:
+def _split_text(folder: ChipFolder, record: SplitRecord, parts: Mapping[str, Sequence[str]]) -> str:
     how = f"of the weights ({record.settings or 'made by hand'})"
     known = [folder.row(id_) for name in SPLIT_PARTS for id_ in parts[name]]
     if not known:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from seawall import __version__
-from seawall.data.raw_chips import Item, Lost, Piece, cut, sha
+from seawall.data.raw_chips import RawChip, RejectedItem, SourceItem, chip_windows, sha256_text
 from seawall.errors import UsageError, did_you_mean
 from seawall.geo.radiometry import Hints, Scale
 from seawall.geo.raster import Window
@@ -19,7 +19,7 @@ from seawall.simulate.scene import S2_BANDS, SimScene, simulate_s1, simulate_s2
 
 
 @dataclass(frozen=True)
-class SimItem:
+class SimulatedItem:
     """A chip of a simulated scene."""
 
     id: str
@@ -39,9 +39,9 @@ class SimItem:
         """Ground sampling distance in meters."""
         return self.scene.gsd_m
 
-    def read(self) -> Piece:
+    def read(self) -> RawChip:
         """Simulate the scene (kept for its other chips) and cut the chip."""
-        scene = _simulate(self.scene, self.group)
+        scene = _simulated_scene(self.scene, self.group)
         row, col, height, width = self.window
         down, right = self.scene.corner(self.group)
         row, col = row + down, col + right
@@ -57,19 +57,19 @@ class SimItem:
         grid = scene.grid.window(row, col, height, width)
         scale = Scale(1.0, 0.0, "reflectance" if scene.unit == "reflectance" else "sigma0_db", "simulated")
         hints = Hints("float32", scale.unit)
-        return Piece(image, scene.seen[cut], scene.bands, grid, hints, label, grid, step=step, scale=scale)
+        return RawChip(image, scene.seen[cut], scene.bands, grid, hints, label, grid, step=step, scale=scale)
 
     def digest(self) -> str:
-        """Settings of the simulation, and the version of the simulator."""
-        return sha(repr(self.scene), self.group, str(self.window), __version__)
+        """Digest of the simulation's settings and the version of the simulator."""
+        return sha256_text(repr(self.scene), self.group, str(self.window), __version__)
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """Simulated scenes, each a group of its own.
+    """Simulated scenes; each scene is a group.
 
     Args:
-        scenes: How many.
+        scenes: Number of scenes.
         size: Side of a scene in pixels.
         sensor: "s2" or "s1".
         bands: Bands to simulate; all of the sensor if empty.
@@ -77,9 +77,9 @@ class Simulated:
         seed: Of the experiment.
         clouds: Whether there are clouds and shadows (s2).
         cover: Label the full land cover instead of land and water.
-        under_clouds: Whether the (exact) label counts where a cloud hides the ground.
-        frame: Side in pixels of the ground that a scene is cut out of, at a random place. Ground is laid out around
-            its river, so that a small one of its own (0) has two to four times as much water as a part of a large one.
+        under_clouds: Whether the exact label counts under clouds.
+        frame: Side in pixels of the terrain from which a scene is cut at a random place. Terrain is generated around a
+            river, so that a small one (0: the scene itself) has two to four times the water share of a large one.
     """
 
     scenes: int = 12
@@ -106,7 +106,7 @@ class Simulated:
             raise UsageError(f"simulated: unknown sensor {self.sensor!r}; {did_you_mean(self.sensor, ('s1', 's2'))}")
 
     def corner(self, scene: str) -> tuple[int, int]:
-        """Return the row and column of the frame where a scene begins; the same id gives the same place."""
+        """Return the first row and column of a scene in the frame; a function of the scene's id."""
         if not self.frame:
             return 0, 0
         rng = named_generator(self.seed, scene, "frame", self.frame, self.size)
@@ -115,12 +115,12 @@ class Simulated:
 
     @property
     def product(self) -> str:
-        """Product family that the numbers are like."""
+        """Product family with the same units."""
         return "sentinel-2-l2a" if self.sensor == "s2" else "sentinel-1-grd"
 
     @property
     def licence(self) -> str:
-        """Nobody's data."""
+        """No restriction."""
         return "made up, no restriction"
 
     @property
@@ -133,21 +133,21 @@ class Simulated:
         """Names of the land cover, or land and water."""
         if not self.cover:
             return ("land", "water")
-        return tuple(_simulate(replace(self, size=64, frame=0), "sim-names").cover_names)
+        return tuple(_simulated_scene(replace(self, size=64, frame=0), "sim-names").cover_names)
 
-    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
+    def items(self, chip: int) -> tuple[list[SourceItem], list[RejectedItem]]:
         """Return the chips of all scenes."""
         digits = max(3, len(str(self.scenes - 1)))
-        made: list[Item] = []
+        made: list[SourceItem] = []
         for number in range(self.scenes):
             scene = f"sim{number:0{digits}d}"
-            for tag, window in cut((self.size, self.size), chip):
-                made.append(SimItem(f"{scene}{tag}", scene, (window[2], window[3]), self, number, window))
+            for tag, window in chip_windows((self.size, self.size), chip):
+                made.append(SimulatedItem(f"{scene}{tag}", scene, (window[2], window[3]), self, number, window))
         return made, []
 
 
 @lru_cache(2)
-def _simulate(settings: Simulated, scene: str) -> SimScene:
+def _simulated_scene(settings: Simulated, scene: str) -> SimScene:
     size, gsd_m, seed = settings.frame or settings.size, settings.gsd_m, settings.seed
     if settings.sensor == "s1":
         return simulate_s1(scene, size, settings.bands or ("VV", "VH"), gsd_m, seed)

@@ -1,4 +1,4 @@
-"""Where chips come from: folders of pairs, a CSV index, Sen1Floods11's layout."""
+"""Sources of chips: folders of image and label pairs, a CSV index, the layout of Sen1Floods11."""
 
 from __future__ import annotations
 
@@ -10,38 +10,47 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from seawall.data.index import FORMAT, NAME
-from seawall.data.raw_chips import NO_HINTS, FileItem, Item, Lost, Source, add, merge
+from seawall.data.index import CHIPS_FORMAT, INDEX_NAME
+from seawall.data.raw_chips import (
+    NO_HINTS,
+    FileItem,
+    ImageSource,
+    RejectedItem,
+    SourceItem,
+    add_file_items,
+    merge_hints,
+)
 from seawall.data.simulated import Simulated
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.geo.radiometry import Hints
 from seawall.geo.sensors import OPTICAL_BANDS, RADAR_BANDS
 from seawall.io import is_inside
 
+SOURCE_KINDS = ("auto", "pairs", "index", "sen1floods11", "simulated")
 IMAGE_FOLDERS = ("images", "image", "img", "imgs", "s2", "s1")
 LABEL_FOLDERS = ("labels", "label", "masks", "mask", "gt", "annotations")
 IMAGE_TAILS = ("_image", "_img", "")
 LABEL_TAILS = ("_label", "_mask", "_gt")
-SUFFIXES = (".tif", ".tiff", ".png", ".jp2")
-HAND: Mapping[int, int] = MappingProxyType({-1: 255, 0: 0, 1: 1})
-"""Sen1Floods11's hand labels: -1 is no data."""
+IMAGE_SUFFIXES = (".tif", ".tiff", ".png", ".jp2")
+SEN1FLOODS11_LABELS: Mapping[int, int] = MappingProxyType({-1: 255, 0: 0, 1: 1})
+"""Values of Sen1Floods11's hand labels: -1 is no data."""
 
 
 @dataclass(frozen=True)
 class Pairs:
     """A folder of image and label files that share their stems.
 
-    Understood: `images/` beside `labels/` (or img, masks and so on; sub-folders are groups), and
+    Layouts: `images/` beside `labels/` (or img, masks and so on; sub-folders are groups), and
     `<stem>_image.tif` beside `<stem>_label.tif`.
 
     Args:
         root: The folder.
-        names: Band names in file order where the files say none.
+        names: Band names in file order where the files have none.
         group: Regular expression on the stem whose first bracket is the group; else the sub-folder, else the stem.
         hints: What is known about the numbers.
         gsd_m: Ground sampling distance where files have no georeference.
         product: Product family, or "".
-        licence: What may be done with the data.
+        licence: Licence of the data.
         labelled: Whether label files are needed; False if a rule labels.
     """
 
@@ -56,7 +65,7 @@ class Pairs:
     label_map: Mapping[int, int] | None = None
     classes: tuple[str, ...] | None = None
 
-    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
+    def items(self, chip: int) -> tuple[list[SourceItem], list[RejectedItem]]:
         """Return the chips of all pairs.
 
         Raises:
@@ -67,25 +76,29 @@ class Pairs:
             raise DataError(
                 f"{self.root}: expected images/ beside labels/, or <stem>_image.tif beside <stem>_label.tif, got neither; arrange the files"
             )
-        made: list[Item] = []
-        lost: list[Lost] = []
+        made: list[SourceItem] = []
+        lost: list[RejectedItem] = []
         for stem, path in images.items():
             label = labels.pop(stem, None)
             if away := [p for p in (path, label) if p is not None and not is_inside(self.root, p)]:
-                lost.append(Lost(_clean(stem), _leaves(self.root, away[0])))
+                lost.append(RejectedItem(_clean_id(stem), _leaves_message(self.root, away[0])))
                 continue
             if label is None and self.labelled:
-                lost.append(Lost(_clean(stem), f"{path}: expected a label file of the same stem, got none; add it"))
+                lost.append(
+                    RejectedItem(_clean_id(stem), f"{path}: expected a label file of the same stem, got none; add it")
+                )
                 continue
-            add(made, lost, self._item(stem, path, label), chip)
+            add_file_items(made, lost, self._item(stem, path, label), chip)
         lost += [
-            Lost(_clean(stem), f"{path}: expected an image file of the same stem, got none; add it")
+            RejectedItem(_clean_id(stem), f"{path}: expected an image file of the same stem, got none; add it")
             for stem, path in labels.items()
         ]
         return made, lost
 
     def _item(self, stem: str, path: Path, label: Path | None) -> FileItem:
-        return FileItem(_clean(stem), self._group(stem), path, label, (0, 0), stem, self.names, self.hints, self.gsd_m)
+        return FileItem(
+            _clean_id(stem), self._group(stem), path, label, (0, 0), stem, self.names, self.hints, self.gsd_m
+        )
 
     def _group(self, stem: str) -> str:
         if self.group:
@@ -93,17 +106,19 @@ class Pairs:
             if not match or not match.groups():
                 raise UsageError(f"group: expected a bracket that matches {stem!r}, got {self.group!r}; fix it")
             return str(match[1])
-        return _clean(str(Path(stem).parent)) if "/" in stem else _clean(stem)
+        return _clean_id(str(Path(stem).parent)) if "/" in stem else _clean_id(stem)
 
     def _files(self) -> tuple[dict[str, Path], dict[str, Path]]:
         folders = {path.name.lower(): path for path in sorted(self.root.iterdir()) if path.is_dir()}
         image = next((folders[name] for name in IMAGE_FOLDERS if name in folders), None)
         label = next((folders[name] for name in LABEL_FOLDERS if name in folders), None)
         if image is not None:
-            return _stems(image, IMAGE_TAILS), _stems(label, (*LABEL_TAILS, "")) if label is not None else {}
-        labels = _stems(self.root, LABEL_TAILS)
+            return _files_by_stem(image, IMAGE_TAILS), _files_by_stem(
+                label, (*LABEL_TAILS, "")
+            ) if label is not None else {}
+        labels = _files_by_stem(self.root, LABEL_TAILS)
         taken = set(labels.values())
-        return {s: p for s, p in _stems(self.root, IMAGE_TAILS).items() if p not in taken}, labels
+        return {s: p for s, p in _files_by_stem(self.root, IMAGE_TAILS).items() if p not in taken}, labels
 
 
 @dataclass(frozen=True)
@@ -132,23 +147,23 @@ class IndexTable:
     def __post_init__(self) -> None:
         rows = self._rows()
         if not self.product and rows:
-            object.__setattr__(self, "product", product_of(rows[0].get(f"{self.sensor}_scale", ""), self.sensor))
+            object.__setattr__(self, "product", scale_product(rows[0].get(f"{self.sensor}_scale", ""), self.sensor))
         object.__setattr__(self, "licence", "; ".join(sorted({row.get("licence", "") for row in rows} - {""})))
 
-    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
+    def items(self, chip: int) -> tuple[list[SourceItem], list[RejectedItem]]:
         """Return the chips of all selected rows."""
-        made: list[Item] = []
-        lost: list[Lost] = []
+        made: list[SourceItem] = []
+        lost: list[RejectedItem] = []
         for row in self._rows():
             if not row[self.sensor]:
-                lost.append(Lost(_clean(row["id"]), f"no {self.sensor} image in the index", skip=True))
+                lost.append(RejectedItem(_clean_id(row["id"]), f"no {self.sensor} image in the index", skip=True))
                 continue
             try:
                 item = self._item(row)
             except (DataError, ValueError) as bad:
-                lost.append(Lost(_clean(row["id"]), str(bad)))
+                lost.append(RejectedItem(_clean_id(row["id"]), str(bad)))
                 continue
-            add(made, lost, item, chip)
+            add_file_items(made, lost, item, chip)
         return made, lost
 
     def _rows(self) -> list[dict[str, str]]:
@@ -171,16 +186,16 @@ class IndexTable:
             raise DataError(f"{row['id']}: expected a label, got none in the index; label it or use a rule")
         scale = row.get(f"{self.sensor}_scale", "")
         return FileItem(
-            _clean(row["id"]),
+            _clean_id(row["id"]),
             row.get("group") or row.get("event") or row["id"],
-            _below(self.path.parent, row[self.sensor]),
-            _below(self.path.parent, label) if label else None,
+            _path_below(self.path.parent, row[self.sensor]),
+            _path_below(self.path.parent, label) if label else None,
             (0, 0),
             row.get("source_paths") or row[self.sensor],
             tuple(row.get(f"{self.sensor}_bands", "").split()),
-            merge(hints_from(scale), self.hints),
+            merge_hints(scale_hints(scale), self.hints),
             float(row["gsd_m"]) if row.get("gsd_m") else None,
-            blank=blank_from(scale),
+            blank=blank_value(scale),
         )
 
 
@@ -209,70 +224,72 @@ class Sen1Floods11:
     @property
     def label_map(self) -> Mapping[int, int] | None:
         """-1 does not count."""
-        return HAND
+        return SEN1FLOODS11_LABELS
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Land and water."""
         return ("land", "water")
 
-    def items(self, chip: int) -> tuple[list[Item], list[Lost]]:
+    def items(self, chip: int) -> tuple[list[SourceItem], list[RejectedItem]]:
         """Return the chips of all images with a label."""
         tail = {"s1": "S1Hand", "s2": "S2Hand"}[self.sensor]
         names = ("VV", "VH") if self.sensor == "s1" else OPTICAL_BANDS
         hints = Hints(unit="sigma0_db") if self.sensor == "s1" else Hints(gain=1e-4, offset_applied=True)
         found = {p.name: p for p in sorted(self.root.rglob("*.tif"))}
-        made: list[Item] = []
-        lost: list[Lost] = []
+        made: list[SourceItem] = []
+        lost: list[RejectedItem] = []
         for name, path in found.items():
             if not name.endswith(f"_{tail}.tif"):
                 continue
             id_ = name.removesuffix(f"_{tail}.tif")
             label = found.get(f"{id_}_LabelHand.tif")
             if label is None and self.labelled:
-                lost.append(Lost(_clean(id_), f"{path}: expected {id_}_LabelHand.tif, got none; fetch it"))
+                lost.append(RejectedItem(_clean_id(id_), f"{path}: expected {id_}_LabelHand.tif, got none; fetch it"))
                 continue
             if away := [p for p in (path, label) if p is not None and not is_inside(self.root, p)]:
-                lost.append(Lost(_clean(id_), _leaves(self.root, away[0])))
+                lost.append(RejectedItem(_clean_id(id_), _leaves_message(self.root, away[0])))
                 continue
             country = id_.rsplit("_", 1)[0]
-            add(made, lost, FileItem(_clean(id_), country, path, label, (0, 0), name, names, hints, 10.0), chip)
+            add_file_items(
+                made, lost, FileItem(_clean_id(id_), country, path, label, (0, 0), name, names, hints, 10.0), chip
+            )
         if not made and not lost:
             raise DataError(f"{self.root}: expected files *_{tail}.tif, got none; choose the other sensor or folder")
         return made, lost
 
 
-def hints_from(scale: str) -> Hints:
-    """Read what a scale column says in words, such as "L1C reflectance x 10000; +1000 offset still in".
+def scale_hints(scale: str) -> Hints:
+    """Read the text of a scale column, such as "L1C reflectance x 10000; +1000 offset still in".
 
     Example:
-        >>> hints_from("surface reflectance x 10000 (int16)").gain, hints_from("backscatter dB").unit
+        >>> scale_hints("surface reflectance x 10000 (int16)").gain, scale_hints("backscatter dB").unit
         (0.0001, 'sigma0_db')
     """
-    said = scale.lower()
-    if "db" in said.replace("(", " ").split():
-        return Hints(unit="gamma0_db" if "gamma0" in said else "sigma0_db")
-    if not re.search(r"x\s*10000", said):
+    text = scale.lower()
+    if "db" in text.replace("(", " ").split():
+        return Hints(unit="gamma0_db" if "gamma0" in text else "sigma0_db")
+    if not re.search(r"x\s*10000", text):
         return Hints()
-    if "1000 offset" in said:
-        return Hints(gain=1e-4, offset=-0.1) if "still in" in said else Hints()
+    if "1000 offset" in text:
+        return Hints(gain=1e-4, offset=-0.1) if "still in" in text else Hints()
     return Hints(gain=1e-4)
 
 
-def blank_from(scale: str) -> float | None:
-    """Read which value in all bands means no data, as in "255 in both bands = nodata"; None if it is not said."""
+def blank_value(scale: str) -> float | None:
+    """Return the value that means no data in all bands, as in "255 in both bands = nodata"; None if there is none."""
     found = re.search(r"(-?\d+) in (?:both|all) bands\s*=\s*no\s?data", scale.lower())
     return float(found[1]) if found else None
 
 
-def product_of(scale: str, sensor: str) -> str:
-    """Name the product family that a scale column speaks of, or ""."""
-    said = scale.lower()
-    if "harmonized landsat" in said:
+def scale_product(scale: str, sensor: str) -> str:
+    """Return the product family that a scale column names, or ""."""
+    text = scale.lower()
+    if "harmonized landsat" in text:
         return "hls"
-    if sensor.startswith("s1") and "uint8" not in said:
+    if sensor.startswith("s1") and "uint8" not in text:
         return "sentinel-1-grd"
-    return next((f"sentinel-2-{level}" for level in ("l1c", "l2a") if level in said), "")
+    return next((f"sentinel-2-{level}" for level in ("l1c", "l2a") if level in text), "")
 
 
 def band_order(names: Sequence[str]) -> tuple[str, ...]:
@@ -281,26 +298,26 @@ def band_order(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=order.index)) if all(name in order for name in names) else tuple(names)
 
 
-def _below(root: Path, relative: str) -> Path:
+def _path_below(root: Path, relative: str) -> Path:
     path = root / relative
     if not is_inside(root, path):
-        raise DataError(_leaves(root, path))
+        raise DataError(_leaves_message(root, path))
     return path
 
 
-def _leaves(root: Path, path: Path) -> str:
+def _leaves_message(root: Path, path: Path) -> str:
     return f"{path}: expected a file below {root}, got one that leaves it; copy the file there"
 
 
-def _clean(stem: str) -> str:
+def _clean_id(stem: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._@+=-]", "_", stem).strip("._")
     return name[:120] or "chip"
 
 
-def _stems(folder: Path, tails: Sequence[str]) -> dict[str, Path]:
+def _files_by_stem(folder: Path, tails: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or not path.is_file() or path.name.startswith("."):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file() or path.name.startswith("."):
             continue
         relative = path.relative_to(folder).with_suffix("").as_posix()
         tail = next((tail for tail in tails if relative.endswith(tail)), None)
@@ -309,27 +326,24 @@ def _stems(folder: Path, tails: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-KINDS = ("auto", "pairs", "index", "sen1floods11", "simulated")
-
-
 def find_source(
-    source: str | Path | Source, kind: str, sensor: Literal["s1", "s2"], select: str, names: Sequence[str], hints: Hints,
+    source: str | Path | ImageSource, kind: str, sensor: Literal["s1", "s2"], select: str, names: Sequence[str], hints: Hints,
     gsd_m: float | None, product: str, group: str, ruled: bool,
-) -> Source:  # fmt: skip
+) -> ImageSource:  # fmt: skip
     """Return the source that the arguments of `curate` name.
 
     Raises:
-        UsageError: The kind or the sensor is unknown, or it is a chip folder already.
-        DataError: There is nothing at the path.
+        UsageError: The kind or the sensor is unknown, or the path is a chip folder.
+        DataError: The path does not exist.
     """
-    if kind not in KINDS:
-        raise UsageError(f"curate: unknown kind {kind!r}; {did_you_mean(kind, KINDS)}")
+    if kind not in SOURCE_KINDS:
+        raise UsageError(f"curate: unknown kind {kind!r}; {did_you_mean(kind, SOURCE_KINDS)}")
     if sensor not in ("s1", "s2"):
         raise UsageError(f"curate: unknown sensor {sensor!r}; {did_you_mean(sensor, ('s1', 's2'))}")
     if not isinstance(source, str | Path):
         return source
     path = Path(source)
-    kind = _guess(path, sensor) if kind == "auto" else kind
+    kind = _detect_kind(path, sensor) if kind == "auto" else kind
     if kind == "simulated":
         if not str(source).isdigit():
             raise UsageError(f"curate: expected a number of scenes to simulate, got {source!r}; give one")
@@ -346,12 +360,16 @@ def find_source(
     return Pairs(path, tuple(names), group, hints, gsd_m, product, labelled=not ruled)
 
 
-def _guess(path: Path, sensor: str) -> str:
+def _detect_kind(path: Path, sensor: str) -> str:
     if not path.exists() and str(path).isdigit():
         return "simulated"
     if path.suffix.lower() == ".csv" or (path / "index.csv").is_file():
         return "index"
-    if path.is_dir() and (path / NAME).is_file() and FORMAT in (path / NAME).read_text(encoding="utf-8")[:400]:
+    if (
+        path.is_dir()
+        and (path / INDEX_NAME).is_file()
+        and CHIPS_FORMAT in (path / INDEX_NAME).read_text(encoding="utf-8")[:400]
+    ):
         raise UsageError(f"{path}: expected raw images, got a chip folder; use it as it is")
     if path.is_dir() and next(path.rglob(f"*_{sensor.upper()}Hand.tif"), None) is not None:
         return "sen1floods11"

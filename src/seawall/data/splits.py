@@ -1,6 +1,6 @@
-"""Splits that prove what they promise: no chip, group, content or ground in two parts.
+"""Splits into train, val and test, checked so that no chip, group, image or ground is in two parts.
 
-`split_chips` is the one place that says which chips of a folder are which part; every verb asks it.
+`split_chips` is the split that every verb uses.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from seawall.data.chips import ChipFolder
-from seawall.data.footprints import near, overlaps, place_m
+from seawall.data.footprints import center_m, overlaps, within_distance
 from seawall.errors import DataError, UsageError
 from seawall.split_record import SHA256_PREFIX, SPLIT_PARTS, SplitRecord, SplitSettings
+
+ASSIGNMENT_TRIES = 400  # random orders; more improve the balance by less than a percent
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,11 @@ class Split:
     """Chip ids of each part.
 
     Args:
-        train: To learn from.
-        val: To choose by.
-        test: To report on.
-        how: How it was made, for the report.
-        settings: How to make it again; None where it was made by hand.
+        train: Chips for training.
+        val: Chips to choose weights by.
+        test: Chips for the reported numbers.
+        how: Description for the report.
+        settings: Settings that reproduce it; None where it was made by hand.
     """
 
     train: tuple[str, ...]
@@ -41,11 +45,28 @@ class Split:
         return {"train": self.train, "val": self.val, "test": self.test}
 
 
+@dataclass(frozen=True)
+class SplitUnit:
+    """Chips that must stay together, with their weight in the balance.
+
+    Args:
+        ids: Chip ids.
+        chips: How many.
+        water: Water pixels.
+        valid: Valid pixels.
+    """
+
+    ids: tuple[str, ...]
+    chips: int
+    water: float
+    valid: float
+
+
 def split_chips(folder: ChipFolder, settings: SplitSettings | None = None) -> Split:
     """Return the split of a folder that training, evaluation, attacks and corruption share.
 
-    Only chips with a label that counts are split. A folder whose labels were changed by parts keeps the split that
-    they were changed by, whatever the seed.
+    Only chips with a valid pixel are split. A folder whose labels were corrupted by parts keeps the split that was
+    used for it, whatever the seed.
 
     Args:
         folder: The chips.
@@ -57,8 +78,8 @@ def split_chips(folder: ChipFolder, settings: SplitSettings | None = None) -> Sp
     """
     settings = settings or SplitSettings()
     if folder.header.split is not None:
-        return _kept(folder, folder.header.split, settings)
-    ids = labelled(folder)
+        return _kept_split(folder, folder.header.split, settings)
+    ids = labelled_ids(folder)
     if settings.by == "block":
         split = split_blocks(
             folder, settings.seed, block_m=settings.block_m, val=settings.val, test=settings.test, ids=ids
@@ -68,13 +89,13 @@ def split_chips(folder: ChipFolder, settings: SplitSettings | None = None) -> Sp
     return replace(split, settings=settings)
 
 
-def labelled(folder: ChipFolder) -> tuple[str, ...]:
-    """Return the chips with a label that counts somewhere; no others are split."""
+def labelled_ids(folder: ChipFolder) -> tuple[str, ...]:
+    """Return the chips with a valid pixel; no others are split."""
     return tuple(row.id for row in folder.rows if row.valid_share > 0)
 
 
 def record_split(folder: ChipFolder, split: Split) -> SplitRecord:
-    """Return what must travel with weights or a folder, so that their split is known without the folder."""
+    """Return the record of a split that is stored with weights or a folder."""
     rows = {part: [folder.row(id_) for id_ in ids] for part, ids in split.parts().items()}
     return SplitRecord(
         {part: tuple(sorted({row.sha256[:SHA256_PREFIX] for row in mine})) for part, mine in rows.items()},
@@ -86,13 +107,13 @@ def record_split(folder: ChipFolder, split: Split) -> SplitRecord:
 def recorded_parts(folder: ChipFolder, record: SplitRecord) -> dict[str, tuple[str, ...]]:
     """Return the labelled chips of a folder by their part in a record; those that it does not know are under ""."""
     found: dict[str, list[str]] = {part: [] for part in (*SPLIT_PARTS, "")}
-    for id_ in labelled(folder):
+    for id_ in labelled_ids(folder):
         row = folder.row(id_)
         found[record.part(row.sha256, row.group)].append(id_)
     return {part: tuple(ids) for part, ids in found.items()}
 
 
-def _kept(folder: ChipFolder, record: SplitRecord, wanted: SplitSettings) -> Split:
+def _kept_split(folder: ChipFolder, record: SplitRecord, wanted: SplitSettings) -> Split:
     _check_kept(folder, record.settings, wanted)
     parts = recorded_parts(folder, record)
     if parts[""]:
@@ -107,9 +128,9 @@ def _kept(folder: ChipFolder, record: SplitRecord, wanted: SplitSettings) -> Spl
 
 
 def _check_kept(folder: ChipFolder, kept: SplitSettings | None, wanted: SplitSettings) -> None:
-    """Refuse settings that were changed from their defaults and are not those of the kept split.
+    """Raise if a setting differs from its default and from the kept split.
 
-    The seed is left out: it decides weights and noise as well, and those may be drawn anew over one split.
+    The seed is not compared: it also decides weights and noise, which may be drawn again over one split.
     """
     usual, mine = asdict(SplitSettings()), asdict(wanted)
     was = asdict(kept) if kept is not None else {}
@@ -127,12 +148,12 @@ def split_groups(
 ) -> Split:
     """Split by group, balanced by chips and by water share.
 
-    Groups that share a picture or overlap on the ground stay together.
+    Groups that share an image or overlap on the ground stay together.
 
     Args:
         folder: The chips.
         seed: Chooses among equally balanced splits.
-        val: Share of chips to choose by; 0 for none.
+        val: Share of chips to choose weights by; 0 for none.
         test: Share of chips to report on; 0 for none.
         ids: Chips to split; all if None.
 
@@ -141,8 +162,8 @@ def split_groups(
         DataError: There are fewer groups than parts.
     """
     chosen = tuple(sorted(ids)) if ids is not None else folder.ids
-    units = _joined(folder, _by(chosen, lambda id_: folder.row(id_).group))
-    split = _assign(folder, units, SplitSettings("group", val=val, test=test, seed=seed), "groups")
+    units = _connected_units(folder, _group_by(chosen, lambda id_: folder.row(id_).group))
+    split = _split_units(folder, units, SplitSettings("group", val=val, test=test, seed=seed), "groups")
     check_disjoint(folder, split)
     return split
 
@@ -163,7 +184,7 @@ def split_blocks(
         folder: The chips; each needs a georeference.
         seed: Chooses among equally balanced splits.
         block_m: Side of a block in meters; a chip belongs to the block of its center.
-        val: Share of chips to choose by.
+        val: Share of chips to choose weights by.
         test: Share of chips to report on.
         gap_m: Training chips whose center is nearer than this to a held-out chip's center are left out.
         ids: Chips to split; all if None.
@@ -177,17 +198,17 @@ def split_blocks(
             f"split: expected block_m above 0 and gap_m of at least 0, got {block_m} and {gap_m}; fix them"
         )
     chosen = tuple(sorted(ids)) if ids is not None else folder.ids
-    places = {id_: place_m(folder.row(id_)) for id_ in chosen}
+    places = {id_: center_m(folder.row(id_)) for id_ in chosen}
 
     def block(id_: str) -> str:
         zone, x, y = places[id_]
         return f"{zone} {math.floor(x / block_m)} {math.floor(y / block_m)}"
 
-    units = _joined(folder, _by(chosen, block))
-    split = _assign(folder, units, SplitSettings("block", block_m, val, test, seed), f"blocks of {block_m:g} m")
+    units = _connected_units(folder, _group_by(chosen, block))
+    split = _split_units(folder, units, SplitSettings("block", block_m, val, test, seed), f"blocks of {block_m:g} m")
     if gap_m:
         held = [folder.row(id_) for id_ in (*split.val, *split.test)]
-        close = near([folder.row(id_) for id_ in split.train], held, gap_m)
+        close = within_distance([folder.row(id_) for id_ in split.train], held, gap_m)
         far = tuple(id_ for id_, is_close in zip(split.train, close, strict=True) if not is_close)
         if not far:
             raise DataError(
@@ -210,8 +231,8 @@ def kfold_groups(
     if k < 2:
         raise UsageError(f"kfold: expected k of at least 2, got {k}; raise it")
     chosen = tuple(sorted(ids)) if ids is not None else folder.ids
-    units = _joined(folder, _by(chosen, lambda id_: folder.row(id_).group))
-    folds = deal(units, [1 / k] * k, seed, f"{k} folds")
+    units = _connected_units(folder, _group_by(chosen, lambda id_: folder.row(id_).group))
+    folds = assign_units(units, [1 / k] * k, seed, f"{k} folds")
     splits = []
     for i, fold in enumerate(folds):
         rest = tuple(sorted(set(chosen) - set(fold)))
@@ -222,11 +243,11 @@ def kfold_groups(
 
 
 def check_disjoint(folder: ChipFolder, split: Split, *, groups: bool = True) -> None:
-    """Prove that no chip, group, picture or ground is in two parts.
+    """Check that no chip, group, image or ground is in two parts.
 
     Args:
         folder: The chips.
-        split: The split to prove.
+        split: The split to check.
         groups: Groups must not be shared either; a split by blocks may share them.
 
     Raises:
@@ -240,9 +261,9 @@ def check_disjoint(folder: ChipFolder, split: Split, *, groups: bool = True) -> 
         if len(set(ids)) != len(ids):
             raise DataError(f"split: expected each chip once in {part}, got one twice; split again")
     rows = {id_: folder.row(id_) for id_ in home}
-    _one_home(home, {id_: row.sha256 for id_, row in rows.items()}, "picture")
+    _check_one_part(home, {id_: row.sha256 for id_, row in rows.items()}, "picture")
     if groups:
-        _one_home(home, {id_: row.group for id_, row in rows.items()}, "group")
+        _check_one_part(home, {id_: row.group for id_, row in rows.items()}, "group")
     for a, b in overlaps(list(rows.values())):
         if home[a] != home[b]:
             raise DataError(
@@ -250,11 +271,11 @@ def check_disjoint(folder: ChipFolder, split: Split, *, groups: bool = True) -> 
             )
 
 
-def split_facts(folder: ChipFolder, split: Split) -> dict[str, object]:
-    """Return what a report says about a split: chips, groups, water share of each part, and warnings.
+def split_summary(folder: ChipFolder, split: Split) -> dict[str, object]:
+    """Return the facts of a split for the report: chips, groups and water share of each part, and warnings.
 
     The water share is pooled over valid pixels, None where it is undefined. A group without water or without
-    valid pixels is no error: its own IoU is undefined, and the warning says so.
+    valid pixels is no error: its IoU is undefined, and there is a warning.
     """
     klass = folder.header.water
     facts: dict[str, dict[str, object]] = {"groups": {}, "chips_per_part": {}, "water_share": {}}
@@ -289,54 +310,46 @@ def groups_without_water(folder: ChipFolder, ids: Iterable[str]) -> tuple[str, .
     return tuple(sorted(group for group, n in water.items() if not n))
 
 
-def _by(ids: Iterable[str], name: Callable[[str], str]) -> list[list[str]]:
+def _group_by(ids: Iterable[str], name: Callable[[str], str]) -> list[list[str]]:
     found: dict[str, list[str]] = {}
     for id_ in ids:
         found.setdefault(name(id_), []).append(id_)
     return [found[key] for key in sorted(found)]
 
 
-def _joined(folder: ChipFolder, sets: list[list[str]]) -> list[Unit]:
-    """Join sets that share a picture or ground, so that no split can part them."""
+def _connected_units(folder: ChipFolder, sets: list[list[str]]) -> list[SplitUnit]:
+    """Join sets that share an image or ground, which no split may separate."""
     home = {id_: i for i, ids in enumerate(sets) for id_ in ids}
-    parent = list(range(len(sets)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
     rows = [folder.row(id_) for id_ in home]
     first: dict[str, str] = {}
-    pairs = [(first.setdefault(row.sha256, row.id), row.id) for row in rows]
-    for a, b in (*pairs, *overlaps(rows)):
-        parent[max(root(home[a]), root(home[b]))] = min(root(home[a]), root(home[b]))
+    copies = [(first.setdefault(row.sha256, row.id), row.id) for row in rows]
+    edges = np.array([(home[a], home[b]) for a, b in (*copies, *overlaps(rows))], np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(sets), len(sets)))
     joined: dict[int, list[str]] = {}
-    for i, ids in enumerate(sets):
-        joined.setdefault(root(i), []).extend(ids)
-    return [_unit(folder, ids) for ids in joined.values()]
+    for component, ids in zip(connected_components(graph, directed=False)[1], sets, strict=True):
+        joined.setdefault(int(component), []).extend(ids)
+    return [_split_unit(folder, ids) for ids in joined.values()]
 
 
-def _unit(folder: ChipFolder, ids: Sequence[str]) -> Unit:
+def _split_unit(folder: ChipFolder, ids: Sequence[str]) -> SplitUnit:
     klass = folder.header.water
     rows = [folder.row(id_) for id_ in ids]
-    # What the label was before it was changed on purpose: a corrupted folder splits as its source does.
+    # Counts before the label was corrupted: a corrupted folder splits as its source does.
     water = sum((row.split_counts or row.class_counts)[klass] for row in rows) if klass is not None else 0
-    return Unit(tuple(sorted(ids)), len(rows), float(water), float(sum(row.valid for row in rows)))
+    return SplitUnit(tuple(sorted(ids)), len(rows), float(water), float(sum(row.valid for row in rows)))
 
 
-def _assign(folder: ChipFolder, units: list[Unit], settings: SplitSettings, what: str) -> Split:
+def _split_units(folder: ChipFolder, units: list[SplitUnit], settings: SplitSettings, what: str) -> Split:
     val, test, seed = settings.val, settings.test, settings.seed
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise UsageError(f"split: expected val and test shares that leave some to train on, got {val} and {test}")
     shares = {part: share for part, share in zip(SPLIT_PARTS, (1 - val - test, val, test), strict=True) if share > 0}
-    dealt = dict(zip(shares, deal(units, list(shares.values()), seed, what), strict=True))
+    assigned = dict(zip(shares, assign_units(units, list(shares.values()), seed, what), strict=True))
     how = f"by {what}, seed {seed}, {len(units)} inseparable sets"
-    return Split(dealt["train"], dealt.get("val", ()), dealt.get("test", ()), how, settings)
+    return Split(assigned["train"], assigned.get("val", ()), assigned.get("test", ()), how, settings)
 
 
-def _one_home(home: Mapping[str, str], value: Mapping[str, str], what: str) -> None:
+def _check_one_part(home: Mapping[str, str], value: Mapping[str, str], what: str) -> None:
     first: dict[str, str] = {}
     for id_, key in value.items():
         other = first.setdefault(key, id_)
@@ -346,34 +359,14 @@ def _one_home(home: Mapping[str, str], value: Mapping[str, str], what: str) -> N
             )
 
 
-TRIES = 400  # random orders looked at; the balance gains less than a percent beyond
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Chips that must stay together, with their weight in the balance.
+def assign_units(units: list[SplitUnit], shares: list[float], seed: int, what: str) -> list[tuple[str, ...]]:
+    """Assign units to parts, by the best balanced of many random greedy assignments, and return the chip ids of each.
 
     Args:
-        ids: Chip ids.
-        chips: How many.
-        water: Water pixels.
-        valid: Valid pixels.
-    """
-
-    ids: tuple[str, ...]
-    chips: int
-    water: float
-    valid: float
-
-
-def deal(units: list[Unit], shares: list[float], seed: int, what: str) -> list[tuple[str, ...]]:
-    """Deal units into parts and return the chip ids of each: of many random greedy deals the best balanced one.
-
-    Args:
-        units: What must stay together.
+        units: Sets of chips that must stay together.
         shares: Share of the chips that each part should get; they sum to 1.
-        seed: Chooses among equally balanced deals.
-        what: What the units are, for the message.
+        seed: Chooses among equally balanced assignments.
+        what: Name of the units, for the message.
 
     Raises:
         DataError: There are fewer units than parts.
@@ -384,22 +377,24 @@ def deal(units: list[Unit], shares: list[float], seed: int, what: str) -> list[t
         )
     weight = np.array([[unit.chips, unit.water, unit.valid] for unit in units], np.float64)
     rng = np.random.default_rng([seed, len(units)])
-    deals = [_greedy(weight[:, 0], np.array(shares), rng) for _ in range(TRIES)]
-    # Rounded, so that deals that differ by the last bit of a sum count as equal on every machine.
-    best = min(deals, key=lambda home: round(_imbalance(weight, home, np.array(shares)), 12))
+    assignments = [_assign_greedily(weight[:, 0], np.array(shares), rng) for _ in range(ASSIGNMENT_TRIES)]
+    # Rounded, so that assignments that differ by the last bit of a sum count as equal on every machine.
+    best = min(assignments, key=lambda home: round(_assignment_imbalance(weight, home, np.array(shares)), 12))
     parts: list[list[str]] = [[] for _ in shares]
     for unit, part in zip(units, best, strict=True):
         parts[part].extend(unit.ids)
     return [tuple(sorted(part)) for part in parts]
 
 
-def _greedy(chips: NDArray[np.float64], shares: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _assign_greedily(
+    chips: NDArray[np.float64], shares: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.int64]:
     order = np.argsort(-chips * rng.uniform(0.5, 1.5, len(chips)), kind="stable")
     load = np.zeros(len(shares))
     home = np.zeros(len(chips), np.int64)
     for place, unit in enumerate(order):
         empty = load == 0
-        # The last units fill parts that are still empty, so that no part asked for stays without a group.
+        # The last units fill parts that are still empty, so that no part stays without a unit.
         open_ = empty if empty.sum() >= len(order) - place else np.ones(len(shares), bool)
         lack = np.where(open_, shares * chips.sum() - load, -np.inf)
         home[unit] = int(np.argmax(lack))
@@ -407,7 +402,7 @@ def _greedy(chips: NDArray[np.float64], shares: NDArray[np.float64], rng: np.ran
     return home
 
 
-def _imbalance(weight: NDArray[np.float64], home: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
+def _assignment_imbalance(weight: NDArray[np.float64], home: NDArray[np.int64], shares: NDArray[np.float64]) -> float:
     sums = np.stack([weight[home == part].sum(0) for part in range(len(shares))])
     chips = sums[:, 0] / weight[:, 0].sum() - shares
     overall = weight[:, 1].sum() / max(1.0, weight[:, 2].sum())

@@ -1,4 +1,4 @@
-"""The write side of a chip folder: each chip is whole when its line is in the journal, the index comes last."""
+"""Writes a chip folder: a chip is complete when its line is in the journal; the index is written last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from seawall.data.chip_format import IGNORE, Encoded, encode_image, encode_label
 from seawall.data.chips import ChipFolder
 from seawall.data.index import (
-    NAME,
+    INDEX_NAME,
     ChipHeader,
     ChipRow,
     check_id,
@@ -30,15 +30,15 @@ from seawall.geo.raster import Grid
 from seawall.io import write_atomic
 from seawall.split_record import SplitSettings
 
-JOURNAL = "journal.jsonl"
+JOURNAL_NAME = "journal.jsonl"
 
 
 class ChipWriter:
-    """Writes chips into a folder; a killed writer loses at most the chip it was at.
+    """Writes chips into a folder; a killed writer loses at most the chip that it was writing.
 
     Args:
-        root: The folder; made if it is not there.
-        header: What all chips share. A folder made with another header is refused.
+        root: The folder; created if it does not exist.
+        header: Bands, unit and classes of all chips. A folder made with another header is refused.
 
     Raises:
         DataError: The folder has chips of another header.
@@ -82,13 +82,13 @@ class ChipWriter:
             group: Event or location.
             image: (C, H, W) float32 in data units.
             label: (H, W): class values, 255 where it does not count.
-            seen: (H, W); everything is seen unless told otherwise.
+            seen: (H, W); all pixels if None.
             grid: Where it is.
             gain: Step of the digital numbers that the image was made from, if it was.
-            source: What it was made from.
-            source_sha256: Content of the source and settings.
-            notes: What a person should know.
-            flags: Short marks that results carry along.
+            source: Name of what it was made from.
+            source_sha256: Digest of the source and settings.
+            notes: Remarks for people.
+            flags: Short marks that results carry.
 
         Raises:
             DataError: The id cannot be a file name, shapes disagree, or a label value is no class.
@@ -129,8 +129,8 @@ class ChipWriter:
             folder: Where the chip is.
             id_: Its id.
             label: (H, W) class values, 255 where it does not count; unseen pixels never count.
-            notes: What was done to the label.
-            source_sha256: Content of the source and of what was done, for `whole`; that of the chip if None.
+            notes: Description of the change to the label.
+            source_sha256: Digest of the source and of the change, for `whole`; that of the chip if None.
 
         Raises:
             DataError: The image file is not what its row says, or a label value is no class.
@@ -153,8 +153,8 @@ class ChipWriter:
         self.rows[row.id] = new
         return new
 
-    def whole(self, id_: str, source_sha256: str) -> bool:
-        """Tell whether a chip of this source content is there and its files are what its row says."""
+    def is_complete(self, id_: str, source_sha256: str) -> bool:
+        """Return whether a chip with this source digest exists and its files have the checksums of its row."""
         row = self.rows.get(id_)
         if row is None or not source_sha256 or row.source_sha256 != source_sha256:
             return False
@@ -175,7 +175,7 @@ class ChipWriter:
         """
         rows = list(self.rows.values()) if ids is None else [self.rows[id_] for id_ in ids]
         write_index(self.root, self.header, rows)
-        (self.root / JOURNAL).unlink(missing_ok=True)
+        (self.root / JOURNAL_NAME).unlink(missing_ok=True)
         return ChipFolder.open(self.root)
 
     def _put(self, name: str, file: Encoded) -> str:
@@ -183,13 +183,13 @@ class ChipWriter:
         return hashlib.sha256(file.data).hexdigest()
 
     def _check_case(self, id_: str) -> None:
-        # Two ids that differ in case only are one file on some file systems.
+        # Ids that differ in case only are one file on some file systems.
         clash = next((known for known in self.rows if known != id_ and known.lower() == id_.lower()), None)
         if clash is not None:
             raise DataError(f"chip: expected ids that differ in more than case, got {clash!r} and {id_!r}; rename one")
 
     def _log(self, plain: Mapping[str, object]) -> None:
-        path = self.root / JOURNAL
+        path = self.root / JOURNAL_NAME
         new = not path.exists()
         with path.open("a", encoding="utf-8") as file:
             if new:
@@ -199,11 +199,11 @@ class ChipWriter:
             os.fsync(file.fileno())
 
     def _recover(self) -> None:
-        if (self.root / NAME).exists():
+        if (self.root / INDEX_NAME).exists():
             header, rows = read_index(self.root)
-            self._same(dump_header(header), NAME)
+            self._same(dump_header(header), INDEX_NAME)
             self.rows |= {row.id: row for row in rows}
-        path = self.root / JOURNAL
+        path = self.root / JOURNAL_NAME
         if not path.exists():
             return
         raw = path.read_bytes()
@@ -215,7 +215,7 @@ class ChipWriter:
             with path.open("rb+") as file:
                 file.truncate(len(whole))
         lines = [json.loads(line) for line in whole.splitlines()]
-        self._same(lines[0].get("header"), JOURNAL)
+        self._same(lines[0].get("header"), JOURNAL_NAME)
         for number, plain in enumerate(lines[1:], 2):
             row = load_row(plain, f"{path}:{number}")
             self.rows[row.id] = row
@@ -227,14 +227,14 @@ class ChipWriter:
             return
         old = theirs if isinstance(theirs, dict) else {}
         key = next((k for k in (*mine, *old) if mine.get(k) != old.get(k)), "header")
-        want, got = (_short(side.get(key)) for side in (mine, old))
+        want, got = (_header_text(side.get(key)) for side in (mine, old))
         raise DataError(
             f"{self.root / name}: expected {key} {want}, got {got} from an earlier run; choose another folder or delete this one"
         )
 
 
-def _short(value: object) -> str:
-    """Return a header's value for a message; a split by its settings, because it names every chip."""
+def _header_text(value: object) -> str:
+    """Return a header's value for a message; a split by its settings, because a record names every chip."""
     if isinstance(value, dict) and "settings" in value:
         return "no settings" if value["settings"] is None else str(SplitSettings(**value["settings"]))
     return str(value)

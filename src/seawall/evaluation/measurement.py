@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seawall.data.chips import ChipFolder
 from seawall.data.index import dump_header
-from seawall.data.loader import whole
+from seawall.data.loader import whole_chips
 from seawall.evaluation.case import Case, fitted
 from seawall.evaluation.evaluate import evaluate, missing
 from seawall.evaluation.sanity_checks import Interrogation, interrogated, not_interrogated
@@ -69,7 +69,7 @@ class ChipSource:
         header = {**dump_header(folder.header), "split": None}  # how labels were split changes no measurement
         content = "\x1f".join(f"{row.id} {row.group} {row.sha256} {row.label_sha256}" for row in rows)
         return ChipSource(
-            tuple(ids), lambda some: whole(folder, some, BATCH), {row.id: row.group for row in rows},
+            tuple(ids), lambda some: whole_chips(folder, some, BATCH), {row.id: row.group for row in rows},
             _hash(repr(header), content), mixed_chips(folder, ids, len(ids)), of_chip,
         )  # fmt: skip
 

@@ -1,1 +1,1 @@
-"""Wrong labels found and mended: confident learning, training dynamics, relabelling, comparison of sources."""
+"""Find and change wrong labels: cross-validation, confident learning, training dynamics, comparison of sources."""

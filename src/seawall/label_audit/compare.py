@@ -1,4 +1,4 @@
-"""Two label sources over the same ground: how far they agree, and where to trust which."""
+"""Compare two label sources over the same ground: agreement, shift, and agreement by distance to the shoreline."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from numpy.typing import NDArray
 
 from seawall.errors import DataError, UsageError
 from seawall.geo.raster import Grid, open_raster, write_cog
-from seawall.labels.agreement import Trust, compare_masks, disagreement_map, trust_table
+from seawall.labels.agreement import TrustRow, compare_masks, disagreement_map, trust_table
 from seawall.labels.registration import positional_error
-from seawall.labels.vector import rasterize_layer
+from seawall.labels.vector import VECTOR_FORMATS, rasterize_layer
 from seawall.result import Row
 
-VECTORS = (".shp", ".gpkg", ".geojson", ".json", ".fgb")
-ROLES = ("first", "second", "reference")
-COLORS = {0: (222, 211, 180, 255), 1: (33, 102, 172, 255), 2: (178, 24, 43, 255), 3: (244, 165, 30, 255)}
+SOURCE_ROLES = ("first", "second", "reference")
+DISAGREEMENT_COLORS = {0: (222, 211, 180, 255), 1: (33, 102, 172, 255), 2: (178, 24, 43, 255), 3: (244, 165, 30, 255)}
 """Land, water in both, only in the first, only in the second."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """One opinion about the water of a grid.
+class ComparedSource:
+    """The water mask of one source on a grid.
 
     Args:
-        path: Where it comes from.
+        path: File.
         mask: (H, W) bool: water.
-        known: (H, W) bool: the source says something there.
-        flags: What speaks against it.
+        known: (H, W) bool: where the source is defined.
+        flags: Remarks on how far it can be trusted.
     """
 
     path: Path
@@ -39,7 +38,7 @@ class Source:
     flags: tuple[str, ...] = ()
 
 
-def compare_labels(
+def compare_label_files(
     first: Path, second: Path, *, reference: Path | None, out: Path | None, value: int, all_touched: bool
 ) -> tuple[Row, list[Row], Sequence[tuple[str, str]]]:
     """Compare two masks; at least one is a raster, and vector layers are burned onto its grid.
@@ -52,8 +51,8 @@ def compare_labels(
         UsageError: All sources are vector layers.
     """
     paths = [first, second, *([reference] if reference else [])]
-    grid = _grid([path for path in paths if path.suffix.lower() not in VECTORS])
-    a, b, *truth = [_read(path, grid, value, all_touched) for path in paths]
+    grid = _shared_grid([path for path in paths if path.suffix.lower() not in VECTOR_FORMATS])
+    a, b, *truth = [_read_source(path, grid, value, all_touched) for path in paths]
     sides, area = grid.pixel_size_m(), grid.pixel_area_m2()
     if sides is None or area is None:
         raise DataError(f"{first}: expected a georeferenced mask, got none; distances and areas need meters per pixel")
@@ -66,7 +65,7 @@ def compare_labels(
     east, north = grid.offset_m(shift.rows_fine, shift.cols_fine)
     facts |= {
         "shift_m": shift.shift_m, "shift_east_m": east, "shift_north_m": north, "iou after the shift": shift.iou_after,
-        **_flags(dict(zip(ROLES, (a, b, *truth), strict=False)), at_limit=shift.at_limit),
+        **_source_flags(dict(zip(SOURCE_ROLES, (a, b, *truth), strict=False)), at_limit=shift.at_limit),
     }  # fmt: skip
     if out is not None:
         tags = {"QUANTITY": "0 land in both, 1 water in both, 2 water in the first only, 3 water in the second only"}
@@ -76,24 +75,24 @@ def compare_labels(
             grid,
             bands=("disagreement",),
             nodata=255,
-            colormap=COLORS,
+            colormap=DISAGREEMENT_COLORS,
             tags=tags,
         )
         facts["map"] = str(out)
     right = truth[0].mask if truth else None
     rows = trust_table(a.mask, b.mask, known, gsd_m=sides, reference=right, pixel_area_m2=area)
-    return facts, [_row(row) for row in rows], ()
+    return facts, [_trust_columns(row) for row in rows], ()
 
 
-def _flags(sources: Mapping[str, Source], *, at_limit: bool) -> dict[str, str]:
+def _source_flags(sources: Mapping[str, ComparedSource], *, at_limit: bool) -> dict[str, str]:
     """Return every flag of every source, by its role; two files may have one name."""
-    told = {f"flags of the {role}": "; ".join(source.flags) for role, source in sources.items() if source.flags}
+    flags = {f"flags of the {role}": "; ".join(source.flags) for role, source in sources.items() if source.flags}
     if at_limit:
-        told["flags of the shift"] = "the best shift is the farthest that was tried: the true one may lie beyond"
-    return told
+        flags["flags of the shift"] = "the best shift is the farthest that was tried: the true one may lie beyond"
+    return flags
 
 
-def _row(t: Trust) -> Row:
+def _trust_columns(t: TrustRow) -> Row:
     far = "" if np.isinf(t.high_m) else f"{t.high_m:g}"
     return {
         "meters from shore": f"{t.low_m:g}-{far}" if far else f"{t.low_m:g} and more", "pixels": t.pixels, "agreement": t.agreement,
@@ -102,7 +101,7 @@ def _row(t: Trust) -> Row:
     }  # fmt: skip
 
 
-def _grid(rasters: Sequence[Path]) -> Grid:
+def _shared_grid(rasters: Sequence[Path]) -> Grid:
     if not rasters:
         raise UsageError(
             "compare-labels: expected a raster among the sources, got vector layers only; give the scene's mask as a GeoTIFF"
@@ -117,14 +116,14 @@ def _grid(rasters: Sequence[Path]) -> Grid:
     return grids[0]
 
 
-def _read(path: Path, grid: Grid, value: int, all_touched: bool) -> Source:
-    if path.suffix.lower() in VECTORS:
+def _read_source(path: Path, grid: Grid, value: int, all_touched: bool) -> ComparedSource:
+    if path.suffix.lower() in VECTOR_FORMATS:
         burned = rasterize_layer(path, grid, all_touched=all_touched)
-        return Source(path, burned.mask, np.ones(burned.mask.shape, bool), burned.flags)
+        return ComparedSource(path, burned.mask, np.ones(burned.mask.shape, bool), burned.flags)
     with open_raster(path) as source:
         data, seen = source.read(bands=source.bands[:1])
     mask = (data[0] == value) & seen
     flags = (
         ["no pixel is known"] if not seen.any() else [] if mask.any() else [f"no pixel has the value {value}: all land"]
     )
-    return Source(path, mask, seen, tuple(flags))
+    return ComparedSource(path, mask, seen, tuple(flags))

@@ -1,7 +1,7 @@
 """Confident learning for masks: which pixels, and which chips, are probably labelled wrong.
 
-It compares labels with what a model says that never learned from them. The chips are read three times, one at a time;
-what is kept between them is a handful of counts and one histogram, however many chips there are.
+Labels are compared with the predictions of a model that was not trained on them (out of sample). The chips are read
+three times, one at a time; memory holds the counts and one histogram, whatever the number of chips.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from numpy.typing import NDArray
 from seawall.arrays import BoolArray, DoubleArray
 from seawall.errors import DataError, UsageError
 
-PAPER = "arXiv:1911.00068"
-LOWEST = 2e-6
-"""Least threshold of a class, so that a class that no model believes in does not turn every pixel into an issue."""
-SLACK = 1e-6
-BINS = 1 << 16
+MIN_CLASS_THRESHOLD = 2e-6
+"""Least threshold of a class, so that a class that is never predicted does not turn every pixel into an issue."""
+CONFIDENCE_TOLERANCE = 1e-6
+HALF_WORDS = 1 << 16
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """A chip's label and what a model says of it that did not learn from it.
+class OutOfSample:
+    """A chip's label and the prediction of a model that was not trained on it.
 
     Args:
         chip: Id.
         probs: (K, H, W) probabilities of the classes, float32.
         label: (H, W) class indices, meaningless where not valid.
-        valid: (H, W) pixels with a label that counts; the others are neither counted nor suspected.
+        valid: (H, W) pixels with a label that counts; the others are not counted and never an issue.
     """
 
     chip: str
@@ -44,15 +43,17 @@ class Opinion:
         plane = self.probs.shape[1:]
         if self.probs.ndim != 3 or self.label.shape != plane or self.valid.shape != plane:
             raise DataError(
-                f"opinion {self.chip}: expected probabilities (K, H, W) over a label and valid of (H, W), got "
+                f"prediction of {self.chip}: expected probabilities (K, H, W) over a label and valid of (H, W), got "
                 f"{self.probs.shape}, {self.label.shape} and {self.valid.shape}; align them"
             )
-        said, labels = self.probs[:, self.valid], self.label[self.valid]
-        if not np.isfinite(said).all() or (said.size and (said.min() < 0 or said.max() > 1 + 1e-5)):
-            raise DataError(f"opinion {self.chip}: expected probabilities in [0, 1], got others; pass softmax outputs")
+        probs, labels = self.probs[:, self.valid], self.label[self.valid]
+        if not np.isfinite(probs).all() or (probs.size and (probs.min() < 0 or probs.max() > 1 + 1e-5)):
+            raise DataError(
+                f"prediction of {self.chip}: expected probabilities in [0, 1], got others; pass softmax outputs"
+            )
         if labels.size and (labels.min() < 0 or labels.max() >= len(self.probs)):
             raise DataError(
-                f"opinion {self.chip}: expected valid labels in 0..{len(self.probs) - 1}, got {labels.min()}..{labels.max()}; "
+                f"prediction of {self.chip}: expected valid labels in 0..{len(self.probs) - 1}, got {labels.min()}..{labels.max()}; "
                 "mark such pixels invalid"
             )
 
@@ -62,32 +63,32 @@ class Opinion:
         return self.label[self.valid].astype(np.int64)
 
     @cached_property
-    def said(self) -> NDArray[np.float32]:
+    def valid_probs(self) -> NDArray[np.float32]:
         """Probabilities of the valid pixels, (K, N)."""
         return self.probs[:, self.valid].astype(np.float32)
 
     @cached_property
     def quality(self) -> NDArray[np.float32]:
         """Probability of the given label of the valid pixels, (N,): the lower, the more suspect."""
-        return np.asarray(np.take_along_axis(self.said, self.given[None], 0)[0], np.float32)
+        return np.asarray(np.take_along_axis(self.valid_probs, self.given[None], 0)[0], np.float32)
 
     @cached_property
     def guess(self) -> NDArray[np.int64]:
         """Most probable class of the valid pixels, (N,)."""
-        return np.asarray(self.said.argmax(0), np.int64)
+        return np.asarray(self.valid_probs.argmax(0), np.int64)
 
 
 @dataclass(frozen=True)
-class Suspicion:
-    """What the passes over the chips leave: thresholds, counts, and how suspect a pixel must be.
+class LabelIssues:
+    """Confident learning over all chips: class thresholds, counts, and the cut below which a pixel is an issue.
 
     Args:
         thresholds: (K,) mean probability of a class over the pixels that are labelled so; NaN without any.
         joint: (K, K) pixels by (given label, class that the model is confident of); unsure pixels are not in it.
         labelled: (K,) valid pixels of each given label.
         issues: How many pixels are wrong, by the model's confident contradictions.
-        cut: A pixel is suspect if the probability of its label is below this.
-        ties: How many pixels at exactly that probability are suspect as well, in reading order.
+        cut: A pixel is an issue if the probability of its label is below this.
+        ties: How many pixels at exactly that probability are issues as well, in the order in which they are read.
     """
 
     thresholds: DoubleArray
@@ -98,25 +99,20 @@ class Suspicion:
     ties: int
     _taken: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
-    def find(self, opinion: Opinion) -> BoolArray:
+    def mask(self, sample: OutOfSample) -> BoolArray:
         """Return the pixels of a chip (H, W) that are probably labelled wrong; never one that is not valid."""
-        low = opinion.quality < self.cut
+        low = sample.quality < self.cut
         if self.ties:
-            low |= self._tied(opinion)
-        wrong = np.zeros(opinion.valid.shape, bool)
-        wrong[opinion.valid] = low & (opinion.guess != opinion.given)
+            low |= self._tied(sample)
+        wrong = np.zeros(sample.valid.shape, bool)
+        wrong[sample.valid] = low & (sample.guess != sample.given)
         return wrong
-
-    def share(self, opinion: Opinion) -> float | None:
-        """Return the share of a chip's valid pixels that are probably wrong; None without any."""
-        valid = int(np.count_nonzero(opinion.valid))
-        return int(np.count_nonzero(self.find(opinion))) / valid if valid else None
 
     def transition(self) -> DoubleArray:
         """Return the estimated probability of a given label (column) by true class (row); rows sum to 1.
 
         The confident counts are first scaled so that each given label weighs as many pixels as it has. A class that
-        nobody is confident of keeps its labels.
+        is never predicted with confidence keeps its labels.
         """
         total = self.joint.sum(1, keepdims=True)
         scaled = np.where(total > 0, self.joint / np.maximum(total, 1) * self.labelled[:, None], 0.0)
@@ -125,29 +121,29 @@ class Suspicion:
         mass = by_truth.sum(1, keepdims=True)
         return np.where(mass > 0, by_truth / np.maximum(mass, 1e-12), np.eye(len(mass)))
 
-    def _tied(self, opinion: Opinion) -> BoolArray:
-        """Take as many pixels at the cut as are missing, chip by chip in the order of the first look at each."""
-        tied = opinion.quality == np.float32(self.cut)
+    def _tied(self, sample: OutOfSample) -> BoolArray:
+        """Return the pixels at the cut that are issues: as many as are missing, chips in the order of their first call."""
+        tied = sample.quality == np.float32(self.cut)
         count = int(np.count_nonzero(tied))
-        if opinion.chip not in self._taken:
-            self._taken[opinion.chip] = min(count, self.ties - sum(self._taken.values()))
-        keep = np.flatnonzero(tied)[: self._taken[opinion.chip]]
+        if sample.chip not in self._taken:
+            self._taken[sample.chip] = min(count, self.ties - sum(self._taken.values()))
+        keep = np.flatnonzero(tied)[: self._taken[sample.chip]]
         chosen = np.zeros(len(tied), bool)
         chosen[keep] = True
         return chosen
 
 
-def suspect(opinions: Callable[[], Iterable[Opinion]], classes: int) -> Suspicion:
-    """Look at all chips and return what makes a pixel suspect.
+def find_label_issues(samples: Callable[[], Iterable[OutOfSample]], classes: int) -> LabelIssues:
+    """Find which pixels of all chips are probably labelled wrong.
 
-    As many pixels are suspected as the model confidently contradicts: those whose label it finds least probable, and
-    of them only those where it prefers another class.
+    There are as many issues as confident contradictions: the pixels whose label is least probable, and of them only
+    those where another class is predicted.
 
     Paper: Northcutt et al. 2021, arXiv:1911.00068, sections 3.1 and 3.2, with the pixels of all chips as examples.
     Differs: pixels without a label do not exist, and the cut comes from a histogram of the float bits, which is exact.
 
     Args:
-        opinions: Called three times at most; yields the chips in the same order each time.
+        samples: Called three times at most; yields the chips in the same order each time.
         classes: K.
 
     Raises:
@@ -155,24 +151,26 @@ def suspect(opinions: Callable[[], Iterable[Opinion]], classes: int) -> Suspicio
 
     Example:
         >>> probs = np.array([[[0.9, 0.9, 0.1]], [[0.1, 0.1, 0.9]]], np.float32)
-        >>> chip = Opinion("a", probs, np.array([[0, 1, 1]]), np.ones((1, 3), bool))
-        >>> found = suspect(lambda: [chip], 2)
-        >>> found.issues, found.find(chip).tolist()
+        >>> chip = OutOfSample("a", probs, np.array([[0, 1, 1]]), np.ones((1, 3), bool))
+        >>> found = find_label_issues(lambda: [chip], 2)
+        >>> found.issues, found.mask(chip).tolist()
         (1, [[False, True, False]])
     """
-    thresholds, labelled = _thresholds(opinions, classes)
-    joint, issues, high = _count(opinions, np.maximum(np.nan_to_num(thresholds, nan=2.0), LOWEST), classes)
+    thresholds, labelled = _class_thresholds(samples, classes)
+    joint, issues, high = _confident_joint(
+        samples, np.maximum(np.nan_to_num(thresholds, nan=2.0), MIN_CLASS_THRESHOLD), classes
+    )
     if issues == 0:
-        return Suspicion(thresholds, joint, labelled, 0, 0.0, 0)
+        return LabelIssues(thresholds, joint, labelled, 0, 0.0, 0)
     block = int(np.searchsorted(np.cumsum(high), issues))
     left = issues - int(high[:block].sum())
-    low = np.zeros(BINS, np.int64)
-    for opinion in opinions():
-        bits = _bits(opinion.quality)
-        low += np.bincount(bits[bits >> 16 == block] & 0xFFFF, minlength=BINS)
+    low = np.zeros(HALF_WORDS, np.int64)
+    for sample in samples():
+        bits = _float_bits(sample.quality)
+        low += np.bincount(bits[bits >> 16 == block] & 0xFFFF, minlength=HALF_WORDS)
     at = int(np.searchsorted(np.cumsum(low), left))
     cut = float(np.array([(block << 16) | at], np.uint32).view(np.float32)[0])
-    return Suspicion(thresholds, joint, labelled, issues, cut, left - int(low[:at].sum()))
+    return LabelIssues(thresholds, joint, labelled, issues, cut, left - int(low[:at].sum()))
 
 
 def softmin(quality: NDArray[np.floating], temperature: float = 0.1) -> float | None:
@@ -191,23 +189,25 @@ def softmin(quality: NDArray[np.floating], temperature: float = 0.1) -> float | 
     return float((scores * weight).sum() / weight.sum())
 
 
-def agreed(opinion: Opinion, other: BoolArray, defined: BoolArray, klass: int = 1) -> tuple[float | None, BoolArray]:
-    """Compare where a chip's label has a class with a second source, such as a water index that nobody drew by hand.
+def compare_second_source(
+    sample: OutOfSample, other: BoolArray, defined: BoolArray, klass: int = 1
+) -> tuple[float | None, BoolArray]:
+    """Compare where a chip's label has a class with a second source, such as a water index.
 
     Args:
-        opinion: The chip.
+        sample: The chip.
         other: (H, W) bool: where the second source has the class.
-        defined: (H, W) bool: where it says anything.
-        klass: The class; which of the other classes a pixel has instead is nothing that the second source knows.
+        defined: (H, W) bool: where the second source is defined.
+        klass: The class; the second source does not tell the other classes apart.
 
     Returns:
-        The share of the pixels that both know on which they agree (None without any), and the pixels that two
-        witnesses hold against the label: the second source contradicts it, and the model sides with the source.
+        The share of the pixels where both are defined on which they agree (None without any), and the pixels where
+        the second source and the prediction both contradict the label.
     """
-    both = opinion.valid & defined
-    given = opinion.label == klass
-    guess = np.zeros(opinion.valid.shape, bool)
-    guess[opinion.valid] = opinion.guess == klass
+    both = sample.valid & defined
+    given = sample.label == klass
+    guess = np.zeros(sample.valid.shape, bool)
+    guess[sample.valid] = sample.guess == klass
     against = both & (other != given) & (guess == other)
     count = int(np.count_nonzero(both))
     return (float(np.mean(other[both] == given[both])) if count else None), against
@@ -216,37 +216,39 @@ def agreed(opinion: Opinion, other: BoolArray, defined: BoolArray, klass: int = 
 def precision_recall(found: Sequence[BoolArray], wrong: Sequence[BoolArray]) -> tuple[float | None, float | None]:
     """Return which share of the found pixels is wrong, and which share of the wrong ones was found; None where none are."""
     hit = sum(int(np.count_nonzero(f & w)) for f, w in zip(found, wrong, strict=True))
-    said, true = (sum(int(np.count_nonzero(plane)) for plane in planes) for planes in (found, wrong))
-    return (hit / said if said else None), (hit / true if true else None)
+    issues, true = (sum(int(np.count_nonzero(plane)) for plane in planes) for planes in (found, wrong))
+    return (hit / issues if issues else None), (hit / true if true else None)
 
 
-def _thresholds(opinions: Callable[[], Iterable[Opinion]], classes: int) -> tuple[DoubleArray, NDArray[np.int64]]:
+def _class_thresholds(
+    samples: Callable[[], Iterable[OutOfSample]], classes: int
+) -> tuple[DoubleArray, NDArray[np.int64]]:
     total, count = np.zeros(classes), np.zeros(classes, np.int64)
-    for opinion in opinions():
-        if len(opinion.probs) != classes:
+    for sample in samples():
+        if len(sample.probs) != classes:
             raise DataError(
-                f"opinion {opinion.chip}: expected {classes} classes, got {len(opinion.probs)}; use one model for all"
+                f"prediction of {sample.chip}: expected {classes} classes, got {len(sample.probs)}; use one model for all"
             )
-        total += np.bincount(opinion.given, weights=opinion.quality.astype(np.float64), minlength=classes)
-        count += np.bincount(opinion.given, minlength=classes)
+        total += np.bincount(sample.given, weights=sample.quality.astype(np.float64), minlength=classes)
+        count += np.bincount(sample.given, minlength=classes)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(count > 0, total / count, np.nan), count
 
 
-def _count(
-    opinions: Callable[[], Iterable[Opinion]], bar: DoubleArray, classes: int
+def _confident_joint(
+    samples: Callable[[], Iterable[OutOfSample]], bar: DoubleArray, classes: int
 ) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
     """Return the confident joint, its contradictions, and the histogram of the upper bits of the quality."""
-    joint, high = np.zeros((classes, classes), np.int64), np.zeros(BINS, np.int64)
-    for opinion in opinions():
-        guess, given = opinion.guess, opinion.given
-        sure = np.take_along_axis(opinion.said, guess[None], 0)[0] >= bar[guess] - SLACK
+    joint, high = np.zeros((classes, classes), np.int64), np.zeros(HALF_WORDS, np.int64)
+    for sample in samples():
+        guess, given = sample.guess, sample.given
+        sure = np.take_along_axis(sample.valid_probs, guess[None], 0)[0] >= bar[guess] - CONFIDENCE_TOLERANCE
         joint += np.bincount(given[sure] * classes + guess[sure], minlength=classes * classes).reshape(classes, classes)
-        high += np.bincount(_bits(opinion.quality) >> 16, minlength=BINS)
+        high += np.bincount(_float_bits(sample.quality) >> 16, minlength=HALF_WORDS)
     return joint, int(joint.sum() - np.trace(joint)), high
 
 
-def _bits(quality: NDArray[np.float32]) -> NDArray[np.int64]:
+def _float_bits(quality: NDArray[np.float32]) -> NDArray[np.int64]:
     """Bits of numbers that are not negative, which sort as the numbers do."""
     # adding zero turns -0.0, whose bits would sort last, into 0.0
     return (quality + np.float32(0)).astype(np.float32).view(np.uint32).astype(np.int64)
@@ -284,14 +286,14 @@ def tail_evidence(values: Sequence[float | None]) -> list[float | None]:
     return [None if value is None else evidence(value) for value in values]
 
 
-def combined(evidence: Sequence[float | None]) -> float | None:
-    """Return the evidence of several witnesses against one chip, their sum; None if no witness knows anything.
+def combined_evidence(evidence: Sequence[float | None]) -> float | None:
+    """Return the sum of the evidence of several tests against one chip; None if no test applies.
 
     Paper: Fisher 1932, Statistical Methods for Research Workers, section 21.1: tail probabilities are multiplied.
-    Differs: the witnesses look at the same prediction and are not independent, so the sum ranks chips and is no test.
+    Differs: the tests use the same prediction and are not independent, so the sum ranks chips and is no p-value.
 
     Example:
-        >>> combined([2.0, 0.0, None]), combined([None])
+        >>> combined_evidence([2.0, 0.0, None]), combined_evidence([None])
         (2.0, None)
     """
     there = [value for value in evidence if value is not None]

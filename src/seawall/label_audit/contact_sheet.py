@@ -1,4 +1,4 @@
-"""The contact sheet of suspect chips: one picture to look at, and one page on which a person gives a verdict."""
+"""The contact sheet of suspect chips: a picture, and a page on which a person records a verdict per chip."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.arrays import BoolArray, ByteArray
+from seawall.geo.preview import COMPOSITES
 from seawall.io import write_atomic
 from seawall.report.images import CLASSES, address, fit, png
 
-COLORS = (("B04", "B03", "B02"), ("B12", "B08", "B04"), ("B11", "B08", "B03"))
-SIDE = 192
+PANEL_SIDE = 192
 """Side of a panel in pixels."""
-SUSPECT = (214, 40, 40)
-BLANK = (128, 128, 128)
-TITLES = ("image", "label as given", "what the model expects", "suspect pixels")
+SUSPECT_COLOR = (214, 40, 40)
+NO_DATA_COLOR = (128, 128, 128)
+PANEL_TITLES = ("image", "label as given", "what the model expects", "suspect pixels")
 
 
 @dataclass(frozen=True)
-class Card:
+class ContactCard:
     """One chip of the sheet.
 
     Args:
         row: Its row of the ranked list.
         image: (C, H, W) in data units.
         label: (H, W) as given.
-        guess: (H, W) what the model expects.
+        guess: (H, W) predicted classes.
         seen: (H, W) pixels with data.
         valid: (H, W) pixels with a label that counts.
         wrong: (H, W) suspect pixels.
@@ -49,84 +49,85 @@ class Card:
 
     def panels(self) -> list[ByteArray]:
         """Return four pictures (H, W, 3): image, label, guess, and the suspect pixels over the image."""
-        look = preview(self.image, self.seen, self.bands)
-        over = (look.astype(np.float32) * 0.55).astype(np.uint8)
-        over[self.wrong] = SUSPECT
-        known = np.where(self.seen, True, False)
-        return [look, _map(self.label, self.valid), _map(self.guess, known), over]
+        picture = chip_preview(self.image, self.seen, self.bands)
+        over = (picture.astype(np.float32) * 0.55).astype(np.uint8)
+        over[self.wrong] = SUSPECT_COLOR
+        return [picture, _class_colors(self.label, self.valid), _class_colors(self.guess, self.seen), over]
 
     def caption(self) -> str:
-        """Return what is known about the chip in one line."""
+        """Return the figures of the chip in one line."""
         row = self.row
-        told = [f"{row['rank']}. {row['chip']}", f"{_percent(row['issue_share'])} suspect"]
+        parts = [f"{row['rank']}. {row['chip']}", f"{_percent_text(row['issue_share'])} suspect"]
         if row.get("evidence") is not None:
-            told.insert(1, f"evidence {float(row['evidence'] or 0):.1f}")
+            parts.insert(1, f"evidence {float(row['evidence'] or 0):.1f}")
         if row.get("group"):
-            told.insert(1, f"group {row['group']}")
+            parts.insert(1, f"group {row['group']}")
         if row.get("shift_gain"):
-            told.append(f"fits better by {float(row['shift_gain'] or 0):.2f} moved {_moved(row)}")
+            parts.append(f"fits better by {float(row['shift_gain'] or 0):.2f} moved {_shift_text(row)}")
         if row.get("rule_agreement") is not None:
-            told.append(f"{_percent(row['rule_agreement'])} agrees with the rule")
+            parts.append(f"{_percent_text(row['rule_agreement'])} agrees with the rule")
         if row.get("aum") is not None:
-            told.append(f"margin {float(row['aum'] or 0):.2f}")
-        return "   ".join(told)
+            parts.append(f"margin {float(row['aum'] or 0):.2f}")
+        return "   ".join(parts)
 
 
-def preview(image: NDArray[np.float32], seen: BoolArray, bands: Sequence[str]) -> ByteArray:
+def chip_preview(image: NDArray[np.float32], seen: BoolArray, bands: Sequence[str]) -> ByteArray:
     """Return (H, W, 3) uint8: natural or infrared color, or the first band in gray; unseen pixels are gray.
 
     Each channel is stretched between the 2nd and 98th percentile of its seen pixels.
     """
-    triple = next((t for t in COLORS if set(t) <= set(bands)), None)
+    triple = next((t for t in COMPOSITES if set(t) <= set(bands)), None)
     at = [bands.index(band) for band in triple] if triple else [0, 0, 0]
-    made = np.full((*image.shape[1:], 3), BLANK[0], np.uint8)
+    made = np.full((*image.shape[1:], 3), NO_DATA_COLOR[0], np.uint8)
     if not seen.any():
         return made
     for channel, band in enumerate(at):
         low, high = np.percentile(image[band][seen], (2, 98))
         scaled = np.clip((image[band] - low) / max(float(high - low), 1e-6), 0, 1) * 255
-        made[..., channel] = np.where(seen, scaled, BLANK[channel]).astype(np.uint8)
+        made[..., channel] = np.where(seen, scaled, NO_DATA_COLOR[channel]).astype(np.uint8)
     return made
 
 
-def write_sheet(out: Path, cards: Sequence[Card], classes: Sequence[str], source: str) -> Path:
+def write_contact_sheet(out: Path, cards: Sequence[ContactCard], classes: Sequence[str], source: str) -> Path:
     """Write `sheet.png` and `sheet.html`, which needs nothing else, and return the page."""
     write_atomic(out / "sheet.png", png(montage(cards, classes)))
-    rows = "\n".join(_row(card) for card in cards)
+    rows = "\n".join(_card_html(card) for card in cards)
     legend = " ".join(
         f'<span><i style="background:rgb{CLASSES[k % len(CLASSES)][:3]}"></i>{html.escape(name)}</span>'
         for k, name in enumerate(classes)
     )
-    heads = "".join(f"<span>{title}</span>" for title in TITLES)
-    page = _PAGE.format(source=html.escape(source), count=len(cards), legend=legend, heads=heads, rows=rows)
+    heads = "".join(f"<span>{title}</span>" for title in PANEL_TITLES)
+    page = _SHEET_PAGE.format(source=html.escape(source), count=len(cards), legend=legend, heads=heads, rows=rows)
     path = out / "sheet.html"
     write_atomic(path, page)
     return path
 
 
-def montage(cards: Sequence[Card], classes: Sequence[str]) -> ByteArray:
+def montage(cards: Sequence[ContactCard], classes: Sequence[str]) -> ByteArray:
     """Return one picture: titles and a legend, then a line of four panels per chip under its caption."""
     gap, head, top = 6, 22, 44
-    sheet = np.full((top + len(cards) * (SIDE + head + gap) + gap, 4 * (SIDE + gap) + gap, 3), 255, np.uint8)
-    for column, title in enumerate(TITLES):
-        _write(sheet, title, gap + column * (SIDE + gap), 15, SIDE)
+    sheet = np.full(
+        (top + len(cards) * (PANEL_SIDE + head + gap) + gap, 4 * (PANEL_SIDE + gap) + gap, 3), 255, np.uint8
+    )
+    for column, title in enumerate(PANEL_TITLES):
+        _draw_text(sheet, title, gap + column * (PANEL_SIDE + gap), 15, PANEL_SIDE)
     legend = [(name, CLASSES[k % len(CLASSES)][:3]) for k, name in enumerate(classes)]
-    legend += [("no label or no data", BLANK), ("suspect", SUSPECT)]
+    legend += [("no label or no data", NO_DATA_COLOR), ("suspect", SUSPECT_COLOR)]
     step = (sheet.shape[1] - gap) // len(legend)
     for number, (name, color) in enumerate(legend):
         left = gap + number * step
         sheet[23:37, left : left + 14] = color
-        _write(sheet, name, left + 20, 35, step - 24)
+        _draw_text(sheet, name, left + 20, 35, step - 24)
     for number, card in enumerate(cards):
-        row = top + gap + number * (SIDE + head + gap)
-        _write(sheet, card.caption(), gap, row + 15, sheet.shape[1] - 2 * gap)
+        row = top + gap + number * (PANEL_SIDE + head + gap)
+        _draw_text(sheet, card.caption(), gap, row + 15, sheet.shape[1] - 2 * gap)
         for column, panel in enumerate(card.panels()):
-            left = gap + column * (SIDE + gap)
-            sheet[row + head : row + head + SIDE, left : left + SIDE] = _square(panel)
+            left = gap + column * (PANEL_SIDE + gap)
+            sheet[row + head : row + head + PANEL_SIDE, left : left + PANEL_SIDE] = _fit_square(panel)
     return sheet
 
 
-def _write(sheet: ByteArray, text: str, left: int, baseline: int, width: int) -> None:
+def _draw_text(sheet: ByteArray, text: str, left: int, baseline: int, width: int) -> None:
     """Draw a line of text, made smaller where it would be wider than there is room."""
     text = text.encode("ascii", "replace").decode()  # the font has ASCII only
     needed = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0]
@@ -134,38 +135,38 @@ def _write(sheet: ByteArray, text: str, left: int, baseline: int, width: int) ->
     cv2.putText(sheet, text, (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, size, (20, 20, 20), 1, cv2.LINE_AA)
 
 
-def _moved(row: Mapping[str, str | int | float | None]) -> str:
+def _shift_text(row: Mapping[str, str | int | float | None]) -> str:
     down, right = int(row.get("shift_rows") or 0), int(row.get("shift_cols") or 0)
-    told = [
+    parts = [
         f"{abs(n)} px {one if n > 0 else other}"
         for n, one, other in ((down, "down", "up"), (right, "right", "left"))
         if n
     ]
-    return " and ".join(told)
+    return " and ".join(parts)
 
 
-def _square(panel: ByteArray) -> ByteArray:
+def _fit_square(panel: ByteArray) -> ByteArray:
     """Fit a panel into a square without blending: a class map has no colors in between."""
     height, width = panel.shape[:2]
-    scale = SIDE / max(height, width)
+    scale = PANEL_SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.asarray(cv2.resize(panel, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-    made = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    made = np.full((PANEL_SIDE, PANEL_SIDE, 3), 255, np.uint8)
     made[: small.shape[0], : small.shape[1]] = small
     return made
 
 
-def _map(labels: NDArray[np.int64], known: BoolArray) -> ByteArray:
+def _class_colors(labels: NDArray[np.int64], known: BoolArray) -> ByteArray:
     colors = np.array([color[:3] for color in CLASSES], np.uint8)
     made: ByteArray = colors[labels.clip(0) % len(CLASSES)]
-    made[~known] = BLANK
+    made[~known] = NO_DATA_COLOR
     return made
 
 
-def _row(card: Card) -> str:
+def _card_html(card: ContactCard) -> str:
     pictures = "".join(
         f'<img alt="{title}" src="{address(fit(panel, 256))}">'
-        for title, panel in zip(TITLES, card.panels(), strict=True)
+        for title, panel in zip(PANEL_TITLES, card.panels(), strict=True)
     )
     chip = html.escape(str(card.row["chip"]))
     choices = "".join(
@@ -175,11 +176,11 @@ def _row(card: Card) -> str:
     return f'<section><h2>{html.escape(card.caption())}</h2><div class="panels">{pictures}</div><p>The label is {choices}</p></section>'
 
 
-def _percent(value: str | int | float | None) -> str:
+def _percent_text(value: str | int | float | None) -> str:
     return "-" if value is None else f"{100 * float(value):.1f} %"
 
 
-_PAGE = """<!doctype html>
+_SHEET_PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Suspect labels of {source}</title>
 <style>
@@ -192,8 +193,8 @@ i {{ display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; bor
 label {{ margin-left: .8rem }} textarea {{ width: 100%; height: 8rem }}
 </style></head><body>
 <h1>The {count} chips whose labels look most wrong</h1>
-<p>Chips of {source}. The model never learned from the chip that it is shown here.
-Red pixels: it finds the given label improbable and prefers another class. A suspect pixel is a reason to look, not a proof.</p>
+<p>Chips of {source}. Each chip is predicted by a model that was not trained on it.
+Red pixels: the given label has a low probability and another class a higher one. A suspect pixel may be right: look at it.</p>
 <p>Classes: {legend} <span><i style="background:rgb(128,128,128)"></i>no label or no data</span></p>
 <div class="heads">{heads}</div>
 {rows}
@@ -202,18 +203,18 @@ Red pixels: it finds the given label improbable and prefers another class. A sus
 <textarea readonly></textarea>
 <script>
 const key = "seawall-verdicts " + document.title, box = document.querySelector("textarea");
-let said = {{}};
-try {{ said = JSON.parse(localStorage.getItem(key) || "{{}}") }} catch (blocked) {{}}
-const tell = () => box.value = JSON.stringify(said, null, 1);
+let verdicts = {{}};
+try {{ verdicts = JSON.parse(localStorage.getItem(key) || "{{}}") }} catch (blocked) {{}}
+const show = () => box.value = JSON.stringify(verdicts, null, 1);
 document.querySelectorAll("input").forEach(one => {{
-  one.checked = said[one.name] === one.value;
+  one.checked = verdicts[one.name] === one.value;
   one.addEventListener("change", () => {{
-    said[one.name] = one.value;
-    try {{ localStorage.setItem(key, JSON.stringify(said)) }} catch (blocked) {{}}
-    tell();
+    verdicts[one.name] = one.value;
+    try {{ localStorage.setItem(key, JSON.stringify(verdicts)) }} catch (blocked) {{}}
+    show();
   }});
 }});
-tell();
+show();
 </script>
 </body></html>
 """

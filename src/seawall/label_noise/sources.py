@@ -19,7 +19,7 @@ from seawall.geo.raster import read_raster
 from seawall.label_noise.label_view import Label, LabelView, allowance, change_labels, check_budget, check_class
 from seawall.label_noise.morphology import shoreline_distance
 from seawall.label_noise.pixels import correlated_field
-from seawall.labels.indices import IGNORE, parse_rule
+from seawall.labels.indices import UNDEFINED_LABEL, parse_rule
 from seawall.labels.registration import positional_error
 from seawall.registry import register
 from seawall.result import Row
@@ -418,5 +418,5 @@ class IndexThreshold:
         image = batch.image[view.index, : len(self.bands)].detach().cpu().numpy().astype(np.float32)
         seen = batch.seen[view.index].cpu().numpy()
         label = parse_rule(self.rule)(image, seen, self.bands, self.unit).label
-        wrong = view.valid & (label != IGNORE) & ((label == 1) != view.mask)
+        wrong = view.valid & (label != UNDEFINED_LABEL) & ((label == 1) != view.mask)
         return replace_within_budget(view, view.flip(wrong), self.budget)

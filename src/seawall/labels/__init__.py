@@ -2,9 +2,11 @@
 
 from seawall.labels.indices import (
     INDICES,
-    REPORT,
-    Labelled,
+    REPORT_RULE,
+    WATER_INDICES,
     Rule,
+    RuleLabel,
+    WaterIndex,
     awei_nsh,
     awei_sh,
     mndwi,
@@ -12,14 +14,16 @@ from seawall.labels.indices import (
     parse_rule,
     water_index,
 )
-from seawall.labels.threshold import Threshold, fixed, otsu
+from seawall.labels.threshold import WaterThreshold, fixed, otsu
 
 __all__ = [
     "INDICES",
-    "REPORT",
-    "Labelled",
+    "WATER_INDICES",
+    "WaterIndex",
+    "REPORT_RULE",
+    "RuleLabel",
     "Rule",
-    "Threshold",
+    "WaterThreshold",
     "awei_nsh",
     "awei_sh",
     "fixed",

@@ -1,4 +1,4 @@
-"""How two sources of labels agree: shares, areas and meters, and where each can be trusted."""
+"""Agreement of two label sources: shares, areas, distances between shorelines, and agreement by distance."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from scipy.ndimage import distance_transform_edt
 from seawall.arrays import BoolArray
 from seawall.errors import DataError, UsageError
 
-Pixel = float | tuple[float, float]
+PixelSize = float | tuple[float, float]
 """Side of a pixel in meters, or its (height, width) where they differ."""
 
 NEITHER, BOTH, ONLY_A, ONLY_B, UNKNOWN = 0, 1, 2, 3, 255
 """Values of the map of disagreement; UNKNOWN is its nodata."""
 
-BANDS_M = (0.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, math.inf)
+TRUST_EDGES_M = (0.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, math.inf)
 """Distances to the shoreline that divide the table of trust, in meters."""
 
 
-def pixel_sides(gsd_m: Pixel) -> tuple[float, float]:
+def pixel_sides(gsd_m: PixelSize) -> tuple[float, float]:
     """Return the (height, width) of a pixel in meters.
 
     Raises:
@@ -47,7 +47,7 @@ class Agreement:
         neither: Pixels where none has.
         a_km2: Water area of the first in km2.
         b_km2: Water area of the second in km2.
-        distance_m: Mean distance between the shorelines in meters, from each to the other. None if a mask has none.
+        distance_m: Mean distance between the shorelines in meters, from each to the other. None if a mask has no shoreline.
         distance_p95_m: The 95th percentile of these distances.
     """
 
@@ -67,7 +67,7 @@ class Agreement:
 
     @property
     def agreement(self) -> float | None:
-        """Share of the valid pixels with one opinion."""
+        """Share of the valid pixels where both agree."""
         return (self.both + self.neither) / self.pixels if self.pixels else None
 
     @property
@@ -105,14 +105,14 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Trust:
-    """How two masks agree at a distance from the shoreline.
+class TrustRow:
+    """Agreement of two masks within a range of distances from the shoreline.
 
     Args:
         low_m: Nearest distance, included.
         high_m: Farthest distance, not included.
         pixels: Valid pixels there.
-        agreement: Share with one opinion; None without pixels.
+        agreement: Share where both agree; None without pixels.
         only_a_km2: Water that only the first has.
         only_b_km2: Water that only the second has.
         a_right: Share where the first agrees with the reference; None without reference or pixels.
@@ -130,7 +130,7 @@ class Trust:
 
     @property
     def better(self) -> str:
-        """Which source to trust there: "a", "b", "either" where they do not differ, "unknown" without reference."""
+        """The source closer to the reference: "a", "b", "either" where they do not differ, "unknown" without reference."""
         if self.agreement == 1.0:
             return "either"
         if self.a_right is None or self.b_right is None:
@@ -139,14 +139,14 @@ class Trust:
 
 
 def compare_masks(
-    a: BoolArray, b: BoolArray, valid: BoolArray | None = None, *, gsd_m: Pixel, pixel_area_m2: float | None = None
+    a: BoolArray, b: BoolArray, valid: BoolArray | None = None, *, gsd_m: PixelSize, pixel_area_m2: float | None = None
 ) -> Agreement:
     """Compare two water masks.
 
     Args:
         a: (H, W) bool.
         b: (H, W) bool on the same grid.
-        valid: (H, W) bool: pixels that both sources know; all by default.
+        valid: (H, W) bool: pixels where both sources are known; all by default.
         gsd_m: Side of a pixel in meters, or its (height, width) where they differ.
         pixel_area_m2: Ground area of a pixel, such as `Grid.pixel_area_m2()`; from `gsd_m` by default.
 
@@ -162,9 +162,9 @@ def compare_masks(
         >>> found.agreement, found.distance_m, round(found.difference_km2, 6)
         (0.75, 10.0, 0.0004)
     """
-    known = _check(a, b, valid)
+    known = _check_masks(a, b, valid)
     height_m, width_m = pixel_sides(gsd_m)
-    area = _area(height_m, width_m, pixel_area_m2) / 1e6
+    area = _pixel_area(height_m, width_m, pixel_area_m2) / 1e6
     both, only_a, only_b, neither = (int(np.count_nonzero(known & p)) for p in (a & b, a & ~b, b & ~a, ~a & ~b))
     apart = shore_distances(a, b, known, gsd_m=gsd_m)
     return Agreement(
@@ -187,7 +187,7 @@ def shoreline(mask: BoolArray, valid: BoolArray) -> BoolArray:
     return shore
 
 
-def shore_distances(a: BoolArray, b: BoolArray, valid: BoolArray, *, gsd_m: Pixel) -> NDArray[np.float64]:
+def shore_distances(a: BoolArray, b: BoolArray, valid: BoolArray, *, gsd_m: PixelSize) -> NDArray[np.float64]:
     """Return the distance of every shoreline pixel to the other mask's shoreline, in meters, both ways.
 
     Returns:
@@ -207,9 +207,9 @@ def disagreement_map(a: BoolArray, b: BoolArray, valid: BoolArray | None = None)
     Raises:
         DataError: The shapes differ or a mask is not boolean.
     """
-    known = _check(a, b, valid)
-    said = np.select([a & b, a, b], [BOTH, ONLY_A, ONLY_B], NEITHER)
-    return np.where(known, said, UNKNOWN).astype(np.uint8)
+    known = _check_masks(a, b, valid)
+    values = np.select([a & b, a, b], [BOTH, ONLY_A, ONLY_B], NEITHER)
+    return np.where(known, values, UNKNOWN).astype(np.uint8)
 
 
 def trust_table(
@@ -217,23 +217,22 @@ def trust_table(
     b: BoolArray,
     valid: BoolArray | None = None,
     *,
-    gsd_m: Pixel,
+    gsd_m: PixelSize,
     reference: BoolArray | None = None,
-    edges_m: Sequence[float] = BANDS_M,
+    edges_m: Sequence[float] = TRUST_EDGES_M,
     pixel_area_m2: float | None = None,
-) -> tuple[Trust, ...]:
-    """Say where to trust which source, by distance to the nearest shoreline of either.
+) -> tuple[TrustRow, ...]:
+    """Return the agreement of two masks by distance to the nearest shoreline of either.
 
-    A source that is off by a shift disagrees near the shoreline only; one that misses ponds or takes shadow for
-    water disagrees far from any shoreline of the other.
+    A source that is shifted disagrees near the shoreline only; one that misses ponds or labels shadow as water
+    disagrees far from the shorelines of the other.
 
     Args:
         a: (H, W) bool.
         b: (H, W) bool on the same grid.
         valid: (H, W) bool; all by default.
         gsd_m: Side of a pixel in meters.
-        reference: A third mask that counts as the truth, which says who is right where they differ; distances are
-            then to its shoreline.
+        reference: A third mask that counts as the truth where they differ; distances are then to its shoreline.
         edges_m: Distances in meters that divide the rows, ascending.
         pixel_area_m2: Ground area of a pixel; from `gsd_m` by default.
 
@@ -244,27 +243,29 @@ def trust_table(
         DataError: The shapes differ or a mask is not boolean.
         UsageError: The edges do not ascend.
     """
-    known = _check(a, b, valid)
+    known = _check_masks(a, b, valid)
     if reference is not None:
-        _check(a, reference, valid)
+        _check_masks(a, reference, valid)
     if len(edges_m) < 2 or any(low >= high for low, high in itertools.pairwise(edges_m)):
         raise UsageError(f"trust table: expected ascending distances, got {list(edges_m)}; such as 0, 10, 50")
     sides = pixel_sides(gsd_m)
-    area = _area(*sides, pixel_area_m2) / 1e6
+    area = _pixel_area(*sides, pixel_area_m2) / 1e6
     shores = (a, b) if reference is None else (reference,)
-    away = np.min([_away(mask, known, sides) for mask in shores], axis=0)
+    away = np.min([_shore_distance(mask, known, sides) for mask in shores], axis=0)
     rows = []
     for low, high in itertools.pairwise(edges_m):
         within = known & (away >= low) & ((away < high) | (math.isinf(high) & np.isinf(away)))
-        rows.append(_trust(low, high, a[within], b[within], None if reference is None else reference[within], area))
+        rows.append(_trust_row(low, high, a[within], b[within], None if reference is None else reference[within], area))
     return tuple(rows)
 
 
-def _trust(low: float, high: float, a: BoolArray, b: BoolArray, reference: BoolArray | None, area: float) -> Trust:
+def _trust_row(
+    low: float, high: float, a: BoolArray, b: BoolArray, reference: BoolArray | None, area: float
+) -> TrustRow:
     def share(right: BoolArray) -> float | None:
         return float(np.mean(right)) if right.size else None
 
-    return Trust(
+    return TrustRow(
         low,
         high,
         int(a.size),
@@ -276,7 +277,7 @@ def _trust(low: float, high: float, a: BoolArray, b: BoolArray, reference: BoolA
     )
 
 
-def _away(mask: BoolArray, valid: BoolArray, sides: tuple[float, float]) -> NDArray[np.float64]:
+def _shore_distance(mask: BoolArray, valid: BoolArray, sides: tuple[float, float]) -> NDArray[np.float64]:
     """Distance of pixel centers to the nearest shoreline, which runs between wet and dry pixels, in meters."""
     wet, dry = mask & valid, valid & ~mask
     if not wet.any() or not dry.any():
@@ -285,7 +286,7 @@ def _away(mask: BoolArray, valid: BoolArray, sides: tuple[float, float]) -> NDAr
     return np.asarray(np.where(mask, to_dry, to_wet) - min(sides) / 2)
 
 
-def _check(a: BoolArray, b: BoolArray, valid: BoolArray | None) -> BoolArray:
+def _check_masks(a: BoolArray, b: BoolArray, valid: BoolArray | None) -> BoolArray:
     known = np.ones(a.shape, bool) if valid is None else valid
     for name, plane in (("first mask", a), ("second mask", b), ("valid", known)):
         if plane.dtype != np.bool_ or plane.ndim != 2 or plane.shape != a.shape:
@@ -296,7 +297,7 @@ def _check(a: BoolArray, b: BoolArray, valid: BoolArray | None) -> BoolArray:
     return known
 
 
-def _area(height_m: float, width_m: float, area_m2: float | None) -> float:
+def _pixel_area(height_m: float, width_m: float, area_m2: float | None) -> float:
     area = height_m * width_m if area_m2 is None else area_m2
     if not math.isfinite(area) or area <= 0:
         raise UsageError(f"agreement: expected the area of a pixel in square meters, got {area}; leave it out")

@@ -1,4 +1,4 @@
-"""How far a label layer lies from where an image shows the water: a constant shift and what remains of it."""
+"""Registration error of a label layer against an image: a constant shift and the distance that remains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 
 from seawall.arrays import BoolArray
 from seawall.errors import DataError, UsageError
-from seawall.labels.agreement import Pixel, pixel_sides, shore_distances
+from seawall.labels.agreement import PixelSize, pixel_sides, shore_distances
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class PositionalError:
         rows_fine: The same to a fraction of a pixel.
         cols_fine: The same to a fraction of a pixel.
         shift_m: Length of the fine shift in meters.
-        iou_before: Water IoU as it lies.
+        iou_before: Water IoU without a shift.
         iou_after: Water IoU after the shift by whole pixels.
         residual_m: Mean distance between the shorelines after the shift by whole pixels, in meters.
         residual_p95_m: The 95th percentile of these distances.
-        at_limit: The best shift is the farthest that was tried: the true one may lie beyond.
+        at_limit: The best shift is the farthest that was tried, so the true one may be farther.
     """
 
     rows: int
@@ -45,15 +45,15 @@ class PositionalError:
 
 
 def positional_error(
-    layer: BoolArray, reference: BoolArray, valid: BoolArray, *, gsd_m: Pixel, reach_m: float = 200.0
+    layer: BoolArray, reference: BoolArray, valid: BoolArray, *, gsd_m: PixelSize, reach_m: float = 200.0
 ) -> PositionalError:
-    """Estimate how far a layer is off, by the shift of the best water IoU.
+    """Estimate the registration error of a layer by the shift of the best water IoU.
 
     The best shift by whole pixels is refined along each axis by two straight lines of equal and opposite slope
     through the IoU there and beside it, since the overlap of two masks falls off linearly and not as a parabola.
 
     Args:
-        layer: (H, W) bool, such as a rasterized vector layer, known everywhere on the grid.
+        layer: (H, W) bool, such as a rasterized vector layer, defined everywhere on the grid.
         reference: (H, W) bool, such as an index mask.
         valid: (H, W) bool: where the reference is known.
         gsd_m: Meters per pixel, or (height, width) of a pixel where they differ.
@@ -89,9 +89,9 @@ def positional_error(
         return PositionalError(0, 0, 0.0, 0.0, 0.0, before, before, None, None)
     at = best_shift(iou, sides)
     rows, cols = at[0] - reach[0], at[1] - reach[1]
-    moved, known = _moved(layer, rows, cols)
+    moved, known = _shifted(layer, rows, cols)
     apart = shore_distances(moved, reference, valid & known, gsd_m=gsd_m)
-    fine = (rows + _beside(iou[:, at[1]], at[0]), cols + _beside(iou[at[0]], at[1]))
+    fine = (rows + _subpixel_peak(iou[:, at[1]], at[0]), cols + _subpixel_peak(iou[at[0]], at[1]))
     return PositionalError(
         rows,
         cols,
@@ -107,7 +107,7 @@ def positional_error(
 
 @dataclass(frozen=True)
 class LabelShift:
-    """How much better a label fits a prediction when it is moved as a whole.
+    """The move of a whole label that fits a prediction best, and the gain in IoU.
 
     Args:
         gain: IoU with the prediction after the move minus before, from 0 up.
@@ -135,7 +135,7 @@ def label_shift(
         label: (H, W) class indices, meaningless where not valid.
         guess: (H, W) predicted class indices.
         valid: (H, W) bool: where the label counts.
-        known: (H, W) bool: where the prediction means something.
+        known: (H, W) bool: where the prediction is defined.
         classes: Classes whose IoU counts, such as water alone; of several the mean.
         reach: Farthest move along each axis that is tried, in pixels; at most a quarter of the chip is.
 
@@ -155,7 +155,7 @@ def label_shift(
 def iou_by_shift(
     layer: BoolArray, wet: BoolArray, valid: BoolArray, reach: tuple[int, int], known: BoolArray | None = None
 ) -> NDArray[np.float64]:
-    """Return the IoU of a layer, moved by whole pixels, with a reference over the pixels that both know there.
+    """Return the IoU of a layer, moved by whole pixels, with a reference over the pixels where both are known.
 
     Args:
         layer: (H, W) bool: what is moved.
@@ -170,8 +170,8 @@ def iou_by_shift(
     """
     known = np.ones_like(layer) if known is None else known
     layer = layer & known
-    both = _correlate(layer, wet, reach)
-    union = _correlate(layer, valid, reach) + _correlate(known, wet, reach) - both
+    both = _correlation(layer, wet, reach)
+    union = _correlation(layer, valid, reach) + _correlation(known, wet, reach) - both
     iou: NDArray[np.float64] = np.divide(both, union, out=np.full(both.shape, np.nan), where=union > 0)
     return iou
 
@@ -189,8 +189,8 @@ def best_shift(score: NDArray[np.float64], sides: tuple[float, float] = (1.0, 1.
     return int(row), int(col)
 
 
-def _beside(line: NDArray[np.float64], at: int) -> float:
-    """Return how far beside the highest value the peak of a line lies, within half a step; 0 where it is not known."""
+def _subpixel_peak(line: NDArray[np.float64], at: int) -> float:
+    """Return the offset of the peak from the highest value of a line, within half a step; 0 where it is undefined."""
     if not 0 < at < len(line) - 1 or line[at] >= 1.0:
         return 0.0
     left, peak, right = (float(line[i]) for i in (at - 1, at, at + 1))
@@ -198,7 +198,7 @@ def _beside(line: NDArray[np.float64], at: int) -> float:
     return (right - left) / (2 * drop) if math.isfinite(drop) and drop > 0 else 0.0
 
 
-def _correlate(moving: BoolArray, fixed: BoolArray, reach: tuple[int, int]) -> NDArray[np.float64]:
+def _correlation(moving: BoolArray, fixed: BoolArray, reach: tuple[int, int]) -> NDArray[np.float64]:
     shape = tuple(next_fast_len(side + r, real=True) for side, r in zip(moving.shape, reach, strict=True))
     product = np.conj(rfft2(moving.astype(np.float64), shape)) * rfft2(fixed.astype(np.float64), shape)
     counts: NDArray[np.float64] = np.round(irfft2(product, shape))
@@ -206,7 +206,7 @@ def _correlate(moving: BoolArray, fixed: BoolArray, reach: tuple[int, int]) -> N
     return found
 
 
-def _moved(layer: BoolArray, rows: int, cols: int) -> tuple[BoolArray, BoolArray]:
+def _shifted(layer: BoolArray, rows: int, cols: int) -> tuple[BoolArray, BoolArray]:
     moved, known = np.zeros_like(layer), np.zeros_like(layer)
     to = tuple(slice(max(s, 0), n + min(s, 0)) for s, n in zip((rows, cols), layer.shape, strict=True))
     source = tuple(slice(max(-s, 0), n + min(-s, 0)) for s, n in zip((rows, cols), layer.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Where an index becomes water: a fixed threshold, or Otsu's where the histogram truly has two modes."""
+"""Thresholds of a water index: a fixed one, or Otsu's where the histogram has two modes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from scipy.ndimage import gaussian_filter1d
 
 from seawall.errors import UsageError
 
-SMOOTHING = 4.0  # bins of a 256-bin histogram: wide enough for speckle of one chip, narrower than any real mode
+SMOOTHING_BINS = (
+    4.0  # standard deviation in bins of a 256-bin histogram: above the noise of one chip, below the width of a mode
+)
 
 
-SEPARABILITY, VALLEY = 0.7, 0.2
+MIN_SEPARABILITY, MIN_VALLEY = 0.7, 0.2
 """Least between-class over total variance, and least depth of the valley, of a histogram with two modes."""
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """A threshold, how it was found, and why.
+class WaterThreshold:
+    """A threshold, its method and the reason for it.
 
     Args:
         value: Pixels above it are water.
         method: "fixed", "otsu", or "fallback" where Otsu was asked but its histogram has one mode.
-        reason: One sentence for people.
+        reason: One sentence.
         separability: Between-class over total variance, 0 to 1; None for a fixed threshold or no spread.
         valley: Depth of the valley between the modes, 0 (none) to 1 (empty); None likewise.
-        n: Defined pixels that it comes from.
+        n: Defined pixels that it was computed from.
         inclusive: A pixel equal to the value is water.
     """
 
@@ -48,7 +50,7 @@ class Threshold:
         return np.asarray(above & defined)
 
 
-def fixed(value: float = 0.0, *, inclusive: bool = False) -> Threshold:
+def fixed(value: float = 0.0, *, inclusive: bool = False) -> WaterThreshold:
     """Return a fixed threshold.
 
     Raises:
@@ -60,7 +62,7 @@ def fixed(value: float = 0.0, *, inclusive: bool = False) -> Threshold:
     """
     if not np.isfinite(value):
         raise UsageError(f"threshold: expected a finite number, got {value}; give one")
-    return Threshold(float(value), "fixed", f"fixed at {value:g}", inclusive=inclusive)
+    return WaterThreshold(float(value), "fixed", f"fixed at {value:g}", inclusive=inclusive)
 
 
 def otsu(
@@ -71,15 +73,15 @@ def otsu(
     bins: int = 256,
     low: float = -1.0,
     high: float = 1.0,
-    separability: float = SEPARABILITY,
-    valley: float = VALLEY,
-) -> Threshold:
-    """Return Otsu's threshold if the histogram is bimodal, else the fallback, and say which.
+    separability: float = MIN_SEPARABILITY,
+    valley: float = MIN_VALLEY,
+) -> WaterThreshold:
+    """Return Otsu's threshold if the histogram is bimodal, else the fallback.
 
-    The histogram spans the values found, held inside [low, high]: over-corrected dark pixels make ratio
-    indices far beyond 1, and would squeeze everything else into one bin. Where several splits are equally
+    The histogram spans the values, clipped to [low, high]: ratio indices of over-corrected dark pixels are far
+    beyond 1, and would leave all other values in one bin. Where several splits are equally
     good (an empty gap between the modes) the middle of the gap is taken. One normal mode has separability
-    2/pi = 0.64 and a flat histogram 0.75, so the valley is asked for too.
+    2/pi = 0.64 and a flat histogram 0.75, so a valley is required too.
 
     Args:
         index: Index values, any shape.
@@ -103,9 +105,9 @@ def otsu(
     values = np.clip(index[defined].astype(np.float64), low, high)
     n = int(values.size)
     if n == 0:
-        return Threshold(fallback, "fallback", f"no pixel is defined: {fallback:g} instead of Otsu", n=0)
+        return WaterThreshold(fallback, "fallback", f"no pixel is defined: {fallback:g} instead of Otsu", n=0)
     if float(np.ptp(values)) == 0.0:
-        return Threshold(fallback, "fallback", f"all pixels are equal: {fallback:g} instead of Otsu", n=n)
+        return WaterThreshold(fallback, "fallback", f"all pixels are equal: {fallback:g} instead of Otsu", n=n)
     counts, edges = np.histogram(values, bins=bins)
     return split_histogram(counts, edges, fallback=fallback, separability=separability, valley=valley)
 
@@ -115,10 +117,10 @@ def split_histogram(
     edges: NDArray[np.float64],
     *,
     fallback: float = 0.0,
-    separability: float = SEPARABILITY,
-    valley: float = VALLEY,
-) -> Threshold:
-    """Return Otsu's threshold of a histogram if it is bimodal, else the fallback: the rule of labels and of models.
+    separability: float = MIN_SEPARABILITY,
+    valley: float = MIN_VALLEY,
+) -> WaterThreshold:
+    """Return Otsu's threshold of a histogram if it is bimodal, else the fallback; labels and models share it.
 
     Args:
         counts: (bins,) pixels per bin.
@@ -130,7 +132,7 @@ def split_histogram(
     n = int(counts.sum())
     if int((counts > 0).sum()) < 2:
         what = "all pixels are equal" if n else "no pixel is defined"
-        return Threshold(fallback, "fallback", f"{what}: {fallback:g} instead of Otsu", n=n)
+        return WaterThreshold(fallback, "fallback", f"{what}: {fallback:g} instead of Otsu", n=n)
     first, last, ratio = best_split(counts)
     value = float(edges[first + 1] + edges[last + 1]) / 2
     depth = _valley_depth(counts, (first + last) // 2)
@@ -139,8 +141,8 @@ def split_histogram(
             f"one mode (between/total variance {ratio:.2f}, needs {separability:g}; valley {depth:.2f}, needs {valley:g}): "
             f"{fallback:g} instead of Otsu's {value:.3f}"
         )
-        return Threshold(fallback, "fallback", reason, ratio, depth, n)
-    return Threshold(value, "otsu", f"two modes split at {value:.3f}", ratio, depth, n)
+        return WaterThreshold(fallback, "fallback", reason, ratio, depth, n)
+    return WaterThreshold(value, "otsu", f"two modes split at {value:.3f}", ratio, depth, n)
 
 
 def best_split(counts: NDArray[np.int64]) -> tuple[int, int, float]:
@@ -170,7 +172,7 @@ def best_split(counts: NDArray[np.int64]) -> tuple[int, int, float]:
 
 def _valley_depth(counts: NDArray[np.int64], split: int) -> float:
     """Depth of the lowest place between the highest modes left and right of a split, over the lower mode."""
-    smooth = gaussian_filter1d(counts.astype(np.float64), SMOOTHING * len(counts) / 256, mode="constant")
+    smooth = gaussian_filter1d(counts.astype(np.float64), SMOOTHING_BINS * len(counts) / 256, mode="constant")
     left = int(np.argmax(smooth[: split + 1]))
     right = split + 1 + int(np.argmax(smooth[split + 1 :]))
     lower = min(smooth[left], smooth[right])

@@ -20,16 +20,16 @@ from rasterio.features import rasterize
 from seawall.errors import DataError, UsageError
 from seawall.geo.raster import Grid
 
-FORMATS: Mapping[str, str] = {
+VECTOR_FORMATS: Mapping[str, str] = {
     ".shp": "ESRI Shapefile",
     ".gpkg": "GPKG",
     ".geojson": "GeoJSON",
     ".json": "GeoJSON",
     ".fgb": "FlatGeobuf",
 }
-"""Suffixes that are read, and the format each must really have."""
+"""Suffixes that are read, and the GDAL driver that each must have."""
 
-FEATURES = 5_000_000
+MAX_FEATURES = 5_000_000
 """Most features of one layer within the grid; a larger layer is refused before its geometries are read."""
 
 Geometries = NDArray[np.object_]
@@ -49,7 +49,7 @@ class VectorMask:
         skipped: Features left out, by reason.
         crs: Coordinate system of the layer.
         reprojected: The layer was in another system than the grid.
-        misses: No geometry touches the grid: the mask is all land, which is no evidence that there is no water.
+        misses: No geometry touches the grid: the mask is all land, although there may be water.
         empty: The layer has no feature at all.
         all_touched: Every touched pixel is water, not only those whose center is inside.
         spacing_m: Median distance of neighboring vertices in meters: no detail of the layer is finer. None without
@@ -72,18 +72,18 @@ class VectorMask:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What a person should know before trusting the mask."""
-        told = []
+        """Remarks on how far the mask can be trusted."""
+        remarks = []
         if self.empty:
-            told.append("the layer has no features: all land")
+            remarks.append("the layer has no features: all land")
         elif self.misses:
-            told.append("the layer misses the scene: all land")
+            remarks.append("the layer misses the scene: all land")
         if self.reprojected:
-            told.append("the layer was reprojected")
+            remarks.append("the layer was reprojected")
         if self.repaired:
-            told.append(f"{self.repaired} invalid geometries repaired")
-        told += [f"{n} features skipped: {reason}" for reason, n in sorted(self.skipped.items())]
-        return tuple(told)
+            remarks.append(f"{self.repaired} invalid geometries repaired")
+        remarks += [f"{n} features skipped: {reason}" for reason, n in sorted(self.skipped.items())]
+        return tuple(remarks)
 
 
 def rasterize_layer(
@@ -105,7 +105,7 @@ def rasterize_layer(
         all_touched: Every touched pixel is water; else those whose center is inside.
         line_width_m: Rivers drawn as lines get this width; without it they burn the pixels that they cross.
         where: Filter in SQL, such as "type = 'water'".
-        crs: Coordinate system of a layer that does not say its own; refused if the layer says another.
+        crs: Coordinate system of a layer that does not declare one; refused if the layer declares another.
 
     Returns:
         The mask and what was done. A layer that misses the grid gives all land with `misses` set.
@@ -117,20 +117,20 @@ def rasterize_layer(
     if line_width_m is not None and not (np.isfinite(line_width_m) and line_width_m > 0):
         raise UsageError(f"{path}: expected line_width_m above 0, got {line_width_m}; leave it out for bare lines")
     target = _grid_crs(grid)
-    file, name = _layer(Path(path), layer)
+    file, name = _choose_layer(Path(path), layer)
     source = _layer_crs(file, name, crs)
-    number = _features(file, name, source)
-    geometries, repaired, skipped = _read(file, name, where, grid, source, target)
+    number = _count_features(file, name, source)
+    geometries, repaired, skipped = _read_geometries(file, name, where, grid, source, target)
     found = len(geometries) + sum(skipped.values())
     reprojected = not source.equals(target, ignore_axis_order=True)
-    meter = _unit_m(target, grid)
-    spacing = _spacing(geometries, source, target)
+    meter = _meters_per_unit(target, grid)
+    spacing = _vertex_spacing(geometries, source, target)
     if reprojected:
-        geometries = _onto(geometries, source, target, grid, skipped)
+        geometries = _reproject(geometries, source, target, grid, skipped)
     parts, owner = _drawable(geometries, None if line_width_m is None else line_width_m / meter, skipped)
-    near = shapely.intersects(parts, _outline(grid)) if len(parts) else np.zeros(0, bool)
+    near = shapely.intersects(parts, _grid_outline(grid)) if len(parts) else np.zeros(0, bool)
     return VectorMask(
-        mask=_burn(parts[near], grid, all_touched),
+        mask=_burn_mask(parts[near], grid, all_touched),
         grid=grid,
         source=f"{file.name}:{name}",
         features=found,
@@ -155,14 +155,16 @@ def _grid_crs(grid: Grid) -> CRS:
         raise DataError(f"vector layer: expected a known crs of the grid, got {grid.crs[:60]!r}; correct it") from bad
 
 
-def _layer(path: Path, layer: str | None) -> tuple[Path, str]:
-    if path.suffix.lower() not in FORMATS or not path.is_file():
-        raise DataError(f"{path}: expected a file ending in {', '.join(FORMATS)}, got {_what(path)}; convert the layer")
+def _choose_layer(path: Path, layer: str | None) -> tuple[Path, str]:
+    if path.suffix.lower() not in VECTOR_FORMATS or not path.is_file():
+        raise DataError(
+            f"{path}: expected a file ending in {', '.join(VECTOR_FORMATS)}, got {_path_problem(path)}; convert the layer"
+        )
     try:
         names = [str(row[0]) for row in pyogrio.list_layers(path)]
     except DataSourceError as bad:
         raise DataError(
-            f"{path}: expected a vector layer, got an unreadable file ({_first(bad)}); fetch it again"
+            f"{path}: expected a vector layer, got an unreadable file ({_error_line(bad)}); fetch it again"
         ) from bad
     if layer is not None and layer not in names:
         raise UsageError(f"{path}: unknown layer {layer!r}; known: {', '.join(names)}")
@@ -176,29 +178,31 @@ def _layer_crs(path: Path, layer: str, given: str | None) -> CRS:
         info = pyogrio.read_info(path, layer=layer)
     except (DataSourceError, DataLayerError) as bad:
         raise DataError(
-            f"{path}: expected layer {layer}, got an unreadable one ({_first(bad)}); fetch it again"
+            f"{path}: expected layer {layer}, got an unreadable one ({_error_line(bad)}); fetch it again"
         ) from bad
-    if info["driver"] != FORMATS[path.suffix.lower()]:
-        raise DataError(f"{path}: expected {FORMATS[path.suffix.lower()]}, got {info['driver']}; rename or convert it")
+    if info["driver"] != VECTOR_FORMATS[path.suffix.lower()]:
+        raise DataError(
+            f"{path}: expected {VECTOR_FORMATS[path.suffix.lower()]}, got {info['driver']}; rename or convert it"
+        )
     try:
         own = CRS.from_user_input(info["crs"]) if info["crs"] else None
-        said = CRS.from_user_input(given) if given else None
+        declared = CRS.from_user_input(given) if given else None
     except CRSError as bad:
-        raise DataError(f"{path}: expected a known coordinate system, got {_first(bad)}; pass crs=") from bad
-    if own is None and said is None:
+        raise DataError(f"{path}: expected a known coordinate system, got {_error_line(bad)}; pass crs=") from bad
+    if own is None and declared is None:
         raise DataError(f"{path}: expected a layer with a coordinate system, got none; add its .prj file or pass crs=")
-    if own is not None and said is not None and not own.equals(said, ignore_axis_order=True):
+    if own is not None and declared is not None and not own.equals(declared, ignore_axis_order=True):
         raise UsageError(f"{path}: expected crs {own.to_string()} as the layer says, got {given}; leave crs out")
-    return own or said or CRS.from_epsg(4326)
+    return own or declared or CRS.from_epsg(4326)
 
 
-def _features(path: Path, layer: str, source: CRS) -> int:
-    """Return how many features a layer has; coordinates that cannot be degrees are refused where degrees are due."""
+def _count_features(path: Path, layer: str, source: CRS) -> int:
+    """Return the number of features of a layer; raise if a geographic layer has coordinates that are no degrees."""
     try:
         info = pyogrio.read_info(path, layer=layer, force_feature_count=True, force_total_bounds=source.is_geographic)
     except (DataSourceError, DataLayerError) as bad:
         raise DataError(
-            f"{path}: expected layer {layer}, got an unreadable one ({_first(bad)}); fetch it again"
+            f"{path}: expected layer {layer}, got an unreadable one ({_error_line(bad)}); fetch it again"
         ) from bad
     bounds = info["total_bounds"] if source.is_geographic else None
     if bounds is not None and np.isfinite(bounds).all() and (np.abs(bounds) > (540, 90.001) * 2).any():
@@ -209,23 +213,25 @@ def _features(path: Path, layer: str, source: CRS) -> int:
     return int(info["features"])
 
 
-def _read(
+def _read_geometries(
     path: Path, layer: str, where: str | None, grid: Grid, source: CRS, target: CRS
 ) -> tuple[Geometries, int, Counter[str]]:
-    """Read the valid geometries near the grid; repaired ones are counted, hopeless ones skipped."""
-    box = _box(grid, source, target)
+    """Read the geometries near the grid; invalid ones are repaired and counted, unreadable ones skipped."""
+    box = _layer_bounds(grid, source, target)
     try:
         number = pyogrio.read_info(path, layer=layer)["features"]
-        if number > FEATURES:
+        if number > MAX_FEATURES:
             number = len(pyogrio.read_bounds(path, layer=layer, bbox=box, where=where)[0])
-        if number > FEATURES:
-            raise DataError(f"{path}: expected at most {FEATURES} features near the grid, got {number}; cut the layer")
+        if number > MAX_FEATURES:
+            raise DataError(
+                f"{path}: expected at most {MAX_FEATURES} features near the grid, got {number}; cut the layer"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # broken rings are counted below instead
             wkb = pyogrio.raw.read(path, layer=layer, columns=[], bbox=box, where=where, force_2d=True)[2]
     except (DataSourceError, DataLayerError, ValueError) as bad:
         raise DataError(
-            f"{path}: expected readable features, got {_first(bad)}; check the file and the filter"
+            f"{path}: expected readable features, got {_error_line(bad)}; check the file and the filter"
         ) from bad
     skipped: Counter[str] = Counter()
     found = shapely.from_wkb(np.asarray(wkb, object), on_invalid="ignore") if wkb is not None else np.empty(0, object)
@@ -240,9 +246,9 @@ def _read(
     return found, int(np.count_nonzero(invalid)), +skipped
 
 
-def _box(grid: Grid, source: CRS, target: CRS) -> tuple[float, float, float, float] | None:
-    """Return the grid's bounds in the layer's system with a pixel to spare; None where they cannot be told."""
-    left, bottom, right, top = _outline(grid).bounds
+def _layer_bounds(grid: Grid, source: CRS, target: CRS) -> tuple[float, float, float, float] | None:
+    """Return the grid's bounds in the layer's system with a margin of a pixel; None where they cannot be converted."""
+    left, bottom, right, top = _grid_outline(grid).bounds
     spare = max(right - left, top - bottom) / min(grid.height, grid.width)
     bounds = (left - spare, bottom - spare, right + spare, top + spare)
     try:
@@ -253,20 +259,20 @@ def _box(grid: Grid, source: CRS, target: CRS) -> tuple[float, float, float, flo
     return found if np.isfinite(found).all() and found[0] < found[2] and found[1] < found[3] else None
 
 
-def _outline(grid: Grid) -> shapely.Polygon:
+def _grid_outline(grid: Grid) -> shapely.Polygon:
     corners = ((0, 0), (0, grid.width), (grid.height, grid.width), (grid.height, 0))
     return shapely.Polygon([grid.point(r, c) for r, c in corners])
 
 
-def _onto(found: Geometries, source: CRS, target: CRS, grid: Grid, skipped: Counter[str]) -> Geometries:
-    """Reproject, with long edges split first: a straight edge is a curve in another system."""
-    box = _box(grid, source, target)
+def _reproject(found: Geometries, source: CRS, target: CRS, grid: Grid, skipped: Counter[str]) -> Geometries:
+    """Reproject geometries; long edges are split first, for a straight edge is a curve in another system."""
+    box = _layer_bounds(grid, source, target)
     if box is not None and len(found):
         width = max(box[2] - box[0], box[3] - box[1])
         room = shapely.box(box[0] - width, box[1] - width, box[2] + width, box[3] + width)
         found = shapely.segmentize(shapely.intersection(found, room), width / 32)
         found = found[~shapely.is_empty(found)]
-    moved = shapely.transform(found, lambda points: _moved(points, source, target))
+    moved = shapely.transform(found, lambda points: _reproject_points(points, source, target))
     fine = np.isfinite(shapely.bounds(moved)).all(1) if len(moved) else np.zeros(0, bool)
     if lost := int(np.count_nonzero(~fine)):
         skipped["cannot be reprojected"] += lost
@@ -276,7 +282,7 @@ def _onto(found: Geometries, source: CRS, target: CRS, grid: Grid, skipped: Coun
     return np.asarray(moved, object)
 
 
-def _moved(points: NDArray[np.float64], source: CRS, target: CRS) -> NDArray[np.float64]:
+def _reproject_points(points: NDArray[np.float64], source: CRS, target: CRS) -> NDArray[np.float64]:
     if not len(points):
         return points
     over = Transformer.from_crs(source, target, always_xy=True)
@@ -286,7 +292,7 @@ def _moved(points: NDArray[np.float64], source: CRS, target: CRS) -> NDArray[np.
 def _drawable(
     found: Geometries, line_width: float | None, skipped: Counter[str]
 ) -> tuple[Geometries, NDArray[np.int64]]:
-    """Return the simple areas and lines, and which feature each is of; points have no extent."""
+    """Return the simple areas and lines, and the feature of each; points have no extent and are skipped."""
     parts, owner = shapely.get_parts(found, return_index=True)
     nested = shapely.get_type_id(parts) > 3  # a collection inside a collection, as repairs make
     while nested.any():
@@ -304,7 +310,7 @@ def _drawable(
     return np.asarray(parts, object), np.asarray(owner, np.int64)
 
 
-def _burn(found: Geometries, grid: Grid, all_touched: bool) -> NDArray[np.bool_]:
+def _burn_mask(found: Geometries, grid: Grid, all_touched: bool) -> NDArray[np.bool_]:
     if not len(found):
         return np.zeros((grid.height, grid.width), bool)
     burned = rasterize(
@@ -317,8 +323,8 @@ def _burn(found: Geometries, grid: Grid, all_touched: bool) -> NDArray[np.bool_]
     return np.asarray(burned > 0)
 
 
-def _unit_m(target: CRS, grid: Grid) -> float:
-    """Return how many meters a unit of the grid's system is, at the grid."""
+def _meters_per_unit(target: CRS, grid: Grid) -> float:
+    """Return the length of a unit of the grid's coordinate system in meters, at the grid."""
     if target.is_projected:
         return float(target.axis_info[0].unit_conversion_factor or 1.0)
     gsd_m = grid.gsd_m()
@@ -326,18 +332,18 @@ def _unit_m(target: CRS, grid: Grid) -> float:
     return (gsd_m or pixel) / pixel
 
 
-def _spacing(found: Geometries, source: CRS, target: CRS) -> float | None:
+def _vertex_spacing(found: Geometries, source: CRS, target: CRS) -> float | None:
     """Return the median distance of neighboring vertices in the target's units."""
     points, owner = shapely.get_coordinates(found, return_index=True)
-    placed = _moved(points, source, target)
+    placed = _reproject_points(points, source, target)
     steps = np.hypot(*(placed[1:] - placed[:-1])[owner[1:] == owner[:-1]].T)
     steps = steps[np.isfinite(steps) & (steps > 0)]
     return float(np.median(steps)) if len(steps) else None
 
 
-def _what(path: Path) -> str:
+def _path_problem(path: Path) -> str:
     return "no such file" if not path.is_file() else f"{path.suffix or 'no suffix'}"
 
 
-def _first(bad: BaseException) -> str:
+def _error_line(bad: BaseException) -> str:
     return str(bad).splitlines()[0][:160] if str(bad) else type(bad).__name__

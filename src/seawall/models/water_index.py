@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seawall.errors import ModelError, UsageError
-from seawall.labels.threshold import SEPARABILITY, split_histogram
+from seawall.labels.threshold import MIN_SEPARABILITY, split_histogram
 from seawall.models.blocks import settings_of
 from seawall.modules import to_device_of
 from seawall.registry import register
@@ -85,14 +85,14 @@ class WaterIndexThreshold:
     rule: Literal["fixed", "otsu"] = "fixed"
     threshold: float | None = None
     sharpness: float | None = None
-    separability: float = SEPARABILITY
+    separability: float = MIN_SEPARABILITY
 
     def __post_init__(self) -> None:
         if self.sharpness is not None and not self.sharpness > 0:
             raise UsageError(f"threshold.sharpness: expected a number above 0, got {self.sharpness}; 10 is the default")
         if not 0 <= self.separability < 1:
             raise UsageError(
-                f"threshold.separability: expected a share in [0, 1), got {self.separability}; {SEPARABILITY:g} is the default"
+                f"threshold.separability: expected a share in [0, 1), got {self.separability}; {MIN_SEPARABILITY:g} is the default"
             )
 
     def __call__(self, spec: ModelSpec) -> ThresholdNet:

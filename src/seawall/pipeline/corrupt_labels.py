@@ -1,4 +1,4 @@
-"""Put faults into a chip folder on purpose: a new folder that says what was done to each chip."""
+"""Write a chip folder with corrupted labels, and a record of what was changed in each chip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from seawall import __version__
 from seawall.data.chips import Chip, ChipFolder
-from seawall.data.raw_chips import sha
+from seawall.data.raw_chips import sha256_text
 from seawall.data.selection import check_part
 from seawall.data.splits import record_split, split_chips
 from seawall.data.writer import ChipWriter
@@ -33,22 +33,22 @@ from seawall.label_noise.label_difference import DescribedNoise, LabelDifference
 from seawall.label_noise.sources import source_files_digest
 from seawall.recipe import change_recipe
 from seawall.result import Failed, MutableRow, Progress
-from seawall.split_record import SplitRecord, SplitSettings
+from seawall.split_record import SPLIT_PARTS, SplitRecord, SplitSettings
 from seawall.types import Batch, LabelNoise
 
-PARTS = ("all", "train", "val", "test")
-RECORD = "corruptions.jsonl"
-FORMAT = "2"
-"""Raised when the rows of corrupted chips get another content, so that older ones are made again."""
+CORRUPTED_PARTS = ("all", *SPLIT_PARTS)
+RECORD_NAME = "corruptions.jsonl"
+CORRUPTION_VERSION = "2"
+"""Version of the rows of corrupted chips; chips of another version are made again."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be done.
+class LabelCorruption:
+    """The noises of a folder, and the chips that they are applied to.
 
     Args:
         noises: Applied one after the other.
-        text: They as they were asked for.
+        text: The noises as given by the user.
         seed: Seed of their randomness.
         touched: Ids of the chips that they are applied to; the others are copied.
     """
@@ -71,22 +71,24 @@ class Order:
         return made
 
     def describe(self, chip: Chip) -> MutableRow:
-        """Return what the noises have to say about a chip beside the pixels that changed."""
-        told: MutableRow = {}
+        """Return what the noises report about a chip beside the pixels that changed."""
+        described: MutableRow = {}
         if chip.id in self.touched:
             for number, (noise, before) in enumerate(zip(self.noises, self.stages(chip), strict=False)):
                 if isinstance(noise, DescribedNoise):
-                    told |= noise.describe(before, noise_keys(self.seed, chip.id, number))[0]
-        return told
+                    described |= noise.describe(before, noise_keys(self.seed, chip.id, number))[0]
+        return described
 
     def digest(self, chips: ChipFolder, id_: str) -> str:
-        """Content and settings that decide a chip of the new folder."""
+        """Return the digest of the content and settings that a chip of the new folder depends on."""
         row, done = (
             chips.row(id_),
             [repr(noise_of_chip(noise, id_)) for noise in self.noises] if id_ in self.touched else ["copied"],
         )
         sources = [source_files_digest(noise, id_) for noise in self.noises] if id_ in self.touched else []
-        return sha(row.sha256, row.label_sha256, *done, *sources, str(self.seed), __version__, FORMAT)
+        return sha256_text(
+            row.sha256, row.label_sha256, *done, *sources, str(self.seed), __version__, CORRUPTION_VERSION
+        )
 
 
 def corrupt_chips(
@@ -99,7 +101,7 @@ def corrupt_chips(
     seed: int,
     progress: Progress,
 ) -> tuple[MutableRow, list[MutableRow], Failed]:
-    """Write a chip folder with corrupted labels; chips that are there and whole are not made again.
+    """Write a chip folder with corrupted labels; chips that are complete are not made again.
 
     Raises:
         UsageError: A noise or the part is wrong, or `out` is the folder itself.
@@ -110,25 +112,29 @@ def corrupt_chips(
     if chips.resolve() == out.resolve():
         raise UsageError(f"corrupt: expected another folder than {chips} to write to, got the same; choose --out")
     folder = ChipFolder.open(chips)
-    touched, split = part_of(folder, part, split_settings(changes))
+    touched, split = select_part(folder, part, split_settings(changes))
     noises = tuple(noise_for(text, folder, touched) for text in noise)
-    order = Order(noises, ", then ".join(noise), seed, frozenset(touched))
+    corruption = LabelCorruption(noises, ", then ".join(noise), seed, frozenset(touched))
     failed: list[tuple[str, str]] = []
     with RunLock(out):
         writer = ChipWriter(out, replace(folder.header, split=split))
         for done, id_ in enumerate(folder.ids):
             progress("corrupt", done, len(folder.ids), id_)
             try:
-                _write(writer, folder, id_, order)
+                _write_chip(writer, folder, id_, corruption)
             except SeawallError as bad:
                 failed.append((id_, str(bad)))
         lost = {id_ for id_, _ in failed}
         made = writer.finish([id_ for id_ in folder.ids if id_ not in lost])
-        rows = {id_: _measure(folder, made, id_, order) for id_ in made.ids}
-        _record(out, folder, order, rows)
+        rows = {id_: _compare_stored(folder, made, id_, corruption) for id_ in made.ids}
+        _write_record(out, folder, corruption, rows)
     progress("corrupt", len(folder.ids), len(folder.ids), "")
     kept = "kept in the new folder: " + str(split.settings or "by hand") if split is not None else "none kept"
-    return {**_facts(out, folder, order, rows), "part": part, "split": kept}, _table(folder, rows), failed
+    return (
+        {**_corruption_facts(out, folder, corruption, rows), "part": part, "split": kept},
+        _transition_rows(folder, rows),
+        failed,
+    )
 
 
 def split_settings(changes: Sequence[str]) -> SplitSettings:
@@ -147,7 +153,7 @@ def split_settings(changes: Sequence[str]) -> SplitSettings:
     return change_recipe({"name": "corrupt"}, changes, "--set").split_settings
 
 
-def part_of(
+def select_part(
     chips: ChipFolder, part: str, settings: SplitSettings | None = None
 ) -> tuple[tuple[str, ...], SplitRecord | None]:
     """Return the ids of a part, and the split that the new folder keeps.
@@ -161,7 +167,7 @@ def part_of(
         UsageError: There is no such part, or a split is described and none is made.
         DataError: The folder is empty, or cannot be split so.
     """
-    check_part(part, PARTS)
+    check_part(part, CORRUPTED_PARTS)
     if not len(chips):
         raise DataError(f"{chips.root}: expected chips, got none; curate some")
     if part == "all":
@@ -175,62 +181,70 @@ def part_of(
 
 
 def noise_for(text: str, chips: ChipFolder, touched: Sequence[str]) -> LabelNoise:
-    """Read a noise; what it must know of the data (meters per pixel, bands, unit, classes, thirds) is filled in.
+    """Build a noise from its text, with the facts of the data that it needs (meters per pixel, bands, unit, classes).
 
     Raises:
-        UsageError: The text names no noise, or a setting or its budget cannot be.
+        UsageError: The text names no noise, or a setting or its budget is out of range.
     """
     return build_noise_of_chips(*parse_noise_settings(text), chips, touched)
 
 
-def _write(writer: ChipWriter, folder: ChipFolder, id_: str, order: Order) -> None:
-    digest = order.digest(folder, id_)
-    if writer.whole(id_, digest):
+def _write_chip(writer: ChipWriter, folder: ChipFolder, id_: str, corruption: LabelCorruption) -> None:
+    digest = corruption.digest(folder, id_)
+    if writer.is_complete(id_, digest):
         return
     chip = folder.read(id_)
-    label = stored_label(replace(chip, label=order.relabel(chip)))
-    if id_ not in order.touched:
+    label = stored_label(replace(chip, label=corruption.relabel(chip)))
+    if id_ not in corruption.touched:
         writer.relabel(folder, id_, label, source_sha256=digest)
         return
     before, after = (torch.from_numpy(plane.astype(np.int64))[None] for plane in (chip.label, label))
     done = label_differences(before, after, torch.from_numpy(chip.valid)[None])[0]
     share = "no valid pixel" if done.share is None else f"{done.share:.4%} of {done.valid} valid pixels changed"
     writer.relabel(
-        folder, id_, label, (f"labels corrupted by {order.text}, seed {order.seed}: {share}",), source_sha256=digest
+        folder,
+        id_,
+        label,
+        (f"labels corrupted by {corruption.text}, seed {corruption.seed}: {share}",),
+        source_sha256=digest,
     )
 
 
-def _measure(folder: ChipFolder, made: ChipFolder, id_: str, order: Order) -> LabelDifference:
-    """Compare the files as they lie on the disk."""
+def _compare_stored(folder: ChipFolder, made: ChipFolder, id_: str, corruption: LabelCorruption) -> LabelDifference:
+    """Return the difference between the stored labels of both folders."""
     before, after = folder.read(id_), made.read(id_)
     planes = (torch.from_numpy(plane)[None] for plane in (before.label, after.label, before.valid))
     done = label_differences(*planes)[0]
-    if len(order.noises) != 1 or id_ not in order.touched:
+    if len(corruption.noises) != 1 or id_ not in corruption.touched:
         return done
-    return replace(done, allowed=allowed_pixels(order.noises[0], chip_batch(before))[0])
+    return replace(done, allowed=allowed_pixels(corruption.noises[0], chip_batch(before))[0])
 
 
-def _record(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, LabelDifference]) -> None:
+def _write_record(
+    out: Path, folder: ChipFolder, corruption: LabelCorruption, rows: Mapping[str, LabelDifference]
+) -> None:
     lines = [
         {
-            "chip": id_, "group": folder.row(id_).group, "touched": id_ in order.touched,
-            "noise": order.text if id_ in order.touched else "", "seed": order.seed, **done.row(folder.gsd_m),
-            "label_sha256_before": folder.row(id_).label_sha256, **order.describe(folder.read(id_)),
+            "chip": id_, "group": folder.row(id_).group, "touched": id_ in corruption.touched,
+            "noise": corruption.text if id_ in corruption.touched else "", "seed": corruption.seed, **done.row(folder.gsd_m),
+            "label_sha256_before": folder.row(id_).label_sha256, **corruption.describe(folder.read(id_)),
         }
         for id_, done in rows.items()
     ]  # fmt: skip
-    write_atomic(out / RECORD, "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomic(out / RECORD_NAME, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, LabelDifference]) -> MutableRow:
-    of = [done for id_, done in rows.items() if id_ in order.touched]
+def _corruption_facts(
+    out: Path, folder: ChipFolder, corruption: LabelCorruption, rows: Mapping[str, LabelDifference]
+) -> MutableRow:
+    of = [done for id_, done in rows.items() if id_ in corruption.touched]
     shares = [done.share for done in of if done.share is not None]
     valid, changed = sum(done.valid for done in of), sum(done.changed for done in of)
     reached = f"{changed / valid:.2%} of the valid pixels" if valid else "nothing, for no pixel is valid"
     same = sum(done.changed == 0 for done in of)
     return {
-        "folder": str(out), "record": str(out / RECORD), "noise": order.text,
-        "asked": ", then ".join(budget_text(noise) for noise in order.noises),
+        "folder": str(out), "record": str(out / RECORD_NAME), "noise": corruption.text,
+        "asked": ", then ".join(budget_text(noise) for noise in corruption.noises),
         "reached": reached + (f"; {same} of {len(of)} chips unchanged" if same else ""), "chips": len(rows), "touched": len(of),
         "changed": sum(done.changed > 0 for done in of), "share": changed / valid if valid else None,
         "share.lowest": min(shares, default=None), "share.highest": max(shares, default=None),
@@ -238,7 +252,7 @@ def _facts(out: Path, folder: ChipFolder, order: Order, rows: Mapping[str, Label
     }  # fmt: skip
 
 
-def _table(folder: ChipFolder, rows: Mapping[str, LabelDifference]) -> list[MutableRow]:
+def _transition_rows(folder: ChipFolder, rows: Mapping[str, LabelDifference]) -> list[MutableRow]:
     moved: Counter[tuple[int, int]] = Counter()
     for done in rows.values():
         moved.update(done.transitions)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from seawall.data.chips import ChipFolder
-from seawall.data.curate import curate
+from seawall.data.curate import curate_chips
 from seawall.data.index import is_chip_folder
 from seawall.data.simulated import Simulated
 from seawall.data.splits import Split, split_chips
@@ -41,7 +41,7 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
     scenes = Simulated(
         data.count, data.size, data.sensor, data.bands, 10.0, run.recipe.seed, data.clouds, cover, frame=data.frame
     )
-    made = curate(
+    made = curate_chips(
         scenes if source == "simulated" else source, folder,
         kind="auto" if source == "simulated" else data.kind, sensor=data.sensor, select=data.select, bands=data.bands,
         names=data.names, group=data.group, gsd_m=data.gsd_m, hints=Hints(gain=data.gain, offset=data.offset),

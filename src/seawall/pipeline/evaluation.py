@@ -11,7 +11,7 @@ from torch import nn
 
 from seawall.attacks.fischer import Fischer
 from seawall.data.chips import ChipFolder
-from seawall.data.loader import whole
+from seawall.data.loader import whole_chips
 from seawall.data.splits import Split
 from seawall.evaluation.case import CLEAN, Case, fitted
 from seawall.evaluation.evaluate import write_examples
@@ -40,7 +40,7 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
         measure_model(
             model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN], log=log,
             recipe=lambda case: recipe.id, name=name, seed=recipe.seed,
-            ask=QUICK if recipe.interrogation else None, say=say, fit=lambda: whole(chips, split.train),
+            ask=QUICK if recipe.interrogation else None, say=say, fit=lambda: whole_chips(chips, split.train),
         )  # fmt: skip
         if name == first:
             _write_examples(run, chips, split, name, model, *example_cases(cases))
@@ -81,8 +81,10 @@ def _write_examples(
     }
     missed = [id_ for id_ in mixed_chips(chips, split.test, run.recipe.examples) if id_ not in there]
     if missed:
-        [case] = fitted([case], net, lambda: whole(chips, split.train), run.recipe.seed)
-        write_examples(net, whole(chips, missed), case, folder, name=name, seed=run.recipe.seed, restricted=restricted)
+        [case] = fitted([case], net, lambda: whole_chips(chips, split.train), run.recipe.seed)
+        write_examples(
+            net, whole_chips(chips, missed), case, folder, name=name, seed=run.recipe.seed, restricted=restricted
+        )
 
 
 def baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
@@ -90,5 +92,5 @@ def baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, 
     for method in run.recipe.baselines:
         model = maker(method)(spec_of_chips(chips))
         if method.settings.get("rule") == "otsu":
-            cast(ThresholdNet, model).fit(whole(chips, split.train))
+            cast(ThresholdNet, model).fit(whole_chips(chips, split.train))
         yield baseline_name(method), model

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from seawall import registry
 from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder
-from seawall.data.loader import whole
+from seawall.data.loader import whole_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.inference.backends import find_device
@@ -22,7 +22,7 @@ from seawall.io import RunLock, write_atomic
 from seawall.label_noise.build import chip_batch
 from seawall.models.weights import load_model, spec_of
 from seawall.modules import device_of, eval_mode
-from seawall.pipeline.corrupt_labels import part_of, split_settings
+from seawall.pipeline.corrupt_labels import select_part, split_settings
 from seawall.poisoning.clean_label import GradientMatching, MetaPoison
 from seawall.poisoning.detection import PoisonDetection, activation_clustering, activations, spectral_signatures
 from seawall.poisoning.target import PoisonTarget, choose_chips
@@ -136,7 +136,7 @@ def poison_folder(
         raise UsageError(f"poison.labels: expected poisoned or keep, got {labels!r}; choose one")
     folder = ChipFolder.open(chips)
     method = parse_poison(poison, folder.classes)
-    ids, split = part_of(folder, part, split_settings(changes))
+    ids, split = select_part(folder, part, split_settings(changes))
     aim = parse_target(target, to) if target else None
     picked = choose_chips([id_ for id_ in ids if aim is None or id_ != aim.chip], share, seed)
     if not picked:
@@ -273,10 +273,10 @@ def find_poisoned(
     folder = ChipFolder.open(chips)
     block = find_layer(model, layer, torch.from_numpy(folder.read(folder.ids[0]).image)[None])
     progress("features", 0, 2, str(chips))
-    ids, features = activations(model, block, whole(folder, folder.ids))
+    ids, features = activations(model, block, whole_chips(folder, folder.ids))
     progress("features", 1, 2, str(trusted or ""))
     known_clean = ChipFolder.open(trusted) if trusted else None
-    clean = activations(model, block, whole(known_clean, known_clean.ids))[1] if known_clean else None
+    clean = activations(model, block, whole_chips(known_clean, known_clean.ids))[1] if known_clean else None
     progress("features", 2, 2, "")
     verdicts: dict[str, PoisonDetection] = {
         "spectral": spectral_signatures(ids, features, trusted=clean, alarms=alarms),

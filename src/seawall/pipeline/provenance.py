@@ -15,7 +15,7 @@ import torch
 
 from seawall import __version__
 from seawall.data.chips import ChipFolder
-from seawall.data.splits import Split, split_facts
+from seawall.data.splits import Split, split_summary
 from seawall.geo.sensors import band_noise
 from seawall.io import write_atomic
 from seawall.version import code_version
@@ -70,7 +70,7 @@ def data_facts(chips: ChipFolder, split: Split) -> dict[str, object]:
         "noise": band_noise(chips.bands) if chips.unit == "reflectance" else {},
         "licence": chips.header.licence,
         "flags": chips.flags(),
-        **split_facts(chips, split),
+        **split_summary(chips, split),
     }
 
 

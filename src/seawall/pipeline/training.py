@@ -13,7 +13,7 @@ from torch import nn
 from seawall import registry
 from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder, digest_chips
-from seawall.data.loader import PatchFeed, whole
+from seawall.data.loader import PatchFeed, whole_chips
 from seawall.data.splits import Split, record_split
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
@@ -181,7 +181,7 @@ def check(model: nn.Module, chips: ChipFolder, ids: Iterable[str]) -> dict[str, 
     counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
     device = next(model.parameters()).device
     with torch.no_grad():
-        for batch in whole(chips, tuple(ids)):
+        for batch in whole_chips(chips, tuple(ids)):
             pred = model(batch.image.to(device)).argmax(1).cpu()
             counts += confusion(pred, batch.label, batch.valid, len(classes)).sum(0)
     hit = counts.diagonal().double()

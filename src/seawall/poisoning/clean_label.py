@@ -43,7 +43,9 @@ class CraftedPoison:
     losses: tuple[float, ...]
 
 
-@register("poison", "gradient-matching", paper="arXiv:2009.02276", smoke={"eps": 0.02, "steps": 3}, traits=("clean-label",))
+@register(
+    "poison", "gradient-matching", paper="arXiv:2009.02276", smoke={"eps": 0.02, "steps": 3}, traits=("clean-label",)
+)
 @final
 @dataclass(frozen=True)
 class GradientMatching:
@@ -112,7 +114,10 @@ class GradientMatching:
 
 
 @register(
-    "poison", "meta-poison", paper="arXiv:2004.00225", smoke={"eps": 0.02, "steps": 2, "surrogates": 2, "epochs": 2},
+    "poison",
+    "meta-poison",
+    paper="arXiv:2004.00225",
+    smoke={"eps": 0.02, "steps": 2, "surrogates": 2, "epochs": 2},
     traits=("clean-label",),
 )
 @final
