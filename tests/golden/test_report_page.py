@@ -15,7 +15,16 @@ import pytest
 
 from seawall.recipe import Recipe
 from seawall.report.page import write_report
-from seawall.report.run_reader import DataFacts, Epoch, Example, NoiseFacts, RunFacts, Scene, SceneFacts, SceneTruth
+from seawall.report.run_reader import (
+    DataFacts,
+    EpochFacts,
+    ExampleFacts,
+    MappedScene,
+    NoiseFacts,
+    RunFacts,
+    SceneFacts,
+    SceneTruth,
+)
 from terminal import cli
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")
@@ -79,7 +88,7 @@ def test_every_section_is_there_and_every_anchor_exists(page):
     anchors = [a["href"] for a in page.all("a")]
     assert all(a.startswith("#") and a[1:] in ids for a in anchors)
     assert [s["id"] for s in page.all("section")] == [
-        "run", "data", "learning", "scores", "robustness", "labels", "calibration", "scene", "published", "doubts",
+        "run", "data", "learning", "scores", "robustness", "labels", "calibration", "scene", "published", "flags",
         "provenance",
     ]  # fmt: skip
 
@@ -158,7 +167,7 @@ def test_names_made_of_markup_stay_text(tmp_path):
 
 
 def test_many_large_examples_keep_the_page_small(tmp_path, monkeypatch):
-    monkeypatch.setattr("seawall.report.image_pairs.BUDGET", 300_000)
+    monkeypatch.setattr("seawall.report.image_pairs.MAX_PICTURE_BYTES", 300_000)
     run = fake_run.make_run(tmp_path, side=160, chips_per_place=1)
     for end in ("npz", "json"):
         shutil.copy(run / "examples" / f"00.{end}", run / "examples" / f"copy.{end}")
@@ -184,7 +193,7 @@ def test_a_wide_table_says_that_it_goes_on(text):
 def test_flags_and_notes_look_different(page, text):
     assert (
         'id="flag-acquisition-time-unknown" class="notes"' in text
-        and 'id="flag-more-steps-gain" class="doubts"' in text
+        and 'id="flag-more-steps-gain" class="warnings"' in text
     )
     note = text.split('id="flag-acquisition-time-unknown"')[1].split("</div>")[0]
     assert "quote" not in note and "⚑" not in note
@@ -320,13 +329,14 @@ def test_every_key_that_the_page_reads_is_in_a_real_run(real):
     assert set(NoiseFacts.model_fields) <= next(iter(facts["noises"].values())).keys()
     scene = json.loads((real / "scenes/scene.json").read_text())
     assert (
-        set(Scene.model_fields) - {"truth"} <= scene.keys() and set(SceneFacts.model_fields) <= scene["result"].keys()
+        set(MappedScene.model_fields) - {"truth"} <= scene.keys()
+        and set(SceneFacts.model_fields) <= scene["result"].keys()
     )
     assert "datetime" in scene["properties"]
     example = next((real / "examples").glob("*.json"))
-    assert set(Example.model_fields) <= json.loads(example.read_text()).keys()
+    assert set(ExampleFacts.model_fields) <= json.loads(example.read_text()).keys()
     epoch = json.loads((real / "models/unet/history.jsonl").read_text().splitlines()[0])
-    assert set(Epoch.model_fields) - {"model", "scores"} <= epoch.keys() and "val.iou.water" in epoch
+    assert set(EpochFacts.model_fields) - {"model", "scores"} <= epoch.keys() and "val.iou.water" in epoch
     assert tomllib.loads((real / "recipe.toml").read_text()).keys() <= Recipe.model_fields.keys()
     assert set(SceneTruth.model_fields) == json.loads((real / "scenes/scene.truth.json").read_text()).keys()
 
@@ -337,7 +347,7 @@ def test_a_real_run_feeds_every_section(real):
     held = Page(text)
     assert held.open == []
     assert [s["id"] for s in held.all("section")] == [
-        "run", "data", "learning", "scores", "robustness", "labels", "calibration", "scene", "doubts", "provenance",
+        "run", "data", "learning", "scores", "robustness", "labels", "calibration", "scene", "flags", "provenance",
     ]  # fmt: skip
     words = "".join(held.words)
     assert "satellite image" in words and "Which band the adversary needs: U-Net" in words

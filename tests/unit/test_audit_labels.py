@@ -22,7 +22,7 @@ from seawall.label_audit.training_dynamics import TrainingDynamics, label_margin
 from seawall.models.adapter import adapt
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model
-from seawall.report.images import CLASSES
+from seawall.report.images import CLASS_COLORS
 from seawall.testing.assertions import same_snapshot, snapshot
 from seawall.testing.fixtures import ground_batch, uneven_model
 from seawall.types import ModelSpec
@@ -182,7 +182,7 @@ def test_the_picture_has_titles_a_legend_and_the_group():
     made = montage([card], ("land", "water"))
     head = made[:44]
     assert all((head[:18, 6 + column * 198 : 200 + column * 198] < 200).any() for column in range(4))
-    for color in (*(CLASSES[k][:3] for k in range(2)), NO_DATA_COLOR, SUSPECT_COLOR):
+    for color in (*(CLASS_COLORS[k][:3] for k in range(2)), NO_DATA_COLOR, SUSPECT_COLOR):
         assert (head[18:] == color).all(-1).sum() >= 100
     assert np.array_equal(montage([], ("land", "water"))[:44], head)
 

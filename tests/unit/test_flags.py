@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import seawall
-from seawall.report.flags import FLAGS, doubtful, explain, registered
+from seawall.report.flags import FLAGS_BY_ID, explain, find_flag, warning_flags
 
 SOURCE = Path(seawall.__file__).parent
 DOCS = Path(__file__).parents[2] / "docs"
@@ -104,9 +104,9 @@ def modules() -> dict[str, Module]:
 
 def test_every_flag_that_code_writes_is_registered(modules: dict[str, Module]) -> None:
     written = {(name, text) for name, module in modules.items() for text in module.written()}
-    unknown = {(name, text) for name, text in written if registered(text) is None}
+    unknown = {(name, text) for name, text in written if find_flag(text) is None}
     assert not unknown
-    known = {flag.id for _, text in written if (flag := registered(text))}
+    known = {flag.id for _, text in written if (flag := find_flag(text))}
     assert {
         "zero-gradient",
         "non-finite-logits",
@@ -117,16 +117,16 @@ def test_every_flag_that_code_writes_is_registered(modules: dict[str, Module]) -
 
 def test_every_registered_flag_is_written_by_some_code(modules: dict[str, Module]) -> None:
     texts = {text for module in modules.values() for node in ast.walk(module.tree) if (text := text_of(node))}
-    unwritten = {flag.id for flag in FLAGS.values() if not any(flag.fits(text) for text in texts)}
+    unwritten = {flag.id for flag in FLAGS_BY_ID.values() if not any(flag.matches(text) for text in texts)}
     assert not unwritten
 
 
 def test_the_docs_have_one_section_per_flag_in_the_order_of_the_alphabet() -> None:
     page = (DOCS / "flags.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## ([a-z0-9-]+)$", page, re.MULTILINE)
-    assert sections == sorted(FLAGS)
+    assert sections == sorted(FLAGS_BY_ID)
     for part in page.split("\n## ")[1:]:
-        name, weight = part.split("\n")[0], FLAGS[part.split("\n")[0]].weight
+        name, weight = part.split("\n")[0], FLAGS_BY_ID[part.split("\n")[0]].weight
         assert ("A note" in part) == (weight == "note"), name
         assert all(word in part for word in ("**Seen.**", "**Why it matters.**", "**What to do.**")), name
 
@@ -134,30 +134,30 @@ def test_the_docs_have_one_section_per_flag_in_the_order_of_the_alphabet() -> No
 def test_no_two_flags_fit_one_text(modules: dict[str, Module]) -> None:
     for module in modules.values():
         for text in module.written():
-            assert sum(flag.fits(text) for flag in FLAGS.values()) == 1, text
+            assert sum(flag.matches(text) for flag in FLAGS_BY_ID.values()) == 1, text
 
 
 @pytest.mark.parametrize(
     ("text", "id_", "weight"),
     [
-        ("zero-gradient", "zero-gradient", "doubt"),
-        ("partial suite: 3 of 60 missing", "partial-suite", "doubt"),
-        ("non-finite logits", "non-finite-logits", "doubt"),
+        ("zero-gradient", "zero-gradient", "warning"),
+        ("partial suite: 3 of 60 missing", "partial-suite", "warning"),
+        ("non-finite logits", "non-finite-logits", "warning"),
         ("the acquisition time is unknown", "acquisition-time-unknown", "note"),
-        ("pixel-size: pixels of 30 m, but the model was trained on 10 m", "pixel-size", "doubt"),
+        ("pixel-size: pixels of 30 m, but the model was trained on 10 m", "pixel-size", "warning"),
         ("3 features skipped: no area", "features-skipped", "note"),
     ],
 )
 def test_a_text_is_recognized_with_its_weight(text: str, id_: str, weight: str) -> None:
     assert (explain(text).id, explain(text).weight) == (id_, weight)
-    assert doubtful((text,)) == ((text,) if weight == "doubt" else ())
+    assert warning_flags((text,)) == ((text,) if weight == "warning" else ())
 
 
 def test_a_note_does_not_forbid_to_quote() -> None:
-    assert not [flag.id for flag in FLAGS.values() if flag.weight == "note" and "quote" in flag.do.lower()]
+    assert not [flag.id for flag in FLAGS_BY_ID.values() if flag.weight == "note" and "quote" in flag.do.lower()]
 
 
 @pytest.mark.parametrize("flag", ["more_steps", "<script>", "", "öä"])
 def test_an_unknown_flag_has_an_id_that_a_link_can_name(flag: str) -> None:
-    assert registered(flag) is None
+    assert find_flag(flag) is None
     assert explain(flag).id.replace("-", "").isalnum() and "quote" not in explain(flag).do

@@ -18,8 +18,8 @@ from seawall.pipeline.evaluation import example_cases
 from seawall.pipeline.validate import cases_of, vet
 from seawall.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog
-from seawall.report.damage import hiding
-from seawall.report.record_index import Book
+from seawall.report.attack_effects import hiding_blocks
+from seawall.report.record_index import RecordIndex
 from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec
@@ -76,9 +76,9 @@ def test_other_attacks_have_no_such_rows_and_resume_knows(tmp_path: Path) -> Non
 
 def test_the_page_shows_both_panels(tmp_path: Path) -> None:
     rows = [row for eps in (0.1, 0.3) for row in measured(tmp_path, eps)]
-    titles = [block.title for block in hiding(Book(rows, "water"), "m")]  # type: ignore[union-attr]
+    titles = [block.title for block in hiding_blocks(RecordIndex(rows, "water"), "m")]  # type: ignore[union-attr]
     assert len(titles) == 3 and "fooled" in titles[0] and "preserved" in titles[1]
-    assert hiding(Book([r for r in rows if r.method == "clean"], "water"), "m") == []
+    assert hiding_blocks(RecordIndex([r for r in rows if r.method == "clean"], "water"), "m") == []
 
 
 @pytest.mark.parametrize("name", ["seed1-figure-2", "seed1-figure-2-water"])

@@ -4,34 +4,36 @@ import ast
 import importlib.util
 import json
 import re
-import struct
 import subprocess
 import sys
-import zlib
 from html import unescape
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from seawall.errors import RunError
+from seawall.metrics.worst_case import WORST
 from seawall.recipe import Recipe, make_recipe
-from seawall.records import Record, RecordLog
+from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.report import images
-from seawall.report.charts import Point, Row, Series, intervals, lines
-from seawall.report.damage import families, hiding
+from seawall.report.attack_effects import attacked_models, hiding_blocks
+from seawall.report.calibration import calibration_section, reliability_bins
+from seawall.report.charts import ChartRow, CurvePoint, Series, interval_chart, line_chart
 from seawall.report.elements import Chart, Table
 from seawall.report.flags import explain
-from seawall.report.formatting import DASH, Budget
-from seawall.report.label_noise import bins, calibration, label_noise
+from seawall.report.formatting import DASH, ThreatLabel
+from seawall.report.label_noise import label_noise_section
 from seawall.report.page import write_report
-from seawall.report.record_index import CLEAN, WORST, Book, Corrupted
-from seawall.report.robustness import robustness
-from seawall.report.run_reader import Epoch, NoiseFacts, Run, RunFacts, read_run
-from seawall.report.run_section import learning
-from seawall.report.scores import TABLES, clean_scores, labels_of, side_by_side
-from seawall.report.summary import summary, tiles
-from seawall.report.svg import Axis, Box, spread
+from seawall.report.published_tables import SRIP_TABLES, published_comparison
+from seawall.report.record_index import CLEAN_CASE, RecordIndex
+from seawall.report.robustness import robustness_section
+from seawall.report.run_reader import EpochFacts, NoiseFacts, RunFacts, RunFolder, read_run
+from seawall.report.run_section import label_source, learning_curves
+from seawall.report.scores import clean_scores
+from seawall.report.summary import key_numbers, summary_sentences
+from seawall.report.svg import ChartAxis, PlotArea, spread_labels
 from seawall.threat.parser import parse_threat
 from seawall.types import ModelSpec
 
@@ -68,22 +70,22 @@ def attacked():
     for method, (a, b) in {"fgsm": (10, 18), "pgd": (30, 2)}.items():
         place = {"method": method, "threat": "linf 1% reflectance"}
         rows += counted(a, 5, 45 - a, chip="a", **place) + counted(b, 5, 25 - b, chip="b", group="h", **place)
-    return Book(rows, "water")
+    return RecordIndex(rows, "water")
 
 
 def test_the_worst_case_takes_each_chips_worst_attack(attacked):
-    family = families(attacked)[0]
-    size = family.budgets[0]
+    family = attacked_models(attacked)[0]
+    size = family.threats[0]
     setup = ("unet", WORST, size.text)
     assert attacked.value(setup, "iou.pooled", "water") == pytest.approx((10 + 2) / (50 + 30))
     assert attacked.value(setup, "iou.per_chip", "water") == pytest.approx((10 / 50 + 2 / 30) / 2)
     assert {chip: r.metric for chip, r in family.winners(size).items()} == {"a": "won.fgsm", "b": "won.pgd"}
-    assert sum(c.fn for _, c in family.chosen(size)) == 35 + 23
+    assert sum(c.fn for _, c in family.worst_case_counts(size)) == 35 + 23
 
 
 def test_area_lost_counts_the_same_choice_of_attacks(attacked, tmp_path):
     run = fake_run.make_run(tmp_path, side=16, chips_per_place=1)
-    tables = [b for b in robustness(read_run(run), attacked).blocks if isinstance(b, Table)]
+    tables = [b for b in robustness_section(read_run(run), attacked).blocks if isinstance(b, Table)]
     area = next(t for t in tables if "lost" in t.title)
     assert area.head[2][0] == "Lost, ha"
     assert [r[2].text for r in area.rows] == ["0.1", "0.6"]  # 10 and 58 pixels of 100 m2
@@ -91,29 +93,29 @@ def test_area_lost_counts_the_same_choice_of_attacks(attacked, tmp_path):
 
 
 def test_every_cell_names_its_record(attacked):
-    cell = attacked.cell(("unet", *CLEAN), "iou.pooled")
+    cell = attacked.cell(("unet", *CLEAN_CASE), "iou.pooled")
     assert cell.text == "0.75"
     assert cell.key == "r|unet|clean||||iou.pooled|water"
 
 
 def test_an_undefined_figure_is_a_dash_that_says_why():
-    book = Book(counted(0, 0, 0), "water")
+    index = RecordIndex(counted(0, 0, 0), "water")
     for metric, why in (
         ("recall.pooled", "labels hold no pixel"),
         ("precision.pooled", "nothing was predicted"),
         ("iou.pooled", "neither"),
     ):
-        cell = book.cell(("unet", *CLEAN), metric)
+        cell = index.cell(("unet", *CLEAN_CASE), metric)
         assert cell.text == "–"
         assert why in cell.title
-    assert "not measured" in book.cell(("unet", *CLEAN), "srip.iou").title
+    assert "not measured" in index.cell(("unet", *CLEAN_CASE), "srip.iou").title
 
 
 def test_flags_travel_with_the_cell():
     rows = counted(40, 5, 5, method="pgd", threat="linf 1% reflectance", flags=("zero-gradient",))
-    book = Book([*counted(40, 5, 5), *rows], "water")
-    assert book.cell(("unet", "pgd", "linf 1% reflectance"), "iou.pooled").flags == ("zero-gradient",)
-    assert book.cell(("unet", WORST, "linf 1% reflectance"), "iou.pooled").flags == ("zero-gradient",)
+    index = RecordIndex([*counted(40, 5, 5), *rows], "water")
+    assert index.cell(("unet", "pgd", "linf 1% reflectance"), "iou.pooled").flags == ("zero-gradient",)
+    assert index.cell(("unet", WORST, "linf 1% reflectance"), "iou.pooled").flags == ("zero-gradient",)
     assert "black-box" in explain("zero-gradient").do
 
 
@@ -130,21 +132,21 @@ def corrupted_labels():
     """A network on labels as they are, and four on corrupted ones; the more labels were changed, the worse."""
     names = {"unet": 40, "unet@dilate-0.2": 30, "unet@dilate-0.05": 38, "second": 39, "unet@dilate-0.05+gce": 37}
     rows = [r for name, tp in names.items() for r in counted(tp, 5, 45 - tp, model=name)]
-    return Book(rows, "water", NOISES)
+    return RecordIndex(rows, "water", NOISES)
 
 
 def test_models_on_wrong_labels_are_sorted_by_kind_and_rate(corrupted_labels):
-    assert [(c.kind, c.asked, c.reached) for c in corrupted_labels.corrupted] == [
+    assert [(n.kind, n.rate, n.changed_share) for n in corrupted_labels.noisy_models.values()] == [
         ("dilate", 0.05, 0.02), ("dilate", 0.2, 0.12), ("erode", 0.1, None), ("dilate, by gce", 0.05, 0.02),
     ]  # fmt: skip
-    table = label_noise(corrupted_labels).blocks[-1]
+    table = label_noise_section(corrupted_labels).blocks[-1]
     assert [r[1:3] for r in table.rows] == [
         ("0", "0\u202f%"), ("5\u202f%", "2\u202f%"), ("20\u202f%", "12\u202f%"), ("10\u202f%", DASH), ("5\u202f%", "2\u202f%"),
     ]  # fmt: skip
 
 
 def test_a_curve_over_wrong_labels_goes_by_what_was_changed(corrupted_labels):
-    chart = label_noise(corrupted_labels).blocks[0]
+    chart = label_noise_section(corrupted_labels).blocks[0]
     ticks = re.findall(r'class="t tick"[^>]*>([\d.]+) %<', chart.drawing.svg)
     assert max(map(float, ticks)) == 12 and "changed" in chart.drawing.svg
     assert "budget" not in chart.drawing.svg
@@ -158,22 +160,22 @@ def test_a_curve_over_wrong_labels_goes_by_what_was_changed(corrupted_labels):
 
 
 def test_a_name_says_what_was_asked_and_what_was_reached(corrupted_labels):
-    assert corrupted_labels.said("unet@dilate-0.05") == "U-Net, dilate 5\u202f% (2\u202f% changed)"
-    assert corrupted_labels.said("second") == "U-Net, erode 10\u202f%"
-    assert Corrupted("m", "unet", "shift", 30.0, 0.04).label == "shift 30 (4\u202f% changed)"
+    assert corrupted_labels.display_name("unet@dilate-0.05") == "U-Net, dilate 5\u202f% (2\u202f% changed)"
+    assert corrupted_labels.display_name("second") == "U-Net, erode 10\u202f%"
+    assert NoiseFacts(model="unet", noise="shift", rate=30.0, changed_share=0.04).label == "shift 30 (4\u202f% changed)"
 
 
 def test_a_models_name_is_never_taken_apart():
-    book = Book(counted(40, 5, 5, model="unet@dilate-0.1+gce"), "water")
-    assert book.said("unet@dilate-0.1+gce") == "unet@dilate-0.1+gce" and book.corrupted == ()
+    index = RecordIndex(counted(40, 5, 5, model="unet@dilate-0.1+gce"), "water")
+    assert index.display_name("unet@dilate-0.1+gce") == "unet@dilate-0.1+gce" and index.noisy_models == {}
 
 
 def test_the_first_words_say_what_the_noise_changed(corrupted_labels):
     recipe = make_recipe({"name": "r", "model": {"name": "unet"}})
-    run = Run(Path(), recipe, "", RunFacts(noises=NOISES), {}, (), ())
-    words = words_of(summary(run, corrupted_labels))
+    run = RunFolder(Path(), recipe, "", RunFacts(noises=NOISES), {}, (), ())
+    words = words_of(summary_sentences(run, corrupted_labels))
     assert "dilate changed 12\u202f% of the pixels (20\u202f% asked for)" in words
-    assert tiles(run, corrupted_labels)[-1].under == "dilate 20\u202f% (12\u202f% changed)"
+    assert key_numbers(run, corrupted_labels)[-1].note == "dilate 20\u202f% (12\u202f% changed)"
 
 
 def test_calibration_bins_are_means_over_all_chips():
@@ -182,48 +184,42 @@ def test_calibration_bins_are_means_over_all_chips():
         for part, value in (("count", n), ("correct", 0.5 * n), ("confidence", 0.9 * n)):
             rows.append(row(f"calib.{part}.3", "", value, chip=chip))
         rows.append(row("calib.pixels", "", n, chip=chip))
-    found = bins(Book(rows, "water"), ("unet", *CLEAN))
+    found = reliability_bins(RecordIndex(rows, "water"), ("unet", *CLEAN_CASE))
     assert found == [(pytest.approx(0.9), pytest.approx(0.5), 1.0)]
 
 
 def test_published_figures_are_the_reports():
-    assert [t.figures["srip.iou"] for t in TABLES] == [0.8067, 0.5950, 0.7527]
-    assert TABLES[2].figures["srip.dice"] == 0.6784 < TABLES[2].figures["srip.iou"]
-    assert "srip.dice" not in TABLES[0].figures
+    assert [t.figures["srip.iou"] for t in SRIP_TABLES] == [0.8067, 0.5950, 0.7527]
+    assert SRIP_TABLES[2].figures["srip.dice"] == 0.6784 < SRIP_TABLES[2].figures["srip.iou"]
+    assert "srip.dice" not in SRIP_TABLES[0].figures
 
 
 def test_a_png_holds_its_pixels():
     image = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
-    data = images.png(image)
-    width, height = struct.unpack(">II", data[16:24])
-    assert (width, height) == (5, 7)
-    at, raw = 8, b""
-    while at < len(data):
-        (n,) = struct.unpack(">I", data[at : at + 4])
-        raw += data[at + 8 : at + 8 + n] if data[at + 4 : at + 8] == b"IDAT" else b""
-        at += 12 + n
-    assert len(zlib.decompress(raw)) == 7 * (5 * 3 + 1)
-    PIL = pytest.importorskip("PIL.Image")
-    import io
+    assert (decoded(images.encode_png(image)) == image[..., ::-1]).all(), "OpenCV reads blue first"
+    gray = image[..., 0]
+    assert (decoded(images.encode_png(gray)) == gray).all()
+    levels = np.arange(6, dtype=np.uint8).reshape(2, 3) % 3
+    colors = np.array([(1, 2, 3, 255), (4, 5, 6, 0), (7, 8, 9, 128)], np.uint8)
+    picture = decoded(images.encode_png(levels, [tuple(color) for color in colors.tolist()]))
+    assert (picture == colors[levels][..., [2, 1, 0, 3]]).all()
 
-    assert (np.asarray(PIL.open(io.BytesIO(data))) == image).all()
-    index = np.arange(6, dtype=np.uint8).reshape(2, 3) % 3
-    colors = ((1, 2, 3, 255), (4, 5, 6, 0), (7, 8, 9, 128))
-    back = np.asarray(PIL.open(io.BytesIO(images.png(index, colors))).convert("RGBA"))
-    assert (back == np.array(colors, np.uint8)[index]).all()
+
+def decoded(png):
+    return cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
 
 
 def test_labels_of_curves_keep_clear_of_each_other():
-    placed = spread([10, 11, 12, 80, 81], 15, 0, 100)
+    placed = spread_labels([10, 11, 12, 80, 81], 15, 0, 100)
     assert all(b - a >= 15 - 1e-9 for a, b in zip(sorted(placed), sorted(placed)[1:], strict=False))
 
 
 def test_a_long_name_is_never_cut():
     name = "dense U-Net, FGSM linf, 0.25 to 0.5 % reflectance (per band), trained on dilated masks"
-    axis = Axis("", 0, 1)
+    axis = ChartAxis("", 0, 1)
     figures = (
-        lines([Series(name, (Point(0, 0.5), Point(1, 0.4)), "c0")], axis, axis, "t"),
-        intervals([Row(name, 0.5)], axis, "t"),
+        line_chart([Series(name, (CurvePoint(0, 0.5), CurvePoint(1, 0.4)), "c0")], axis, axis, "t"),
+        interval_chart([ChartRow(name, 0.5)], axis, "t"),
     )
     for figure in figures:
         for svg in figure.svg.split("<svg")[1:]:
@@ -232,7 +228,7 @@ def test_a_long_name_is_never_cut():
 
 
 def test_a_box_maps_values_to_pixels():
-    box = Box(Axis("", 0, 1), Axis("", 0, 2), 10, 20, 110, 120)
+    box = PlotArea(ChartAxis("", 0, 1), ChartAxis("", 0, 2), 10, 20, 110, 120)
     assert (box.px(0.5), box.py(0), box.py(2)) == (60, 120, 20)
 
 
@@ -302,20 +298,20 @@ def test_places_in_two_parts_are_called_out(tmp_path):
 
 def changed(run, **changes):
     """Return a run whose recipe has other values."""
-    return Run(run.path, make_recipe(run.recipe.model_dump(mode="json") | changes), "", run.facts, run.env, run.records, run.history,
+    return RunFolder(run.path, make_recipe(run.recipe.model_dump(mode="json") | changes), "", run.facts, run.env, run.records, run.history,
                run.examples, run.scenes)  # fmt: skip
 
 
 def test_only_a_recipe_about_the_report_stands_beside_it(tmp_path):
     fake_run.make_run(tmp_path, side=16, chips_per_place=1)
     run = read_run(tmp_path)
-    book = Book(run.records, "water", run.facts.noises)
-    beside = side_by_side(run, book)
+    index = RecordIndex(run.records, "water", run.facts.noises)
+    beside = published_comparison(run, index)
     assert beside is not None
     assert beside.blocks[0].rows[0][1].text == "0.8067"
-    heads = [name for name, _ in side_by_side(changed(run, published="srip-table-3"), book).blocks[0].head]
+    heads = [name for name, _ in published_comparison(changed(run, published="srip-table-3"), index).blocks[0].head]
     assert heads[1] == "Report, Table 3" and "erode-dilate" in heads[2]
-    assert side_by_side(changed(run, published=""), book) is None
+    assert published_comparison(changed(run, published=""), index) is None
 
 
 @pytest.mark.parametrize(
@@ -334,9 +330,9 @@ def test_only_a_recipe_about_the_report_stands_beside_it(tmp_path):
 def test_the_page_says_where_the_labels_come_from(tmp_path, data, words):
     fake_run.make_run(tmp_path, side=16, chips_per_place=1)
     run = changed(read_run(tmp_path), data=data)
-    assert labels_of(run) == words
-    book = Book(run.records, "water", run.facts.noises)
-    assert words in side_by_side(run, book).blocks[1].items[0][1]
+    assert label_source(run) == words
+    index = RecordIndex(run.records, "water", run.facts.noises)
+    assert words in published_comparison(run, index).blocks[1].items[0][1]
 
 
 def test_a_recipe_with_an_unknown_key_makes_no_page(tmp_path):
@@ -371,7 +367,7 @@ def test_every_key_that_the_page_reads_is_a_key_of_the_recipe():
 def test_a_test_part_without_water_is_said_in_words(tmp_path):
     RecordLog(tmp_path / "records.jsonl").append(counted(0, 0, 0))
     run = read_run(tmp_path)
-    assert "hold any water" in words_of(summary(run, Book(run.records, "water")))
+    assert "hold any water" in words_of(summary_sentences(run, RecordIndex(run.records, "water")))
 
 
 def test_the_report_loads_neither_torch_nor_rasterio():
@@ -381,19 +377,24 @@ def test_the_report_loads_neither_torch_nor_rasterio():
     )
 
 
-def test_a_budget_is_said_from_its_fields():
-    told = Budget("linf 0.0013,0.0018 reflectance", "linf", (0.0013, 0.0018), "reflectance")
-    assert told.spoken == "0.13 to 0.18\u202f% reflectance (per band)" and told.name == "linf, reflectance per band"
-    assert told.family == Budget("", "linf", (0.0026, 0.0036), "reflectance").family
-    assert told.family != Budget("", "linf", (0.0026, 0.0026), "reflectance").family
-    assert Budget("", "linf", (0.5,), "dB").spoken == "0.5 dB"
-    assert Budget("odd words 3% of it").spoken == "odd words 3% of it"
+def label(*fields):
+    return ThreatLabel("", ThreatFacts(*fields))
+
+
+def test_a_budget_is_shown_from_its_fields():
+    per_band = ThreatLabel("linf 0.0013,0.0018 reflectance", ThreatFacts("linf", (0.0013, 0.0018), "reflectance"))
+    assert per_band.budget == "0.13 to 0.18\u202f% reflectance (per band)"
+    assert per_band.family_name == "linf, reflectance per band"
+    assert per_band.family == label("linf", (0.0026, 0.0036), "reflectance").family
+    assert per_band.family != label("linf", (0.0026, 0.0026), "reflectance").family
+    assert label("linf", (0.5,), "dB").budget == "0.5 dB"
+    assert ThreatLabel("odd words 3% of it").budget == "odd words 3% of it"
 
 
 def test_threats_are_read_from_fields_and_never_from_text(attacked):
-    rows = [Record(**{**r.__dict__, "threat": r.threat and "the first one"}) for r in attacked.given]
-    family = families(Book(rows, "water"))[0]
-    assert [(size.spoken, size.text) for size in family.budgets] == [("1\u202f% reflectance", "the first one")]
+    rows = [Record(**{**r.__dict__, "threat": r.threat and "the first one"}) for r in attacked.measured]
+    family = attacked_models(RecordIndex(rows, "water"))[0]
+    assert [(size.budget, size.text) for size in family.threats] == [("1\u202f% reflectance", "the first one")]
 
 
 def test_the_harm_of_one_band_stands_beside_that_of_all():
@@ -401,7 +402,7 @@ def test_the_harm_of_one_band_stands_beside_that_of_all():
     rows += counted(30, 5, 15, method="pgd", threat=f"{ONE} bands=B03") + counted(
         20, 5, 25, method="pgd", threat=f"{ONE} bands=B08"
     )
-    chart = next(b for b in robustness(Run(Path(), None, "", RunFacts(), {}, (), ()), Book(rows, "water")).blocks
+    chart = next(b for b in robustness_section(RunFolder(Path(), None, "", RunFacts(), {}, (), ()), RecordIndex(rows, "water")).blocks
                  if isinstance(b, Chart) and "band the adversary needs" in b.title)  # fmt: skip
     assert re.findall(r'class="t row"[^>]*>([^<]*)<', chart.drawing.svg)[:3] == ["B08", "B03", "all bands"]
 
@@ -419,13 +420,18 @@ def flagged_book():
             rows += counted(tp - lost, 5, 45 - tp + lost, **place)
             rows += [row("fooled", "water", 0.5, **place), row("preserved", "water", 0.5, **place)]
             rows.append(row("hiding.pixels", "", 9, **place))
-    return Book(rows, "water", {"wrong": NoiseFacts(model="unet", noise="dilate", rate=0.1, changed_share=0.03)})
+    return RecordIndex(rows, "water", {"wrong": NoiseFacts(model="unet", noise="dilate", rate=0.1, changed_share=0.03)})
 
 
 def test_every_chart_and_every_cell_over_flagged_rows_shows_the_flag():
-    book = flagged_book()
-    run = Run(Path(), None, "", RunFacts(), {}, (), ())
-    sections = (clean_scores(run, book), robustness(run, book), label_noise(book), calibration(book))
+    index = flagged_book()
+    run = RunFolder(Path(), None, "", RunFacts(), {}, (), ())
+    sections = (
+        clean_scores(run, index),
+        robustness_section(run, index),
+        label_noise_section(index),
+        calibration_section(index),
+    )
     blocks = [b for section in sections for b in section.blocks]
     charts = [b for b in blocks if isinstance(b, Chart)]
     assert {"Which network holds: worst case, pooled", "Pooled water IoU", "Is it as right as it is sure?"} <= {
@@ -444,12 +450,14 @@ def test_every_chart_and_every_cell_over_flagged_rows_shows_the_flag():
         ):
             if "passes" not in cell.title and "seconds" not in cell.title:
                 assert cell.flags, (table.title, cell.title)
-    assert hiding(book, "unet")
+    assert hiding_blocks(index, "unet")
 
 
 def test_a_chart_over_rows_without_a_flag_has_no_star(attacked):
     charts = [
-        b for b in robustness(Run(Path(), None, "", RunFacts(), {}, (), ()), attacked).blocks if isinstance(b, Chart)
+        b
+        for b in robustness_section(RunFolder(Path(), None, "", RunFacts(), {}, (), ()), attacked).blocks
+        if isinstance(b, Chart)
     ]
     assert charts and not any(c.drawing.flags or "*" in c.drawing.svg for c in charts)
 
@@ -463,18 +471,18 @@ def test_the_strongest_attack_is_in_the_reliability_diagram():
             row(f"calib.{part}.3", "", value, **place)
             for part, value in (("count", 10), ("correct", 5), ("confidence", 9))
         ]
-    svg = calibration(Book(rows, "water")).blocks[0].drawing.svg
+    svg = calibration_section(RecordIndex(rows, "water")).blocks[0].drawing.svg
     names = re.findall(r'class="t name c\d"[^>]*>([^<]*)<', svg.split("<svg")[1])
     assert names[:3] == ["U-Net", "U-Net, PGD, 1\u202f% reflectance", "U-Net, FGSM, 1\u202f% reflectance"]
 
 
 def test_learning_curves_count_epochs_from_one_and_show_the_class_of_the_page():
     rows = tuple(
-        Epoch(model="unet", epoch=i, loss=0.5, scores={"val.iou.land": 0.1, "val.iou.water": water})
+        EpochFacts(model="unet", epoch=i, loss=0.5, scores={"val.iou.land": 0.1, "val.iou.water": water})
         for i, water in enumerate((0.81, 0.84, 0.86))
     )
-    run = Run(Path(), None, "", RunFacts(), {}, (), rows)
-    chart = learning(run, Book((), "water")).blocks[-1]
+    run = RunFolder(Path(), None, "", RunFacts(), {}, (), rows)
+    chart = learning_curves(run, RecordIndex((), "water")).blocks[-1]
     svg = chart.drawing.svg.split("<svg")[1]
     assert re.findall(r"epoch (\d): ([\d.]+)", svg) == [("1", "0.810"), ("2", "0.840"), ("3", "0.860")]
     ticks = [

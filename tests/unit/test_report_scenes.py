@@ -10,11 +10,11 @@ import pytest
 import rasterio
 
 from seawall.geo.preview import PREVIEW_SIDE, Stretch, write_preview
-from seawall.report.image_pairs import chips
-from seawall.report.record_index import Book
-from seawall.report.run_reader import DataFacts, Run, RunFacts, Scene, SceneFacts, SceneTruth, read_run
-from seawall.report.scenes import scene_maps, shifted, true_share
-from seawall.report.summary import summary, tiles
+from seawall.report.image_pairs import example_chips
+from seawall.report.record_index import RecordIndex
+from seawall.report.run_reader import DataFacts, MappedScene, RunFacts, RunFolder, SceneFacts, SceneTruth, read_run
+from seawall.report.scenes import scene_section, share_difference, true_class_share
+from seawall.report.summary import key_numbers, summary_sentences
 from tiny import save
 
 _spec = importlib.util.spec_from_file_location("fake_run", Path(__file__).parents[1] / "fake_run.py")
@@ -41,18 +41,18 @@ def scene(share=0.1, truth=True, **result):
         expected_km2=25.0,
         pixels=100,
     )
-    return Scene(result=SceneFacts(**(facts | result)), truth=known if truth else None)
+    return MappedScene(result=SceneFacts(**(facts | result)), truth=known if truth else None)
 
 
 def run_of(one, train=0.48, test=0.1):
     data = DataFacts(chips=3, classes=("land", "water"), water_share={"train": train, "test": test})
-    return Run(Path("nowhere"), None, "", RunFacts(data=data), {}, (), (), (), {"scene": one})
+    return RunFolder(Path("nowhere"), None, "", RunFacts(data=data), {}, (), (), (), {"scene": one})
 
 
 def counted_book():
     from seawall.records import Record
 
-    return Book(
+    return RecordIndex(
         [Record("r", "unet", "clean", "", "a", "g", m, "water", v, 9) for m, v in (("tp", 4), ("fp", 1), ("fn", 1))],
         "water",
     )
@@ -60,13 +60,13 @@ def counted_book():
 
 def test_the_first_words_hold_the_truth_of_the_scene():
     run = run_of(scene(share=0.17))
-    words = words_of(summary(run, counted_book()))
+    words = words_of(summary_sentences(run, counted_book()))
     assert (
         "maps 20\u202fkm² of water, where 17\u202fkm² is the known truth (+18\u202f% area): IoU 0.45, precision 0.50, recall 0.80"
         in words
     )
-    tile = next(t for t in tiles(run, counted_book()) if "whole scene" in t.name)
-    assert (tile.cell.text, tile.cell.key, tile.under) == (
+    tile = next(t for t in key_numbers(run, counted_book()) if "whole scene" in t.name)
+    assert (tile.cell.text, tile.cell.key, tile.note) == (
         "0.45",
         "scenes/scene.truth.json|iou",
         "maps 20\u202fkm², true 17\u202fkm²",
@@ -75,13 +75,13 @@ def test_the_first_words_hold_the_truth_of_the_scene():
 
 def test_a_scene_without_truth_has_none_on_the_page():
     run = run_of(scene(truth=False))
-    assert "truth" not in words_of(summary(run, counted_book()))
-    assert not [t for t in tiles(run, counted_book()) if "scene" in t.name]
-    assert scene_maps(run, []).blocks[-1].kind == "facts"
+    assert "truth" not in words_of(summary_sentences(run, counted_book()))
+    assert not [t for t in key_numbers(run, counted_book()) if "scene" in t.name]
+    assert scene_section(run, []).blocks[-1].kind == "definitions"
 
 
 def test_the_table_sets_the_map_against_the_truth():
-    table = next(b for b in scene_maps(run_of(scene(share=0.16)), []).blocks if b.kind == "table")
+    table = next(b for b in scene_section(run_of(scene(share=0.16)), []).blocks if b.kind == "table")
     text = [[cell if isinstance(cell, str) else cell.text for cell in row] for row in table.rows]
     assert text == [
         ["true", "16\u202fkm²", "", "", "", ""],
@@ -94,24 +94,24 @@ def test_the_table_sets_the_map_against_the_truth():
     ("share", "truth", "said"), [(0.1, True, "10\u202f%"), (0.1, False, "is, as mapped, 20\u202f%"), (0.45, True, "")]
 )
 def test_another_share_of_water_than_in_training_is_said(share, truth, said):
-    found = shifted(run_of(scene(share, truth)), scene(share, truth))
+    found = share_difference(run_of(scene(share, truth)), scene(share, truth))
     assert len(found) == bool(said)
     if said:
         assert "48\u202f% water" in found[0] and said in found[0]
 
 
 def test_the_true_share_is_of_the_seen_area():
-    assert true_share(scene(0.1)) == pytest.approx(0.1)
-    assert true_share(scene(0.1, truth=False)) is None
-    assert true_share(scene(0.1, class_km2={"land": None, "water": None})) is None
+    assert true_class_share(scene(0.1)) == pytest.approx(0.1)
+    assert true_class_share(scene(0.1, truth=False)) is None
+    assert true_class_share(scene(0.1, class_km2={"land": None, "water": None})) is None
 
 
-def test_doubts_of_a_scene_stand_at_its_numbers_and_notes_do_not():
+def test_warnings_of_a_scene_stand_at_its_numbers_and_notes_do_not():
     for flags, carried in (
         (("the acquisition time is unknown",), ()),
         (("the scene declares no nodata value: all",),) * 2,
     ):
-        tile = next(t for t in tiles(run_of(scene(flags=flags)), counted_book()) if "scene" in t.name)
+        tile = next(t for t in key_numbers(run_of(scene(flags=flags)), counted_book()) if "scene" in t.name)
         assert tile.cell.flags == carried
 
 
@@ -121,14 +121,14 @@ def made(tmp_path_factory):
 
 
 def test_the_map_shows_the_scene_its_mistakes_its_place_and_its_scales(made):
-    faults = []
-    section = scene_maps(read_run(made), faults)
-    pair = next(b for b in section.blocks if b.kind == "swipes").pairs[0]
-    assert faults == [] and (pair.left.name, pair.right.name) == ("satellite image", "water map")
+    unreadable = []
+    section = scene_section(read_run(made), unreadable)
+    pair = next(b for b in section.blocks if b.kind == "image-pairs").pairs[0]
+    assert unreadable == [] and (pair.left.name, pair.right.name) == ("satellite image", "water map")
     assert (
         [name for name, _ in pair.right.overlays] == ["Mistakes", "Truth"] == [name for name, _ in pair.left.overlays]
     )
-    assert [(p.ramp.low, p.ramp.high) for p in pair.panels] == [("0", "1"), ("0, sure", "1, no idea")]
+    assert [(p.scale.low, p.scale.high) for p in pair.panels] == [("0", "1"), ("0, sure", "1, no idea")]
     facts = dict(section.blocks[-1].items)
     assert re.fullmatch(r"[\d.]+° W, [\d.]+° S to [\d.]+° W, [\d.]+° S \(made up\)", facts["Where"])
     assert facts["When"] == "made up, at no time" and facts["To know"] == "the acquisition time is unknown"
@@ -137,15 +137,15 @@ def test_the_map_shows_the_scene_its_mistakes_its_place_and_its_scales(made):
 def test_mistakes_of_the_map_are_those_against_the_truth(made, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "seawall.report.images.mistakes",
-        lambda said, truth, klass, valid: drawn.append((said, truth, klass, valid)) or "",
+        "seawall.report.images.mistakes_overlay",
+        lambda predicted, truth, klass, valid: drawn.append((predicted, truth, klass, valid)) or "",
     )
-    scene_maps(read_run(made), [])
-    ((said, truth, klass, valid),) = drawn
+    scene_section(read_run(made), [])
+    ((predicted, truth, klass, valid),) = drawn
     known = json.loads((made / "scenes/reach.truth.json").read_text())
     hit, either = (
-        ((said == klass) & (truth == klass) & valid).sum(),
-        (((said == klass) | (truth == klass)) & valid).sum(),
+        ((predicted == klass) & (truth == klass) & valid).sum(),
+        (((predicted == klass) | (truth == klass)) & valid).sum(),
     )
     assert hit / either == pytest.approx(known["iou"]) and valid.sum() == known["pixels"]
 
@@ -156,16 +156,16 @@ def test_a_truth_of_another_size_is_named(made, tmp_path):
     broken = tmp_path / "run"
     shutil.copytree(made, broken)
     save(broken / "scenes/input-480.truth.tif", np.zeros((1, 20, 30)), dtype="uint8")
-    faults = []
-    scene_maps(read_run(broken), faults)
-    assert "input-480.truth.tif: expected" in faults[0]
+    unreadable = []
+    scene_section(read_run(broken), unreadable)
+    assert "input-480.truth.tif: expected" in unreadable[0]
 
 
 def test_a_picture_of_noise_says_its_scale(made):
-    panels = chips(read_run(made), Book(read_run(made).records, "water"), [])[0].pairs[0].panels
-    noise = next(p for p in panels if p.ramp)
+    panels = example_chips(read_run(made), RecordIndex(read_run(made).records, "water"), [])[0].pairs[0].panels
+    noise = next(p for p in panels if p.scale)
     assert noise.name == "noise, mean of B04, B03, B02"
-    assert (noise.ramp.low, noise.ramp.high) == ("−1\u202f%", "+1\u202f% reflectance")
+    assert (noise.scale.low, noise.scale.high) == ("−1\u202f%", "+1\u202f% reflectance")
 
 
 def test_a_target_and_a_restricted_noise_are_drawn_where_the_run_has_them(made, tmp_path):
@@ -182,7 +182,7 @@ def test_a_target_and_a_restricted_noise_are_drawn_where_the_run_has_them(made, 
         "pred_restricted": arrays["pred_attacked"],
     }
     np.savez_compressed(path, **arrays, **more)
-    names = [p.name for p in chips(read_run(run), Book((), "water"), [])[0].pairs[0].panels]
+    names = [p.name for p in example_chips(read_run(run), RecordIndex((), "water"), [])[0].pairs[0].panels]
     assert names[1:4] == [
         "noise, mean of B04, B03, B02",
         "noise on the class only, mean of B04, B03, B02",

@@ -10,8 +10,8 @@ from seawall.errors import UsageError
 from seawall.geo.sensors import band_noise
 from seawall.pipeline.validate import cases_of, each_band, threat_for
 from seawall.recipe import make_recipe
-from seawall.report.damage import by_band
-from seawall.report.record_index import Book
+from seawall.report.attack_effects import band_effects
+from seawall.report.record_index import RecordIndex
 from seawall.rng import Keys
 from seawall.testing.fixtures import accuracy, ground_batch, linear_model
 from seawall.threat.parser import parse_threat
@@ -94,7 +94,7 @@ def test_each_band_alone_is_one_word_of_a_recipe_and_a_figure_of_the_page() -> N
     rows = evaluate(
         linear_model(), [ground_batch(size=16)], log=log, recipe="r", name="m", attacks=[CLEAN, *cases_of(recipe, S2)]
     )
-    (((method, size), damage),) = by_band(Book(rows, "water"), "m").items()
+    (((method, size), damage),) = band_effects(RecordIndex(rows, "water"), "m").items()
     assert (method, size.text, size.bands) == ("fgsm", "linf 3% reflectance", ())
     assert [d.band for d in damage] == ["B02", "B03"]
     assert all(0 <= d.lost <= (d.everything or 0) for d in damage)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from seawall.arrays import BoolArray, ByteArray
 from seawall.geo.preview import COMPOSITES
 from seawall.io import write_atomic
-from seawall.report.images import CLASSES, address, fit, png
+from seawall.report.images import CLASS_COLORS, data_url, encode_png, thin_out
 
 PANEL_SIDE = 192
 """Side of a panel in pixels."""
@@ -90,10 +90,10 @@ def chip_preview(image: NDArray[np.float32], seen: BoolArray, bands: Sequence[st
 
 def write_contact_sheet(out: Path, cards: Sequence[ContactCard], classes: Sequence[str], source: str) -> Path:
     """Write `sheet.png` and `sheet.html`, which needs nothing else, and return the page."""
-    write_atomic(out / "sheet.png", png(montage(cards, classes)))
+    write_atomic(out / "sheet.png", encode_png(montage(cards, classes)))
     rows = "\n".join(_card_html(card) for card in cards)
     legend = " ".join(
-        f'<span><i style="background:rgb{CLASSES[k % len(CLASSES)][:3]}"></i>{html.escape(name)}</span>'
+        f'<span><i style="background:rgb{CLASS_COLORS[k % len(CLASS_COLORS)][:3]}"></i>{html.escape(name)}</span>'
         for k, name in enumerate(classes)
     )
     heads = "".join(f"<span>{title}</span>" for title in PANEL_TITLES)
@@ -111,7 +111,7 @@ def montage(cards: Sequence[ContactCard], classes: Sequence[str]) -> ByteArray:
     )
     for column, title in enumerate(PANEL_TITLES):
         _draw_text(sheet, title, gap + column * (PANEL_SIDE + gap), 15, PANEL_SIDE)
-    legend = [(name, CLASSES[k % len(CLASSES)][:3]) for k, name in enumerate(classes)]
+    legend = [(name, CLASS_COLORS[k % len(CLASS_COLORS)][:3]) for k, name in enumerate(classes)]
     legend += [("no label or no data", NO_DATA_COLOR), ("suspect", SUSPECT_COLOR)]
     step = (sheet.shape[1] - gap) // len(legend)
     for number, (name, color) in enumerate(legend):
@@ -157,15 +157,15 @@ def _fit_square(panel: ByteArray) -> ByteArray:
 
 
 def _class_colors(labels: NDArray[np.int64], known: BoolArray) -> ByteArray:
-    colors = np.array([color[:3] for color in CLASSES], np.uint8)
-    made: ByteArray = colors[labels.clip(0) % len(CLASSES)]
+    colors = np.array([color[:3] for color in CLASS_COLORS], np.uint8)
+    made: ByteArray = colors[labels.clip(0) % len(CLASS_COLORS)]
     made[~known] = NO_DATA_COLOR
     return made
 
 
 def _card_html(card: ContactCard) -> str:
     pictures = "".join(
-        f'<img alt="{title}" src="{address(fit(panel, 256))}">'
+        f'<img alt="{title}" src="{data_url(thin_out(panel, 256))}">'
         for title, panel in zip(PANEL_TITLES, card.panels(), strict=True)
     )
     chip = html.escape(str(card.row["chip"]))

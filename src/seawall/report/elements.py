@@ -1,4 +1,4 @@
-"""What a section is made of: prose, facts, charts, tables, swipe pairs, maps."""
+"""The elements of a section: paragraphs, definition lists, charts, tables, image pairs, flags."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from dataclasses import dataclass, field
 
 from seawall.report.charts import Drawing
 from seawall.report.flags import Flag
-from seawall.report.record_index import Cell
+from seawall.report.record_index import TableCell
 
-Sentence = tuple[str | Cell, ...]
-"""Words and numbers; each number keeps the key of its record."""
+Sentence = tuple[str | TableCell, ...]
+"""Text and numbers; each number has the key of its record."""
 
 
-Line = tuple[str | Cell, ...]
+TableRow = tuple[str | TableCell, ...]
 """One row of a table."""
 
 
-def line(*cells: str | Cell) -> Line:
+def table_row(*cells: str | TableCell) -> TableRow:
     """Return a row of a table."""
     return cells
 
 
 @dataclass(frozen=True)
-class Prose:
+class Paragraphs:
     """Paragraphs."""
 
     sentences: tuple[Sentence, ...]
-    kind: str = "prose"
+    kind: str = "paragraphs"
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Terms and what they are."""
+class DefinitionList:
+    """Pairs of a term and its value."""
 
     items: tuple[tuple[str, str], ...]
-    kind: str = "facts"
+    kind: str = "definitions"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing with its caption and a line on how to read it; the drawing brings the flags of what it shows."""
+    """A chart with its title and a note on how to read it."""
 
     title: str
     drawing: Drawing
@@ -53,17 +53,17 @@ class Table:
     """Rows of cells; the first cell of a row is its name.
 
     Args:
-        title: What the table says.
-        head: Column names with an explanation each.
-        rows: Cells; plain text is a name or a word.
-        note: How to read it.
-        folded: Shown only when asked for.
-        total: The last row sums up the others.
+        title: Title and caption.
+        head: Column names, each with an explanation.
+        rows: Cells; a cell of plain text is a name.
+        note: How to read the table.
+        folded: The table is collapsed until the reader opens it.
+        total: The last row summarizes the others.
     """
 
     title: str
     head: tuple[tuple[str, str], ...]
-    rows: tuple[Line, ...]
+    rows: tuple[TableRow, ...]
     note: str = ""
     folded: bool = False
     total: bool = False
@@ -71,112 +71,126 @@ class Table:
 
     @property
     def left(self) -> tuple[bool, ...]:
-        """Which columns hold words, and are set from the left."""
+        """Whether each column holds text only and is aligned to the left."""
         return tuple(all(isinstance(row[j], str) for row in self.rows) for j in range(len(self.head)))
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One side of a swipe pair: a picture and what can be laid over it (name, address)."""
+class ImageLayer:
+    """One side of an image pair: a picture, and its overlays as (name, data URL)."""
 
     name: str
     picture: str
     overlays: tuple[tuple[str, str], ...] = ()
 
 
-Color = tuple[int, int, int]
+RGB = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Ramp:
-    """The scale of a picture whose colors are numbers: what its ends mean, and its colors in between.
+class ColorScale:
+    """The color scale of a picture.
 
     Args:
-        low: The lowest value in words.
-        high: The highest value in words.
-        colors: From the lowest to the highest.
+        low: The lowest value as text.
+        high: The highest value as text.
+        colors: Colors from the lowest to the highest value.
     """
 
     low: str
     high: str
-    colors: tuple[Color, ...]
+    colors: tuple[RGB, ...]
 
     @property
     def gradient(self) -> str:
-        """The colors as a style sheet writes them."""
+        """The colors as a CSS gradient."""
         return f"linear-gradient(to right, {', '.join(f'rgb({r} {g} {b})' for r, g, b in self.colors)})"
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A small picture under a pair, with its scale where its colors are numbers."""
+class SmallImage:
+    """A small picture under an image pair, with a color scale where it has one."""
 
     name: str
     picture: str
-    ramp: Ramp | None = None
+    scale: ColorScale | None = None
 
 
 @dataclass(frozen=True)
-class Swipe:
-    """Two pictures of one place, one over the other."""
+class ImagePair:
+    """Two pictures of one place, one over the other, with a slider that moves the border between them.
+
+    Args:
+        id: Id of the HTML element.
+        title: Chip or scene.
+        left: Picture on the left of the slider.
+        right: Picture on its right.
+        width: Pixels.
+        height: Pixels.
+        caption: Sentence under the pair.
+        panels: Small pictures under the pair.
+        legend: Color class of the style sheet and meaning, per color of the overlays.
+        scale_bar: Share of the width, and the length that it stands for.
+        shown: Number of the overlay that is shown first; 0 for none.
+    """
 
     id: str
     title: str
-    left: Layer
-    right: Layer
+    left: ImageLayer
+    right: ImageLayer
     width: int
     height: int
     caption: Sentence = ()
-    panels: tuple[Panel, ...] = ()
-    keys: tuple[tuple[str, str], ...] = ()
-    scale: tuple[float, str] | None = None
+    panels: tuple[SmallImage, ...] = ()
+    legend: tuple[tuple[str, str], ...] = ()
+    scale_bar: tuple[float, str] | None = None
     shown: int = 0
 
 
 @dataclass(frozen=True)
-class Swipes:
-    """Swipe pairs side by side."""
+class ImagePairs:
+    """Image pairs side by side."""
 
     title: str
-    pairs: tuple[Swipe, ...]
+    pairs: tuple[ImagePair, ...]
     note: str = ""
     large: bool = False
-    kind: str = "swipes"
+    kind: str = "image-pairs"
 
 
 @dataclass(frozen=True)
-class Doubts:
-    """Flags with what they mean, what to do, and where they are."""
+class FlagList:
+    """Flags with their meaning, what to do, and which numbers carry them."""
 
     items: tuple[tuple[Flag, str], ...]
-    kind: str = "doubts"
+    kind: str = "flags"
 
 
 @dataclass(frozen=True)
-class Points:
-    """A list of a bold lead and its explanation."""
+class BulletList:
+    """A list of items, each a bold lead and its explanation."""
 
     items: tuple[tuple[str, str], ...]
-    kind: str = "points"
+    kind: str = "bullets"
 
 
 @dataclass(frozen=True)
-class Code:
-    """Text as it is, folded."""
+class CodeBlock:
+    """Preformatted text, collapsed until the reader opens it."""
 
     title: str
     text: str
     kind: str = "code"
 
 
-Block = Prose | Facts | Chart | Table | Swipes | Doubts | Points | Code
+PageBlock = Paragraphs | DefinitionList | Chart | Table | ImagePairs | FlagList | BulletList | CodeBlock
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; one without blocks is left out."""
+    """A section of the page; one without blocks is left out."""
 
     id: str
     title: str
     lead: str
-    blocks: Sequence[Block] = field(default_factory=tuple)
+    blocks: Sequence[PageBlock] = field(default_factory=tuple)

@@ -1,7 +1,7 @@
-"""The registry of flags: what each flag on a number or a map means, how much it weighs, and what to do about it.
+"""The registry of flags: what each flag on a number or a map means, how serious it is, and what to do.
 
-Every flag that any code of seawall writes is here, and nothing that no code writes; a test reads the source for both.
-What a row or a map holds is the flag's id, or a sentence that begins as `written` says.
+It lists exactly the flags that the code of seawall writes; a test reads the source for that. A row or a map holds
+the id of a flag, the id with a detail after a colon, or a sentence that matches `pattern`.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Flag:
-    """What speaks against a number, or what a reader should know of it.
+    """A warning against a number, or a note about it.
 
     Args:
         id: Name in the records, in links and in the docs.
         means: What was seen.
         do: The next step.
-        weight: "doubt" says that the number may be wrong or too kind; "note" only informs.
-        written: Regular expression of the text that carries the flag, where that is not the id itself.
+        weight: "warning" if the number may be wrong or too favorable to the model; "note" if it only informs.
+        pattern: Regular expression of the text of the flag, where that is not the id itself.
     """
 
     id: str
     means: str
     do: str
-    weight: Literal["doubt", "note"] = "doubt"
-    written: str = ""
+    weight: Literal["warning", "note"] = "warning"
+    pattern: str = ""
 
-    def fits(self, text: str) -> bool:
-        """Tell whether a text is this flag: its id, with a detail after a colon, or as `written` says."""
-        form = self.written or re.escape(self.id).replace("\\-", "[ _-]")
+    def matches(self, text: str) -> bool:
+        """Tell whether a text is this flag: its id, its id with a detail after a colon, or a match of `pattern`."""
+        form = self.pattern or re.escape(self.id).replace("\\-", "[ _-]")
         return re.match(rf"(?:{form})(?![\w-])", text, re.IGNORECASE) is not None or text == self.id
 
 
-_KNOWN = (
+_FLAGS = (
     Flag("zero-gradient", "The gradient of the loss is zero on some chips, so a gradient attack cannot move.",
          "Read the number as “not yet attacked”: run a black-box attack (square) or a transfer attack before quoting it."),
     Flag("vanishing-gradient", "Gradients are so small that steps follow rounding, not the model.",
@@ -44,7 +44,7 @@ _KNOWN = (
     Flag("random-forward", "The model answers differently when asked twice.",
          "Fix its seed or average the attack’s gradient over many answers; until then the number is too kind to the model."),
     Flag("probabilities", "The model gives probabilities where logits were expected; its gradients saturate.",
-         "Take the final softmax or sigmoid off the model and run the attack again.", "doubt",
+         "Take the final softmax or sigmoid off the model and run the attack again.", "warning",
          "probabilities|already softmax"),
     Flag("black-box-wins", "An attack without gradients beats one with gradients: the gradients mislead.",
          "Quote the black-box figure, and look for a step in the model that hides gradients."),
@@ -76,20 +76,20 @@ _KNOWN = (
          "The numbers stand; pass the time to seawall predict if the date of the map matters.", "note",
          "the acquisition time is unknown"),
     Flag("layer-misses-scene", "The vector layer does not touch the scene, so its mask is all land.",
-         "Look at the layer's coordinate system and extent; nothing follows from such a mask.", "doubt",
+         "Look at the layer's coordinate system and extent; nothing follows from such a mask.", "warning",
          "the layer misses the scene"),
     Flag("overlap-below-receptive-field", "Tiles share fewer pixels than the network looks far, so other tiles give another map.",
-         "Raise the overlap to what the text says, and map again.", "doubt"),
+         "Raise the overlap to what the text says, and map again.", "warning"),
     Flag("receptive-field-unknown", "Nobody knows how far the network looks, so the map may depend on its tiles.",
          "Map with another tile size, and see whether the area moves.", "note"),
     Flag("layer-empty", "The vector layer has no features, so its mask is all land.",
-         "Look at the layer; nothing follows from such a mask.", "doubt", "the layer has no features"),
+         "Look at the layer; nothing follows from such a mask.", "warning", "the layer has no features"),
     Flag("no-such-value", "No pixel of the raster has the value that was asked for, so its mask is all land.",
-         "Look at which values the raster holds; nothing follows from such a mask.", "doubt", r"no pixel has the value \d+"),
+         "Look at which values the raster holds; nothing follows from such a mask.", "warning", r"no pixel has the value \d+"),
     Flag("nothing-known", "No pixel of the raster is known: all of it is nodata.",
-         "Look at the raster's nodata value; nothing follows from it.", "doubt", "no pixel is known"),
+         "Look at the raster's nodata value; nothing follows from it.", "warning", "no pixel is known"),
     Flag("shift-at-limit", "The best shift between two sources is the farthest that was tried.",
-         "The true one may lie beyond; look at the coordinate systems of both.", "doubt", "the best shift is the farthest that was tried"),
+         "The true one may lie beyond; look at the coordinate systems of both.", "warning", "the best shift is the farthest that was tried"),
     Flag("layer-reprojected", "The vector layer has another coordinate system and was reprojected to the scene's.",
          "Nothing needs to be done unless the shores look shifted.", "note", "the layer was reprojected"),
     Flag("geometries-repaired", "Some geometries of the vector layer were invalid and were repaired.",
@@ -117,25 +117,25 @@ _KNOWN = (
     Flag("model-identity-unknown", "The network has an attribute whose value cannot be told, so no earlier result of it is used again.",
          "The numbers stand; give the class a method identity() that names the attributes that count.", "note"),
 )  # fmt: skip
-FLAGS = {flag.id: flag for flag in _KNOWN}
+FLAGS_BY_ID = {flag.id: flag for flag in _FLAGS}
 """The registry, by id."""
 
 
-def registered(text: str) -> Flag | None:
-    """Return the registered flag that a text carries, None where no flag is written so.
+def find_flag(text: str) -> Flag | None:
+    """Return the registered flag of a text, or None.
 
     Args:
-        text: The id of a flag, alone or followed by a colon and what was found, or what the flag's `written` says.
+        text: The id of a flag, alone or followed by a colon and what was found, or a sentence that matches a flag's pattern.
 
     Example:
-        >>> registered("partial suite: 3 of 60 missing").id, registered("odd")
+        >>> find_flag("partial suite: 3 of 60 missing").id, find_flag("odd")
         ('partial-suite', None)
     """
-    return next((flag for flag in _KNOWN if flag.fits(text)), None)
+    return next((flag for flag in _FLAGS if flag.matches(text)), None)
 
 
 def explain(text: str) -> Flag:
-    """Return what a flag means; one that a plug-in wrote is shown as it is.
+    """Return the flag of a text; of one that is not registered, such as a plug-in's, its text is the meaning.
 
     Example:
         >>> explain("the acquisition time is unknown").weight
@@ -143,18 +143,18 @@ def explain(text: str) -> Flag:
         >>> explain("odd").means
         'The run marked this number with “odd”, which seawall does not know.'
     """
-    if known := registered(text):
+    if known := find_flag(text):
         return known
     id_ = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "flag"
     means = f"The run marked this number with “{text}”, which seawall does not know."
     return Flag(id_, means, "Look it up where the method that wrote it is described.")
 
 
-def doubtful(flags: Iterable[str]) -> tuple[str, ...]:
-    """Return the flags that are doubts, without those that only inform.
+def warning_flags(flags: Iterable[str]) -> tuple[str, ...]:
+    """Return the flags that are warnings, without the notes.
 
     Example:
-        >>> doubtful(("zero-gradient", "the acquisition time is unknown"))
+        >>> warning_flags(("zero-gradient", "the acquisition time is unknown"))
         ('zero-gradient',)
     """
-    return tuple(flag for flag in flags if explain(flag).weight == "doubt")
+    return tuple(flag for flag in flags if explain(flag).weight == "warning")

@@ -1,4 +1,4 @@
-"""Pictures that a reader can swipe: a chip before and after the attack, a scene and what the model makes of it."""
+"""Example chips as image pairs: clean beside attacked, with labels, noise and predictions."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.records import ThreatFacts
 from seawall.report import images
-from seawall.report.elements import Block, Layer, Panel, Ramp, Sentence, Swipe, Swipes
-from seawall.report.formatting import Budget, many, ratio
-from seawall.report.record_index import CLEAN, Book, Cell, key_text, said
-from seawall.report.run_reader import Example, Run, read_example
+from seawall.report.elements import ColorScale, ImageLayer, ImagePair, ImagePairs, PageBlock, Sentence, SmallImage
+from seawall.report.formatting import ThreatLabel, plural
+from seawall.report.record_index import CLEAN_CASE, RecordIndex, TableCell, display_name
+from seawall.report.run_reader import ExampleFacts, RunFolder, read_example
 
-SIDE = 320
-"""Chips are shown at most this large, in pixels."""
-BUDGET = 3_400_000
+CHIP_SIDE = 320
+"""Longest side of a shown chip, in pixels."""
+MAX_PICTURE_BYTES = 3_400_000
 """Bytes of pictures of chips on one page."""
 
-Arrays = Mapping[str, NDArray[np.generic]]
+ExampleArrays = Mapping[str, NDArray[np.generic]]
 
 
-def chips(run: Run, book: Book, faults: list[str]) -> list[Block]:
-    """Return the example chips as swipe pairs, as many as the page can hold.
+def example_chips(run: RunFolder, index: RecordIndex, unreadable: list[str]) -> list[PageBlock]:
+    """Return the example chips as image pairs, until the pictures reach MAX_PICTURE_BYTES.
 
     Args:
         run: The run folder.
-        book: Its records.
-        faults: Takes the examples that could not be read, with the reason.
+        index: Its records.
+        unreadable: List to which examples that cannot be read are added, with the reason.
     """
-    pairs: list[Swipe] = []
+    pairs: list[ImagePair] = []
     spent = left = 0
     for path in run.examples:
-        if spent > BUDGET:
+        if spent > MAX_PICTURE_BYTES:
             left += 1
             continue
         try:
-            pair = _chip(run, book, path, len(pairs))
+            pair = _chip_pair(run, index, path, len(pairs))
         except (OSError, ValueError, KeyError, EOFError, IndexError) as bad:
-            faults.append(f"examples/{path.name}: {bad or type(bad).__name__}; left out")
+            unreadable.append(f"examples/{path.name}: {bad or type(bad).__name__}; left out")
             continue
-        spent += _weight(pair)
+        spent += _picture_bytes(pair)
         pairs.append(pair)
     if not pairs:
         return []
@@ -50,117 +51,115 @@ def chips(run: Run, book: Book, faults: list[str]) -> list[Block]:
         "Pictures are lossless; a pair is stretched alike, each pair for itself, so that dark scenes can be seen. Shown are three of the bands that the model sees."
     )
     if left:
-        note += f" {many(left, 'more example')} in the run folder."
-    return [Swipes("Clean and attacked, chip by chip", tuple(pairs), note)]
+        note += f" {plural(left, 'more example')} in the run folder."
+    return [ImagePairs("Clean and attacked, chip by chip", tuple(pairs), note)]
 
 
-def _weight(pair: Swipe) -> int:
+def _picture_bytes(pair: ImagePair) -> int:
     overlays = [overlay for side in (pair.left, pair.right) for _, overlay in side.overlays]
     panels = [panel.picture for panel in pair.panels]
     return sum(map(len, (pair.left.picture, pair.right.picture, *overlays, *panels)))
 
 
-def _chip(run: Run, book: Book, path: Path, index: int) -> Swipe:
+def _chip_pair(run: RunFolder, index: RecordIndex, path: Path, number: int) -> ImagePair:
     with np.load(path, allow_pickle=False) as held:
-        arrays: Arrays = {name: held[name] for name in held.files}
-    told = read_example(path)
+        arrays: ExampleArrays = {name: held[name] for name in held.files}
+    example = read_example(path)
     klass = run.classes.index(run.klass)
-    valid = _thin(arrays["valid"]).astype(bool) if "valid" in arrays else np.ones(_thin(arrays["label"]).shape, bool)
-    label = _thin(arrays["label"])
-    clean, attacked = _photo(arrays["clean"]), _photo(arrays["attacked"])
-    preds = _thin(arrays["pred_clean"]), _thin(arrays["pred_attacked"])
+    valid = (
+        _thinned_classes(arrays["valid"]).astype(bool)
+        if "valid" in arrays
+        else np.ones(_thinned_classes(arrays["label"]).shape, bool)
+    )
+    label = _thinned_classes(arrays["label"])
+    clean, attacked = _checked_picture(arrays["clean"]), _checked_picture(arrays["attacked"])
+    preds = _thinned_classes(arrays["pred_clean"]), _thinned_classes(arrays["pred_attacked"])
     if len({clean.shape[:2], attacked.shape[:2], label.shape, valid.shape, preds[0].shape, preds[1].shape}) != 1:
         raise ValueError("pictures, labels and predictions differ in size")
     layers = [
-        Layer(name, images.address(photo), (
-            ("Mistakes", images.mistakes(pred, label, klass, valid)), (f"{run.klass.capitalize()} found", images.found(pred, klass, valid)),
+        ImageLayer(name, images.data_url(photo), (
+            ("Mistakes", images.mistakes_overlay(pred, label, klass, valid)), (f"{run.klass.capitalize()} found", images.found_overlay(pred, klass, valid)),
         ))
         for name, photo, pred in (("clean", clean, preds[0]), ("attacked", attacked, preds[1]))
     ]  # fmt: skip
-    chip = told.chip or path.stem
-    keys = (("missed", f"{run.klass} missed"), ("invented", f"{run.klass} invented"), ("found", f"{run.klass} found"))
-    return Swipe(
-        f"swipe-{index}", chip, layers[0], layers[1], clean.shape[1], clean.shape[0],
-        _caption(book, chip, told), _panels(book, told, arrays, label, preds, valid), keys, shown=1,
+    chip = example.chip or path.stem
+    legend = (("missed", f"{run.klass} missed"), ("invented", f"{run.klass} invented"), ("found", f"{run.klass} found"))
+    return ImagePair(
+        f"swipe-{number}", chip, layers[0], layers[1], clean.shape[1], clean.shape[0],
+        _chip_caption(index, chip, example), _chip_panels(index, example, arrays, label, preds, valid), legend, shown=1,
     )  # fmt: skip
 
 
-def _caption(book: Book, chip: str, told: Example) -> Sentence:
-    model, method, threat = told.model, told.method, told.threat
-    where = f", {said(method)} within {book.budget(threat).spoken}" if method else ""
-    parts: list[str | Cell] = [book.said(model) + where]
-    ious = [_iou(book, (model, *CLEAN), chip), _iou(book, (model, method, threat), chip)]
+def _chip_caption(index: RecordIndex, chip: str, example: ExampleFacts) -> Sentence:
+    model, method, threat = example.model, example.method, example.threat
+    where = f", {display_name(method)} within {index.threat(threat).budget}" if method else ""
+    parts: list[str | TableCell] = [index.display_name(model) + where]
+    ious = [index.chip_iou((model, *CLEAN_CASE), chip), index.chip_iou((model, method, threat), chip)]
     if all(cell.key for cell in ious):
-        parts += [f": {book.klass} IoU ", ious[0], " becomes ", ious[1]]
+        parts += [f": {index.klass} IoU ", ious[0], " becomes ", ious[1]]
     return (*parts, ".")
 
 
-def _iou(book: Book, setup: tuple[str, str, str], chip: str) -> Cell:
-    held, row = book.counts(setup).get(chip), book.record(setup, "tp", book.klass, chip=chip)
-    if held is None or row is None:
-        return Cell(ratio(None), "not measured in this run")
-    what = f"tp / (tp + fp + fn) of chip {chip}, {setup[1]} {setup[2]}".strip()
-    return Cell(ratio(held.iou), what, key_text(row), flags=book.flags(setup))
-
-
-def _panels(
-    book: Book,
-    told: Example,
-    arrays: Arrays,
+def _chip_panels(
+    index: RecordIndex,
+    example: ExampleFacts,
+    arrays: ExampleArrays,
     label: NDArray[np.generic],
     preds: tuple[NDArray[np.generic], NDArray[np.generic]],
     valid: NDArray[np.bool_],
-) -> tuple[Panel, ...]:
+) -> tuple[SmallImage, ...]:
     """Return the small pictures under a pair: label, noise, target, predictions, differences."""
-    panels = [Panel("label", images.classes(label, valid))]
+    panels = [SmallImage("label", images.class_map(label, valid))]
     for name, words in (("noise", "noise"), ("noise_restricted", "noise on the class only")):
         if name in arrays:
-            panels.append(_noise(book, told, arrays[name], words))
+            panels.append(_noise_panel(index, example, arrays[name], words))
     if "target" in arrays:
-        panels.append(Panel("the adversary’s target", images.classes(_thin(arrays["target"]), valid)))
+        panels.append(SmallImage("the adversary’s target", images.class_map(_thinned_classes(arrays["target"]), valid)))
     panels += [
-        Panel("map, clean", images.classes(preds[0], valid)),
-        Panel("map, attacked", images.classes(preds[1], valid)),
-        Panel("what changed", _changed(preds[0], preds[1], valid)),
+        SmallImage("map, clean", images.class_map(preds[0], valid)),
+        SmallImage("map, attacked", images.class_map(preds[1], valid)),
+        SmallImage("what changed", _difference_map(preds[0], preds[1], valid)),
     ]
     if "pred_restricted" in arrays:
-        third = _thin(arrays["pred_restricted"])
+        third = _thinned_classes(arrays["pred_restricted"])
         panels += [
-            Panel("map, restricted noise", images.classes(third, valid)),
-            Panel("what changed, restricted", _changed(preds[0], third, valid)),
+            SmallImage("map, restricted noise", images.class_map(third, valid)),
+            SmallImage("what changed, restricted", _difference_map(preds[0], third, valid)),
         ]
     return tuple(panels)
 
 
-DARKER, NONE, BRIGHTER = (24, 74, 128), (244, 242, 236), (156, 66, 18)
-STEPS = 13
+DARKER, UNCHANGED, BRIGHTER = (24, 74, 128), (244, 242, 236), (156, 66, 18)
+NOISE_LEVELS = 13
 
 
-def _noise(book: Book, told: Example, picture: NDArray[np.generic], words: str) -> Panel:
+def _noise_panel(index: RecordIndex, example: ExampleFacts, picture: NDArray[np.generic], words: str) -> SmallImage:
     """Return the noise, averaged over the bands of the picture, with its scale in data units."""
-    mean = (_photo(picture, 160).astype(np.float32).mean(2) - 128) / 127
-    colors = (*images.ramp(DARKER, NONE, STEPS // 2 + 1)[:-1], *images.ramp(NONE, BRIGHTER, STEPS // 2 + 1)[1:])
-    index = images.levels(mean, np.ones(mean.shape, bool), STEPS, -1.0, 1.0)
+    mean = (_checked_picture(picture, 160).astype(np.float32).mean(2) - 128) / 127
+    colors = (
+        *images.color_ramp(DARKER, UNCHANGED, NOISE_LEVELS // 2 + 1)[:-1],
+        *images.color_ramp(UNCHANGED, BRIGHTER, NOISE_LEVELS // 2 + 1)[1:],
+    )
+    levels = images.quantize(mean, np.ones(mean.shape, bool), NOISE_LEVELS, -1.0, 1.0)
     ends = ("darkest", "brightest")
-    if told.largest_change is not None:
-        unit = book.budget(told.threat).unit
-        size = Budget("", "linf", (told.largest_change,), unit).spoken
+    if example.largest_change is not None:
+        unit = index.threat(example.threat).facts.unit
+        size = ThreatLabel("", ThreatFacts("linf", (example.largest_change,), unit)).budget
         ends = (f"−{size.split(' ')[0]}", f"+{size}")
-    bands = f", mean of {', '.join(dict.fromkeys(told.preview_bands))}" if told.preview_bands else ""
-    return Panel(words + bands, images.address(index, colors), Ramp(*ends, (DARKER, NONE, BRIGHTER)))
+    bands = f", mean of {', '.join(dict.fromkeys(example.preview_bands))}" if example.preview_bands else ""
+    return SmallImage(words + bands, images.data_url(levels, colors), ColorScale(*ends, (DARKER, UNCHANGED, BRIGHTER)))
 
 
-def _changed(before: NDArray[np.generic], after: NDArray[np.generic], valid: NDArray[np.bool_]) -> str:
-    colors = ((236, 236, 232, 255), (200, 60, 30, 255), images.CLEAR)
-    return images.address(np.where(valid, (before != after).astype(np.uint8), 2).astype(np.uint8), colors)
+def _difference_map(before: NDArray[np.generic], after: NDArray[np.generic], valid: NDArray[np.bool_]) -> str:
+    colors = ((236, 236, 232, 255), (200, 60, 30, 255), images.TRANSPARENT)
+    return images.data_url(np.where(valid, (before != after).astype(np.uint8), 2).astype(np.uint8), colors)
 
 
-def _photo(image: NDArray[np.generic], side: int = SIDE) -> NDArray[np.uint8]:
+def _checked_picture(image: NDArray[np.generic], side: int = CHIP_SIDE) -> NDArray[np.uint8]:
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"expected a uint8 picture (H, W, 3), got {image.dtype} {image.shape}")
-    return images.fit(image.astype(np.uint8, copy=False), side)
+    return images.thin_out(image.astype(np.uint8, copy=False), side)
 
 
-def _thin(image: NDArray[np.generic], side: int = SIDE) -> NDArray[np.generic]:
-    step = -(-max(image.shape) // side)
-    return image[::step, ::step] if image.ndim == 2 else image[..., 0][::step, ::step]
+def _thinned_classes(classes: NDArray[np.generic]) -> NDArray[np.generic]:
+    return images.thin_out(classes if classes.ndim == 2 else classes[..., 0], CHIP_SIDE)

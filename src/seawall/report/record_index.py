@@ -1,4 +1,4 @@
-"""The records, looked up by what they are of; every cell of the page remembers the key of its record."""
+"""Look up records and aggregates by model, method, threat, metric and class; each table cell keeps the key of its record."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from seawall.metrics.aggregate import figures
 from seawall.metrics.robustness_card import with_doubts
 from seawall.metrics.worst_case import WORST, worst_case
 from seawall.records import Record
-from seawall.report.formatting import DASH, Budget, count, percent, plain, ratio
+from seawall.report.formatting import DASH, ThreatLabel, count_text, ratio_text
 from seawall.report.run_reader import NoiseFacts
 
-NAMES = {
+DISPLAY_NAMES = {
     "unet": "U-Net", "dense-unet": "dense U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
     "awei-nsh": "AWEI", "awei-sh": "AWEI shadow", "otsu": "Otsu", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "apgd": "APGD",
     "segpgd": "SegPGD", "cospgd": "CosPGD", "dag": "DAG", "sea": "SEA", "clean": "clean", "random": "random noise", "none": "none hurts",
@@ -21,24 +21,24 @@ NAMES = {
 }  # fmt: skip
 
 
-def said(name: str) -> str:
-    """Return a method's or unit's name as people write it; `Book.said` says that of a model.
+def display_name(name: str) -> str:
+    """Return the name of a method, a unit or an architecture as readers write it, such as U-Net.
 
     Example:
-        >>> said("unet"), said("mine")
+        >>> display_name("unet"), display_name("mine")
         ('U-Net', 'mine')
     """
-    return NAMES.get(name, name)
+    return DISPLAY_NAMES.get(name, name)
 
 
-CLEAN = ("clean", "")
-Setup = tuple[str, str, str]
+CLEAN_CASE = ("clean", "")
+SetupKey = tuple[str, str, str]
 """Model, method, threat."""
 
 
 @dataclass(frozen=True)
-class Count:
-    """Pixels of one class on one chip: found rightly, invented, missed."""
+class ChipCounts:
+    """True positives, false positives and false negatives of one class on one chip, in pixels."""
 
     chip: str
     group: str
@@ -53,13 +53,13 @@ class Count:
 
     @property
     def iou(self) -> float | None:
-        """Intersection over union; undefined where neither has the class."""
+        """Intersection over union; None where neither label nor prediction has the class."""
         return self.tp / self.union if self.union else None
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One number of a table: its text, its interval, what it is, the key of its record, its flags."""
+class TableCell:
+    """One number of a table: its text, its interval, its description, the key of its record, its flags."""
 
     text: str
     title: str
@@ -70,13 +70,13 @@ class Cell:
     best: bool = False
 
 
-class Book:
-    """Records in order, with the aggregates that their counts give.
+class RecordIndex:
+    """Records in the order of the file, and the aggregates that are computed from their counts.
 
     Args:
-        records: Rows of a run, counts first; aggregates that are not there are made from the counts.
-        klass: The class that single figures are about.
-        noises: Which labels each network learned from, where they were corrupted.
+        records: Rows of a run; aggregates are computed from the counts among them.
+        klass: The class that figures of one class are about.
+        noises: The label noise of each network that was trained on noisy labels, by its name.
     """
 
     def __init__(self, records: Iterable[Record], klass: str, noises: Mapping[str, NoiseFacts] | None = None) -> None:
@@ -86,44 +86,42 @@ class Book:
         self._rows: dict[tuple[str, ...], Record] = {}
         self.rows = (*figures(given), *worst_case(given), *given)
         for record in self.rows:
-            self._rows[_place(record)] = record
-        self.given = tuple(r for r in given if r.method != WORST)
+            self._rows[_lookup_key(record)] = record
+        self.measured = tuple(r for r in given if r.method != WORST)
 
-    def budget(self, threat: str) -> Budget:
-        """Return what a threat allows, from the fields of its rows; only its text where they say no more."""
-        return self._budgets.get(threat, Budget(threat))
-
-    @cached_property
-    def _budgets(self) -> Mapping[str, Budget]:
-        return {
-            r.threat: Budget(r.threat, r.norm, r.eps, r.unit, r.bands, r.region, r.limits) for r in self.given if r.norm
-        }
+    def threat(self, text: str) -> ThreatLabel:
+        """Return a threat with the fields of its rows; its text alone where the rows have no fields."""
+        return self._threats.get(text, ThreatLabel(text))
 
     @cached_property
-    def corrupted(self) -> tuple[Corrupted, ...]:
-        """Networks that were trained on corrupted labels, by kind and by what was asked for."""
-        return tuple(corrupted(self.models, self.noises))
+    def _threats(self) -> Mapping[str, ThreatLabel]:
+        return {r.threat: ThreatLabel(r.threat, r.adversary) for r in self.measured if r.norm}
 
-    def said(self, model: str) -> str:
-        """Return a model's name as people write it, with the labels that it learned from and what was reached."""
+    @cached_property
+    def noisy_models(self) -> Mapping[str, NoiseFacts]:
+        """Networks that were trained on noisy labels, by base model, kind of noise and rate."""
+        return _noisy_models(self.models, self.noises)
+
+    def display_name(self, model: str) -> str:
+        """Return a model's name for readers, with the noise of its training labels where there was one."""
         if model not in self.noises:
-            return said(model)
-        noise = Corrupted.of(model, self.noises[model])
-        return f"{said(noise.base)}, {noise.label}"
+            return display_name(model)
+        noise = self.noises[model]
+        return f"{display_name(noise.model)}, {noise.label}"
 
-    def record(self, setup: Setup, metric: str, klass: str = "", group: str = "", chip: str = "") -> Record | None:
+    def record(self, setup: SetupKey, metric: str, klass: str = "", group: str = "", chip: str = "") -> Record | None:
         """Return the row of a metric, or None where it was not measured."""
         return self._rows.get((*setup, chip, group, metric, klass))
 
-    def value(self, setup: Setup, metric: str, klass: str = "", group: str = "") -> float | None:
+    def value(self, setup: SetupKey, metric: str, klass: str = "", group: str = "") -> float | None:
         """Return the value of a metric, None where it was not measured or is undefined."""
         found = self.record(setup, metric, klass, group)
         return found.value if found else None
 
     @cached_property
-    def setups(self) -> tuple[Setup, ...]:
-        """Every (model, method, threat) that was measured, in the order of the file; the worst case is made from them."""
-        return tuple(dict.fromkeys((r.model, r.method, r.threat) for r in self.given))
+    def setups(self) -> tuple[SetupKey, ...]:
+        """Every (model, method, threat) that was measured, in the order of the file, without the worst case."""
+        return tuple(dict.fromkeys((r.model, r.method, r.threat) for r in self.measured))
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -133,89 +131,106 @@ class Book:
     @cached_property
     def groups(self) -> tuple[str, ...]:
         """Groups with a clean figure, sorted."""
-        return tuple(sorted({r.group for r in self.given if r.group and r.method == "clean"}))
+        return tuple(sorted({r.group for r in self.measured if r.group and r.method == "clean"}))
 
     @cached_property
-    def _counts(self) -> Mapping[tuple[Setup, str], Mapping[str, Count]]:
-        piles: dict[tuple[Setup, str], dict[str, Count]] = {}
-        for r in self.given:
+    def _counts(self) -> Mapping[tuple[SetupKey, str], Mapping[str, ChipCounts]]:
+        counts: dict[tuple[SetupKey, str], dict[str, ChipCounts]] = {}
+        for r in self.measured:
             if r.chip and r.metric in ("tp", "fp", "fn") and r.value is not None:
-                pile = piles.setdefault(((r.model, r.method, r.threat), r.klass), {})
-                c = pile.get(r.chip, Count(r.chip, r.group, 0, 0, 0))
+                chips = counts.setdefault(((r.model, r.method, r.threat), r.klass), {})
+                c = chips.get(r.chip, ChipCounts(r.chip, r.group, 0, 0, 0))
                 sums = {"tp": c.tp, "fp": c.fp, "fn": c.fn, r.metric: r.value}
-                pile[r.chip] = Count(r.chip, r.group, sums["tp"], sums["fp"], sums["fn"])
-        return piles
+                chips[r.chip] = ChipCounts(r.chip, r.group, sums["tp"], sums["fp"], sums["fn"])
+        return counts
 
-    def counts(self, setup: Setup, klass: str = "") -> Mapping[str, Count]:
+    def counts(self, setup: SetupKey, klass: str = "") -> Mapping[str, ChipCounts]:
         """Return the counts of every chip, for the page's class unless another is named."""
         return self._counts.get((setup, klass or self.klass), {})
 
-    def seconds(self, setup: Setup) -> float | None:
-        """Return the time over all chips; rows of one chip share one measurement."""
+    def chip_iou(self, setup: SetupKey, chip: str) -> TableCell:
+        """Return the IoU of one chip, from its counts."""
+        counts, row = self.counts(setup).get(chip), self.record(setup, "tp", self.klass, chip=chip)
+        if counts is None or row is None:
+            return TableCell(DASH, "not measured in this run")
+        what = f"tp / (tp + fp + fn) of chip {chip} under {setup[1]} {setup[2]}".rstrip()
+        return TableCell(ratio_text(counts.iou), what, record_key_text(row), flags=self.flags(setup))
+
+    def class_of(self, metric: str) -> str:
+        """Return the class that a metric is looked up with: the page's class, or "" for a metric of all classes."""
+        per_class = ("iou", "f1", "precision", "recall", "dice", "specificity", "size", "area")
+        return self.klass if metric.split(".")[0] in per_class else ""
+
+    def seconds(self, setup: SetupKey) -> float | None:
+        """Return the seconds over all chips; rows of one chip share one measurement."""
         spent: dict[str, float] = {}
-        for r in self.given:
+        for r in self.measured:
             if (r.model, r.method, r.threat) == setup and r.chip:
                 spent[r.chip] = max(spent.get(r.chip, 0.0), r.seconds)
         total = sum(spent.values())
         return total or None
 
     @cached_property
-    def _flags(self) -> Mapping[Setup, tuple[str, ...]]:
-        found: dict[Setup, dict[str, None]] = {}
+    def _flags(self) -> Mapping[SetupKey, tuple[str, ...]]:
+        found: dict[SetupKey, dict[str, None]] = {}
         for r in self.rows:
             if r.flags:
                 found.setdefault((r.model, r.method, r.threat), {}).update(dict.fromkeys(r.flags))
         return {setup: tuple(names) for setup, names in found.items()}
 
-    def flags(self, setup: Setup) -> tuple[str, ...]:
-        """Return every flag that any row of a setup carries; those of the worst case are of all that it is made from."""
+    def flags(self, setup: SetupKey) -> tuple[str, ...]:
+        """Return the flags of all rows of a setup; the worst case has those of all attacks it is taken from."""
         return self._flags.get(setup, ())
 
     @property
-    def flagged(self) -> Mapping[Setup, tuple[str, ...]]:
+    def flagged(self) -> Mapping[SetupKey, tuple[str, ...]]:
         """Every setup that carries a flag, the worst case included."""
         return self._flags
 
     def cell(
         self,
-        setup: Setup,
+        setup: SetupKey,
         metric: str,
         klass: str | None = None,
         group: str = "",
-        say: Callable[[float | None], str] = ratio,
-    ) -> Cell:
-        """Return a metric as a table cell, with its interval where there is one."""
-        name = (self.klass if _per_class(metric) else "") if klass is None else klass
+        format_value: Callable[[float | None], str] = ratio_text,
+    ) -> TableCell:
+        """Return a metric as a table cell, with its interval where there is one.
+
+        Args:
+            setup: Model, method and threat.
+            metric: Name of the metric.
+            klass: Name of the class; None takes the page's class, or none for a metric of all classes.
+            group: Group of the chips; "" for all.
+            format_value: Turns the value and the ends of its interval into text.
+        """
+        name = self.class_of(metric) if klass is None else klass
         found = self.record(setup, metric, name, group)
         what = " · ".join(part for part in (metric, name, *setup, group) if part)
         if found is None:
-            return Cell(DASH, f"{what}: not measured in this run")
+            return TableCell(DASH, f"{what}: not measured in this run")
         flags = tuple(dict.fromkeys((*found.flags, *self.flags(setup))))
         if found.value is None:
-            return Cell(DASH, f"{what}: {undefined(metric)}", key_text(found), flags=flags)
+            return TableCell(DASH, f"{what}: {undefined_reason(metric)}", record_key_text(found), flags=flags)
         ends = [self.value(setup, f"{metric}.{end}", name, group) for end in ("low", "high")]
-        low, high = (say(end) if None not in ends else "" for end in ends)
-        title = f"{what} · n = {count(found.n)}" + (f" · 95 % interval {low} to {high}" if low else "")
-        return Cell(say(found.value), title, key_text(found), low, high, flags)
+        low, high = (format_value(end) if None not in ends else "" for end in ends)
+        title = f"{what} · n = {count_text(found.n)}" + (f" · 95 % interval {low} to {high}" if low else "")
+        return TableCell(format_value(found.value), title, record_key_text(found), low, high, flags)
 
 
-def _place(record: Record) -> tuple[str, ...]:
-    """Return a record's place; the group of a chip's row is not needed to find it."""
+def _lookup_key(record: Record) -> tuple[str, ...]:
+    """Return the key for looking a record up; rows of a chip are found without their group."""
     group = "" if record.chip else record.group
     return (record.model, record.method, record.threat, record.chip, group, record.metric, record.klass)
 
 
-def key_text(record: Record) -> str:
-    """Write a record's key as one string, as the page's `data-key` attributes hold it."""
+def record_key_text(record: Record) -> str:
+    """Return a record's key as one string, the value of the page's `data-key` attributes."""
     return "|".join(record.key)
 
 
-def _per_class(metric: str) -> bool:
-    return metric.split(".")[0] in ("iou", "f1", "precision", "recall", "dice", "specificity", "size", "area")
-
-
-def undefined(metric: str) -> str:
-    """Say why a metric has no value."""
+def undefined_reason(metric: str) -> str:
+    """Return why a metric has no value."""
     name = metric.split(".")[0]
     reasons = {
         "precision": "undefined, because nothing was predicted as this class",
@@ -226,76 +241,14 @@ def undefined(metric: str) -> str:
     return reasons.get(name, "undefined, because neither labels nor predictions hold this class")
 
 
-__all__ = ["CLEAN", "WORST", "Book", "Cell", "Count", "Setup", "key_text", "said", "undefined"]
-
-
-@dataclass(frozen=True)
-class Corrupted:
-    """A network that was trained on corrupted labels.
-
-    Args:
-        model: Its name in the rows.
-        base: The network that was trained on the labels as they are.
-        noise: Name of the label noise.
-        asked: What was asked for: a share of pixels, or the setting that the sweep varies.
-        reached: Share of the valid training pixels that the noise changed.
-        objective: Loss or objective that training went through the noise with; "" for the recipe's own.
-    """
-
-    model: str
-    base: str
-    noise: str
-    asked: float | None = None
-    reached: float | None = None
-    objective: str = ""
-
-    @staticmethod
-    def of(model: str, facts: NoiseFacts) -> Corrupted:
-        """Return what the run says about one of its networks."""
-        return Corrupted(model, facts.model, facts.noise, facts.rate, facts.changed_share, facts.objective)
-
-    @property
-    def kind(self) -> str:
-        """Rows of one kind make one curve over the share that was changed."""
-        return f"{self.noise}, by {self.objective}" if self.objective else self.noise
-
-    @property
-    def rate(self) -> str:
-        """What was asked for, in words: a share as a percentage, any other setting as a number."""
-        if self.asked is None:
-            return DASH
-        return percent(self.asked) if self.asked <= 1 else plain(self.asked)
-
-    @property
-    def changed(self) -> str:
-        """What was reached, in words."""
-        return percent(self.reached)
-
-    @property
-    def label(self) -> str:
-        """Noise, what was asked for, and what was reached.
-
-        Example:
-            >>> Corrupted("m", "unet", "thirds", 0.1, 0.02).label
-            'thirds 10\u202f% (2\u202f% changed)'
-        """
-        reached = "" if self.reached is None else f" ({self.changed} changed)"
-        way = f", by {self.objective}" if self.objective else ""
-        return f"{self.noise} {self.rate}{reached}{way}"
-
-
-def corrupted(models: Sequence[str], noises: Mapping[str, NoiseFacts]) -> list[Corrupted]:
-    """Return every network trained on corrupted labels, by kind and by what was asked for.
+def _noisy_models(models: Sequence[str], noises: Mapping[str, NoiseFacts]) -> dict[str, NoiseFacts]:
+    """Return the networks that were trained on noisy labels, by base model, kind of noise and rate.
 
     Args:
         models: Names in the rows.
-        noises: What the run says about the labels of its networks.
+        noises: The label noise of each such network, by its name.
     """
-    found = [Corrupted.of(model, noises[model]) for model in models if model in noises]
-    first = {kind: i for i, kind in reversed(list(enumerate(c.kind for c in found)))}
-    return sorted(found, key=lambda c: (c.base, first[c.kind], c.asked is None, c.asked or 0.0))
-
-
-def kinds(models: Sequence[Corrupted]) -> list[str]:
-    """Return the kinds of noise, in order."""
-    return list(dict.fromkeys(c.kind for c in models))
+    found = {model: noises[model] for model in models if model in noises}
+    first = {kind: i for i, kind in reversed(list(enumerate(noise.kind for noise in found.values())))}
+    order = sorted(found.items(), key=lambda m: (m[1].model, first[m[1].kind], m[1].rate is None, m[1].rate or 0.0))
+    return dict(order)

@@ -1,4 +1,4 @@
-"""A run folder, read once: what is there is kept, what is torn or unreadable is named, nothing is written."""
+"""Read a run folder once. Files that cannot be read are listed with the reason; nothing is written."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from seawall.errors import RecipeError, RunError
 from seawall.recipe import Recipe, read_recipe
 from seawall.records import Record, read_records
+from seawall.report.formatting import DASH, number_text, percent_text
 
 
-class Known(BaseModel):
-    """What the page reads of a file, key by key: a key that is not here cannot be read by mistake."""
+class RunFile(BaseModel):
+    """The keys that the report reads of a file; a key that is not declared cannot be read by mistake."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class DataFacts(Known):
+class DataFacts(RunFile):
     """Facts about the chips and their split, as `seawall.pipeline.provenance.data_facts` writes them."""
 
     chips: int = 0
@@ -41,28 +42,55 @@ class DataFacts(Known):
     flags: Mapping[str, int] = Field(default_factory=dict)
 
 
-class NoiseFacts(Known):
-    """Which labels one network learned from.
+class NoiseFacts(RunFile):
+    """The label noise that one network was trained with.
 
     Args:
-        model: The network that learned from the labels as they are.
+        model: The network that was trained on the labels without noise.
         noise: Name of the label noise.
-        rate: What was asked for: a share of pixels, or the setting that the sweep varies.
-        vary: Name of that setting.
-        objective: Loss or objective that training went through the noise with; "" for the recipe's own.
+        rate: The value that was asked for: a share of pixels, or another setting that the sweep varies.
+        objective: Loss or objective of the training on noisy labels; "" for the recipe's own.
         changed_share: Share of the valid training pixels whose label the noise changed.
     """
 
     model: str = ""
     noise: str = ""
     rate: float | None = None
-    vary: str = "budget"
     objective: str = ""
     changed_share: float | None = None
 
+    @property
+    def kind(self) -> str:
+        """Noise and objective; networks of one kind make one curve over the share that was changed."""
+        return f"{self.noise}, by {self.objective}" if self.objective else self.noise
 
-class RunFacts(Known):
-    """What the pipeline says about data, label noise, time and version: facts.json."""
+    @property
+    def rate_text(self) -> str:
+        """What was asked for: a share as a percentage, any other setting as a number."""
+        if self.rate is None:
+            return DASH
+        return percent_text(self.rate) if self.rate <= 1 else number_text(self.rate)
+
+    @property
+    def changed_text(self) -> str:
+        """The share that was changed, as a percentage."""
+        return percent_text(self.changed_share)
+
+    @property
+    def label(self) -> str:
+        """Noise, what was asked for, and what was changed.
+
+        Example:
+            >>> NoiseFacts(noise="thirds", rate=0.1, changed_share=0.02).label
+            'thirds 10\u202f% (2\u202f% changed)'
+        """
+        changed = "" if self.changed_share is None else f" ({self.changed_text} changed)"
+        objective = f", by {self.objective}" if self.objective else ""
+        return f"{self.noise} {self.rate_text}{changed}{objective}"
+
+
+class RunFacts(RunFile):
+    """The file facts.json: data, label noise, seconds per stage, version."""
 
     data: DataFacts = DataFacts()
     noises: Mapping[str, NoiseFacts] = Field(default_factory=dict)
@@ -70,8 +98,8 @@ class RunFacts(Known):
     version: str = ""
 
 
-class SceneFacts(Known):
-    """The result of a whole-scene map, as `seawall.inference.SceneResult` names it."""
+class SceneFacts(RunFile):
+    """The result of a whole-scene map, with the keys of `seawall.inference.products.SceneResult`."""
 
     source: str = ""
     files: Mapping[str, str] = Field(default_factory=dict)
@@ -91,13 +119,13 @@ class SceneFacts(Known):
     seconds: float = 0.0
 
 
-class SceneTime(Known):
+class SceneTime(RunFile):
     """When the scene was acquired."""
 
     datetime: str | None = None
 
 
-class SceneTruth(Known):
+class SceneTruth(RunFile):
     """How a map compares with the known truth of its scene: scenes/<name>.truth.json."""
 
     klass: str
@@ -113,7 +141,7 @@ class SceneTruth(Known):
     note: str = ""
 
 
-class Scene(Known):
+class MappedScene(RunFile):
     """One mapped scene: the STAC item beside its GeoTIFFs, and its truth where that is known."""
 
     bbox: tuple[float, ...] = ()
@@ -122,8 +150,8 @@ class Scene(Known):
     truth: SceneTruth | None = None
 
 
-class Example(Known):
-    """What is beside an example chip: examples/<name>.json."""
+class ExampleFacts(RunFile):
+    """The facts of an example chip: examples/<name>.json."""
 
     chip: str = ""
     method: str = ""
@@ -133,7 +161,7 @@ class Example(Known):
     preview_bands: tuple[str, ...] = ()
 
 
-class Epoch(Known):
+class EpochFacts(RunFile):
     """One epoch of one network: a row of models/<name>/history.jsonl. `scores` holds the validation figures."""
 
     model: str
@@ -144,20 +172,20 @@ class Epoch(Known):
 
 
 @dataclass(frozen=True)
-class Run:
-    """Everything that the page is made from.
+class RunFolder:
+    """The contents of a run folder, all that the page is made from.
 
     Args:
         path: The run folder.
         recipe: The recipe; None where the folder has none.
         toml: The recipe's text.
-        facts: What the pipeline says about data, label noise, time and version.
+        facts: Data, label noise, seconds per stage and version.
         env: Versions and devices.
         records: The measured rows, in the order of the file.
         history: Training rows; each names its model.
         examples: Paths of the example chips, sorted.
-        scenes: Scene name to what is known of it, sorted by name.
-        faults: Files of the folder that could not be read, with the reason.
+        scenes: Scenes by name, sorted.
+        unreadable: Files of the folder that could not be read, with the reason.
     """
 
     path: Path
@@ -166,14 +194,14 @@ class Run:
     facts: RunFacts
     env: Mapping[str, Any]
     records: tuple[Record, ...]
-    history: tuple[Epoch, ...]
+    history: tuple[EpochFacts, ...]
     examples: tuple[Path, ...] = ()
-    scenes: Mapping[str, Scene] = field(default_factory=dict)
-    faults: tuple[str, ...] = ()
+    scenes: Mapping[str, MappedScene] = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
-        """The recipe id: what the records say, else the folder's name."""
+        """The recipe id of the records, else the name of the folder."""
         return self.records[0].recipe if self.records else self.path.name
 
     @property
@@ -197,32 +225,32 @@ class Run:
         return frozenset(row.model for row in self.history)
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> RunFolder:
     """Read a run folder.
 
     Args:
         path: A folder with at least `recipe.toml` or `records.jsonl`.
 
     Raises:
-        RunError: There is no run there, or its recipe or records are not what they should be.
+        RunError: The folder holds no run, or its recipe or records cannot be read.
     """
     path = path.resolve()
     if not (path / "recipe.toml").is_file() and not (path / "records.jsonl").is_file():
         raise RunError(
             f"{path}: expected a run folder, got no recipe.toml and no records.jsonl; give a folder under runs/"
         )
-    faults: list[str] = []
-    return Run(
+    unreadable: list[str] = []
+    return RunFolder(
         path=path,
         recipe=_recipe(path / "recipe.toml"),
-        toml=_text(path / "recipe.toml"),
-        facts=_typed(RunFacts, path / "facts.json", faults) or RunFacts(),
-        env=_object(path / "env.json", faults) or {},
+        toml=_utf8_text(path / "recipe.toml"),
+        facts=_validated(RunFacts, path / "facts.json", unreadable) or RunFacts(),
+        env=_json_object(path / "env.json", unreadable) or {},
         records=_records(path / "records.jsonl"),
-        history=tuple(_history(path, faults)),
+        history=tuple(_history_rows(path, unreadable)),
         examples=tuple(sorted((path / "examples").glob("*.npz"))),
-        scenes=_scenes(path / "scenes", faults),
-        faults=tuple(faults),
+        scenes=_scenes(path / "scenes", unreadable),
+        unreadable=tuple(unreadable),
     )
 
 
@@ -230,80 +258,80 @@ def _recipe(path: Path) -> Recipe | None:
     """Read the recipe with the recipe's own reader, so that a key which it does not know is an error here too."""
     if not path.is_file():
         return None
-    _text(path)
+    _utf8_text(path)
     try:
         return read_recipe(path)
     except RecipeError as bad:
         raise RunError(f"{bad}; a recipe of another version makes no page here, so run it again") from bad
 
 
-def _text(path: Path) -> str:
+def _utf8_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8") if path.is_file() else ""
     except UnicodeDecodeError as bad:
         raise RunError(f"{path}: expected UTF-8 text, got {bad.reason}; run the recipe again") from bad
 
 
-def _object(path: Path, faults: list[str]) -> dict[str, Any] | None:
+def _json_object(path: Path, unreadable: list[str]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as bad:
-        faults.append(f"{path.name}: not whole ({type(bad).__name__}); left out")
+        unreadable.append(f"{path.name}: not whole ({type(bad).__name__}); left out")
         return None
     if not isinstance(found, dict):
-        faults.append(f"{path.name}: not a JSON object; left out")
+        unreadable.append(f"{path.name}: not a JSON object; left out")
         return None
     return found
 
 
-Kind = TypeVar("Kind", bound=Known)
+FileT = TypeVar("FileT", bound=RunFile)
 
 
-def _typed(kind: type[Kind], path: Path, faults: list[str]) -> Kind | None:
-    found = _object(path, faults)
+def _validated(model: type[FileT], path: Path, unreadable: list[str]) -> FileT | None:
+    found = _json_object(path, unreadable)
     try:
-        return None if found is None else kind.model_validate(found)
+        return None if found is None else model.model_validate(found)
     except ValidationError as bad:
         first = bad.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        faults.append(f"{path.name}: {where}: {first['msg']}; left out")
+        unreadable.append(f"{path.name}: {where}: {first['msg']}; left out")
         return None
 
 
-def _scenes(folder: Path, faults: list[str]) -> dict[str, Scene]:
+def _scenes(folder: Path, unreadable: list[str]) -> dict[str, MappedScene]:
     """Read every scene and the truth beside it."""
-    found: dict[str, Scene] = {}
+    found: dict[str, MappedScene] = {}
     for path in sorted(folder.glob("*.json")):
-        if path.name.endswith(TRUTH):
+        if path.name.endswith(TRUTH_SUFFIX):
             continue
-        scene = _typed(Scene, path, faults)
+        scene = _validated(MappedScene, path, unreadable)
         if scene is not None:
-            truth = _typed(SceneTruth, folder / f"{path.stem}{TRUTH}", faults)
+            truth = _validated(SceneTruth, folder / f"{path.stem}{TRUTH_SUFFIX}", unreadable)
             found[path.stem] = scene.model_copy(update={"truth": truth})
     return found
 
 
-TRUTH = ".truth.json"
+TRUTH_SUFFIX = ".truth.json"
 """End of the name of the file that compares a map with the truth."""
 
 
-def read_example(path: Path) -> Example:
-    """Read what is beside an example chip; empty where nothing is.
+def read_example(path: Path) -> ExampleFacts:
+    """Read the facts beside an example chip; without a file, the defaults.
 
     Raises:
-        ValueError: It is there and is not what it should be.
+        ValueError: The file is there and cannot be read.
     """
-    faults: list[str] = []
-    found = _typed(Example, path.with_suffix(".json"), faults)
-    if faults:
-        raise ValueError(faults[0])
-    return found or Example()
+    unreadable: list[str] = []
+    found = _validated(ExampleFacts, path.with_suffix(".json"), unreadable)
+    if unreadable:
+        raise ValueError(unreadable[0])
+    return found or ExampleFacts()
 
 
 def _records(path: Path) -> tuple[Record, ...]:
-    """Read the whole lines; a killed run's torn last line is dropped, and the file is left as it is."""
+    """Read the complete lines; an incomplete last line of a killed run is ignored, and the file is not changed."""
     if not path.is_file():
         return ()
     raw = path.read_bytes()
@@ -315,23 +343,23 @@ def _records(path: Path) -> tuple[Record, ...]:
         return tuple(read_records(whole))
 
 
-def _history(path: Path, faults: list[str]) -> Iterator[Epoch]:
+def _history_rows(path: Path, unreadable: list[str]) -> Iterator[EpochFacts]:
     for file in sorted((path / "models").glob("*/history.jsonl")):
         lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
         for number, line in enumerate(lines[:-1], 1):
             try:
                 row = json.loads(line)
                 scores = {key: value for key, value in row.items() if key.startswith("val.")}
-                yield Epoch.model_validate({**row, "model": file.parent.name, "scores": scores})
+                yield EpochFacts.model_validate({**row, "model": file.parent.name, "scores": scores})
             except (ValueError, AttributeError, TypeError):
-                faults.append(f"{file.parent.name}/{file.name}:{number}: not a row of a training; left out")
+                unreadable.append(f"{file.parent.name}/{file.name}:{number}: not a row of a training; left out")
 
 
-def finite(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """Return a finite number, or None for anything else.
 
     Example:
-        >>> finite(3.0), finite(float("nan")), finite(None)
+        >>> finite_or_none(3.0), finite_or_none(float("nan")), finite_or_none(None)
         (3.0, None, None)
     """
     return None if value is None or not math.isfinite(value) else value

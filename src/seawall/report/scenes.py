@@ -1,4 +1,4 @@
-"""The scene map: the scene itself, the map, its truth where that is known, probability and doubt, in thinned-out windows."""
+"""The section on mapped scenes: the scene, its map, the truth where it is known, probability and uncertainty."""
 
 from __future__ import annotations
 
@@ -7,114 +7,133 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.arrays import BoolArray
 from seawall.report import images
-from seawall.report.elements import Block, Facts, Layer, Panel, Prose, Ramp, Section, Swipe, Swipes, Table, line
-from seawall.report.flags import doubtful
-from seawall.report.formatting import DASH, area, count, percent, ratio, seconds
-from seawall.report.record_index import Cell
-from seawall.report.run_reader import TRUTH, Run, Scene, finite
+from seawall.report.elements import (
+    ColorScale,
+    DefinitionList,
+    ImageLayer,
+    ImagePair,
+    ImagePairs,
+    PageBlock,
+    Paragraphs,
+    Section,
+    SmallImage,
+    Table,
+    table_row,
+)
+from seawall.report.flags import warning_flags
+from seawall.report.formatting import DASH, area_text, count_text, duration_text, percent_text, ratio_text
+from seawall.report.record_index import TableCell
+from seawall.report.run_reader import TRUTH_SUFFIX, MappedScene, RunFolder, finite_or_none
 
-SIDE = 900
-"""A single scene is shown at most this large, in pixels; several share the room."""
-MOST = 9
-"""Maps of scenes on one page; of further scenes only the numbers."""
-LEVELS = 12
-SHIFT = 0.1
-"""Difference of the water shares of chips and scene from which on the page says that they differ."""
-SEEN = NDArray[np.bool_]
+MAP_SIDE = 900
+"""Longest side of a shown map, in pixels; with several maps, of all together."""
+MAX_MAPS = 9
+"""Maps on one page; of further scenes only the numbers are shown."""
+COLOR_LEVELS = 12
+MIN_SHARE_DIFFERENCE = 0.1
+"""Smallest difference between the class shares of chips and scene that the page mentions."""
 
 
-def scene_maps(run: Run, faults: list[str]) -> Section | None:
-    """Show every mapped scene with its water area, the share that the model is unsure of, and the truth where it is known.
+def scene_section(run: RunFolder, unreadable: list[str]) -> Section | None:
+    """Show every mapped scene with its area, the share that the model is unsure of, and the truth where it is known.
 
     Args:
         run: The run folder.
-        faults: Takes the scenes that could not be read, with the reason.
+        unreadable: List to which scenes that cannot be read are added, with the reason.
     """
-    blocks: list[Block] = []
+    blocks: list[PageBlock] = []
     for i, (name, scene) in enumerate(run.scenes.items()):
         try:
-            if i < MOST:
-                blocks.append(_map(run, name, i, scene))
+            if i < MAX_MAPS:
+                blocks.append(_map_pair(run, name, i, scene))
             else:
-                blocks.append(Prose(((f"{title(run, name, scene)}. ", *_sentence(scene, name)),)))
+                blocks.append(Paragraphs(((f"{scene_title(run, name, scene)}. ", *_scene_caption(scene, name)),)))
         except (OSError, ValueError, KeyError, ImportError) as bad:
-            faults.append(f"scenes/{name}: {bad or type(bad).__name__}; map left out")
+            unreadable.append(f"scenes/{name}: {bad or type(bad).__name__}; map left out")
         blocks += _truth_table(run, name, scene)
-        if shift := shifted(run, scene):
-            blocks.append(Prose(tuple((text,) for text in shift)))
-        if items := _facts(run, scene):
-            blocks.append(Facts(items))
+        if shift := share_difference(run, scene):
+            blocks.append(Paragraphs(tuple((text,) for text in shift)))
+        if items := _scene_facts(run, scene):
+            blocks.append(DefinitionList(items))
     lead = "The same network over a whole scene, tile by tile, blended where tiles overlap. Every value is in the GeoTIFFs of the run folder."
     return Section("scene", "The map", lead, blocks) if blocks else None
 
 
-def title(run: Run, name: str, scene: Scene) -> str:
-    """Return what the page calls a scene: its source, and its size."""
-    size = f", {count(scene.result.height)} × {count(scene.result.width)} pixels" if scene.result.height else ""
-    return ("Simulated scene" if _simulated(run) else f"Scene {scene.result.source or name}") + size
+def scene_title(run: RunFolder, name: str, scene: MappedScene) -> str:
+    """Return the title of a scene: its source and its size in pixels."""
+    size = (
+        f", {count_text(scene.result.height)} × {count_text(scene.result.width)} pixels" if scene.result.height else ""
+    )
+    return ("Simulated scene" if _is_simulated(run) else f"Scene {scene.result.source or name}") + size
 
 
-def _simulated(run: Run) -> bool:
+def _is_simulated(run: RunFolder) -> bool:
     return run.recipe is not None and run.recipe.scene is not None and run.recipe.scene.source == "simulated"
 
 
-def value(scene: Scene, name: str, key: str, text: str) -> Cell:
-    """Return a number of a scene as a cell that names its file and carries what speaks against the scene."""
-    file = f"scenes/{name}{TRUTH}" if key.startswith("truth.") else f"scenes/{name}.json"
+def scene_cell(scene: MappedScene, name: str, key: str, text: str) -> TableCell:
+    """Return a number of a scene as a cell with its file and key, and with the warnings of the scene."""
+    file = f"scenes/{name}{TRUTH_SUFFIX}" if key.startswith("truth.") else f"scenes/{name}.json"
     key = key.removeprefix("truth.")
-    return Cell(text, f"{key} of {file}", f"{file}|{key}", flags=doubtful(scene.result.flags))
+    return TableCell(text, f"{key} of {file}", f"{file}|{key}", flags=warning_flags(scene.result.flags))
 
 
-def against_truth(scene: Scene, name: str) -> list[str | Cell]:
-    """Return the middle of a sentence: what the truth is, where it is known."""
+def truth_words(scene: MappedScene, name: str) -> list[str | TableCell]:
+    """Return the part of a sentence that compares the map with the known truth; empty where it is not known."""
     truth = scene.truth
     if truth is None:
         return []
-    true = value(scene, name, "truth.true_km2", area(truth.true_km2))
-    scores = [(words, value(scene, name, f"truth.{key}", text)) for words, key, text in (
-        ("IoU ", "iou", ratio(truth.iou)), ("precision ", "precision", ratio(truth.precision)), ("recall ", "recall", ratio(truth.recall)),
+    true = scene_cell(scene, name, "truth.true_km2", area_text(truth.true_km2))
+    scores = [(words, scene_cell(scene, name, f"truth.{key}", text)) for words, key, text in (
+        ("IoU ", "iou", ratio_text(truth.iou)), ("precision ", "precision", ratio_text(truth.precision)), ("recall ", "recall", ratio_text(truth.recall)),
     )]  # fmt: skip
-    parts: list[str | Cell] = [
+    parts: list[str | TableCell] = [
         ", where ",
         true,
-        f" is the known truth ({_over(truth.mapped_km2, truth.true_km2)} area): ",
+        f" is the known truth ({_excess_text(truth.mapped_km2, truth.true_km2)} area): ",
     ]
     for i, (words, cell) in enumerate(scores):
         parts += [("" if i == 0 else ", ") + words, cell]
     return parts
 
 
-def _over(mapped: float | None, true: float | None) -> str:
-    """Say by how much an area is larger than the true one."""
+def _excess_text(mapped: float | None, true: float | None) -> str:
+    """Format how much larger an area is than the true one, as a percentage."""
     if mapped is None or not true:
         return DASH
     over = (mapped - true) / true
-    return f"{'+' if over >= 0 else ''}{percent(over)}"
+    return f"{'+' if over >= 0 else ''}{percent_text(over)}"
 
 
-def true_share(scene: Scene) -> float | None:
-    """Return the share of the seen area that truly is of the class; None where the truth is not known."""
-    known = [finite(km2) for km2 in scene.result.class_km2.values()]
+def true_class_share(scene: MappedScene) -> float | None:
+    """Return the true share of the class in the seen area; None where it is not known."""
+    known = [finite_or_none(km2) for km2 in scene.result.class_km2.values()]
     whole = sum(km2 for km2 in known if km2 is not None)
     truth = scene.truth.true_km2 if scene.truth else None
     return truth / whole if truth is not None and whole and None not in known else None
 
 
-def shifted(run: Run, scene: Scene) -> list[str]:
-    """Say that the scene holds another share of the class than the chips that the network learned from, where it does."""
-    learned, true = run.data.water_share.get("train"), true_share(scene)
+def share_difference(run: RunFolder, scene: MappedScene) -> list[str]:
+    """Return a sentence where the share of the class differs between the training chips and the scene, else nothing."""
+    learned, true = run.data.water_share.get("train"), true_class_share(scene)
     there = scene.result.share if true is None else true
-    if learned is None or there is None or scene.result.klass != run.klass or abs(learned - there) < SHIFT:
+    if (
+        learned is None
+        or there is None
+        or scene.result.klass != run.klass
+        or abs(learned - there) < MIN_SHARE_DIFFERENCE
+    ):
         return []
     known = "is" if true is not None else "is, as mapped,"
     return [
-        f"The chips that the network learned from are {percent(learned)} {run.klass}; the scene {known} {percent(there)}. "
+        f"The chips that the network learned from are {percent_text(learned)} {run.klass}; the scene {known} {percent_text(there)}. "
         f"A network expects the share that it learned, so accuracy on chips does not carry over to such a scene."
     ]
 
 
-def _truth_table(run: Run, name: str, scene: Scene) -> list[Block]:
+def _truth_table(run: RunFolder, name: str, scene: MappedScene) -> list[PageBlock]:
     truth = scene.truth
     if truth is None:
         return []
@@ -122,42 +141,49 @@ def _truth_table(run: Run, name: str, scene: Scene) -> list[Block]:
         (f"{truth.klass.capitalize()} of the whole scene", ""), ("Area", ""), ("Against the truth", "difference as a share of the true area"),
         ("IoU", "intersection over union with the truth"), ("Precision", "share of what is marked that is right"), ("Recall", "share of the truth that is found"),
     )  # fmt: skip
-    scores = [value(scene, name, f"truth.{key}", ratio(number)) for key, number in
+    scores = [scene_cell(scene, name, f"truth.{key}", ratio_text(number)) for key, number in
               (("iou", truth.iou), ("precision", truth.precision), ("recall", truth.recall))]  # fmt: skip
-    rows = [line("true", value(scene, name, "truth.true_km2", area(truth.true_km2)), "", "", "", "")]
+    rows = [table_row("true", scene_cell(scene, name, "truth.true_km2", area_text(truth.true_km2)), "", "", "", "")]
     for words, key, km2, beside in (
         ("mapped", "mapped_km2", truth.mapped_km2, scores),
         ("expected from probabilities", "expected_km2", truth.expected_km2, ["", "", ""]),
     ):
-        rows.append(line(words, value(scene, name, f"truth.{key}", area(km2)), _over(km2, truth.true_km2), *beside))
+        rows.append(
+            table_row(
+                words,
+                scene_cell(scene, name, f"truth.{key}", area_text(km2)),
+                _excess_text(km2, truth.true_km2),
+                *beside,
+            )
+        )
     note = " ".join(
-        part for part in (f"Over {count(truth.pixels)} seen pixels." if truth.pixels else "", truth.note) if part
+        part for part in (f"Over {count_text(truth.pixels)} seen pixels." if truth.pixels else "", truth.note) if part
     )
-    return [Table(f"{title(run, name, scene)}: the map against the known truth", head, tuple(rows), note)]
+    return [Table(f"{scene_title(run, name, scene)}: the map against the known truth", head, tuple(rows), note)]
 
 
-def _facts(run: Run, scene: Scene) -> tuple[tuple[str, str], ...]:
-    held = scene.result
+def _scene_facts(run: RunFolder, scene: MappedScene) -> tuple[tuple[str, str], ...]:
+    result = scene.result
     items = [
-        (f"{held.klass.capitalize()} area", area(held.area_km2)),
-        ("Unsure", _of(percent(held.unsure_share, 1), "of the seen pixels are close to the decision")),
-        (f"Surely and possibly {held.klass}", _range(held.low_km2, held.high_km2)),
-        ("Expected area", _of(area(held.expected_km2), "if the probabilities are calibrated")),
-        ("Seen", _of(percent(held.seen_share, 1), "of the scene")),
-        ("Source", f"{held.source} (simulated)" if _simulated(run) else held.source),
-        ("Where", _where(scene.bbox) + (" (made up)" if _simulated(run) and scene.bbox else "")),
-        ("When", scene.properties.datetime or ("made up, at no time" if _simulated(run) else "not known")),
-        ("To know", "; ".join(held.flags)),
-        ("Time to map", seconds(finite(held.seconds))),
+        (f"{result.klass.capitalize()} area", area_text(result.area_km2)),
+        ("Unsure", f"{percent_text(result.unsure_share, 1)} of the seen pixels are close to the decision"),
+        (f"Surely and possibly {result.klass}", _area_range(result.low_km2, result.high_km2)),
+        ("Expected area", f"{area_text(result.expected_km2)} if the probabilities are calibrated"),
+        ("Seen", f"{percent_text(result.seen_share, 1)} of the scene"),
+        ("Source", f"{result.source} (simulated)" if _is_simulated(run) else result.source),
+        ("Where", _bbox_text(scene.bbox) + (" (made up)" if _is_simulated(run) and scene.bbox else "")),
+        ("When", scene.properties.datetime or ("made up, at no time" if _is_simulated(run) else "not known")),
+        ("To know", "; ".join(result.flags)),
+        ("Time to map", duration_text(finite_or_none(result.seconds))),
     ]
     return tuple((term, what) for term, what in items if what and not what.startswith(DASH))
 
 
-def _where(bbox: tuple[float, ...]) -> str:
-    """Say the corners of a scene in degrees.
+def _bbox_text(bbox: tuple[float, ...]) -> str:
+    """Format the corners of a scene in degrees.
 
     Example:
-        >>> _where((-61.02, -3.31, -60.9, -3.2))
+        >>> _bbox_text((-61.02, -3.31, -60.9, -3.2))
         '61.020° W, 3.310° S to 60.900° W, 3.200° S'
     """
     if len(bbox) != 4:
@@ -170,85 +196,91 @@ def _where(bbox: tuple[float, ...]) -> str:
     return " to ".join(corners)
 
 
-def _range(low: float | None, high: float | None) -> str:
-    return f"{area(low)} to {area(high)}" if low is not None and high is not None else DASH
+def _area_range(low: float | None, high: float | None) -> str:
+    return f"{area_text(low)} to {area_text(high)}" if low is not None and high is not None else DASH
 
 
-def _of(amount: str, of: str) -> str:
-    return f"{amount} {of}"
-
-
-def _map(run: Run, name: str, index: int, scene: Scene) -> Swipes:
+def _map_pair(run: RunFolder, name: str, number: int, scene: MappedScene) -> ImagePairs:
     folder = run.path / "scenes"
-    side = round(SIDE / min(len(run.scenes), MOST) ** 0.5)
-    classes, meters = _read(folder / _file(scene, name, "class"), side)
+    side = round(MAP_SIDE / min(len(run.scenes), MAX_MAPS) ** 0.5)
+    classes, meters = _read_classes(folder / _layer_file(scene, name, "class"), side)
     seen = classes != 255
-    colors = (*images.CLASSES, images.CLEAR)
+    colors = (*images.CLASS_COLORS, images.TRANSPARENT)
     height, width = classes.shape
-    shown = np.where(seen, classes % len(images.CLASSES), len(images.CLASSES)).astype(np.uint8)
-    base = images.address(shown, colors)
-    photo = _preview(folder / f"{name}.preview.npz", classes.shape)
-    over, keys = _overlays(folder, scene, classes, side)
-    doubt = _doubt(folder / _file(scene, name, "uncertainty"), seen)
+    shown = np.where(seen, classes % len(images.CLASS_COLORS), len(images.CLASS_COLORS)).astype(np.uint8)
+    base = images.data_url(shown, colors)
+    photo = _read_preview(folder / f"{name}.preview.npz", classes.shape)
+    over, legend = _truth_overlays(folder, scene, classes, side)
+    uncertainty = _uncertainty_picture(folder / _layer_file(scene, name, "uncertainty"), seen)
     if photo is not None:
         left, right = (
-            Layer("satellite image", images.address(photo), over),
-            Layer(f"{scene.result.klass} map", base, over),
+            ImageLayer("satellite image", images.data_url(photo), over),
+            ImageLayer(f"{scene.result.klass} map", base, over),
         )
     else:
-        left, right = Layer(f"{scene.result.klass} map", base, over), Layer("where it is unsure", doubt, over)
-    keys = [*([("water", scene.result.klass), ("land", "other")] if len(run.classes) == 2 else []), *keys]
-    keys += [("unseen", "not seen")] if not seen.all() else []
-    called = title(run, name, scene)
-    pair = Swipe(
-        f"scene-{index}", called, left, right, width, height, _sentence(scene, name), _small(folder, name, scene, seen, doubt),
-        tuple(keys), _scale(meters, width), shown=0,
+        left, right = (
+            ImageLayer(f"{scene.result.klass} map", base, over),
+            ImageLayer("where it is unsure", uncertainty, over),
+        )
+    legend = [*([("water", scene.result.klass), ("land", "other")] if len(run.classes) == 2 else []), *legend]
+    legend += [("unseen", "not seen")] if not seen.all() else []
+    title_text = scene_title(run, name, scene)
+    pair = ImagePair(
+        f"scene-{number}", title_text, left, right, width, height, _scene_caption(scene, name), _small_maps(folder, name, scene, seen, uncertainty),
+        tuple(legend), _scale_bar(meters, width),
     )  # fmt: skip
-    return Swipes(called, (pair,), large=True)
+    return ImagePairs(title_text, (pair,), large=True)
 
 
-def _file(scene: Scene, name: str, layer: str) -> str:
-    """Return the file of a layer; that of the probability is named by its class."""
+def _layer_file(scene: MappedScene, name: str, layer: str) -> str:
+    """Return the file name of a layer; the probability layer is named by its class."""
     files = scene.result.files
     if layer == "probability":
         layer = next((key for key in files if key not in ("class", "uncertainty")), layer)
     return Path(files.get(layer, f"{name}.{layer}.tif")).name
 
 
-def _overlays(
-    folder: Path, scene: Scene, classes: NDArray[np.uint8], side: int
+def _truth_overlays(
+    folder: Path, scene: MappedScene, classes: NDArray[np.uint8], side: int
 ) -> tuple[tuple[tuple[str, str], ...], list[tuple[str, str]]]:
-    """Return the mistakes of a map against its truth, and the truth itself, as overlays with their keys."""
+    """Return the mistakes of a map and its truth as overlays, with their legend."""
     path = folder / f"{Path(scene.result.source).stem}.truth.tif"
     klass = scene.result.klass
     if scene.truth is None or not path.is_file() or klass not in scene.result.classes:
         return (), []
-    truth, _ = _read(path, side)
+    truth, _ = _read_classes(path, side)
     if truth.shape != classes.shape:
         raise ValueError(f"{path.name}: expected {classes.shape} pixels like the map, got {truth.shape}")
     valid = (truth != 255) & (classes != 255)
-    said = (classes == scene.result.classes.index(klass)).astype(np.uint8)
-    overlays = (("Mistakes", images.mistakes(said, truth, 1, valid)), ("Truth", images.found(truth, 1, valid)))
+    predicted = (classes == scene.result.classes.index(klass)).astype(np.uint8)
+    overlays = (
+        ("Mistakes", images.mistakes_overlay(predicted, truth, 1, valid)),
+        ("Truth", images.found_overlay(truth, 1, valid)),
+    )
     return overlays, [("missed", f"{klass} missed"), ("invented", f"{klass} invented"), ("found", f"true {klass}")]
 
 
-def _sentence(scene: Scene, name: str) -> tuple[str | Cell, ...]:
+def _scene_caption(scene: MappedScene, name: str) -> tuple[str | TableCell, ...]:
     klass, mapped, unsure = scene.result.klass, scene.result.area_km2, scene.result.unsure_share
     if mapped is None:
         return (f"{klass.capitalize()} as the model maps it; without a georeference there is no area.",)
-    parts: list[str | Cell] = [
+    parts: list[str | TableCell] = [
         "Mapped: ",
-        value(scene, name, "area_km2", area(mapped)),
+        scene_cell(scene, name, "area_km2", area_text(mapped)),
         f" of {klass}",
-        *against_truth(scene, name),
+        *truth_words(scene, name),
     ]
     if unsure is not None:
-        parts += ["; the model is unsure of ", value(scene, name, "unsure_share", percent(unsure, 1)), " of the scene"]
+        parts += [
+            "; the model is unsure of ",
+            scene_cell(scene, name, "unsure_share", percent_text(unsure, 1)),
+            " of the scene",
+        ]
     return (*parts, ".")
 
 
-def _read(path: Path, side: int) -> tuple[NDArray[np.uint8], float | None]:
-    """Read a thinned-out band and the ground size of its pixels in meters; nodata becomes 255."""
+def _read_classes(path: Path, side: int) -> tuple[NDArray[np.uint8], float | None]:
+    """Read a thinned-out class map and the size of its pixels in meters; nodata becomes 255."""
     import rasterio
     from rasterio.enums import Resampling
 
@@ -271,8 +303,8 @@ def _read(path: Path, side: int) -> tuple[NDArray[np.uint8], float | None]:
     return raw.astype(np.uint8), meters
 
 
-def _share(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], SEEN] | None:
-    """Read a scaled share in [0, 1], thinned out to a shape; None where the file is not there."""
+def _read_share(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], BoolArray] | None:
+    """Read a layer of values in [0, 1], thinned out to a shape, and its seen pixels; None without a file."""
     import rasterio
     from rasterio.enums import Resampling
 
@@ -285,32 +317,49 @@ def _share(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.float32], SEE
     return np.ma.filled(value, 0).astype(np.float32), seen & np.isfinite(np.ma.filled(value, 0))
 
 
-PALE, DEEP = (240, 236, 226), (16, 78, 139)
-CALM, ALARM = (246, 242, 233), (176, 62, 14)
+PROBABILITY_LOW, PROBABILITY_HIGH = (240, 236, 226), (16, 78, 139)
+ENTROPY_LOW, ENTROPY_HIGH = (246, 242, 233), (176, 62, 14)
 
 
-def _doubt(path: Path, seen: SEEN) -> str:
-    held = _share(path, seen.shape)
-    if held is None:
+def _uncertainty_picture(path: Path, seen: BoolArray) -> str:
+    layer = _read_share(path, seen.shape)
+    if layer is None:
         raise OSError(f"{path.name} is missing")
-    value, there = held
-    return images.address(images.levels(value, there & seen, LEVELS, 0.0, 1.0), images.ramp(CALM, ALARM, LEVELS))
+    value, known = layer
+    return images.data_url(
+        images.quantize(value, known & seen, COLOR_LEVELS, 0.0, 1.0),
+        images.color_ramp(ENTROPY_LOW, ENTROPY_HIGH, COLOR_LEVELS),
+    )
 
 
-def _small(folder: Path, name: str, scene: Scene, seen: SEEN, doubt: str) -> tuple[Panel, ...]:
-    """Return probability and uncertainty beside the map, each with its scale."""
+def _small_maps(
+    folder: Path, name: str, scene: MappedScene, seen: BoolArray, uncertainty: str
+) -> tuple[SmallImage, ...]:
+    """Return the pictures of probability and uncertainty, each with its color scale."""
     panels = []
-    held = _share(folder / _file(scene, name, "probability"), seen.shape)
-    if held is not None:
-        index = images.levels(held[0], held[1] & seen, LEVELS, 0.0, 1.0)
-        picture = images.address(index, images.ramp(PALE, DEEP, LEVELS))
-        panels.append(Panel(f"probability of {scene.result.klass}", picture, Ramp("0", "1", (PALE, DEEP))))
-    panels.append(Panel("where it is unsure (entropy)", doubt, Ramp("0, sure", "1, no idea", (CALM, ALARM))))
+    layer = _read_share(folder / _layer_file(scene, name, "probability"), seen.shape)
+    if layer is not None:
+        levels = images.quantize(layer[0], layer[1] & seen, COLOR_LEVELS, 0.0, 1.0)
+        picture = images.data_url(levels, images.color_ramp(PROBABILITY_LOW, PROBABILITY_HIGH, COLOR_LEVELS))
+        panels.append(
+            SmallImage(
+                f"probability of {scene.result.klass}",
+                picture,
+                ColorScale("0", "1", (PROBABILITY_LOW, PROBABILITY_HIGH)),
+            )
+        )
+    panels.append(
+        SmallImage(
+            "where it is unsure (entropy)",
+            uncertainty,
+            ColorScale("0, sure", "1, no idea", (ENTROPY_LOW, ENTROPY_HIGH)),
+        )
+    )
     return tuple(panels)
 
 
-def _preview(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Read a picture of the scene where the run kept one, thinned out like the map."""
+def _read_preview(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Read the preview of the scene, thinned out like the map; None where the run has none."""
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as held:
@@ -322,8 +371,8 @@ def _preview(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     return np.asarray(picture[rows][:, columns], np.uint8)
 
 
-def _scale(meters: float | None, width: int) -> tuple[float, str] | None:
-    """Return a scale bar: its share of the map's width, and its length in words."""
+def _scale_bar(meters: float | None, width: int) -> tuple[float, str] | None:
+    """Return a scale bar: its share of the map's width, and its length as text."""
     if not meters:
         return None
     whole = meters * width

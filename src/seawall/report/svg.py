@@ -1,4 +1,4 @@
-"""Drawing in SVG text: axes, marks and labels that keep clear of each other, colored by the page's style sheet.
+"""SVG drawing: axes, marks, and labels that do not overlap; colors come from the page's style sheet.
 
 Every figure is drawn twice, for a wide page and for a phone, because text inside a scaled picture becomes unreadable.
 """
@@ -11,44 +11,44 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
-WIDE, NARROW = 720, 336
-LETTER = 6.4
+WIDE_PAGE, NARROW_PAGE = 720, 336
+LETTER_WIDTH = 6.4
 """Mean width of a letter at the figures' font size, in pixels."""
-BOLD = 7.1
+BOLD_LETTER_WIDTH = 7.1
 """The same for the bold names at the ends of curves."""
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One axis: its title with the unit, its ends, its ticks.
+class ChartAxis:
+    """One axis of a chart: its title with the unit, its range, its ticks.
 
     Args:
         title: What is measured, with its unit.
         low: Value at the start.
         high: Value at the end.
-        say: How a tick is written.
+        format_tick: Turns a tick's value into text.
         ticks: Tick values; empty chooses round ones.
-        second: A second scale under the first: its title and (value on this axis, text) pairs.
+        second_scale: A second scale under the first: its title and (value on this axis, text) pairs.
     """
 
     title: str
     low: float
     high: float
-    say: Callable[[float], str] = lambda value: f"{value:g}"
+    format_tick: Callable[[float], str] = lambda value: f"{value:g}"
     ticks: tuple[float, ...] = ()
-    second: tuple[str, tuple[tuple[float, str], ...]] = field(default=("", ()))
+    second_scale: tuple[str, tuple[tuple[float, str], ...]] = field(default=("", ()))
 
-    def at(self, want: int) -> tuple[float, ...]:
-        """Return the tick values, about `want` of them."""
-        return self.ticks or nice(self.low, self.high, want)
+    def tick_values(self, count: int) -> tuple[float, ...]:
+        """Return the tick values, about `count` of them."""
+        return self.ticks or round_ticks(self.low, self.high, count)
 
 
 @dataclass(frozen=True)
-class Box:
-    """Where the plot lies inside the picture, and how values become pixels."""
+class PlotArea:
+    """The rectangle of the plot inside the picture, and the conversion of values to pixels."""
 
-    x: Axis
-    y: Axis
+    x: ChartAxis
+    y: ChartAxis
     left: float
     top: float
     right: float
@@ -63,28 +63,28 @@ class Box:
         return self.bottom - (value - self.y.low) / ((self.y.high - self.y.low) or 1) * (self.bottom - self.top)
 
 
-def nice(low: float, high: float, want: int) -> tuple[float, ...]:
+def round_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
     """Return round tick values within [low, high].
 
     Example:
-        >>> nice(0, 1, 5)
+        >>> round_ticks(0, 1, 5)
         (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-        >>> nice(0, 0.02, 4)
+        >>> round_ticks(0, 0.02, 4)
         (0.0, 0.005, 0.01, 0.015, 0.02)
     """
     span = (high - low) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / max(want, 1)))
-    step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(span / s - want))
+    power = 10.0 ** math.floor(math.log10(span / max(count, 1)))
+    step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(span / s - count))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return tuple(round(i * step, 10) for i in range(first, last + 1))
 
 
-def n(value: float) -> str:
+def coordinate_text(value: float) -> str:
     """Write a coordinate in tenths of a pixel, the same on every machine.
 
     Example:
-        >>> n(12.0), n(3.14159), n(-0.01)
+        >>> coordinate_text(12.0), coordinate_text(3.14159), coordinate_text(-0.01)
         ('12', '3.1', '0')
     """
     text = f"{value:.1f}".removesuffix(".0")
@@ -94,25 +94,25 @@ def n(value: float) -> str:
 def tag(name: str, body: str | Markup = "", **attributes: str | float) -> Markup:
     """Return one element; every attribute and every plain text is escaped."""
     pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(value if isinstance(value, str) else n(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(value if isinstance(value, str) else coordinate_text(value))}"'
         for key, value in attributes.items()
     )
     inner = escape(body)
     return Markup(f"<{name}{pairs}>{inner}</{name}>" if inner else f"<{name}{pairs}/>")
 
 
-def join(parts: Sequence[Markup]) -> Markup:
-    """Put elements after each other."""
+def concat(parts: Sequence[Markup]) -> Markup:
+    """Concatenate elements."""
     return Markup("").join(parts)
 
 
-def text(x: float, y: float, words: str, *, kind: str = "", anchor: str = "start") -> Markup:
+def text_line(x: float, y: float, words: str, *, kind: str = "", anchor: str = "start") -> Markup:
     """Return a line of text."""
     return tag("text", words, x=x, y=y, class_=f"t {kind}".strip(), text_anchor=anchor)
 
 
 def marker(shape: int, x: float, y: float, kind: str, title: str, size: float = 4.0) -> Markup:
-    """Return a mark; series differ by shape as well as by color."""
+    """Return a circle, square, triangle or diamond with a tooltip; series differ by shape as well as by color."""
     tip = tag("title", title) if title else Markup("")
     if shape % 4 == 0:
         return tag("circle", tip, cx=x, cy=y, r=size, class_=f"mark {kind}")
@@ -122,71 +122,75 @@ def marker(shape: int, x: float, y: float, kind: str, title: str, size: float = 
         3: [(0, -1.35), (1.35, 0), (0, 1.35), (-1.35, 0)],
     }
     corners = shapes[shape % 4]
-    points = " ".join(f"{n(x + size * 0.9 * dx)},{n(y + size * 0.9 * dy)}" for dx, dy in corners)
+    points = " ".join(
+        f"{coordinate_text(x + size * 0.9 * dx)},{coordinate_text(y + size * 0.9 * dy)}" for dx, dy in corners
+    )
     return tag("polygon", tip, points=points, class_=f"mark {kind}")
 
 
-def path(points: Sequence[tuple[float, float]], kind: str) -> Markup:
+def path_through(points: Sequence[tuple[float, float]], kind: str) -> Markup:
     """Return a line through points."""
-    steps = "".join(f"{'L' if i else 'M'}{n(x)} {n(y)}" for i, (x, y) in enumerate(points))
+    steps = "".join(f"{'L' if i else 'M'}{coordinate_text(x)} {coordinate_text(y)}" for i, (x, y) in enumerate(points))
     return tag("path", d=steps, class_=kind)
 
 
-def area(low: Sequence[tuple[float, float]], high: Sequence[tuple[float, float]], kind: str) -> Markup:
+def filled_area(low: Sequence[tuple[float, float]], high: Sequence[tuple[float, float]], kind: str) -> Markup:
     """Return the surface between two lines."""
-    points = " ".join(f"{n(x)},{n(y)}" for x, y in [*low, *reversed(high)])
+    points = " ".join(f"{coordinate_text(x)},{coordinate_text(y)}" for x, y in [*low, *reversed(high)])
     return tag("polygon", points=points, class_=kind)
 
 
-def frame(box: Box, *, wide: bool, bare_y: bool = False) -> Markup:
-    """Return grid lines, ticks and axis titles; the vertical title stands above the axis, where it reads."""
-    parts = [text(0, box.top - 14, box.y.title, kind="axis")] if box.y.title else []
-    for value in () if bare_y else box.y.at(5):
+def frame(box: PlotArea, *, wide: bool, bare_y: bool = False) -> Markup:
+    """Return grid lines, ticks and axis titles; the title of the vertical axis stands above it."""
+    parts = [text_line(0, box.top - 14, box.y.title, kind="axis")] if box.y.title else []
+    for value in () if bare_y else box.y.tick_values(5):
         y = box.py(value)
         parts += [
             tag("line", x1=box.left, x2=box.right, y1=y, y2=y, class_="grid"),
-            text(box.left - 7, y + 4, box.y.say(value), kind="tick", anchor="end"),
+            text_line(box.left - 7, y + 4, box.y.format_tick(value), kind="tick", anchor="end"),
         ]
     parts.append(tag("line", x1=box.left, x2=box.right, y1=box.bottom, y2=box.bottom, class_="base"))
     row = box.bottom + 17
-    parts += _ticks(box, [(value, box.x.say(value)) for value in box.x.at(7 if wide else 4)], row)
-    parts.append(_under(box, box.x.title, row + 17))
-    if box.x.second[1]:
-        parts += _ticks(box, list(box.x.second[1]), row + 38)
-        parts.append(_under(box, box.x.second[0], row + 55))
-    return join(parts)
+    parts += _tick_labels(
+        box, [(value, box.x.format_tick(value)) for value in box.x.tick_values(7 if wide else 4)], row
+    )
+    parts.append(_title_below(box, box.x.title, row + 17))
+    if box.x.second_scale[1]:
+        parts += _tick_labels(box, list(box.x.second_scale[1]), row + 38)
+        parts.append(_title_below(box, box.x.second_scale[0], row + 55))
+    return concat(parts)
 
 
-def _under(box: Box, title: str, y: float) -> Markup:
-    """Write a horizontal axis title to the axis' end, from the picture's left edge where it is long."""
-    if LETTER * len(title) > box.right:
-        return text(0, y, title, kind="axis")
-    return text(box.right, y, title, kind="axis", anchor="end")
+def _title_below(box: PlotArea, title: str, y: float) -> Markup:
+    """Return the title of a horizontal axis, aligned to its end, or to the left edge of the picture if it is long."""
+    if LETTER_WIDTH * len(title) > box.right:
+        return text_line(0, y, title, kind="axis")
+    return text_line(box.right, y, title, kind="axis", anchor="end")
 
 
-def _ticks(box: Box, ticks: Sequence[tuple[float, str]], y: float) -> list[Markup]:
-    """Write tick labels from the left, leaving out those that would touch the one before."""
+def _tick_labels(box: PlotArea, ticks: Sequence[tuple[float, str]], y: float) -> list[Markup]:
+    """Return tick labels from left to right, without those that would touch the one before."""
     parts, edge = [], -1e9
     for value, words in ticks:
-        x, half = box.px(value), LETTER * len(words) / 2
+        x, half = box.px(value), LETTER_WIDTH * len(words) / 2
         if x - half > edge:
-            parts.append(text(x, y, words, kind="tick", anchor="middle"))
+            parts.append(text_line(x, y, words, kind="tick", anchor="middle"))
             edge = x + half + 5
     return parts
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move label heights apart until they are `gap` from each other, within [low, high] where they fit.
 
     Example:
-        >>> spread([10, 11, 50], 14, 0, 100)
+        >>> spread_labels([10, 11, 50], 14, 0, 100)
         [3.5, 17.5, 50.0]
     """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     groups: list[tuple[list[int], float]] = []
     for i in order:
         groups.append(([i], float(wanted[i])))
-        while len(groups) > 1 and _foot(groups[-1], gap) < _head(groups[-2], gap) + gap:
+        while len(groups) > 1 and _first_label_y(groups[-1], gap) < _last_label_y(groups[-2], gap) + gap:
             upper, lower = groups[-2], groups.pop()
             sizes = len(upper[0]), len(lower[0])
             center = (upper[1] * sizes[0] + lower[1] * sizes[1]) / sum(sizes)
@@ -200,27 +204,27 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return placed
 
 
-def _foot(group: tuple[list[int], float], gap: float) -> float:
+def _first_label_y(group: tuple[list[int], float], gap: float) -> float:
     return group[1] - gap * (len(group[0]) - 1) / 2
 
 
-def _head(group: tuple[list[int], float], gap: float) -> float:
+def _last_label_y(group: tuple[list[int], float], gap: float) -> float:
     return group[1] + gap * (len(group[0]) - 1) / 2
 
 
-def both(draw: Callable[[bool], tuple[Markup, float]], label: str) -> Markup:
-    """Draw a figure for a wide page and for a phone; the style sheet shows one of them.
+def draw_both_widths(draw: Callable[[bool], tuple[Markup, float]], label: str) -> Markup:
+    """Draw a chart for a wide page and for a phone; the style sheet shows one of them.
 
     Args:
         draw: Takes whether the page is wide; returns the drawing and its height.
-        label: What the figure shows, for those who cannot see it.
+        label: Description of the chart for screen readers.
     """
     parts = []
     for wide in (True, False):
         body, height = draw(wide)
-        width = WIDE if wide else NARROW
+        width = WIDE_PAGE if wide else NARROW_PAGE
         parts.append(
-            tag("svg", tag("title", label) + body, viewBox=f"0 0 {width} {n(height)}", role="img", aria_label=label,
+            tag("svg", tag("title", label) + body, viewBox=f"0 0 {width} {coordinate_text(height)}", role="img", aria_label=label,
                 class_=f"chart {'wide' if wide else 'narrow'}")
         )  # fmt: skip
-    return join(parts)
+    return concat(parts)
