@@ -17,7 +17,8 @@ import torch
 from torch.nn import functional
 
 from seawall.attacks.apgd import APGD
-from seawall.attacks.gradient import BIM, PGD, SegPGD
+from seawall.attacks.gradient import BIM, PGD
+from seawall.attacks.losses import SegPGDLoss
 from seawall.models.unet import UNet
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
@@ -74,7 +75,7 @@ def main() -> None:
         "bim, last": BIM(steps=steps, keep="last"),
         "bim": BIM(steps=steps),
         "pgd": PGD(steps=steps),
-        "segpgd": SegPGD(steps=steps),
+        "segpgd": PGD(loss=SegPGDLoss(), steps=steps),
         "apgd": APGD(steps=steps),
     }
     works = {"bare": bare} | {

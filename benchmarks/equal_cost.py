@@ -23,9 +23,11 @@ import numpy as np
 import torch
 from strength import Counts, counted, some, worst
 
-from seawall.attacks.apgd import APGD, JensenShannonAttack, TsallisPGD
-from seawall.attacks.gradient import PGD, CosPGD, PAdamCE
-from seawall.attacks.suites import SEA, Attack, Seawall, Suite
+from seawall.attacks.apgd import APGD
+from seawall.attacks.gradient import PGD, PAdam
+from seawall.attacks.losses import CosPGDLoss, JensenShannon, TsallisCrossEntropy
+from seawall.attacks.suites import SEA, Seawall, Suite
+from seawall.attacks.target import Attack
 from seawall.data.loader import whole_chips
 from seawall.pipeline.context import Run
 from seawall.pipeline.data import divide, gather
@@ -122,8 +124,8 @@ class Cell:
 def singles() -> Mapping[str, Attack]:
     """The published attacks that one would run alone, 100 passes each."""
     return {
-        "pgd": PGD(steps=100, step=0.1), "cospgd": CosPGD(steps=100, step=0.1), "padam-ce": PAdamCE(steps=100),
-        "apgd-ce": APGD(steps=100), "js": JensenShannonAttack(steps=100), "tsallis": TsallisPGD(steps=100),
+        "pgd": PGD(steps=100, step=0.1), "cospgd": PGD(loss=CosPGDLoss(), steps=100, step=0.1), "padam-ce": PAdam(steps=100),
+        "apgd-ce": APGD(steps=100), "js": APGD(loss=JensenShannon(), steps=100), "tsallis": APGD(loss=TsallisCrossEntropy(), steps=100),
     }  # fmt: skip
 
 

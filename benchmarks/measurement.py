@@ -22,8 +22,8 @@ from pathlib import Path
 from loader import BANDS, make_folder
 
 from seawall.data.chips import ChipFolder
-from seawall.evaluation.case import CLEAN
-from seawall.evaluation.measurement import ChipSource, measure_model
+from seawall.evaluation.case import CLEAN_CASE
+from seawall.evaluation.measurement import ChipSource, check_and_evaluate
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.records import RecordLog
 from seawall.types import ModelSpec
@@ -44,8 +44,8 @@ def measure(root: Path, way: str, log: Path) -> dict[str, float]:
     if way == "held":
         batches = list(chips.read(folder.ids))
         chips = replace(chips, read=lambda ids: batches)
-    measure_model(
-        model, chips, [CLEAN], log=RecordLog(log), recipe=lambda case: way, name="ndwi", seed=0, ask=None, say=lambda case: look
+    check_and_evaluate(
+        model, chips, [CLEAN_CASE], log=RecordLog(log), recipe=lambda case: way, name="ndwi", seed=0, checks=None, progress=lambda case: look
     )  # fmt: skip
     return {"held_mib": round(most, 1), "seconds": round(time.perf_counter() - start, 2)}
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchmetrics import JaccardIndex
 
 from seawall.metrics.counts import confusion
-from seawall.metrics.ratios import Tally, iou
+from seawall.metrics.ratios import ConfusionCounts, iou
 
 GOAL = 50
 
@@ -56,7 +56,7 @@ def compare(classes: int, repeat: int, *, junk: bool = False) -> float:
         return metric.compute()
 
     def ours() -> np.ndarray:
-        return iou(Tally.of(confusion(pred, label, valid, classes).sum(0).numpy()))
+        return iou(ConfusionCounts.of(confusion(pred, label, valid, classes).sum(0).numpy()))
 
     if abs(float(theirs()) - ours().mean()) > 1e-6:
         raise SystemExit(f"{classes} classes: numbers differ, {float(theirs())} and {ours().mean()}")

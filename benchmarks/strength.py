@@ -26,12 +26,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seawall.attacks.apgd import APGD, BalancedCE, JensenShannonAttack, MaskedCE, TsallisPGD
-from seawall.attacks.gradient import BIM, MIFGSM, PGD, CosPGD, PAdamCE, SegPGD
+from seawall.attacks.apgd import APGD
+from seawall.attacks.gradient import BIM, MIFGSM, PGD, PAdam
+from seawall.attacks.losses import (
+    BalancedCrossEntropy,
+    CosPGDLoss,
+    JensenShannon,
+    MaskedCrossEntropy,
+    SegPGDLoss,
+    TsallisCrossEntropy,
+)
 from seawall.attacks.square import Square
-from seawall.attacks.suites import SEA, Attack, Halmosi, Member, Seawall, Suite
+from seawall.attacks.suites import SEA, Halmosi, Member, Seawall, Suite
+from seawall.attacks.target import Attack
 from seawall.data.loader import whole_chips
-from seawall.evaluation.sanity_checks import Interrogation
+from seawall.evaluation.sanity_checks import SanityChecks
 from seawall.metrics.worst_case import worst_each, worst_ratio
 from seawall.models.weights import load_model
 from seawall.pipeline.context import Run
@@ -130,9 +139,9 @@ def singles(steps: int) -> Mapping[str, Attack]:
     """The published attacks that one would run alone."""
     return {
         "bim": BIM(steps=steps, step=0.1), "pgd": PGD(steps=steps, step=0.1), "mifgsm": MIFGSM(steps=steps, step=0.1),
-        "segpgd": SegPGD(steps=steps, step=0.1), "cospgd": CosPGD(steps=steps, step=0.1), "padam-ce": PAdamCE(steps=steps),
-        "apgd-ce": APGD(steps=steps), "masked-ce": MaskedCE(steps=steps), "balanced-ce": BalancedCE(steps=steps),
-        "js": JensenShannonAttack(steps=steps), "tsallis": TsallisPGD(steps=steps), "square": Square(steps=steps),
+        "segpgd": PGD(loss=SegPGDLoss(), steps=steps, step=0.1), "cospgd": PGD(loss=CosPGDLoss(), steps=steps, step=0.1), "padam-ce": PAdam(steps=steps),
+        "apgd-ce": APGD(steps=steps), "masked-ce": APGD(loss=MaskedCrossEntropy(), steps=steps), "balanced-ce": APGD(loss=BalancedCrossEntropy(), steps=steps),
+        "js": APGD(loss=JensenShannon(), steps=steps), "tsallis": APGD(loss=TsallisCrossEntropy(), steps=steps), "square": Square(steps=steps),
     }  # fmt: skip
 
 
@@ -151,7 +160,7 @@ def main() -> None:
                 print(json.dumps({**of, **row}), flush=True)
 
             if not given.halmosi_only:
-                answers = Interrogation()(model, batch, threat, keys)
+                answers = SanityChecks()(model, batch, threat, keys)
                 say(flags=answers.flags, asked={k: round(v, 4) for k, v in answers.accuracy.items()})
             clean = counted(model, batch, batch.image)
             say(attack="clean", passes=0, pooled=round(worst([clean])[0], 4), per_chip=round(worst([clean])[1], 4))

@@ -1,4 +1,4 @@
-"""Results are rows: long, append-only, resumable. Reports are pure functions of these rows."""
+"""Records of results: one measured number each, in an append-only file that resumes. Reports are functions of these records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ThreatFacts(NamedTuple):
     Args:
         norm: "linf" or "l2"; "" for no adversary.
         eps: One number for all bands, or one per band, in `unit`.
-        unit: As a threat's text says it: "reflectance", "dB" or "stretched".
+        unit: As in the text of a threat: "reflectance", "dB" or "stretched".
         bands: Bands that may be touched; empty for all.
         region: The region as text; "" for every seen pixel.
         limits: Sign, spectrum and unusual bounds as text; "" for none.
@@ -36,7 +36,7 @@ class ThreatFacts(NamedTuple):
     limits: str = ""
 
     def allows_less(self, other: ThreatFacts) -> bool:
-        """Tell whether this threat is a proper part of another: no band has more budget, and some has less.
+        """Return whether this threat is a proper part of another: no band has more budget, and some has less.
 
         Threats of another norm, unit, region or limits are not comparable, nor are budgets per band for other bands.
 
@@ -49,13 +49,13 @@ class ThreatFacts(NamedTuple):
         if not self.norm or self._replace(eps=(), bands=()) != other._replace(eps=(), bands=()):
             return False
         same_bands = set(self.bands) == set(other.bands)
-        if not same_bands and (len(self.eps) > 1 or len(other.eps) > 1 or not _covers(other.bands, self.bands)):
+        if not same_bands and (len(self.eps) > 1 or len(other.eps) > 1 or not _covers_bands(other.bands, self.bands)):
             return False
         count = max(len(self.eps), len(other.eps))
         if {len(self.eps), len(other.eps)} - {1, count}:
             return False
-        mine, theirs = (eps * count if len(eps) == 1 else eps for eps in (self.eps, other.eps))
-        return all(a <= b for a, b in zip(mine, theirs, strict=True)) and (mine != theirs or not same_bands)
+        own, others = (eps * count if len(eps) == 1 else eps for eps in (self.eps, other.eps))
+        return all(a <= b for a, b in zip(own, others, strict=True)) and (own != others or not same_bands)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Record:
         klass: Class name, or "" where the metric has none.
         value: The number; None where it is undefined.
         n: How many pixels (or chips) it is over.
-        flags: What the interrogation says against it.
+        flags: Objections to the number, by the sanity checks among others.
         seconds: Time it took, monotonic clock.
         norm: Norm of the threat, "linf" or "l2"; "" where there is no adversary.
         eps: Budget of the threat in data units: one number for all bands, or one per band of the model.
@@ -104,7 +104,7 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """Every field that is not measured; resume means that the key is there."""
+        """Every field that is not measured; a run that resumes skips records whose key is in the log."""
         return (self.recipe, self.model, self.method, self.threat, self.chip, self.group, self.metric, self.klass)
 
     def measured(self, metric: str, value: float | None, n: int, klass: str = "", seconds: float = 0.0) -> Record:
@@ -120,19 +120,19 @@ class Record:
         return ThreatFacts(self.norm, self.eps, self.unit, self.bands, self.region, self.limits)
 
 
-def _covers(large: tuple[str, ...], small: tuple[str, ...]) -> bool:
-    """Tell whether the bands of one threat hold those of another; empty means all bands."""
+def _covers_bands(large: tuple[str, ...], small: tuple[str, ...]) -> bool:
+    """Return whether the bands of one threat include those of another; empty means all bands."""
     return not large or (bool(small) and set(small) <= set(large))
 
 
-NAMES = tuple(f.name for f in fields(Record))
-LISTS = ("flags", "eps", "bands")
-BUDGET = ("eps", "unit", "bands", "region", "limits")
+RECORD_FIELDS = tuple(f.name for f in fields(Record))
+TUPLE_FIELDS = ("flags", "eps", "bands")
+THREAT_FIELDS = ("eps", "unit", "bands", "region", "limits")
 """Fields of a threat; rows without an adversary leave them out of the file."""
 
 
 class RecordLog:
-    """An append-only JSONL file of records; a torn last line of a killed run is dropped, not trusted.
+    """An append-only JSONL file of records; an incomplete last line of a killed run is dropped.
 
     Args:
         path: The file; it is made with its folder when the first record is written.
@@ -157,7 +157,7 @@ class RecordLog:
         new = [record for record in records if record.key not in self._keys]
         if not new:
             return
-        lines = "".join(map(_line, new)).encode()
+        lines = "".join(map(_record_line, new)).encode()
         before = self.path.stat().st_size if self.path.exists() else 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ class RecordLog:
         self._keys.update(record.key for record in new)
 
     def _cut(self, size: int) -> None:
-        """Take back what a failed write left, so that no later row is glued to a torn one."""
+        """Truncate the file after a failed write, so that no later row is appended to an incomplete one."""
         with contextlib.suppress(OSError), self.path.open("rb+") as file:
             file.truncate(size)
 
@@ -200,8 +200,8 @@ def read_records(path: Path) -> Iterator[Record]:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                held = {name: value for name, value in row.items() if name in NAMES}
-                record = Record(**(held | {name: tuple(row.get(name, ())) for name in LISTS}))
+                held = {name: value for name, value in row.items() if name in RECORD_FIELDS}
+                record = Record(**(held | {name: tuple(row.get(name, ())) for name in TUPLE_FIELDS}))
             except (ValueError, TypeError, AttributeError) as bad:
                 raise RunError(
                     f"{path}:{number}: expected a record, got {line[:60]!r}; remove the line or start a new run"
@@ -214,9 +214,9 @@ def read_records(path: Path) -> Iterator[Record]:
             yield record
 
 
-def _line(record: Record) -> str:
-    row = {name: getattr(record, name) for name in NAMES if name not in BUDGET or getattr(record, name)}
-    row["norm"] = record.norm  # always there, so that rows of older versions are told apart
+def _record_line(record: Record) -> str:
+    row = {name: getattr(record, name) for name in RECORD_FIELDS if name not in THREAT_FIELDS or getattr(record, name)}
+    row["norm"] = record.norm  # always written, which distinguishes rows of older versions
     if record.value is not None and not math.isfinite(record.value):
         raise RunError(
             f"record {record.metric}: expected a finite value or None, got {record.value}; undefined is None"

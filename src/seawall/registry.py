@@ -8,7 +8,7 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar, get_type_hints, overload
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -94,6 +94,43 @@ def register(
         return method
 
     return add
+
+
+def preset(
+    kind: str, name: str, value: object, *, paper: str, summary: str, differs: str = "", smoke: Mapping[str, Setting] | None = None,
+    traits: tuple[str, ...] = (),
+) -> None:  # fmt: skip
+    """Register a method with other default settings under a name of its own: `preset("attack", "js", APGD(loss="js"), ...)`.
+
+    The preset takes every setting of the method. Error messages call it by the class variable `name`, where the method reads it.
+
+    Args:
+        kind: One of `HOMES`.
+        name: How recipes and the command line call it.
+        value: The method, a frozen dataclass with the settings of the preset.
+        paper: Where it comes from.
+        summary: One sentence that ends in a period.
+        differs: What differs from the paper; "" for nothing.
+        smoke: Cheap settings for the contract suite.
+        traits: Claims that choose contract checks; each declared trait is asserted true.
+
+    Raises:
+        UsageError: As `register`.
+    """
+    method = type(value)
+    settings = [
+        (f.name, f.type, field(default=getattr(value, f.name)))
+        for f in fields(value)  # type: ignore[arg-type]
+        if f.init
+    ]
+    text = f"{summary}\n\nSettings: those of `{method.__name__}`.\n\nPaper: {paper}." + (
+        differs and f" Differs: {differs}."
+    )
+    made = make_dataclass(
+        f"{method.__name__}[{name}]", settings, bases=(method,), frozen=True,
+        namespace={"__doc__": text, "__module__": method.__module__, "name": name},
+    )  # fmt: skip
+    register(kind, name, paper=paper, smoke=smoke, traits=traits)(made)
 
 
 def entries(kind: str) -> Iterator[Entry]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seawall.attacks.apgd import APGD
-from seawall.attacks.losses import Masked
+from seawall.attacks.losses import MaskedCrossEntropy
 from seawall.rng import Keys
 from seawall.testing.fixtures import ground_batch, uneven_model
 from seawall.threat.model import ThreatModel
@@ -75,7 +75,7 @@ def test_equals_the_reference(masked: bool) -> None:
     model, batch, steps = uneven_model().eval().double(), ground_batch(size=16), 60
     batch = replace(batch, image=batch.image.double())
     threat, keys = ThreatModel("linf", EPS), Keys(0, batch.chips)
-    attack = APGD(loss=Masked(), steps=steps) if masked else APGD(steps=steps)
+    attack = APGD(loss=MaskedCrossEntropy(), steps=steps) if masked else APGD(steps=steps)
     got = attack(model, batch, threat, keys)
     wide = threat.scaled(2.0).start(batch.image, batch.seen, keys.fold("start"))
     for i in range(len(batch)):

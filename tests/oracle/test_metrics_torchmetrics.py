@@ -16,10 +16,10 @@ from torchmetrics.classification import (
     MulticlassSpecificity,
 )
 
-from seawall.metrics.bootstrap import Resamples, ends
+from seawall.metrics.bootstrap import Resamples, percentile_interval
 from seawall.metrics.calibration import calibration_counts, expected_calibration_error
-from seawall.metrics.counts import confusion, pooled
-from seawall.metrics.ratios import Tally, iou, measure
+from seawall.metrics.counts import confusion, pooled_ratios
+from seawall.metrics.ratios import ConfusionCounts, compute_ratio, iou
 
 
 def scene(classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -35,18 +35,18 @@ def scene(classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torc
 @pytest.mark.parametrize("classes", [2, 3, 11, 17])
 def test_pooled_ratios(classes: int) -> None:
     pred, label, valid = scene(classes)
-    t = Tally.of(confusion(pred, label, valid, classes).sum(0).numpy())
+    t = ConfusionCounts.of(confusion(pred, label, valid, classes).sum(0).numpy())
     common = {"num_classes": classes, "average": "none", "ignore_index": 255}
     for name, theirs in (
         ("iou", MulticlassJaccardIndex(**common)), ("precision", MulticlassPrecision(**common)),
         ("recall", MulticlassRecall(**common)), ("f1", MulticlassF1Score(**common)),
         ("specificity", MulticlassSpecificity(**common)),
     ):  # fmt: skip
-        assert measure(name, t) == pytest.approx(theirs(pred, label).numpy(), abs=1e-6), name
+        assert compute_ratio(name, t) == pytest.approx(theirs(pred, label).numpy(), abs=1e-6), name
     micro = MulticlassAccuracy(num_classes=classes, average="micro", ignore_index=255)(pred, label)
-    assert measure("accuracy", t)[0] == pytest.approx(float(micro), abs=1e-6)
+    assert compute_ratio("accuracy", t)[0] == pytest.approx(float(micro), abs=1e-6)
     macro = MulticlassJaccardIndex(num_classes=classes, ignore_index=255)(pred, label)
-    assert measure("miou", t)[0] == pytest.approx(float(macro), abs=1e-6)
+    assert compute_ratio("miou", t)[0] == pytest.approx(float(macro), abs=1e-6)
 
 
 def test_counts_and_iou_against_scikit_learn() -> None:
@@ -55,8 +55,8 @@ def test_counts_and_iou_against_scikit_learn() -> None:
     for i in range(4):
         truth, guess = label[i][valid[i]].numpy(), pred[i][valid[i]].numpy()
         assert np.array_equal(counts[i].numpy(), confusion_matrix(truth, guess, labels=[0, 1, 2]))
-        assert iou(Tally.of(counts[i].numpy())) == pytest.approx(jaccard_score(truth, guess, average=None))
-    assert pooled(counts, ("a", "b", "c"))["iou.b"] is not None
+        assert iou(ConfusionCounts.of(counts[i].numpy())) == pytest.approx(jaccard_score(truth, guess, average=None))
+    assert pooled_ratios(counts, ("a", "b", "c"))["iou.b"] is not None
 
 
 @pytest.mark.parametrize("classes", [2, 5])
@@ -82,6 +82,6 @@ def test_interval_against_scipy() -> None:
     rng = np.random.default_rng(0)
     values = rng.random(30)
     draws = Resamples.over([f"{i:02d}" for i in range(30)], samples=8000)
-    low, high = ends((draws.weights @ values / 30)[:, None])
+    low, high = percentile_interval((draws.weights @ values / 30)[:, None])
     theirs = stats.bootstrap((values,), np.mean, n_resamples=8000, method="percentile", rng=1).confidence_interval
     assert (low[0], high[0]) == pytest.approx((theirs.low, theirs.high), abs=0.01)

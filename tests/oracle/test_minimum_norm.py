@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from seawall.attacks.alma_prox import ALMAProx, _penalty, _slope
+from seawall.attacks.alma_prox import ALMAProx, _penalty, _penalty_derivative
 from seawall.attacks.gradient import FGSM
-from seawall.attacks.minimum_norm import DAG, Field, prox_l2, prox_linf
+from seawall.attacks.minimum_norm import DAG, PerturbationSpace, prox_l2, prox_linf
 from seawall.attacks.pdpgd import PDPGD
 from seawall.evaluation.case import Case
-from seawall.evaluation.evaluate import evaluate
-from seawall.metrics.aggregate import figures
+from seawall.evaluation.evaluate import evaluate_model
+from seawall.metrics.aggregate import aggregate_records
 from seawall.records import RecordLog
 from seawall.rng import Keys
 from seawall.testing.fixtures import ground_batch, linear_model
@@ -90,7 +90,7 @@ def test_slope_of_the_penalty_is_its_derivative() -> None:
     for rho, mu in ((0.01, 1.0), (2.0, 0.3), (50.0, 1e-6)):
         rhos, mus = torch.full_like(y, rho), torch.full_like(y, mu)
         (grad,) = torch.autograd.grad(_penalty(y, rhos, mus).sum(), y)
-        assert torch.allclose(grad, _slope(y.detach(), rhos, mus))
+        assert torch.allclose(grad, _penalty_derivative(y.detach(), rhos, mus))
 
 
 def smallest(norm: str, enough: float) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ def test_free_noise_leaves_the_budget_and_the_call_does_not(attack: DAG | PDPGD 
 
 def test_two_classes_and_a_bounded_image_are_no_special_case() -> None:
     batch = ground_batch()
-    field = Field.of(ThreatModel("linf", 0.02, low=0.25, bands=(0,)), batch.image, batch.seen)
+    field = PerturbationSpace.of(ThreatModel("linf", 0.02, low=0.25, bands=(0,)), batch.image, batch.seen)
     assert not bool((field.image(field.low) < torch.minimum(batch.image, torch.tensor(0.25)) - 1e-5).any())
     assert torch.equal(field.image(field.low)[:, 1], batch.image[:, 1])
 
@@ -148,7 +148,7 @@ def test_two_classes_and_a_bounded_image_are_no_special_case() -> None:
 def test_the_free_norm_reaches_the_rows_beside_the_result_inside(tmp_path: Path) -> None:
     model, batch = linear_model(), ground_batch(size=12)
     tight = ThreatModel("linf", 0.005)
-    rows = evaluate(
+    rows = evaluate_model(
         model, [batch], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m",
         attacks=[Case("dag", DAG(steps=150, step=0.5), tight), Case("fgsm", FGSM(), tight)],
     )  # fmt: skip
@@ -159,13 +159,13 @@ def test_the_free_norm_reaches_the_rows_beside_the_result_inside(tmp_path: Path)
         assert free[chip] == pytest.approx(float((solved.free[i] - batch.image[i]).abs().max()), abs=1e-7)
         assert free[chip] > 0.005 >= max(r.value for r in rows if r.metric == "distance.linf" and r.chip == chip) - 1e-6
     assert {r.method for r in rows if r.metric.startswith("distance.free")} == {"dag"}
-    whole = {r.metric: r.value for r in figures(rows) if r.method == "dag" and not r.group}
+    whole = {r.metric: r.value for r in aggregate_records(rows) if r.method == "dag" and not r.group}
     assert whole["distance.free.linf"] == pytest.approx(sum(free.values()) / 3) and whole["distance.free.reached"] == 1
 
 
 def test_a_noise_that_was_not_found_has_no_norm(tmp_path: Path) -> None:
     model, batch = linear_model(), ground_batch(size=12)
     short = Case("dag", DAG(steps=1, step=0.001), ThreatModel("linf", 0.005))
-    rows = evaluate(model, [batch], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=[short])
+    rows = evaluate_model(model, [batch], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=[short])
     assert {r.value for r in rows if r.metric == "distance.free.linf"} == {None}
     assert {r.value for r in rows if r.metric == "distance.free.reached"} == {0.0}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seawall.attacks.gradient import BIM, FGSM, MIFGSM, PGD, PAdamCE
+from seawall.attacks.gradient import BIM, FGSM, MIFGSM, PGD, PAdam
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec
@@ -109,7 +109,7 @@ def test_padam_is_torch_adam(ground: tuple[Net, Batch]) -> None:
         delta.clamp_(-EPS, EPS)
         delta.copy_((batch.image + delta).clamp(0, 1) - batch.image)
         images.append(batch.image + delta)
-    got = PAdamCE(steps=10, random_start=False)(net, batch, UNIT, Keys(0, batch.chips))
+    got = PAdam(steps=10, random_start=False)(net, batch, UNIT, Keys(0, batch.chips))
     away = torch.stack([(image - got).flatten(1).abs().amax(1) for image in images])
     assert bool((away.amin(0) < 1e-5).all())
 

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seawall.metrics.aggregate import figures
-from seawall.metrics.bootstrap import Resamples, ends
+from seawall.metrics.aggregate import aggregate_records
+from seawall.metrics.bootstrap import Resamples, percentile_interval
 from seawall.metrics.counts import confusion, summarize
-from seawall.metrics.object_sizes import Bodies
-from seawall.metrics.ratios import Tally, f1, iou, miou, recall
+from seawall.metrics.object_sizes import SizedObjects
+from seawall.metrics.ratios import ConfusionCounts, f1, iou, miou, recall
 from seawall.metrics.srip import srip_scores
 from seawall.records import Record
 
@@ -57,7 +57,7 @@ def test_dice_and_iou_say_the_same_and_miou_is_below_mean_accuracy(seed: int) ->
     counts = np.random.default_rng(seed).integers(0, 30, (4, 3, 3)) * (
         np.random.default_rng(seed + 1).random((4, 3, 3)) < 0.7
     )
-    t = Tally.of(counts)
+    t = ConfusionCounts.of(counts)
     j = iou(t)
     assert np.allclose(f1(t), 2 * j / (1 + j), equal_nan=True)
     there = np.isfinite(recall(t)).all(1)
@@ -99,9 +99,9 @@ def test_figures_do_not_depend_on_the_order_of_rows(seed: int) -> None:
     ]
     rows += [Record("r", "m", "clean", "", f"c{i}", f"g{i % 3}", "pixels", "", 200.0, 200) for i in range(6)]
     mixed = [rows[i] for i in rng.permutation(len(rows))]
-    a, b = figures(rows, samples=50), figures(mixed, samples=50)
+    a, b = aggregate_records(rows, samples=50), aggregate_records(mixed, samples=50)
     assert a == b
-    assert figures([*rows, *a], samples=50) == a  # aggregates among the rows mean nothing
+    assert aggregate_records([*rows, *a], samples=50) == a  # aggregates among the rows mean nothing
 
 
 @QUICK
@@ -109,7 +109,7 @@ def test_figures_do_not_depend_on_the_order_of_rows(seed: int) -> None:
 def test_resamples_draw_as_many_groups_as_there_are(seed: int, groups: int) -> None:
     draws = Resamples.over([f"g{i % groups}" for i in range(3 * groups)], 20, seed)
     assert (draws.weights.sum(1) == groups).all() and (draws.member.sum(0) == 1).all()
-    low, high = ends(draws.weights)
+    low, high = percentile_interval(draws.weights)
     assert (low <= high).all()
 
 
@@ -119,12 +119,12 @@ def test_sizes_add_up_to_the_counts(seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 30, 2))
     truth, says, valid = (rng.random(shape) < rng.random() for _ in range(3))
-    bodies = Bodies.of(truth, valid)
+    bodies = SizedObjects.of(truth, valid)
     counts = bodies.counts(says)
     assert counts["tp"].sum() == (truth & says & valid).sum()
     assert counts["fp"].sum() == (~truth & says & valid).sum()
     assert counts["fn"].sum() == (truth & ~says & valid).sum()
-    turned = Bodies.of(truth[::-1], valid[::-1]).counts(says[::-1])
+    turned = SizedObjects.of(truth[::-1], valid[::-1]).counts(says[::-1])
     assert all(np.array_equal(counts[p], turned[p]) for p in ("tp", "fn"))
 
 

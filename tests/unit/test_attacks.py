@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from seawall import attacks, registry
-from seawall.attacks.apgd import APGD, MaskedCE
+from seawall.attacks.apgd import APGD
 from seawall.attacks.ascent import Adam, Momentum
 from seawall.attacks.cost import count_passes
 from seawall.attacks.fischer import IFGSM, Fischer, grey_steps
-from seawall.attacks.gradient import BIM, FGSM, PGD, SegPGD
-from seawall.attacks.losses import JensenShannon
+from seawall.attacks.gradient import BIM, FGSM, PGD
+from seawall.attacks.losses import JensenShannon, MaskedCrossEntropy, TsallisCrossEntropy
 from seawall.attacks.square import Random
 from seawall.attacks.target import Hide, LeastLikely, Towards, Untargeted, parse_goal
 from seawall.errors import DataError, ModelError, UsageError
@@ -51,7 +51,7 @@ def test_text_that_is_no_goal(text: object) -> None:
 
 def test_losses_are_names_in_recipes() -> None:
     assert build("attack", "apgd", {"loss": "masked-ce", "steps": 10}) == replace(
-        APGD(steps=10), loss=MaskedCE()._climb().loss
+        APGD(steps=10), loss=MaskedCrossEntropy()
     )
     with pytest.raises(UsageError, match="did you mean 'masked-ce'"):
         build("attack", "apgd", {"loss": "maskedce"})
@@ -235,7 +235,7 @@ def test_no_steps_is_a_clear_error(name: str, settings: dict[str, int]) -> None:
     [
         (lambda: PGD(step=0.0), "step > 0"),
         (lambda: PGD(restarts=0), "restarts >= 1"),
-        (lambda: SegPGD(restarts=2, random_start=False), "one restart"),
+        (lambda: PGD(restarts=2, random_start=False), "one restart"),
         (lambda: PGD(restarts=2, keep="last"), "keep = 'best'"),
         (lambda: APGD(steps=2), "take more steps"),
         (lambda: APGD(radii=(2.0, 1.5)), "end at 1"),
@@ -344,12 +344,12 @@ def test_every_restart_starts_elsewhere_and_on_both_sides() -> None:
 def test_momentum_is_normalized_image_by_image() -> None:
     x = torch.zeros(2, 1, 1, 1)
     ball = ThreatModel("linf", 1.0).around(x, torch.ones(2, 1, 1, dtype=torch.bool))
-    mover, alone = Momentum(0.1, 0.9), Momentum(0.1, 0.9)
+    rule, alone = Momentum(0.1, 0.9), Momentum(0.1, 0.9)
     own = ball.select(torch.tensor([0]))
     adv, one = x, x[:1]
     for grad in ((1.0, 1e-3), (-1.0, 1e3)):  # the other image's gradients grow a million times
         both = torch.tensor(grad).view(2, 1, 1, 1)
-        adv, one = mover.move(ball, adv, both), alone.move(own, one, both[:1])
+        adv, one = rule.update(ball, adv, both), alone.update(own, one, both[:1])
     # 0.9 * (1 / 1) - 1 / 1 is negative: up by 0.1, then down by 0.1
     assert float(one) == pytest.approx(0.0, abs=1e-7) and torch.equal(adv[:1], one)
 
@@ -357,13 +357,13 @@ def test_momentum_is_normalized_image_by_image() -> None:
 def test_projected_adam_is_torch_s_amsgrad() -> None:
     x = torch.zeros(1, 1, 1, 3)
     ball = ThreatModel("linf", 100.0).around(x, torch.ones(1, 1, 3, dtype=torch.bool))
-    mover = Adam(0.01, betas=(0.9, 0.5))
+    rule = Adam(0.01, betas=(0.9, 0.5))
     free = torch.nn.Parameter(x.clone())
     oracle = torch.optim.Adam([free], lr=1.0, betas=(0.9, 0.5), eps=1e-8, amsgrad=True, maximize=True)
     adv = x
     for scale in (1.0, 10.0, 0.1, 0.1, -0.3):  # after a large gradient plain Adam would speed up again
         grad = scale * torch.tensor([1.0, -2.0, 0.5]).view_as(x)
-        adv = mover.move(ball, adv, grad)
+        adv = rule.update(ball, adv, grad)
         free.grad = grad.clone()
         oracle.step()
     assert torch.allclose(adv, free.detach(), atol=1e-5), (adv, free)
@@ -413,3 +413,30 @@ def test_no_attack_is_made_of_settings_that_its_fields_do_not_hold(entry: Entry)
         return
     with pytest.raises(UsageError, match=f"{entry.name}.*{name}: expected"):
         entry.make(**(settings | {name: object()}))
+
+
+def test_a_preset_is_its_method_with_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    registry.preset("attack", "pgd-js", PGD(loss="js", steps=4), paper="none", summary="PGD on JS.", differs="nothing", smoke={"steps": 3})  # type: ignore[arg-type]  # fmt: skip
+    entry = registry.find("attack", "pgd-js")
+    assert entry.summary == "PGD on JS." and entry.smoke == {"steps": 3} and not entry.traits
+    assert "Differs: nothing." in str(entry.make.__doc__)
+    made = build("attack", "pgd-js", {"restarts": 2})
+    assert isinstance(made, PGD) and (made.steps, made.restarts, made.loss) == (4, 2, JensenShannon())
+    assert torch.equal(run(build("attack", "pgd-js")), run(PGD(loss=JensenShannon(), steps=4)))
+    assert replace(made, steps=5) == build("attack", "pgd-js", {"restarts": 2, "steps": 5})
+    with pytest.raises(UsageError, match="pgd-js: expected steps >= 1"):
+        entry.make(steps=0)
+    with pytest.raises(UsageError, match="taken"):
+        registry.preset("attack", "bim", PGD(), paper="", summary="PGD.")
+
+
+def test_a_loss_takes_its_settings_in_a_table() -> None:
+    made = build("attack", "tsallis", {"loss": {"name": "tsallis", "first": -1, "last": 0.5}})
+    assert isinstance(made, APGD) and made.loss == TsallisCrossEntropy(-1.0, 0.5)
+    with pytest.raises(UsageError, match="unknown setting 'frist'; did you mean 'first'"):
+        build("attack", "tsallis", {"loss": {"name": "tsallis", "frist": -1}})
+    with pytest.raises(UsageError, match=r"loss tsallis\.first: expected .*got 'low'"):
+        build("attack", "tsallis", {"loss": {"name": "tsallis", "first": "low"}})
+    with pytest.raises(UsageError, match=r"pgd\.loss: expected"):
+        build("attack", "pgd", {"loss": {"first": 1.0}})

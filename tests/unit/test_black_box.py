@@ -19,7 +19,7 @@ from seawall.attacks.transfer import Transfer
 from seawall.attacks.universal import Universal, UniversalPerChip
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.evaluation.case import Case
-from seawall.evaluation.case import fitted as fitted_cases
+from seawall.evaluation.case import fit_set_attacks as fitted_cases
 from seawall.registry import build
 from seawall.rng import Keys
 from seawall.testing.fixtures import accuracy, ground_batch, linear_model, uneven_model

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from seawall.attacks.gradient import FGSM
 from seawall.errors import DataError, ModelError, UsageError
-from seawall.evaluation.case import CLEAN, Case
-from seawall.evaluation.evaluate import NON_FINITE, evaluate, missing, write_examples
+from seawall.evaluation.case import CLEAN_CASE, Case
+from seawall.evaluation.evaluate import NON_FINITE, evaluate_model, missing_chips, write_examples
 from seawall.evaluation.examples import write_example
-from seawall.metrics.aggregate import figures
+from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.worst_case import worst_case
 from seawall.records import Record, RecordLog
 from seawall.rng import Keys
@@ -89,11 +89,13 @@ class Ball:
         return (a - b).abs().amax((1, 2, 3))
 
 
-CASES = (CLEAN, Case("step", shift, Ball()), Case("dim", dim, 0.5))
+CASES = (CLEAN_CASE, Case("step", shift, Ball()), Case("dim", dim, 0.5))
 
 
 def run(log: RecordLog, batches: list[Batch], model: Net | None = None, **more: object) -> list[Record]:
-    return evaluate(model or Net(), batches, log=log, recipe="r", name="unet", groups=GROUPS, attacks=CASES, **more)  # type: ignore[arg-type]
+    return evaluate_model(
+        model or Net(), batches, log=log, recipe="r", name="unet", groups=GROUPS, attacks=CASES, **more
+    )  # type: ignore[arg-type]
 
 
 def measured(rows: list[Record]) -> dict[tuple[str, ...], tuple[float | None, int, tuple[str, ...]]]:
@@ -129,7 +131,7 @@ def test_attacked_rows_say_how_far_and_how_dear(tmp_path: Path) -> None:
     assert got["distance.linf", ""].value == pytest.approx(0.05, abs=1e-6)
     assert got["passes", ""].value == 1 and got["tp", "water"].threat == "linf 5% reflectance"
     assert {r.threat for r in rows if r.method == "dim"} == {"severity 0.5"}
-    whole = {(r.metric, r.klass): r.value for r in figures(rows) if r.method == "step" and not r.group}
+    whole = {(r.metric, r.klass): r.value for r in aggregate_records(rows) if r.method == "step" and not r.group}
     assert whole["distance.linf", ""] == pytest.approx(0.05, abs=1e-6)
 
 
@@ -145,7 +147,7 @@ def test_order_and_size_of_batches_mean_nothing(tmp_path: Path) -> None:
         exact = value is None or key[6].startswith(("tp", "fp", "fn", "pixels", "size", "area"))
         near = value if exact else pytest.approx(value, rel=1e-6)
         assert theirs[key][0] == near, key
-    fig, other = measured(figures(whole)), measured(figures(parts))
+    fig, other = measured(aggregate_records(whole)), measured(aggregate_records(parts))
     assert fig.keys() == other.keys()
     assert all(other[key][0] == (v if v is None else pytest.approx(v, rel=1e-6)) for key, (v, _, _) in fig.items())
 
@@ -164,12 +166,12 @@ def test_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     for share in (0.02, 0.35, 0.61, 0.98):
         path.write_bytes(lines[: int(len(lines) * share)])
         log = RecordLog(path)
-        assert missing(log, GROUPS, recipe="r", name="unet", classes=SPEC.classes, groups=GROUPS, attacks=CASES)
+        assert missing_chips(log, GROUPS, recipe="r", name="unet", classes=SPEC.classes, groups=GROUPS, attacks=CASES)
         model = Net()
         run(log, [chips()], model)
         assert 0 < model.calls <= 5
         assert measured(list(RecordLog(path))) == measured(whole)
-        assert not missing(
+        assert not missing_chips(
             RecordLog(path), GROUPS, recipe="r", name="unet", classes=SPEC.classes, groups=GROUPS, attacks=CASES
         )
 
@@ -177,7 +179,7 @@ def test_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_further_case_and_measure_add_only_themselves(tmp_path: Path) -> None:
     log, batch = RecordLog(tmp_path / "r.jsonl"), chips()
     lean = Case(measures=("counts",))
-    first = evaluate(Net(), [batch], log=log, recipe="r", name="unet", groups=GROUPS, attacks=(lean,))
+    first = evaluate_model(Net(), [batch], log=log, recipe="r", name="unet", groups=GROUPS, attacks=(lean,))
     assert {r.metric for r in first} == {"tp", "fp", "fn", "pixels"}
     run(log, [batch])
     assert measured(list(log)) == measured(run(RecordLog(tmp_path / "other.jsonl"), [batch]))
@@ -193,7 +195,7 @@ def test_model_is_left_as_it_was_found(tmp_path: Path) -> None:
 
     for attacks, error in ((CASES, None), ((Case("broken", broken, Ball()),), ValueError)):
         with pytest.raises(error) if error else _nothing():
-            evaluate(model, [chips()], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=attacks)
+            evaluate_model(model, [chips()], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=attacks)
         assert model.training and model.norm.training and not model.conv.training
         assert not model._forward_pre_hooks
         assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
@@ -209,11 +211,11 @@ def test_nothing_valid_is_undefined_and_never_nan(tmp_path: Path) -> None:
     assert all(r.value is None or np.isfinite(r.value) for r in rows)
     ratios = [
         r
-        for r in figures(rows)
+        for r in aggregate_records(rows)
         if r.metric.startswith(("iou", "miou", "accuracy", "srip", "ece", "nll", "f1")) and "group" not in r.metric
     ]
     assert ratios and {r.value for r in ratios} == {None}
-    assert all(r.value is None or np.isfinite(r.value) for r in [*figures(rows), *worst_case(rows)])
+    assert all(r.value is None or np.isfinite(r.value) for r in [*aggregate_records(rows), *worst_case(rows)])
 
 
 def test_numbers_that_are_none_are_flagged(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_numbers_that_are_none_are_flagged(tmp_path: Path) -> None:
     rows = run(RecordLog(tmp_path / "r.jsonl"), [chips().select([0])], model)
     clean = [r for r in rows if r.method == "clean"]
     assert all(NON_FINITE in r.flags for r in clean)
-    assert all(NON_FINITE in r.flags for r in figures(clean)) and all(
+    assert all(NON_FINITE in r.flags for r in aggregate_records(clean)) and all(
         r.value is None or np.isfinite(r.value) for r in rows
     )
 
@@ -238,7 +240,7 @@ def test_numbers_that_are_none_are_flagged(tmp_path: Path) -> None:
 def test_broken_methods_are_refused(tmp_path: Path, change: object, error: type[Exception], text: str) -> None:
     case = Case("odd", lambda image, seen, severity, keys: change(image), 0.5)  # type: ignore[operator]
     with pytest.raises(error, match=text):
-        evaluate(Net(), [chips()], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=(case,))
+        evaluate_model(Net(), [chips()], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=(case,))
 
 
 def test_wrong_logits_and_labels_are_refused(tmp_path: Path) -> None:
@@ -275,7 +277,7 @@ def test_label_free_attack_never_sees_the_label(tmp_path: Path) -> None:
 
     for i, seen in enumerate((batch, other)):
         case = Case("spy", spy, Ball(), label_free=True)
-        evaluate(Net(), [seen], log=RecordLog(tmp_path / f"{i}.jsonl"), recipe="r", name="m", attacks=(case,))
+        evaluate_model(Net(), [seen], log=RecordLog(tmp_path / f"{i}.jsonl"), recipe="r", name="m", attacks=(case,))
     assert torch.equal(got[0].label, got[1].label) and torch.equal(got[0].valid, batch.seen)
 
 
@@ -284,10 +286,10 @@ def test_many_classes_have_no_srip_rows_and_sizes_of_all_but_the_first(tmp_path:
     model.spec = replace(SPEC, classes=("soil", "trees", "urban"))
     model.conv = nn.Conv2d(3, 3, 1)
     log = RecordLog(tmp_path / "r.jsonl")
-    rows = evaluate(model, [chips()], log=log, recipe="r", name="m")
+    rows = evaluate_model(model, [chips()], log=log, recipe="r", name="m")
     assert not any(r.metric.startswith("srip") for r in rows)
     assert {r.klass for r in rows if r.metric == "area.true_km2"} == {"trees", "urban"}
-    assert evaluate(model, [chips()], log=log, recipe="r", name="m") == []
+    assert evaluate_model(model, [chips()], log=log, recipe="r", name="m") == []
 
 
 def test_pixel_area_of_each_chip(tmp_path: Path) -> None:
@@ -364,34 +366,34 @@ def test_batches_may_be_a_stream(tmp_path: Path) -> None:
     def stream() -> Iterator[Batch]:
         yield chips().select([0])
 
-    assert evaluate(Net(), stream(), log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m")
+    assert evaluate_model(Net(), stream(), log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m")
 
 
 def test_without_bodies_a_chip_is_done_when_it_is_measured(tmp_path: Path) -> None:
     net, log = Net(), RecordLog(tmp_path / "r.jsonl")
-    evaluate(net, [chips().select([0, 1, 2])], log=log, recipe="r", name="n", bodies=())
+    evaluate_model(net, [chips().select([0, 1, 2])], log=log, recipe="r", name="n", bodies=())
     asked = {"recipe": "r", "name": "n", "classes": SPEC.classes}
-    assert missing(log, ["c0", "c1", "c2", "c3"], **asked, bodies=()) == ["c3"]
+    assert missing_chips(log, ["c0", "c1", "c2", "c3"], **asked, bodies=()) == ["c3"]
     calls = net.calls
     assert (
-        evaluate(net, [chips().select([0, 1, 2])], log=log, recipe="r", name="n", bodies=()) == []
+        evaluate_model(net, [chips().select([0, 1, 2])], log=log, recipe="r", name="n", bodies=()) == []
         and net.calls == calls
     )
-    assert missing(log, ["c0"], **asked, bodies=("water",)) == ["c0"], "sizes were not measured"
+    assert missing_chips(log, ["c0"], **asked, bodies=("water",)) == ["c0"], "sizes were not measured"
 
 
 def test_every_class_of_bodies_is_measured(tmp_path: Path) -> None:
     log = RecordLog(tmp_path / "r.jsonl")
-    evaluate(Net(), [chips().select([0, 1])], log=log, recipe="r", name="n", bodies=("water",))
+    evaluate_model(Net(), [chips().select([0, 1])], log=log, recipe="r", name="n", bodies=("water",))
     asked = {"recipe": "r", "name": "n", "classes": SPEC.classes}
-    assert missing(log, ["c0", "c1"], **asked, bodies=("water",)) == []
-    assert missing(log, ["c0", "c1"], **asked, bodies=("water", "land")) == ["c0", "c1"]
+    assert missing_chips(log, ["c0", "c1"], **asked, bodies=("water",)) == []
+    assert missing_chips(log, ["c0", "c1"], **asked, bodies=("water", "land")) == ["c0", "c1"]
 
 
 def test_rows_hold_the_threat_as_values(tmp_path: Path) -> None:
     threat = parse_threat("linf 1%,2%,1% reflectance bands=B04,B02 region=patch:0,0,8,8 sign=up", SPEC)
-    rows = evaluate(
-        Net(), [chips()], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=[CLEAN, Case("fgsm", FGSM(), threat)]
+    rows = evaluate_model(
+        Net(), [chips()], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m", attacks=[CLEAN_CASE, Case("fgsm", FGSM(), threat)]
     )  # fmt: skip
     said = {(r.method, r.norm, r.eps, r.unit, r.bands, r.region, r.limits) for r in rows}
     eps = (0.01, 0.02, 0.01)
@@ -399,7 +401,7 @@ def test_rows_hold_the_threat_as_values(tmp_path: Path) -> None:
         ("clean", "", (), "", (), "", ""),
         ("fgsm", "linf", eps, "reflectance", ("B04", "B02"), "patch:0,0,8,8", "sign=up"),
     }
-    assert {r.eps for r in figures(rows) if r.method == "fgsm"} == {eps}
+    assert {r.eps for r in aggregate_records(rows) if r.method == "fgsm"} == {eps}
 
 
 def test_budgets_on_stretched_pictures_carry_a_flag(tmp_path: Path) -> None:
@@ -410,6 +412,8 @@ def test_budgets_on_stretched_pictures_carry_a_flag(tmp_path: Path) -> None:
         net = Net()
         net.spec = replace(SPEC, unit=unit)
         case = Case("fgsm", FGSM(), parse_threat(text, net.spec))
-        rows = evaluate(net, [chips()], log=RecordLog(tmp_path / unit), recipe="r", name="m", attacks=[CLEAN, case])  # type: ignore[arg-type]
+        rows = evaluate_model(
+            net, [chips()], log=RecordLog(tmp_path / unit), recipe="r", name="m", attacks=[CLEAN_CASE, case]
+        )  # type: ignore[arg-type]
         assert {row.flags for row in rows if row.method == "fgsm"} == {flags}
         assert {row.flags for row in rows if row.method == "clean"} == {()}

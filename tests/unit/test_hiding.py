@@ -10,10 +10,10 @@ from seawall.attacks.fischer import Fischer
 from seawall.attacks.gradient import PGD
 from seawall.attacks.target import Hide
 from seawall.errors import RecipeError
-from seawall.evaluation.case import CLEAN, Case
-from seawall.evaluation.evaluate import evaluate, write_examples
+from seawall.evaluation.case import CLEAN_CASE, Case
+from seawall.evaluation.evaluate import evaluate_model, write_examples
 from seawall.evaluation.rows import fooled_and_preserved
-from seawall.metrics.aggregate import figures
+from seawall.metrics.aggregate import aggregate_records
 from seawall.pipeline.evaluation import example_cases
 from seawall.pipeline.validate import cases_of, vet
 from seawall.recipe import make_recipe, read_recipe
@@ -39,12 +39,16 @@ def measured(tmp_path: Path, eps: float, classes: int = 3, batch: Batch | None =
     batch = ground_batch(classes=classes) if batch is None else batch
     log = RecordLog(tmp_path / f"{eps}.jsonl")
     case = Case("fischer", Fischer("water"), ThreatModel("linf", eps))
-    return evaluate(linear_model(classes=classes), [batch], log=log, recipe="r", name="m", attacks=[CLEAN, case])
+    return evaluate_model(
+        linear_model(classes=classes), [batch], log=log, recipe="r", name="m", attacks=[CLEAN_CASE, case]
+    )
 
 
 def shares(rows: list[Record]) -> dict[str, float | None]:
     return {
-        r.metric: r.value for r in figures(rows) if r.klass == "water" and r.method == "fischer" and "." in r.metric
+        r.metric: r.value
+        for r in aggregate_records(rows)
+        if r.klass == "water" and r.method == "fischer" and "." in r.metric
     }
 
 
@@ -99,8 +103,8 @@ def test_the_example_of_a_hidden_class_has_its_target_and_the_restricted_noise(t
     batch, model = ground_batch(classes=3, size=16), linear_model(classes=3)
     threat = ThreatModel("linf", 0.06)
     whole, part = Case("whole", Fischer("water"), threat), Case("part", Fischer("water", noise="restricted"), threat)
-    assert example_cases([CLEAN, whole, part, Case("pgd", PGD(), threat)]) == (whole, part)
-    assert example_cases([CLEAN, whole])[1] is None
+    assert example_cases([CLEAN_CASE, whole, part, Case("pgd", PGD(), threat)]) == (whole, part)
+    assert example_cases([CLEAN_CASE, whole])[1] is None
     write_examples(model, [batch], whole, tmp_path, name="unet", chips=[batch.chips[1]], restricted=part)
     [path] = tmp_path.glob("*.npz")
     with np.load(path) as held:
@@ -108,7 +112,7 @@ def test_the_example_of_a_hidden_class_has_its_target_and_the_restricted_noise(t
     clean = model(batch.image)
     water = model.spec.klass("water")
     hidden = (clean.argmax(1) == water)[1]
-    assert np.array_equal(arrays["target"], Hide("water").pixels(model.spec, batch, clean)[1].numpy())
+    assert np.array_equal(arrays["target"], Hide("water").class_map(model.spec, batch, clean)[1].numpy())
     assert (arrays["target"] != water).all() and (arrays["pred_clean"][hidden] == water).all()
     assert (arrays["noise_restricted"][~hidden] == 128).all() and (arrays["noise_restricted"] != 128).any()
     assert (arrays["noise"][~hidden & batch.seen[1]] != 128).any(), "the whole image is touched by the other noise"
@@ -127,6 +131,6 @@ def test_an_attack_without_a_target_has_neither(tmp_path: Path) -> None:
 def test_the_recipe_of_figure_2_shows_whole_and_restricted_noise() -> None:
     recipe = read_recipe(RECIPES / "seed1-figure-2.toml")
     spec = ModelSpec(("B02", "B03", "B04", "B08", "B11", "B12"), COVER, "reflectance", 10.0)
-    shown, restricted = example_cases([CLEAN, *cases_of(recipe, spec)])
+    shown, restricted = example_cases([CLEAN_CASE, *cases_of(recipe, spec)])
     assert (shown.method, restricted and restricted.method) == ("fischer, whole", "fischer, restricted")
-    assert shown.spoken == "linf 8% reflectance" == (restricted.spoken if restricted else "")
+    assert shown.threat_text == "linf 8% reflectance" == (restricted.threat_text if restricted else "")

@@ -13,16 +13,23 @@ from torch import Tensor
 
 from seawall import api
 from seawall.attacks.gradient import PGD
-from seawall.attacks.suites import cases as attacks_of
+from seawall.attacks.suites import named_attacks as attacks_of
 from seawall.attacks.suites import parse_suite
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.loader import whole_chips
 from seawall.data.writer import ChipWriter
-from seawall.evaluation import measurement, sanity_checks
-from seawall.evaluation.case import CLEAN, MEASURES, Case
-from seawall.evaluation.measurement import ChipSource, measure_model, mixed_chips, recipe_ids, rows_of, settings_text
-from seawall.evaluation.sanity_checks import Interrogation
+from seawall.evaluation import measurement, sanity_flags
+from seawall.evaluation.case import CLEAN_CASE, MEASURES, Case
+from seawall.evaluation.measurement import (
+    ChipSource,
+    check_and_evaluate,
+    most_mixed_chips,
+    recipe_ids,
+    records_of_cases,
+    settings_text,
+)
+from seawall.evaluation.sanity_checks import SanityChecks
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model, set_split
 from seawall.pipeline import trained_model
@@ -88,7 +95,7 @@ def test_memory_is_bounded_by_a_batch(chips: ChipFolder, tmp_path: Path, monkeyp
     read = 0
     api.attack(tmp_path / "m.safetensors", chips.root, "linf 1% reflectance", method=["fgsm"], out=tmp_path / "a")
     assert most <= 2
-    assert read == 2 * COUNT + Interrogation().chips, "each case once, and a few chips for the interrogation"
+    assert read == 2 * COUNT + SanityChecks().chips, "each case once, and a few chips for the interrogation"
 
 
 def test_half_a_measurement_is_gone_on_with(chips: ChipFolder, tmp_path: Path) -> None:
@@ -101,15 +108,15 @@ def test_half_a_measurement_is_gone_on_with(chips: ChipFolder, tmp_path: Path) -
         asked.extend(ids)
         return whole_chips(chips, ids)
 
-    common = {"log": log, "recipe": lambda case: "r", "name": "n", "seed": 0, "ask": None, "say": say}
-    measure_model(model, some, [CLEAN], **common)
-    measure_model(model, replace(every, read=read), [CLEAN], **common)
+    common = {"log": log, "recipe": lambda case: "r", "name": "n", "seed": 0, "checks": None, "progress": say}
+    check_and_evaluate(model, some, [CLEAN_CASE], **common)
+    check_and_evaluate(model, replace(every, read=read), [CLEAN_CASE], **common)
     assert asked == list(chips.ids[10:])
-    measure_model(model, replace(every, read=read), [CLEAN], **common)
+    check_and_evaluate(model, replace(every, read=read), [CLEAN_CASE], **common)
     assert len(asked) == COUNT - 10
 
 
-def test_an_interrogation_asks_the_most_mixed_chips_and_only_where_an_attack_is_missing(
+def test_sanity_checks_take_the_most_mixed_chips_and_run_only_where_an_attack_is_missing(
     chips: ChipFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[tuple[str, ...]] = []
@@ -118,18 +125,25 @@ def test_an_interrogation_asks_the_most_mixed_chips_and_only_where_an_attack_is_
         heard.append(tuple(chip for batch in batches for chip in batch.chips))
         return [replace(case, flags=("zero-gradient",)) if case.threat is not None else case for case in cases]
 
-    monkeypatch.setattr(measurement, "interrogated", ask)
+    monkeypatch.setattr(measurement, "with_sanity_flags", ask)
     model, log = WaterIndexThreshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
     source = ChipSource.of_folder(chips, chips.ids, lambda chip: ("seen",) if chip == "c03" else ())
-    common = {"log": log, "recipe": lambda case: "r", "name": "n", "seed": 0, "ask": Interrogation(chips=3), "say": say}
-    measure_model(model, source, [CLEAN], **common)
+    common = {
+        "log": log,
+        "recipe": lambda case: "r",
+        "name": "n",
+        "seed": 0,
+        "checks": SanityChecks(chips=3),
+        "progress": say,
+    }
+    check_and_evaluate(model, source, [CLEAN_CASE], **common)
     assert heard == [], "clean images need no interrogation"
-    cases = [CLEAN, Case("same", Same(), THREAT)]
-    measure_model(model, source, cases, **common)
-    assert heard == [mixed_chips(chips, chips.ids, 3)]
-    shares = [abs(chips.row(id_).share(1) - 0.5) for id_ in mixed_chips(chips, chips.ids, COUNT)]
+    cases = [CLEAN_CASE, Case("same", Same(), THREAT)]
+    check_and_evaluate(model, source, cases, **common)
+    assert heard == [most_mixed_chips(chips, chips.ids, 3)]
+    shares = [abs(chips.row(id_).share(1) - 0.5) for id_ in most_mixed_chips(chips, chips.ids, COUNT)]
     assert shares == pytest.approx(sorted(shares))
-    measure_model(model, source, cases, **common)
+    check_and_evaluate(model, source, cases, **common)
     assert len(heard) == 1
     for row in read_records(tmp_path / "r.jsonl"):
         wanted = (("zero-gradient",) if row.method == "same" else ()) + (("seen",) if row.chip == "c03" else ())
@@ -142,9 +156,9 @@ def test_rows_are_keyed_by_all_that_decides_them(chips: ChipFolder, monkeypatch:
 
     def key(
         case: Case = case, net: torch.nn.Module = model, ids: Sequence[str] = chips.ids, seed: int = 0,
-        folder: ChipFolder = chips, ask: Interrogation | None = None,
+        folder: ChipFolder = chips, checks: SanityChecks | None = None,
     ) -> str:  # fmt: skip
-        return recipe_ids(net, ChipSource.of_folder(folder, ids), seed, ask)(case)
+        return recipe_ids(net, ChipSource.of_folder(folder, ids), seed, checks)(case)
 
     base = key()
     assert base == key()
@@ -153,8 +167,8 @@ def test_rows_are_keyed_by_all_that_decides_them(chips: ChipFolder, monkeypatch:
     rows = [replace(row, label_sha256="0" * 64) if row.id == "c07" else row for row in chips.rows]
     moved = [replace(row, group="elsewhere") if row.id == "c07" else row for row in chips.rows]
     others = [
-        key(replace(case, act=Same(2.0))),
-        key(replace(case, act=PGD())),
+        key(replace(case, attack=Same(2.0))),
+        key(replace(case, attack=PGD())),
         key(replace(case, threat=ThreatModel("linf", 0.02))),
         key(replace(case, label_free=True)),
         key(replace(case, measures=tuple(MEASURES)[:2])),
@@ -164,12 +178,12 @@ def test_rows_are_keyed_by_all_that_decides_them(chips: ChipFolder, monkeypatch:
         key(seed=1),
         key(folder=ChipFolder(chips.root, chips.header, rows)),
         key(folder=ChipFolder(chips.root, chips.header, moved)),
-        key(ask=Interrogation()),
-        key(CLEAN),
+        key(checks=SanityChecks()),
+        key(CLEAN_CASE),
     ]
     monkeypatch.setattr(measurement, "code_version", lambda: "another code")
     assert len({base, *others, key()}) == len(others) + 2
-    assert key(CLEAN) == key(CLEAN, ask=Interrogation()), "clean images are asked nothing"
+    assert key(CLEAN_CASE) == key(CLEAN_CASE, checks=SanityChecks()), "clean images need no sanity checks"
 
 
 def test_two_settings_of_a_suite_do_not_share_rows(chips: ChipFolder, tmp_path: Path) -> None:
@@ -196,16 +210,16 @@ def test_two_settings_of_a_suite_do_not_share_rows(chips: ChipFolder, tmp_path: 
 
 def test_rows_of_other_chips_cases_and_recipes_stay_out(chips: ChipFolder, tmp_path: Path) -> None:
     model, log = WaterIndexThreshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
-    cases = [CLEAN, Case("same", Same(), THREAT)]
+    cases = [CLEAN_CASE, Case("same", Same(), THREAT)]
     for source, seed in (
         (ChipSource.of_folder(chips, chips.ids[:3]), 0),
         (ChipSource.of_folder(chips, chips.ids[2:5]), 1),
     ):
         recipe = recipe_ids(model, source, seed, None)
-        measure_model(model, source, cases, log=log, recipe=recipe, name="n", seed=seed, ask=None, say=say)
-    mine = rows_of(log, cases, recipe, source)
+        check_and_evaluate(model, source, cases, log=log, recipe=recipe, name="n", seed=seed, checks=None, progress=say)
+    mine = records_of_cases(log, cases, recipe, source)
     assert {row.chip for row in mine} == set(chips.ids[2:5]) and len({row.recipe for row in mine}) == 1
-    assert {row.method for row in rows_of(log, [CLEAN], recipe, source)} == {"clean"}
+    assert {row.method for row in records_of_cases(log, [CLEAN_CASE], recipe, source)} == {"clean"}
 
 
 def test_flags_of_chips_reach_their_numbers(chips: ChipFolder, tmp_path: Path) -> None:
@@ -213,7 +227,9 @@ def test_flags_of_chips_reach_their_numbers(chips: ChipFolder, tmp_path: Path) -
     folder = ChipFolder(chips.root, chips.header, [replace(row, flags=marks.get(row.id, ())) for row in chips.rows[:4]])
     model, log = WaterIndexThreshold("ndwi")(SPEC), RecordLog(tmp_path / "r.jsonl")
     source = ChipSource.of_folder(folder, folder.ids, lambda chip: ("seen",) if chip in ("c01", "c03") else ())
-    measure_model(model, source, [CLEAN], log=log, recipe=lambda case: "r", name="n", seed=0, ask=None, say=say)
+    check_and_evaluate(
+        model, source, [CLEAN_CASE], log=log, recipe=lambda case: "r", name="n", seed=0, checks=None, progress=say
+    )
     found = {row.chip: row.flags for row in log}
     assert found == {"c00": (), "c01": ("not-physical", "seen"), "c02": (), "c03": ("seen",)}
 
@@ -234,5 +250,5 @@ def test_settings_are_read_to_the_bottom() -> None:
 def test_run_evaluate_and_attack_have_one_loop() -> None:
     from seawall.pipeline import evaluation
 
-    assert trained_model.measure_model is evaluation.measure_model is measure_model
-    assert measurement.interrogated is sanity_checks.interrogated
+    assert trained_model.check_and_evaluate is evaluation.check_and_evaluate is check_and_evaluate
+    assert measurement.with_sanity_flags is sanity_flags.with_sanity_flags

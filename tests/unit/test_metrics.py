@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from seawall.errors import DataError, UsageError
-from seawall.metrics.bootstrap import Resamples, ends
+from seawall.metrics.bootstrap import Resamples, percentile_interval
 from seawall.metrics.calibration import edge_band
-from seawall.metrics.counts import _count_wide, confusion, pooled, summarize
-from seawall.metrics.object_sizes import NAMES, Bodies
-from seawall.metrics.ratios import Tally, f1, iou, measure, miou, specificity
+from seawall.metrics.counts import _count_wide, confusion, pooled_ratios, summarize
+from seawall.metrics.object_sizes import SIZE_BINS, SizedObjects
+from seawall.metrics.ratios import ConfusionCounts, compute_ratio, f1, iou, miou, specificity
 
 
 def test_counts_by_hand() -> None:
@@ -71,21 +71,21 @@ def test_shapes_are_checked_and_inputs_are_left_alone() -> None:
 
 
 def test_ratios_by_hand() -> None:
-    t = Tally.of(np.array([[50, 10], [20, 20]]))
+    t = ConfusionCounts.of(np.array([[50, 10], [20, 20]]))
     assert iou(t).tolist() == [50 / 80, 20 / 50]
     assert f1(t).tolist() == [100 / 130, 40 / 70]
     assert specificity(t).tolist() == [20 / 40, 50 / 60]
-    assert measure("precision", t).tolist() == [50 / 70, 20 / 30]
-    assert measure("recall", t).tolist() == [50 / 60, 20 / 40]
-    assert measure("accuracy", t).tolist() == [0.7]
+    assert compute_ratio("precision", t).tolist() == [50 / 70, 20 / 30]
+    assert compute_ratio("recall", t).tolist() == [50 / 60, 20 / 40]
+    assert compute_ratio("accuracy", t).tolist() == [0.7]
     with pytest.raises(UsageError, match="did you mean 'recall'"):
-        measure("recal", t)
+        compute_ratio("recal", t)
 
 
 def test_what_is_absent_is_undefined_and_takes_no_part_in_means() -> None:
-    t = Tally.of(np.array([[4, 0, 0], [0, 4, 0], [0, 0, 0]]))
+    t = ConfusionCounts.of(np.array([[4, 0, 0], [0, 4, 0], [0, 0, 0]]))
     assert np.isnan(iou(t)[2]) and miou(t) == 1.0
-    empty = pooled(np.zeros((2, 2), int), ("land", "water"))
+    empty = pooled_ratios(np.zeros((2, 2), int), ("land", "water"))
     assert set(empty.values()) == {None}
     rows = summarize(np.zeros((3, 2, 2), int), ("land", "water"), ["a", "b", "b"])
     assert {r.value for r in rows if r.metric != "pixels"} == {None}
@@ -124,7 +124,7 @@ def test_interval_is_the_spread_of_group_means() -> None:
     rng = np.random.default_rng(0)
     draws = Resamples.over([f"g{i}" for i in range(400)], samples=4000)
     values = rng.normal(size=400)
-    low, high = ends((draws.weights @ values / 400)[:, None])
+    low, high = percentile_interval((draws.weights @ values / 400)[:, None])
     error = values.std() / 20
     assert low[0] == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
     assert high[0] == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
@@ -148,8 +148,8 @@ def test_bodies_by_hand() -> None:
     truth[2:4, 2:4] = True  # a pond of 4
     truth[20:40, 10:30] = True  # a lake of 400
     valid = np.ones_like(truth)
-    bodies = Bodies.of(truth, valid)
-    assert bodies.bodies.tolist() == [1, 0, 1, 0, 0, 0]
+    bodies = SizedObjects.of(truth, valid)
+    assert bodies.per_bin.tolist() == [1, 0, 1, 0, 0, 0]
     says = truth.copy()
     says[2, 2] = False
     says[0, 0] = says[5, 5] = True  # beside the pond
@@ -161,14 +161,14 @@ def test_bodies_by_hand() -> None:
 
 
 def test_bodies_of_a_dry_chip_and_of_none_valid() -> None:
-    dry = Bodies.of(np.zeros((4, 4), bool), np.ones((4, 4), bool))
-    assert dry.counts(np.ones((4, 4), bool))["fp"].tolist() == [0] * (len(NAMES) - 1) + [16]
-    blind = Bodies.of(np.ones((4, 4), bool), np.zeros((4, 4), bool))
+    dry = SizedObjects.of(np.zeros((4, 4), bool), np.ones((4, 4), bool))
+    assert dry.counts(np.ones((4, 4), bool))["fp"].tolist() == [0] * (len(SIZE_BINS) - 1) + [16]
+    blind = SizedObjects.of(np.ones((4, 4), bool), np.zeros((4, 4), bool))
     assert not any(c.any() for c in blind.counts(np.ones((4, 4), bool)).values())
 
 
 def test_diagonal_pixels_are_one_body() -> None:
-    assert Bodies.of(np.eye(12, dtype=bool), np.ones((12, 12), bool)).bodies.tolist() == [0, 1, 0, 0, 0, 0]
+    assert SizedObjects.of(np.eye(12, dtype=bool), np.ones((12, 12), bool)).per_bin.tolist() == [0, 1, 0, 0, 0, 0]
 
 
 def test_edge_band_by_hand() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 import seawall
 from seawall.errors import DataError, ModelError
-from seawall.evaluation.evaluate import evaluate
+from seawall.evaluation.evaluate import evaluate_model
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference.predict import predict_scene
 from seawall.models.water_index import WaterIndexThreshold
@@ -120,7 +120,7 @@ def test_a_network_that_writes_into_its_input_is_refused_by_every_verb(tmp_path)
     one = batch()
     before = one.image.clone()
     with pytest.raises(ModelError, match=said):
-        evaluate(Writer(), [one], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m")
+        evaluate_model(Writer(), [one], log=RecordLog(tmp_path / "r.jsonl"), recipe="r", name="m")
     with pytest.raises(ModelError, match=said):
         seawall.attack(Writer(), one, "linf 1% reflectance", method=("fgsm",))
     assert torch.equal(one.image, before)

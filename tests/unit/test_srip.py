@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score, precision_score, recall_score
 
 from seawall.errors import DataError
-from seawall.metrics.srip import binarize, gray, otsu, scores_of, srip_scores
+from seawall.metrics.srip import binarize, otsu_gray_level, scores_of_counts, srip_scores, to_gray
 
 ALL = np.ones((8, 8), bool)
 
@@ -55,8 +55,8 @@ def test_binarized_as_opencv_does(seed: int) -> None:
 
 
 def test_otsu_of_two_levels_and_of_one() -> None:
-    assert otsu(np.array([0, 0, 255], np.uint8)) == 0
-    assert otsu(np.array([9, 9, 9], np.uint8)) == 0
+    assert otsu_gray_level(np.array([0, 0, 255], np.uint8)) == 0
+    assert otsu_gray_level(np.array([9, 9, 9], np.uint8)) == 0
 
 
 def test_invalid_pixels_mean_nothing() -> None:
@@ -69,7 +69,7 @@ def test_invalid_pixels_mean_nothing() -> None:
 
 
 def test_gray_is_finite_and_bounded() -> None:
-    assert gray(np.array([0.0, 0.5, 1.0, 2.0, -1.0, np.nan])).tolist() == [0, 128, 255, 255, 0, 0]
+    assert to_gray(np.array([0.0, 0.5, 1.0, 2.0, -1.0, np.nan])).tolist() == [0, 128, 255, 255, 0, 0]
 
 
 def test_wrong_pictures_are_refused() -> None:
@@ -95,7 +95,7 @@ def test_table_2_is_what_labels_without_water_give() -> None:
     each = []
     for share in spread:
         tn = round(pixels * min(share, 1.0))
-        each.append(scores_of(0, pixels - tn, 0, tn))
+        each.append(scores_of_counts(0, pixels - tn, 0, tn))
     mean = {
         name: np.mean([s[name] for s in each])
         for name in ("iou", "accuracy", "precision", "recall", "f1", "specificity")
@@ -114,10 +114,10 @@ def test_table_3_has_a_dice_below_its_iou_because_they_are_of_different_things()
     assert land == pytest.approx(0.948, abs=1e-3)
     water_iou, land_iou = dice / (2 - dice), land / (2 - land)
     assert (water_iou + land_iou) / 2 == pytest.approx(0.7073, abs=1e-3)  # per image means need not commute
-    got = scores_of(513, 243, 243, 9001)
+    got = scores_of_counts(513, 243, 243, 9001)
     assert got["dice"] < got["iou"] and got["dice"] == pytest.approx(dice, abs=1e-3)
 
 
 def test_smoothing_defines_dice_of_nothing() -> None:
-    assert scores_of(0, 0, 0, 9)["dice"] is None
-    assert scores_of(0, 0, 0, 9, smooth=1)["dice"] == 1.0
+    assert scores_of_counts(0, 0, 0, 9)["dice"] is None
+    assert scores_of_counts(0, 0, 0, 9, smooth=1)["dice"] == 1.0

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import seawall
-from seawall.attacks.suites import Suite, cases, parse_suite
+from seawall.attacks.suites import Suite, named_attacks, parse_suite
 from seawall.errors import UsageError
-from seawall.evaluation.case import CLEAN, Case
-from seawall.evaluation.evaluate import evaluate
+from seawall.evaluation.case import CLEAN_CASE, Case
+from seawall.evaluation.evaluate import evaluate_model
 from seawall.metrics.worst_case import worst_case
 from seawall.records import RecordLog
 from seawall.registry import build, entries
@@ -25,7 +25,7 @@ def test_every_member_attacks_inside_the_threat(entry: object) -> None:
     members, model, batch = suite.members(), linear_model(), ground_batch(images=1)
     assert len({m.name for m in members}) == len(members)
     assert all(m.name.startswith(f"{entry.name} ") and str(m.passes) in m.name for m in members)  # type: ignore[attr-defined]
-    for name, attack in cases(suite):
+    for name, attack in named_attacks(suite):
         adv = attack(model, batch, EPS, Keys(0, batch.chips))
         assert EPS.distance(adv, batch.image).max() <= EPS.radius * 1.0001, name
 
@@ -84,12 +84,12 @@ def test_a_killed_suite_goes_on_at_the_next_missing_pair(tmp_path: Path) -> None
 
         return Case(name, act, EPS)
 
-    every = [CLEAN, *(case(name, attack) for name, attack in cases(parse_suite("sea steps=5")))]
+    every = [CLEAN_CASE, *(case(name, attack) for name, attack in named_attacks(parse_suite("sea steps=5")))]
     singles = [batch.select([i]) for i in range(3)]
 
     def run(where: Path) -> list[object]:
         log = RecordLog(where)
-        evaluate(model, singles, log=log, recipe="r", name="m", attacks=every)
+        evaluate_model(model, singles, log=log, recipe="r", name="m", attacks=every)
         return sorted((r.key, r.value) for r in log)
 
     with pytest.raises(KeyboardInterrupt):

@@ -81,18 +81,23 @@ def test_haze_brightens_along_its_spectrum() -> None:
 def test_each_band_alone_is_one_word_of_a_recipe_and_a_figure_of_the_page() -> None:
     order = {"name": "fgsm", "threats": ["linf 3% reflectance", "linf 3% reflectance bands=each"]}
     recipe = make_recipe({"name": "x", "attacks": [order]})
-    texts = [case.spoken for case in cases_of(recipe, S2)]
+    texts = [case.threat_text for case in cases_of(recipe, S2)]
     assert texts == ["linf 3% reflectance", "linf 3% reflectance bands=B02", "linf 3% reflectance bands=B03"]
     assert each_band("linf 1% reflectance", S2) == ["linf 1% reflectance"]
 
-    from seawall.evaluation.case import CLEAN
-    from seawall.evaluation.evaluate import evaluate
+    from seawall.evaluation.case import CLEAN_CASE
+    from seawall.evaluation.evaluate import evaluate_model
     from seawall.records import RecordLog
 
     log = RecordLog(Path("/nonexistent/never-written"))
     log.append = lambda records: None  # type: ignore[method-assign, assignment]
-    rows = evaluate(
-        linear_model(), [ground_batch(size=16)], log=log, recipe="r", name="m", attacks=[CLEAN, *cases_of(recipe, S2)]
+    rows = evaluate_model(
+        linear_model(),
+        [ground_batch(size=16)],
+        log=log,
+        recipe="r",
+        name="m",
+        attacks=[CLEAN_CASE, *cases_of(recipe, S2)],
     )
     (((method, size), damage),) = band_effects(RecordIndex(rows, "water"), "m").items()
     assert (method, size.text, size.bands) == ("fgsm", "linf 3% reflectance", ())

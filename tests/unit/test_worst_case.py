@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seawall.metrics.aggregate import figures
+from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.worst_case import WORST, Candidates, worst_case, worst_each, worst_pooled, worst_ratio
 from seawall.records import Record
 
@@ -110,7 +110,7 @@ def test_rows_of_the_worst_case_by_hand() -> None:
 def test_worst_case_is_never_above_a_member_and_grows_with_the_suite() -> None:
     all_rows = {(r.metric, r.klass): r.value for r in worst_case(SUITE) if not r.chip}
     one = {(r.metric, r.klass): r.value for r in worst_case(SUITE, ["pgd"]) if not r.chip}
-    members = [r for r in figures(SUITE) if not r.group and (r.metric, r.klass) in all_rows]
+    members = [r for r in aggregate_records(SUITE) if not r.group and (r.metric, r.klass) in all_rows]
     for r in members:
         if r.metric.endswith((".pooled", ".per_chip")) and not r.metric.startswith("won"):
             assert all_rows[r.metric, r.klass] <= r.value + 1e-12
@@ -138,6 +138,6 @@ def test_the_winner_is_judged_by_water_whatever_the_order_of_the_classes(classes
 def test_figures_and_worst_case_hold_the_threat_as_values() -> None:
     threat = {"norm": "linf", "eps": (0.01,), "unit": "reflectance", "bands": ("B03",)}
     held = [replace(row, **threat) if row.threat else row for row in SUITE]
-    made = [*figures(held), *worst_case(held)]
+    made = [*aggregate_records(held), *worst_case(held)]
     assert {(r.norm, r.eps, r.unit, r.bands) for r in made if r.threat} == {("linf", (0.01,), "reflectance", ("B03",))}
     assert {r.norm for r in made if not r.threat} == {""}

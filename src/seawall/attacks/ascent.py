@@ -1,4 +1,4 @@
-"""The loop that gradient attacks share, and the ways to move along a gradient."""
+"""Projected gradient ascent: the loop that gradient attacks share, and its update rules."""
 
 from __future__ import annotations
 
@@ -8,33 +8,41 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from seawall.attacks.losses import CrossEntropy, PixelLoss, cross_entropy
-from seawall.attacks.target import Aim, Goal, as_found, check, check_logits, take_aim, usable
+from seawall.attacks.losses import AttackLoss, CrossEntropy, signed_cross_entropy
+from seawall.attacks.target import (
+    AttackTarget,
+    Goal,
+    attack_mode,
+    autograd_ready,
+    check_attack_inputs,
+    check_logits,
+    make_target,
+)
 from seawall.errors import ModelError, UsageError
 from seawall.rng import Keys
 from seawall.threat.model import Ball, ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 
-class Mover(Protocol):
-    """A way to move along a gradient; it may remember, one memory per standing image."""
+class UpdateRule(Protocol):
+    """Maps images and a gradient to the next images; a rule with a state keeps one entry per active image."""
 
-    def move(self, ball: Ball, adv: Tensor, grad: Tensor) -> Tensor: ...
-    def select(self, left: Tensor) -> None: ...
+    def update(self, ball: Ball, adv: Tensor, grad: Tensor) -> Tensor: ...
+    def select(self, kept: Tensor) -> None: ...
 
 
-class Steepest:
+class SteepestAscent:
     """Steepest ascent: the sign of the gradient in linf, its direction in l2."""
 
     def __init__(self, step: float) -> None:
         self.step = step
 
-    def move(self, ball: Ball, adv: Tensor, grad: Tensor) -> Tensor:
+    def update(self, ball: Ball, adv: Tensor, grad: Tensor) -> Tensor:
         """Return the next images."""
         return ball.project(adv + self.step * ball.ascend(grad))
 
-    def select(self, left: Tensor) -> None:
-        """Forget the images that left: nothing is remembered."""
+    def select(self, kept: Tensor) -> None:
+        """Keep the state of these positions: there is none."""
 
 
 class Momentum:
@@ -44,15 +52,15 @@ class Momentum:
         self.step, self.decay = step, decay
         self._velocity: Tensor | None = None
 
-    def move(self, ball: Ball, adv: Tensor, grad: Tensor) -> Tensor:
+    def update(self, ball: Ball, adv: Tensor, grad: Tensor) -> Tensor:
         """Return the next images."""
         unit = grad / grad.flatten(1).abs().mean(1).clamp_min(torch.finfo(grad.dtype).tiny)[:, None, None, None]
         self._velocity = unit if self._velocity is None else self.decay * self._velocity + unit
         return ball.project(adv + self.step * ball.ascend(self._velocity))
 
-    def select(self, left: Tensor) -> None:
-        """Forget the images that left."""
-        self._velocity = None if self._velocity is None else self._velocity[left]
+    def select(self, kept: Tensor) -> None:
+        """Keep the state of these positions."""
+        self._velocity = None if self._velocity is None else self._velocity[kept]
 
 
 class Adam:
@@ -63,7 +71,7 @@ class Adam:
         self._count = 0
         self._memory: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def move(self, ball: Ball, adv: Tensor, grad: Tensor) -> Tensor:
+    def update(self, ball: Ball, adv: Tensor, grad: Tensor) -> Tensor:
         """Return the next images."""
         self._count += 1
         slow, fast = self.betas
@@ -77,14 +85,14 @@ class Adam:
         move = direction * ball.eps if ball.norm == "linf" else ball.ascend(direction)
         return ball.project(adv + self.step * move)
 
-    def select(self, left: Tensor) -> None:
-        """Forget the images that left."""
+    def select(self, kept: Tensor) -> None:
+        """Keep the state of these positions."""
         if self._memory is not None:
             mean, square, largest = self._memory
-            self._memory = mean[left], square[left], largest[left]
+            self._memory = mean[kept], square[kept], largest[kept]
 
 
-def climb(
+def gradient_ascent(
     name: str,
     model: SegmentationModel,
     batch: Batch,
@@ -92,72 +100,72 @@ def climb(
     keys: Keys,
     *,
     goal: Goal,
-    loss: PixelLoss,
-    mover: Callable[[], Mover],
+    loss: AttackLoss,
+    update: Callable[[], UpdateRule],
     steps: int,
     restarts: int = 1,
     random_start: bool = False,
     keep: str = "best",
-    aim: Aim | None = None,
+    target: AttackTarget | None = None,
     within: Tensor | None = None,
 ) -> Tensor:
-    """Return adversarial images: climb the loss from each start, one forward and one backward pass per step.
+    """Return adversarial images: ascend the loss from each start, one forward and one backward pass per step.
 
     Args:
         name: Of the attack, for messages.
         model: Any model with a spec.
-        batch: What to attack.
+        batch: Images to attack.
         threat: What the adversary may do.
         keys: Randomness, used by random starts alone.
         goal: What the adversary wants.
-        loss: What to climb.
-        mover: Makes a fresh way of moving for each restart.
+        loss: Per-pixel loss to ascend.
+        update: Makes the update rule of each restart.
         steps: Steps of each restart.
-        restarts: Starts; images that are fully broken are not started again.
+        restarts: Starts; images without a right pixel left are not started again.
         random_start: Whether to start at a random image of the set, or at the clean one.
         keep: "best" returns the most adversarial image met, for one more forward pass; "last" the last one.
-        aim: What to push at, where it is known already; it saves the pass that finds out.
+        target: The target where it is known already, which saves the forward pass of `make_target`.
         within: (B, H, W) bool: touch these pixels only, on top of the threat.
     """
-    check(name, model, batch, threat)
+    check_attack_inputs(name, model, batch, threat)
     if threat.radius == 0:
         return batch.image.detach().clone()
-    with as_found(model):
-        batch = usable(batch)
+    with attack_mode(model):
+        batch = autograd_ready(batch)
         ball = threat.around(batch.image, batch.seen)
         if within is not None:
             ball = ball.within(within)
-        chase = Chase(model, aim or take_aim(model, batch, goal), ball, keep)
-        adv = chase.ball.x
+        best = BestAdversarial(model, target or make_target(model, batch, goal), ball, keep)
+        adv = best.ball.x
         for restart in range(restarts):
-            if chase.over:
+            if best.done:
                 break
-            adv = chase.ball.x
+            adv = best.ball.x
             if random_start:
-                adv = chase.ball.start(keys.select(chase.standing.tolist()).fold("start", restart))
-            adv = _climb_once(chase, adv, loss, mover(), steps)
-        return chase.end(adv)
+                adv = best.ball.start(keys.select(best.active.tolist()).fold("start", restart))
+            adv = _ascend_from(best, adv, loss, update(), steps)
+        return best.result(adv)
 
 
-def _climb_once(chase: Chase, adv: Tensor, loss: PixelLoss, mover: Mover, steps: int) -> Tensor:
+def _ascend_from(best: BestAdversarial, adv: Tensor, loss: AttackLoss, rule: UpdateRule, steps: int) -> Tensor:
     for step in range(steps):
-        grad = chase.look(adv, loss, step / steps).grad
-        left = chase.shed()
-        if left is not None:
-            if chase.over:
-                return adv[left]
-            mover.select(left)
-            adv, grad = adv[left], grad[left]
-        adv = mover.move(chase.ball, adv, grad)
-    if chase.keep == "best":
-        chase.glance(adv)
-        left = chase.shed()
-        adv = adv if left is None else adv[left]
+        grad = best.loss_gradient(adv, loss, step / steps).grad
+        kept = best.drop_done()
+        if kept is not None:
+            if best.done:
+                return adv[kept]
+            rule.select(kept)
+            adv, grad = adv[kept], grad[kept]
+        adv = rule.update(best.ball, adv, grad)
+    if best.keep == "best":
+        best.evaluate(adv)
+        kept = best.drop_done()
+        adv = adv if kept is None else adv[kept]
     return adv
 
 
 def check_steps(name: str, steps: int, step: float = 1.0, restarts: int = 1, random_start: bool = True) -> None:
-    """Refuse settings that mean nothing.
+    """Check the settings that iterated attacks share.
 
     Raises:
         UsageError: No step, a step of no length, no start, or several equal starts.
@@ -172,47 +180,54 @@ def check_steps(name: str, steps: int, step: float = 1.0, restarts: int = 1, ran
         raise UsageError(f"{name}: expected one restart from the clean image, got {restarts}; set random_start = true")
 
 
-class Look(NamedTuple):
-    """What one forward and backward pass tells about each image still standing."""
+class LossGradient(NamedTuple):
+    """Result of one forward and backward pass for each active image."""
 
     grad: Tensor  # (b, C, H, W) of the loss summed over valid pixels
-    tracked: Tensor  # (b,) mean cross-entropy over valid pixels, larger is more adversarial; zeros unless asked for
+    cross_entropy: Tensor  # (b,) mean over valid pixels, larger is more adversarial; zeros unless `track`
 
 
-class Chase:
-    """A running attack: the images still standing, and the best adversarial of every image so far.
+class BestAdversarial:
+    """The most adversarial image met so far of every image of a batch; images without a right pixel leave the attack.
 
     Attributes:
-        best: (B, C, H, W) the most adversarial image looked at; the clean one where there was nothing to attack.
-        standing: Indices of the images that are not fully broken yet.
-        ball: The threat set around the standing images.
+        best: (B, C, H, W) the most adversarial image evaluated; the clean one where there was nothing to attack.
+        active: Indices of the images that still have a pixel to change.
+        ball: The threat set around the active images.
 
     Args:
         model: The model, in eval mode with frozen parameters.
-        aim: What to push at.
+        target: Which pixels count and which class each is pushed from or to.
         ball: The threat set around the whole batch.
-        keep: "best" keeps the most adversarial look and lets broken images leave; "last" keeps the last image.
+        keep: "best" keeps the most adversarial image and drops images that are done; "last" keeps the last image.
     """
 
-    def __init__(self, model: SegmentationModel, aim: Aim, ball: Ball, keep: str = "best") -> None:
+    def __init__(self, model: SegmentationModel, target: AttackTarget, ball: Ball, keep: str = "best") -> None:
         self.model, self.keep = model, keep
         self.best = ball.x.clone()
-        count = aim.valid.flatten(1).sum(1)
-        self.standing = count.nonzero()[:, 0]
-        whole = len(self.standing) == len(count)
-        self.aim = aim if whole else aim.select(self.standing)
-        self.ball = ball if whole else ball.select(self.standing)
-        self._count = count[self.standing]
-        self._hits = torch.full_like(self._count, -1)
-        self._kept = self.ball.x
+        count = target.valid.flatten(1).sum(1)
+        self.active = count.nonzero()[:, 0]
+        whole = len(self.active) == len(count)
+        self.target = target if whole else target.select(self.active)
+        self.ball = ball if whole else ball.select(self.active)
+        self._count = count[self.active]
+        self._successes = torch.full_like(self._count, -1)
+        self._best_active = self.ball.x
 
     @property
-    def over(self) -> bool:
+    def done(self) -> bool:
         """Whether no image is left to attack."""
-        return len(self.standing) == 0
+        return len(self.active) == 0
 
-    def look(self, adv: Tensor, loss: PixelLoss, progress: float = 0.0, track: bool = False) -> Look:
-        """Return the gradient at `adv`; it is judged on the way.
+    def loss_gradient(self, adv: Tensor, loss: AttackLoss, progress: float = 0.0, track: bool = False) -> LossGradient:
+        """Return the gradient at `adv`, after an update of the best images.
+
+        Args:
+            adv: Images of the active positions.
+            loss: Per-pixel loss.
+            progress: How far the attack is, from 0 to just below 1.
+            track: Whether the mean cross-entropy is wanted too.
+
 
         Raises:
             ModelError: The model has no gradient with respect to its input.
@@ -223,50 +238,54 @@ class Chase:
             raise ModelError(
                 "model: expected logits with a gradient to the image, got none; use a black-box attack such as random"
             )
-        aim = self.aim.seen_with(logits, progress)
-        climbed = torch.where(aim.valid, loss(logits, aim), 0.0)
-        (grad,) = torch.autograd.grad(climbed.sum(), adv)
+        target = self.target.at_step(logits, progress)
+        per_pixel = torch.where(target.valid, loss(logits, target), 0.0)
+        (grad,) = torch.autograd.grad(per_pixel.sum(), adv)
         logits, adv = logits.detach(), adv.detach()
-        self._judge(adv, logits)
+        self._update(adv, logits)
         tracked = torch.zeros_like(self._count, dtype=logits.dtype)
         if track and isinstance(loss, CrossEntropy):
-            tracked = climbed.detach().flatten(1).sum(1) / self._count
+            tracked = per_pixel.detach().flatten(1).sum(1) / self._count
         elif track:
-            tracked = torch.where(aim.valid, cross_entropy(logits, aim), 0.0).flatten(1).sum(1) / self._count
-        return Look(grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), tracked)
+            tracked = (
+                torch.where(target.valid, signed_cross_entropy(logits, target), 0.0).flatten(1).sum(1) / self._count
+            )
+        return LossGradient(grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), tracked)
 
-    def glance(self, adv: Tensor) -> None:
-        """Judge `adv` with a forward pass alone."""
+    def evaluate(self, adv: Tensor) -> None:
+        """Update the best images with `adv` by a forward pass alone."""
         with torch.no_grad():
-            self._judge(adv, self._logits(adv))
+            self._update(adv, self._logits(adv))
 
-    def shed(self) -> Tensor | None:
-        """Let fully broken images leave; return the positions of those that stay, or None if all do."""
+    def drop_done(self) -> Tensor | None:
+        """Drop images without a pixel left to change; return the positions of the others, or None if all stay."""
         if self.keep == "last":
             return None
-        left = (self._hits < self._count).nonzero()[:, 0]
-        if len(left) == len(self.standing):
+        kept = (self._successes < self._count).nonzero()[:, 0]
+        if len(kept) == len(self.active):
             return None
-        self.best[self.standing] = self._kept
-        self.aim, self.ball = self.aim.select(left), self.ball.select(left)
-        self.standing, self._count, self._hits = self.standing[left], self._count[left], self._hits[left]
-        self._kept = self._kept[left]
-        return left
+        self.best[self.active] = self._best_active
+        self.target, self.ball = self.target.select(kept), self.ball.select(kept)
+        self.active, self._count, self._successes = self.active[kept], self._count[kept], self._successes[kept]
+        self._best_active = self._best_active[kept]
+        return kept
 
-    def end(self, adv: Tensor | None = None) -> Tensor:
-        """Return the best images; `adv` is the last of those still standing, and what "last" keeps."""
-        self.best[self.standing] = self._kept if adv is None or self.keep == "best" else adv
+    def result(self, adv: Tensor | None = None) -> Tensor:
+        """Return the best images; `adv` are the last images of the active positions, which "last" keeps."""
+        self.best[self.active] = self._best_active if adv is None or self.keep == "best" else adv
         return self.best
 
     def _logits(self, adv: Tensor) -> Tensor:
         return check_logits(self.model(adv), adv, len(self.model.spec.classes))
 
-    def _judge(self, adv: Tensor, logits: Tensor) -> None:
+    def _update(self, adv: Tensor, logits: Tensor) -> None:
         if self.keep == "last":
             return
-        hits = self.aim.hits(logits)
+        successes = self.target.successes(logits)
         # at a tie the later image stays: it was pushed further
-        better = hits >= self._hits
+        better = successes >= self._successes
         # most steps improve every image: then nothing is copied
-        self._kept = adv if bool(better.all()) else torch.where(better[:, None, None, None], adv, self._kept)
-        self._hits = torch.maximum(hits, self._hits)
+        self._best_active = (
+            adv if bool(better.all()) else torch.where(better[:, None, None, None], adv, self._best_active)
+        )
+        self._successes = torch.maximum(successes, self._successes)

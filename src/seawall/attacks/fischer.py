@@ -1,4 +1,4 @@
-"""Fischer's attack: a class disappears, everything else stays."""
+"""Attacks in steps of one grey level: Fischer's, which hides a class, and iterated FGSM."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from seawall.attacks.ascent import Steepest, climb
-from seawall.attacks.losses import CE
-from seawall.attacks.target import Aim, Goal, Hide, Untargeted, as_found, check, check_logits, classes, usable
+from seawall.attacks.ascent import SteepestAscent, gradient_ascent
+from seawall.attacks.losses import CROSS_ENTROPY
+from seawall.attacks.target import (
+    UNTARGETED_PREDICTION,
+    AttackTarget,
+    Goal,
+    Hide,
+    attack_mode,
+    autograd_ready,
+    check_attack_inputs,
+    check_logits,
+    predicted_classes,
+)
 from seawall.errors import UsageError
 from seawall.registry import register
 from seawall.rng import Keys
@@ -51,26 +61,23 @@ class Fischer:
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         klass = model.spec.klass(self.klass)
-        check("fischer", model, batch, threat)
-        with as_found(model):
-            batch = usable(batch)
+        check_attack_inputs("fischer", model, batch, threat)
+        with attack_mode(model):
+            batch = autograd_ready(batch)
             with torch.no_grad():
                 logits = check_logits(model(batch.image), batch.image, len(model.spec.classes))
-            target = self.goal.pixels(model.spec, batch, logits)
-            hidden = (classes(logits) == klass) & batch.seen
+            target = self.goal.class_map(model.spec, batch, logits)
+            hidden = (predicted_classes(logits) == klass) & batch.seen
             present = (hidden & batch.valid).flatten(1).any(1)
             valid = batch.valid & present[:, None, None]
             step = self.level / max(threat.radius, 1e-30)
-            adv = climb(
+            adv = gradient_ascent(
                 "fischer", model, replace(batch, valid=valid), threat, keys,
-                goal=self.goal, loss=CE, mover=lambda: Steepest(step), steps=grey_steps(threat, self.level),
-                keep="last", aim=Aim(torch.where(valid, target, 0), valid, targeted=True),
+                goal=self.goal, loss=CROSS_ENTROPY, update=lambda: SteepestAscent(step), steps=grey_steps(threat, self.level),
+                keep="last", target=AttackTarget(torch.where(valid, target, 0), valid, targeted=True),
                 within=hidden if self.noise == "inside" else None,
             )  # fmt: skip
             return torch.where(hidden[:, None], adv, batch.image) if self.noise == "restricted" else adv
-
-
-OWN = Untargeted("prediction")
 
 
 @register("attack", "ifgsm", paper="arXiv:1711.09856", smoke={"goal": "untargeted"})
@@ -88,7 +95,7 @@ class IFGSM:
     Paper: Arnab, Miksik, Torr 2018, arXiv:1711.09856, section 3. Differs: the loss counts valid pixels only.
     """
 
-    goal: Goal = OWN
+    goal: Goal = UNTARGETED_PREDICTION
     level: float = 1 / 255
 
     def __post_init__(self) -> None:
@@ -96,9 +103,9 @@ class IFGSM:
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         step = self.level / max(threat.radius, 1e-30)
-        return climb(
+        return gradient_ascent(
             "ifgsm", model, batch, threat, keys,
-            goal=self.goal, loss=CE, mover=lambda: Steepest(step), steps=grey_steps(threat, self.level), keep="last",
+            goal=self.goal, loss=CROSS_ENTROPY, update=lambda: SteepestAscent(step), steps=grey_steps(threat, self.level), keep="last",
         )  # fmt: skip
 
 
@@ -114,10 +121,10 @@ def grey_steps(threat: ThreatModel, level: float) -> int:
 
 
 def check_level(name: str, level: float) -> None:
-    """Refuse a grey level that is none.
+    """Check that a grey level is a positive, finite number.
 
     Raises:
-        UsageError: It is not a positive number.
+        UsageError: It is not.
     """
     if not 0 < level < math.inf:
         raise UsageError(f"{name}: expected level > 0, got {level}; give one grey level in data units, such as 0.004")

@@ -1,17 +1,17 @@
-"""FGSM: one step as far as the budget goes."""
+"""Gradient attacks by their update rule: FGSM, BIM, MI-FGSM, PGD and projected Adam, with presets by loss."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from seawall.attacks.ascent import Adam, Momentum, Steepest, check_steps, climb
-from seawall.attacks.losses import CE, AnyLoss, Cos, Cosine, Seg
-from seawall.attacks.target import AWAY, Goal
+from seawall.attacks.ascent import Adam, Momentum, SteepestAscent, check_steps, gradient_ascent
+from seawall.attacks.losses import CROSS_ENTROPY, CosineLoss, CosPGDLoss, LossSetting, SegPGDLoss
+from seawall.attacks.target import UNTARGETED, Goal
 from seawall.errors import UsageError
-from seawall.registry import register
+from seawall.registry import preset, register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
@@ -28,12 +28,12 @@ class FGSM:
     Paper: Goodfellow et al. 2015, arXiv:1412.6572, section 4. Differs: the loss counts valid pixels only.
     """
 
-    goal: Goal = AWAY
+    goal: Goal = UNTARGETED
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return climb(
+        return gradient_ascent(
             "fgsm", model, batch, threat, keys,
-            goal=self.goal, loss=CE, mover=lambda: Steepest(1.0), steps=1, keep="last",
+            goal=self.goal, loss=CROSS_ENTROPY, update=lambda: SteepestAscent(1.0), steps=1, keep="last",
         )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ class BIM:
 
     Args:
         goal: What the adversary wants.
-        loss: What to climb.
+        loss: Per-pixel loss to ascend.
         steps: Gradient steps; one forward and one backward pass each.
         step: Step length, as a share of eps.
         keep: "best" returns the most adversarial image met, for one more forward pass; "last" the last one.
@@ -52,8 +52,8 @@ class BIM:
     Paper: Kurakin et al. 2017, arXiv:1607.02533, section 2.2. Differs: the loss counts valid pixels only.
     """
 
-    goal: Goal = AWAY
-    loss: AnyLoss = CE
+    goal: Goal = UNTARGETED
+    loss: LossSetting = CROSS_ENTROPY
     steps: int = 10
     step: float = 0.25
     keep: Literal["best", "last"] = "best"
@@ -62,9 +62,9 @@ class BIM:
         check_steps("bim", self.steps, self.step)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return climb(
+        return gradient_ascent(
             "bim", model, batch, threat, keys,
-            goal=self.goal, loss=self.loss, mover=lambda: Steepest(self.step), steps=self.steps, keep=self.keep,
+            goal=self.goal, loss=self.loss, update=lambda: SteepestAscent(self.step), steps=self.steps, keep=self.keep,
         )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ class MIFGSM:
 
     Args:
         goal: What the adversary wants.
-        loss: What to climb.
+        loss: Per-pixel loss to ascend.
         steps: Gradient steps; one forward and one backward pass each.
         step: Step length, as a share of eps.
         decay: What is kept of the sum of gradients at each step.
@@ -84,8 +84,8 @@ class MIFGSM:
     adversarial image met is returned.
     """
 
-    goal: Goal = AWAY
-    loss: AnyLoss = CE
+    goal: Goal = UNTARGETED
+    loss: LossSetting = CROSS_ENTROPY
     steps: int = 10
     step: float = 0.25
     decay: float = 1.0
@@ -94,9 +94,9 @@ class MIFGSM:
         check_steps("mifgsm", self.steps, self.step)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return climb(
+        return gradient_ascent(
             "mifgsm", model, batch, threat, keys,
-            goal=self.goal, loss=self.loss, mover=lambda: Momentum(self.step, self.decay), steps=self.steps,
+            goal=self.goal, loss=self.loss, update=lambda: Momentum(self.step, self.decay), steps=self.steps,
         )  # fmt: skip
 
 
@@ -107,18 +107,19 @@ class PGD:
 
     Args:
         goal: What the adversary wants.
-        loss: What to climb.
+        loss: Per-pixel loss to ascend.
         steps: Gradient steps of each start; one forward and one backward pass each.
         step: Step length, as a share of eps.
-        restarts: Starts; a chip that is fully broken is not started again.
+        restarts: Starts; a chip without a right pixel left is not started again.
         random_start: Whether to start at a random image of the threat set, or at the clean one.
         keep: "best" returns the most adversarial image met, for one more forward pass; "last" the last one.
 
     Paper: Madry et al. 2018, arXiv:1706.06083, section 2. Differs: the loss counts valid pixels only.
     """
 
-    goal: Goal = AWAY
-    loss: AnyLoss = CE
+    name: ClassVar[str] = "pgd"
+    goal: Goal = UNTARGETED
+    loss: LossSetting = CROSS_ENTROPY
     steps: int = 20
     step: float = 0.25
     restarts: int = 1
@@ -126,95 +127,28 @@ class PGD:
     keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
-        check_steps("pgd", self.steps, self.step, self.restarts, self.random_start)
+        check_steps(self.name, self.steps, self.step, self.restarts, self.random_start)
         if self.keep == "last" and self.restarts > 1:
             raise UsageError(
-                "pgd: expected keep = 'best' with restarts, got 'last'; earlier starts would have no effect"
+                f"{self.name}: expected keep = 'best' with restarts, got 'last'; earlier starts would have no effect"
             )
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return climb(
-            "pgd", model, batch, threat, keys,
-            goal=self.goal, loss=self.loss, mover=lambda: Steepest(self.step), steps=self.steps,
+        return gradient_ascent(
+            self.name, model, batch, threat, keys,
+            goal=self.goal, loss=self.loss, update=lambda: SteepestAscent(self.step), steps=self.steps,
             restarts=self.restarts, random_start=self.random_start, keep=self.keep,
-        )  # fmt: skip
-
-
-@register("attack", "segpgd", paper="arXiv:2207.12391", smoke={"steps": 10}, traits=("stochastic",))
-@dataclass(frozen=True)
-class SegPGD:
-    """PGD whose loss moves from pixels still right to pixels already wrong.
-
-    Args:
-        goal: What the adversary wants.
-        steps: Gradient steps; one forward and one backward pass each.
-        step: Step length, as a share of eps.
-        restarts: Starts; a chip that is fully broken is not started again.
-        random_start: Whether to start at a random image of the threat set, or at the clean one.
-
-    Paper: Gu et al. 2022, arXiv:2207.12391, eq. 4. Differs: the loss counts valid pixels only, and the most
-    adversarial image met is returned.
-    """
-
-    goal: Goal = AWAY
-    steps: int = 20
-    step: float = 0.25
-    restarts: int = 1
-    random_start: bool = True
-
-    def __post_init__(self) -> None:
-        check_steps("segpgd", self.steps, self.step, self.restarts, self.random_start)
-
-    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return climb(
-            "segpgd", model, batch, threat, keys,
-            goal=self.goal, loss=Seg(), mover=lambda: Steepest(self.step), steps=self.steps,
-            restarts=self.restarts, random_start=self.random_start,
-        )  # fmt: skip
-
-
-@register("attack", "cospgd", paper="arXiv:2302.02213", smoke={"steps": 10}, traits=("stochastic",))
-@dataclass(frozen=True)
-class CosPGD:
-    """PGD whose loss weighs each pixel by the cosine of its prediction with its label.
-
-    Args:
-        goal: What the adversary wants.
-        steps: Gradient steps; one forward and one backward pass each.
-        step: Step length, as a share of eps.
-        restarts: Starts; a chip that is fully broken is not started again.
-        random_start: Whether to start at a random image of the threat set, or at the clean one.
-        sigmoid: Whether predictions are squashed per class (as SEA runs it) or by softmax (as the paper does).
-
-    Paper: Agnihotri, Jung, Keuper 2024, arXiv:2302.02213, eq. 4 to 6. Differs: the loss counts valid pixels only, and the most
-    adversarial image met is returned.
-    """
-
-    goal: Goal = AWAY
-    steps: int = 20
-    step: float = 0.25
-    restarts: int = 1
-    random_start: bool = True
-    sigmoid: bool = False
-
-    def __post_init__(self) -> None:
-        check_steps("cospgd", self.steps, self.step, self.restarts, self.random_start)
-
-    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return climb(
-            "cospgd", model, batch, threat, keys,
-            goal=self.goal, loss=Cos(self.sigmoid), mover=lambda: Steepest(self.step), steps=self.steps,
-            restarts=self.restarts, random_start=self.random_start,
         )  # fmt: skip
 
 
 @register("attack", "padam-ce", paper="arXiv:2407.09150", smoke={"steps": 12}, traits=("stochastic",))
 @dataclass(frozen=True)
-class PAdamCE:
+class PAdam:
     """Projected Adam (AMSGrad) on the cross-entropy from a random start.
 
     Args:
         goal: What the adversary wants.
+        loss: Per-pixel loss to ascend.
         steps: Gradient steps; one forward and one backward pass each.
         step: Learning rate, as a share of eps; the paper's 2/255 at eps 8/255.
         random_start: Whether to start at a random image of the threat set, or at the clean one.
@@ -223,48 +157,36 @@ class PAdamCE:
     adversarial image met is returned.
     """
 
-    goal: Goal = AWAY
+    name: ClassVar[str] = "padam-ce"
+    goal: Goal = UNTARGETED
+    loss: LossSetting = CROSS_ENTROPY
     steps: int = 200
     step: float = 0.25
     random_start: bool = True
 
     def __post_init__(self) -> None:
-        check_steps("padam-ce", self.steps, self.step)
+        check_steps(self.name, self.steps, self.step)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return climb(
-            "padam-ce", model, batch, threat, keys,
-            goal=self.goal, loss=CE, mover=lambda: Adam(self.step), steps=self.steps, random_start=self.random_start,
+        return gradient_ascent(
+            self.name, model, batch, threat, keys,
+            goal=self.goal, loss=self.loss, update=lambda: Adam(self.step), steps=self.steps, random_start=self.random_start,
         )  # fmt: skip
 
 
-@register("attack", "padam-cos", paper="arXiv:2407.09150", smoke={"steps": 12}, traits=("weak", "stochastic"))
-@dataclass(frozen=True)
-class PAdamCos:
-    """Projected Adam (AMSGrad) on one minus the cosine of the raw logits with the label, from a random start.
+BEST_IMAGE = "the loss counts valid pixels only, and the most adversarial image met is returned"
 
-    Weak on two classes: the angle of opposite logits (-z, z) does not change, so their gradient vanishes.
-
-    Args:
-        goal: What the adversary wants.
-        steps: Gradient steps; one forward and one backward pass each.
-        step: Learning rate, as a share of eps; the paper's 2/255 at eps 8/255.
-        random_start: Whether to start at a random image of the threat set, or at the clean one.
-
-    Paper: Halmosi, Mohos, Jelasity 2024, arXiv:2407.09150. Differs: the loss counts valid pixels only, and the most
-    adversarial image met is returned.
-    """
-
-    goal: Goal = AWAY
-    steps: int = 200
-    step: float = 0.25
-    random_start: bool = True
-
-    def __post_init__(self) -> None:
-        check_steps("padam-cos", self.steps, self.step)
-
-    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        return climb(
-            "padam-cos", model, batch, threat, keys,
-            goal=self.goal, loss=Cosine(), mover=lambda: Adam(self.step), steps=self.steps, random_start=self.random_start,
-        )  # fmt: skip
+preset(
+    "attack", "segpgd", PGD(loss=SegPGDLoss()), paper="arXiv:2207.12391", smoke={"steps": 10}, traits=("stochastic",),
+    summary="PGD whose loss moves from pixels still right to pixels already wrong.", differs=BEST_IMAGE,
+)  # fmt: skip
+preset(
+    "attack", "cospgd", PGD(loss=CosPGDLoss()), paper="arXiv:2302.02213", smoke={"steps": 10}, traits=("stochastic",),
+    summary="PGD whose loss weighs each pixel by the cosine of its prediction with its label.", differs=BEST_IMAGE,
+)  # fmt: skip
+# weak on two classes: the angle of opposite logits (-z, z) does not change, so their gradient vanishes
+preset(
+    "attack", "padam-cos", PAdam(loss=CosineLoss()), paper="arXiv:2407.09150", smoke={"steps": 12}, traits=("weak", "stochastic"),
+    summary="Projected Adam (AMSGrad) on one minus the cosine of the raw logits with the label, from a random start.",
+    differs=BEST_IMAGE,
+)  # fmt: skip

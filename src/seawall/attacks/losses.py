@@ -1,88 +1,90 @@
-"""Losses that attacks climb, per pixel: larger is more adversarial, targeted or not."""
+"""Per-pixel losses that attacks ascend: larger is more adversarial, targeted or not."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Protocol, cast
 
 import torch
-from pydantic import PlainValidator
+from pydantic import PlainValidator, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.nn import functional
 
-from seawall.attacks.target import Aim, classes
-from seawall.errors import UsageError, did_you_mean
+from seawall.attacks.target import AttackTarget, predicted_classes
+from seawall.errors import UsageError, did_you_mean, expected
 
 
-class PixelLoss(Protocol):
-    """Logits (B, K, H, W) and the aim to what is climbed, (B, H, W); what it says of invalid pixels is ignored."""
+class AttackLoss(Protocol):
+    """Logits (B, K, H, W) and a target to the loss of each pixel, (B, H, W); values of invalid pixels are ignored."""
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor: ...
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor: ...
 
 
 LEAK = 1e-12
+"""Slope of the loss beyond the range of float32, far below its rounding."""
 
 
-def cross_entropy(logits: Tensor, aim: Aim) -> Tensor:
+def signed_cross_entropy(logits: Tensor, target: AttackTarget) -> Tensor:
     """Return -log p of the class to leave, or log p of the class to reach."""
-    loss = surprise(logits, aim)
-    return -loss if aim.targeted else loss
+    loss = stable_nll(logits, target)
+    return -loss if target.targeted else loss
 
 
-def surprise(logits: Tensor, aim: Aim) -> Tensor:
+def stable_nll(logits: Tensor, target: AttackTarget) -> Tensor:
     """Return -log p (B, H, W) with a gradient that keeps its direction however sure the model is.
 
     A softmax's p - 1 rounds to 0 in float32 from a logit gap of 17 on, and what is left points the wrong way; the
     softplus of the gap keeps both sides to a gap of 80, and the leak, far below rounding of the loss, beyond.
     """
-    gap = behind(logits, aim)
+    gap = logit_gap(logits, target)
     return functional.softplus(gap) + LEAK * gap
 
 
-def behind(logits: Tensor, aim: Aim) -> Tensor:
-    """Return by how much (B, H, W) all other classes together beat the class of the aim, in logits."""
+def logit_gap(logits: Tensor, target: AttackTarget) -> Tensor:
+    """Return by how much (B, H, W) all other classes together beat the class of the target, in logits."""
     if logits.shape[1] == 2:
-        return (logits[:, 1] - logits[:, 0]) * (1 - 2 * aim.label)
-    others = logits.scatter(1, aim.label[:, None], -torch.inf)
-    return others.logsumexp(1) - _at(logits, aim)
+        return (logits[:, 1] - logits[:, 0]) * (1 - 2 * target.label)
+    others = logits.scatter(1, target.label[:, None], -torch.inf)
+    return others.logsumexp(1) - _of_target_class(logits, target)
 
 
-def standing(logits: Tensor, aim: Aim) -> Tensor:
-    """Return which pixels (B, H, W) are not yet where the adversary wants them."""
-    same = classes(logits.detach()) == aim.label
-    return ~same if aim.targeted else same
+def not_yet_fooled(logits: Tensor, target: AttackTarget) -> Tensor:
+    """Return which pixels (B, H, W) are not yet predicted as the adversary wants."""
+    same = predicted_classes(logits.detach()) == target.label
+    return ~same if target.targeted else same
 
 
-def probability(logits: Tensor, aim: Aim) -> Tensor:
+def class_probability(logits: Tensor, target: AttackTarget) -> Tensor:
     """Return p (B, H, W) of the class to leave or to reach."""
-    return torch.exp(-functional.softplus(behind(logits, aim)))
+    return torch.exp(-functional.softplus(logit_gap(logits, target)))
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of every pixel."""
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
-        return cross_entropy(logits, aim)
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        return signed_cross_entropy(logits, target)
 
 
-CE = CrossEntropy()
+CROSS_ENTROPY = CrossEntropy()
 
 
 @dataclass(frozen=True)
-class Masked:
-    """Cross-entropy of the pixels that still stand.
+class MaskedCrossEntropy:
+    """Cross-entropy of the pixels that are not yet fooled.
 
     Paper: Croce, Singh, Hein 2024, arXiv:2306.12941, section 3.
     """
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
-        return cross_entropy(logits, aim) * standing(logits, aim)
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        return signed_cross_entropy(logits, target) * not_yet_fooled(logits, target)
 
 
 @dataclass(frozen=True)
-class Balanced:
+class BalancedCrossEntropy:
     """Masked cross-entropy, each class weighted by one over its pixels.
 
     Args:
@@ -94,38 +96,38 @@ class Balanced:
 
     weights: tuple[float, ...] = ()
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
-        return Masked()(logits, aim) * self._weight(logits, aim)
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        return MaskedCrossEntropy()(logits, target) * self._weight(logits, target)
 
-    def _weight(self, logits: Tensor, aim: Aim) -> Tensor:
+    def _weight(self, logits: Tensor, target: AttackTarget) -> Tensor:
         if self.weights:
             if len(self.weights) != logits.shape[1]:
                 raise UsageError(
                     f"balanced: expected {logits.shape[1]} weights, got {len(self.weights)}; give one per class"
                 )
-            return torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)[aim.label]
-        total = aim.valid.flatten(1).sum(1).clamp_min(1)[:, None, None]
-        weight = torch.zeros_like(aim.label, dtype=logits.dtype)
+            return torch.tensor(self.weights, dtype=logits.dtype, device=logits.device)[target.label]
+        total = target.valid.flatten(1).sum(1).clamp_min(1)[:, None, None]
+        weight = torch.zeros_like(target.label, dtype=logits.dtype)
         for klass in range(logits.shape[1]):
-            mine = (aim.label == klass) & aim.valid
-            weight += mine * total / mine.flatten(1).sum(1).clamp_min(1)[:, None, None]
+            of_class = (target.label == klass) & target.valid
+            weight += of_class * total / of_class.flatten(1).sum(1).clamp_min(1)[:, None, None]
         return weight
 
 
 @dataclass(frozen=True)
-class Seg:
-    """Cross-entropy whose weight moves from the pixels that stand to all pixels alike.
+class SegPGDLoss:
+    """Cross-entropy whose weight moves from the pixels not yet fooled to all pixels alike.
 
-    Paper: Gu et al. 2022, arXiv:2207.12391, eq. 4 and 5: at step t of T the weight of fallen pixels is (t-1)/(2T).
+    Paper: Gu et al. 2022, arXiv:2207.12391, eq. 4 and 5: at step t of T the weight of fooled pixels is (t-1)/(2T).
     """
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
-        fallen = aim.progress / 2
-        return cross_entropy(logits, aim) * torch.where(standing(logits, aim), 1 - fallen, fallen)
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        weight = target.progress / 2
+        return signed_cross_entropy(logits, target) * torch.where(not_yet_fooled(logits, target), 1 - weight, weight)
 
 
 @dataclass(frozen=True)
-class Cos:
+class CosPGDLoss:
     """Cross-entropy weighted by how well a pixel's prediction aligns with its label.
 
     Args:
@@ -136,35 +138,35 @@ class Cos:
 
     sigmoid: bool = False
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
         squashed = logits.detach().sigmoid() if self.sigmoid else logits.detach().softmax(1)
-        cosine = _cosine(squashed, aim)
-        return cross_entropy(logits, aim) * (1 - cosine if aim.targeted else cosine)
+        cosine = _cosine_with_target(squashed, target)
+        return signed_cross_entropy(logits, target) * (1 - cosine if target.targeted else cosine)
 
 
 @dataclass(frozen=True)
 class JensenShannon:
-    """Jensen-Shannon divergence of prediction and label: bounded, and quiet where a pixel is lost or hopeless.
+    """Jensen-Shannon divergence of prediction and label: bounded, with a small gradient where p is near 0 or 1.
 
     In closed form of p, the probability of the label, which stays finite where a sum over classes gives NaN.
 
     Paper: Croce, Singh, Hein 2024, arXiv:2306.12941, section 3.
     """
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
-        p = probability(logits, aim)
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        p = class_probability(logits, target)
         middle = torch.log((1 + p) / 2)
         loss = 0.5 * (-middle + torch.xlogy(p, p.clamp_min(1e-38)) - p * middle + (1 - p) * math.log(2))
-        return -loss if aim.targeted else loss
+        return -loss if target.targeted else loss
 
 
 @dataclass(frozen=True)
-class Sigmoid:
-    """A smooth count of the pixels that are where the adversary wants them: sigmoid(s * gap), s growing over the run.
+class SigmoidCount:
+    """A smooth count of the pixels that are predicted as the adversary wants: sigmoid(s * gap), s growing over the run.
 
     The gap between the class and all others is divided by its mean size over the image's valid pixels, so that scaling the
     logits changes nothing, and the count gets sharper from `first` to `last`: in the end only pixels near the border
-    between the classes pull, and no step is spent on pixels that have fallen or are out of reach.
+    between the classes have a gradient, and no step is spent on pixels that are fooled or out of reach.
 
     Args:
         first: Steepness at the first step, per mean size of the gap.
@@ -180,44 +182,44 @@ class Sigmoid:
                 f"sigmoid: expected 0 < first <= last, got {self.first} and {self.last}; the count gets sharper"
             )
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
-        gap = behind(logits, aim)
-        count = aim.valid.flatten(1).sum(1).clamp_min(1)
-        size = torch.where(aim.valid, gap.detach().abs(), 0.0).flatten(1).sum(1) / count
-        steep = self.first * (self.last / self.first) ** aim.progress / size.clamp_min(1e-12)
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        gap = logit_gap(logits, target)
+        count = target.valid.flatten(1).sum(1).clamp_min(1)
+        size = torch.where(target.valid, gap.detach().abs(), 0.0).flatten(1).sum(1) / count
+        steep = self.first * (self.last / self.first) ** target.progress / size.clamp_min(1e-12)
         gap = gap * steep[:, None, None]
-        fallen: Tensor = torch.sigmoid(gap) + LEAK * gap
-        return -fallen if aim.targeted else fallen
+        count_of_fooled: Tensor = torch.sigmoid(gap) + LEAK * gap
+        return -count_of_fooled if target.targeted else count_of_fooled
 
 
 @dataclass(frozen=True)
-class Spherical:
-    """Cosine of the logits with the label, over the pixels that still stand.
+class SphericalLoss:
+    """Cosine of the logits with the label, over the pixels that are not yet fooled.
 
     Paper: Croce, Singh, Hein 2023, arXiv:2306.12941v1.
     """
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
-        return _away(_cosine(logits, aim), aim) * standing(logits, aim)
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        return _signed(_cosine_with_target(logits, target), target) * not_yet_fooled(logits, target)
 
 
 @dataclass(frozen=True)
-class Cosine:
+class CosineLoss:
     """One minus the cosine of the raw logits with the label.
 
     Paper: Halmosi, Mohos, Jelasity 2024, arXiv:2407.09150 (PAdam-Cos).
     """
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
-        return 1 + _away(_cosine(logits, aim), aim)
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        return 1 + _signed(_cosine_with_target(logits, target), target)
 
 
 @dataclass(frozen=True)
-class Tsallis:
+class TsallisCrossEntropy:
     """Tsallis cross-entropy (1 - p^(1-q)) / (1 - q), q moving linearly over the run; q = 1 is cross-entropy.
 
     Args:
-        first: q at the first step; below 1, pixels that have fallen count for less.
+        first: q at the first step; below 1, fooled pixels count for less.
         last: q that the run moves to.
 
     Paper: Matyasko et al. 2026, TsallisPGD.
@@ -226,58 +228,80 @@ class Tsallis:
     first: float = -2.0
     last: float = 1.0
 
-    def __call__(self, logits: Tensor, aim: Aim) -> Tensor:
-        power = 1 - (self.first + (self.last - self.first) * aim.progress)
-        log_p = -surprise(logits, aim)
+    def __call__(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        power = 1 - (self.first + (self.last - self.first) * target.progress)
+        log_p = -stable_nll(logits, target)
         # expm1 keeps the limit q -> 1 exact to rounding
         loss = -log_p if abs(power) < 1e-6 else -torch.expm1(power * log_p) / power
-        return -loss if aim.targeted else loss
+        return -loss if target.targeted else loss
 
 
-def _at(values: Tensor, aim: Aim) -> Tensor:
-    return values.gather(1, aim.label[:, None])[:, 0]
+def _of_target_class(values: Tensor, target: AttackTarget) -> Tensor:
+    return values.gather(1, target.label[:, None])[:, 0]
 
 
-def _cosine(logits: Tensor, aim: Aim) -> Tensor:
+def _cosine_with_target(logits: Tensor, target: AttackTarget) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(logits, dim=1)
-    return _at(logits, aim) / length.clamp_min(1e-12)
+    return _of_target_class(logits, target) / length.clamp_min(1e-12)
 
 
-def _away(values: Tensor, aim: Aim) -> Tensor:
-    return values if aim.targeted else -values
+def _signed(values: Tensor, target: AttackTarget) -> Tensor:
+    return values if target.targeted else -values
 
 
-NAMES: dict[str, PixelLoss] = {
+ATTACK_LOSSES: dict[str, AttackLoss] = {
     "ce": CrossEntropy(),
-    "masked-ce": Masked(),
-    "balanced-ce": Balanced(),
-    "seg": Seg(),
-    "cos": Cos(),
-    "cos-sigmoid": Cos(sigmoid=True),
+    "masked-ce": MaskedCrossEntropy(),
+    "balanced-ce": BalancedCrossEntropy(),
+    "seg": SegPGDLoss(),
+    "cos": CosPGDLoss(),
+    "cos-sigmoid": CosPGDLoss(sigmoid=True),
     "js": JensenShannon(),
-    "sigmoid": Sigmoid(),
-    "spherical": Spherical(),
-    "cosine": Cosine(),
-    "tsallis": Tsallis(),
+    "sigmoid": SigmoidCount(),
+    "spherical": SphericalLoss(),
+    "cosine": CosineLoss(),
+    "tsallis": TsallisCrossEntropy(),
 }
 """Losses by the names that recipes use: `loss = "masked-ce"`."""
 
 
-def parse_loss(given: object) -> PixelLoss:
-    """Return the loss of a name such as "masked-ce"; a loss of one's own passes through.
+def parse_attack_loss(given: object) -> AttackLoss:
+    """Return the loss of a name such as "masked-ce", or of a table with its settings; any other loss passes through.
 
     Raises:
-        UsageError: No loss of that name.
-        ValueError: Neither a name nor something to call.
+        UsageError: No loss of that name, or it does not take these settings.
+        ValueError: Neither a name, a table nor something to call.
+
+    Example:
+        >>> parse_attack_loss({"name": "tsallis", "first": -1})
+        TsallisCrossEntropy(first=-1.0, last=1.0)
     """
-    if isinstance(given, str):
-        if given not in NAMES:
-            raise UsageError(f"loss: unknown name {given!r}; {did_you_mean(given, NAMES)}")
-        return NAMES[given]
+    settings = dict(given) if isinstance(given, Mapping) else {}
+    name = settings.pop("name", None) if isinstance(given, Mapping) else given
+    if isinstance(name, str):
+        if name not in ATTACK_LOSSES:
+            raise UsageError(f"loss: unknown name {name!r}; {did_you_mean(name, ATTACK_LOSSES)}")
+        return _with_settings(name, settings) if settings else ATTACK_LOSSES[name]
     if not callable(given) or isinstance(given, type):
-        raise ValueError(f"a pixel loss or one of {', '.join(NAMES)}")
-    return cast(PixelLoss, given)
+        raise ValueError(f"a pixel loss or one of {', '.join(ATTACK_LOSSES)}")
+    return cast(AttackLoss, given)
 
 
-AnyLoss = Annotated[PixelLoss, PlainValidator(parse_loss)]
-"""A pixel loss: in Python any value that maps logits and the aim to what is climbed, in recipes its name."""
+def _with_settings(name: str, settings: Mapping[str, object]) -> AttackLoss:
+    default = ATTACK_LOSSES[name]
+    known = vars(default)
+    for key in settings:
+        if key not in known:
+            raise UsageError(f"loss {name}: unknown setting {key!r}; {did_you_mean(key, known)}")
+    try:
+        return TypeAdapter(type(default)).validate_python({**known, **settings})
+    except ValidationError as bad:
+        where = ".".join(map(str, bad.errors()[0]["loc"]))
+        raise UsageError(
+            f"loss {name}.{where}: {expected(bad.errors()[0]['msg'], bad.errors()[0].get('input'))}; give another value"
+        ) from bad
+
+
+LossSetting = Annotated[AttackLoss, PlainValidator(parse_attack_loss)]
+"""A loss as a setting: in Python any value that maps logits and a target to a loss per pixel; in recipes its name, or a table
+with the name and its settings, such as `loss = {name = "tsallis", first = -1.0}`."""

@@ -1,4 +1,4 @@
-"""What minimum-norm attacks share: noise in multiples of eps, proximal steps, and the smallest noise that works."""
+"""Minimum-norm attacks: perturbations in multiples of eps, proximal steps, the smallest perturbation that succeeds, and DAG."""
 
 from __future__ import annotations
 
@@ -10,20 +10,29 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.ascent import check_steps
-from seawall.attacks.target import AWAY, Aim, Goal, as_found, check, check_logits, take_aim, usable
+from seawall.attacks.target import (
+    UNTARGETED,
+    AttackTarget,
+    Goal,
+    attack_mode,
+    autograd_ready,
+    check_attack_inputs,
+    check_logits,
+    make_target,
+)
 from seawall.errors import ModelError, UsageError
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.threat.model import Ball, ThreatModel
+from seawall.threat.model import Ball, ThreatModel, per_image
 from seawall.types import Batch, SegmentationModel
 
-FAR = 1e6  # a ball so many times eps holds every image that the bounds allow
-ENOUGH = 0.99
+UNBOUNDED_FACTOR = 1e6  # a ball so many times eps holds every image that the bounds allow
+SUCCESS_SHARE = 0.99
 
 
 @dataclass(frozen=True)
-class Field:
-    """Noise `u` in multiples of eps: the image is x + u * unit, and the norm of `u` is the distance over eps.
+class PerturbationSpace:
+    """Perturbations `u` in multiples of eps: the image is x + u * unit, and the norm of `u` is the distance over eps.
 
     Args:
         x: (B, C, H, W) clean images.
@@ -42,9 +51,9 @@ class Field:
     spread: bool
 
     @staticmethod
-    def of(threat: ThreatModel, x: Tensor, seen: Tensor) -> Field:
-        """Return the noise that a threat allows if its budget did not count."""
-        ball, free = threat.around(x, seen), threat.scaled(FAR).around(x, seen)
+    def of(threat: ThreatModel, x: Tensor, seen: Tensor) -> PerturbationSpace:
+        """Return the perturbations that a threat allows without its budget."""
+        ball, free = threat.around(x, seen), threat.scaled(UNBOUNDED_FACTOR).around(x, seen)
         base = x if ball.spectrum is None else torch.zeros_like(free.low)
         scale = ball.eps.clamp_min(1e-30)
         if ball.spectrum is not None and ball.norm == "l2":
@@ -53,17 +62,24 @@ class Field:
         touched = free.high > free.low
         low, high = torch.where(touched, low, 0.0), torch.where(touched, high, 0.0)
         unit = scale if ball.spectrum is None else scale * ball.spectrum
-        return Field(x, low.clamp_min(-FAR), high.clamp_max(FAR), unit, ball.norm, ball.spectrum is not None)
+        return PerturbationSpace(
+            x,
+            low.clamp_min(-UNBOUNDED_FACTOR),
+            high.clamp_max(UNBOUNDED_FACTOR),
+            unit,
+            ball.norm,
+            ball.spectrum is not None,
+        )
 
     def zero(self) -> Tensor:
-        """Return no noise."""
+        """Return the zero perturbation."""
         return torch.zeros_like(self.low)
 
     def image(self, u: Tensor) -> Tensor:
         """Return the images with the noise on them."""
         return torch.where(u != 0, self.x + u * self.unit, self.x)
 
-    def pull(self, grad: Tensor) -> Tensor:
+    def gradient(self, grad: Tensor) -> Tensor:
         """Return the gradient with respect to `u` of a gradient with respect to the image."""
         along = grad * self.unit
         return (along.sum(1, keepdim=True) if self.spread else along) * (self.high > self.low)
@@ -99,13 +115,13 @@ def prox_linf(u: Tensor, weight: Tensor, metric: Tensor, low: Tensor, high: Tens
     below, above = torch.zeros_like(weight), inside.flatten(1).amax(1)
     for _ in range(halvings):
         middle = (below + above) / 2
-        level = _column(middle)
+        level = per_image(middle)
         excess = torch.where(inside > level, metric * (reach - level), 0.0).flatten(1).sum(1)
         too_low = excess > weight
         below, above = torch.where(too_low, middle, below), torch.where(too_low, above, middle)
-    # a weight that outweighs all of the noise leaves none
+    # from this weight on the minimum is zero
     total = (metric * reach * (inside > 0)).flatten(1).sum(1)
-    level = _column(torch.where(total <= weight, 0.0, above))
+    level = per_image(torch.where(total <= weight, 0.0, above))
     return torch.minimum(torch.maximum(u, -level), level)
 
 
@@ -117,113 +133,110 @@ def prox_l2(u: Tensor, weight: Tensor, metric: Tensor, low: Tensor, high: Tensor
     below, above = torch.zeros_like(length), length
 
     def shrunk(r: Tensor) -> Tensor:
-        return metric * u / (metric + _column(weight / r.clamp_min(1e-20)))
+        return metric * u / (metric + per_image(weight / r.clamp_min(1e-20)))
 
     for _ in range(halvings):
         middle = (below + above) / 2
         longer = torch.linalg.vector_norm(shrunk(middle).flatten(1), dim=1) > middle
         below, above = torch.where(longer, middle, below), torch.where(longer, above, middle)
     dead = torch.linalg.vector_norm((metric * u).flatten(1), dim=1) <= weight
-    return torch.where(_column(dead), 0.0, shrunk(above))
+    return torch.where(per_image(dead), 0.0, shrunk(above))
 
 
-class Smallest:
-    """The smallest noise of each image that moves enough pixels, and what it moves most inside the budget.
+class SmallestPerturbation:
+    """The smallest perturbation met of each image that is a success, and the most adversarial one within the budget.
 
     Attributes:
-        free: Noise of the smallest norm that reaches `enough`, or else that moves most pixels.
-        inside: Noise within the budget that moves most pixels.
-        reached: (B,) bool: whether `free` moves enough.
+        free: Perturbation of the smallest norm that is a success, or else the one that fools most pixels.
+        inside: Perturbation within the budget that fools most pixels.
+        reached: (B,) bool: whether `free` is a success.
 
     Args:
         model: The model, in eval mode with frozen parameters.
-        aim: What to push at.
-        field: The noise.
+        target: Which pixels count and which class each is pushed from or to.
+        space: The perturbations.
         enough: Share of the valid pixels that is a success.
     """
 
-    def __init__(self, model: SegmentationModel, aim: Aim, field: Field, enough: float) -> None:
-        self.model, self.aim, self.field, self.enough = model, aim, field, enough
-        self.count = aim.valid.flatten(1).sum(1)
-        self.free = self.inside = field.zero()
+    def __init__(self, model: SegmentationModel, target: AttackTarget, space: PerturbationSpace, enough: float) -> None:
+        self.model, self.target, self.space, self.enough = model, target, space, enough
+        self.count = target.valid.flatten(1).sum(1)
+        self.free = self.inside = space.zero()
         self.reached = torch.zeros_like(self.count, dtype=torch.bool)
         self._size = torch.full(self.count.shape, torch.inf, device=self.count.device)
-        self._hits = torch.full_like(self.count, -1)
-        self._hits_inside = torch.full_like(self.count, -1)
+        self._successes = torch.full_like(self.count, -1)
+        self._successes_inside = torch.full_like(self.count, -1)
 
-    def look(self, u: Tensor, progress: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """Judge `u`; return the images (with gradients on), their logits and which images (B,) are a success.
+    def evaluate(self, u: Tensor, progress: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Update the best with `u`; return the images (with gradients on), their logits and which images (B,) are a success.
 
         Raises:
             ModelError: The model has no gradient with respect to its input.
         """
-        adv = self.field.image(u).detach().requires_grad_()
+        adv = self.space.image(u).detach().requires_grad_()
         logits = check_logits(self.model(adv), adv, len(self.model.spec.classes))
         if not logits.requires_grad:
             raise ModelError(
                 "model: expected logits with a gradient to the image, got none; use a black-box attack such as square"
             )
-        return adv, logits, self.judge(u, logits.detach())
+        return adv, logits, self.update(u, logits.detach())
 
-    def judge(self, u: Tensor, logits: Tensor) -> Tensor:
-        """Keep what is better than before; return which images are a success."""
-        hits, size = self.aim.seen_with(logits, 0.0).hits(logits), self.field.size(u)
-        success = hits >= self.enough * self.count
+    def update(self, u: Tensor, logits: Tensor) -> Tensor:
+        """Keep `u` where it is better than before; return which images are a success."""
+        successes, size = self.target.at_step(logits, 0.0).successes(logits), self.space.size(u)
+        success = successes >= self.enough * self.count
         smaller = success & (~self.reached | (size < self._size))
-        more = ~success & ~self.reached & (hits > self._hits)
+        more = ~success & ~self.reached & (successes > self._successes)
         take = smaller | more
-        self.free = torch.where(_column(take), u, self.free)
+        self.free = torch.where(per_image(take), u, self.free)
         self._size = torch.where(take, size, self._size)
-        self._hits = torch.where(take, hits, self._hits)
+        self._successes = torch.where(take, successes, self._successes)
         self.reached = self.reached | success
-        better = (size <= 1) & (hits > self._hits_inside)
-        self.inside = torch.where(_column(better), u, self.inside)
-        self._hits_inside = torch.where(better, hits, self._hits_inside)
+        better = (size <= 1) & (successes > self._successes_inside)
+        self.inside = torch.where(per_image(better), u, self.inside)
+        self._successes_inside = torch.where(better, successes, self._successes_inside)
         return success
 
     def within(self, ball: Ball) -> Tensor:
-        """Return the images of the budget: the smallest noise where it fits, else the best of what was met inside
-        and of the smallest noise cut to the budget; one forward pass."""
-        cut = ball.project(self.field.image(self.free))
-        met = ball.project(self.field.image(self.inside))
+        """Return the images of the budget: the smallest perturbation where it fits, else the better of the best
+        one met inside and of the smallest one projected to the budget; one forward pass.
+        """
+        projected = ball.project(self.space.image(self.free))
+        met = ball.project(self.space.image(self.inside))
         with torch.no_grad():
-            logits = check_logits(self.model(cut), cut, len(self.model.spec.classes))
-        hits = self.aim.seen_with(logits, 0.0).hits(logits)
+            logits = check_logits(self.model(projected), projected, len(self.model.spec.classes))
+        successes = self.target.at_step(logits, 0.0).successes(logits)
         fits = self.reached & (self._size <= 1)
-        return torch.where(_column(fits | (hits >= self._hits_inside)), cut, met)
+        return torch.where(per_image(fits | (successes >= self._successes_inside)), projected, met)
 
 
-def margin(logits: Tensor, aim: Aim) -> Tensor:
-    """Return by how many logits (B, H, W) a pixel still stands; negative once it is where the adversary wants it.
+def logit_margin(logits: Tensor, target: AttackTarget) -> Tensor:
+    """Return by how many logits (B, H, W) a pixel is not yet fooled; negative once it is predicted as the adversary wants.
 
     The plain difference of two logits; a ratio with the third largest does not exist for two classes.
     """
-    own = logits.gather(1, aim.label[:, None])[:, 0]
-    other = logits.scatter(1, aim.label[:, None], -torch.inf).amax(1)
-    return other - own if aim.targeted else own - other
+    own = logits.gather(1, target.label[:, None])[:, 0]
+    other = logits.scatter(1, target.label[:, None], -torch.inf).amax(1)
+    return other - own if target.targeted else own - other
 
 
-def check_enough(name: str, enough: float) -> None:
-    """Refuse a share that is none.
+def check_success_share(name: str, enough: float) -> None:
+    """Check the share of pixels that is a success.
 
     Raises:
-        UsageError: It is not above 0 and up to 1.
+        UsageError: It is not above 0, or larger than 1.
     """
     if not 0 < enough <= 1:
         raise UsageError(f"{name}: expected 0 < enough <= 1, got {enough}; it is the share of pixels to move")
 
 
-def _column(values: Tensor) -> Tensor:
-    return values[:, None, None, None]
-
-
-class Solved(NamedTuple):
+class MinimumNormResult(NamedTuple):
     """What a minimum-norm attack returns.
 
     Args:
         inside: (B, C, H, W) the most adversarial image within the threat's budget.
-        free: (B, C, H, W) the image of the smallest noise that is a success, however far it lies; where none was found, the
-            image that moves most pixels.
+        free: (B, C, H, W) the image of the smallest noise that is a success, at any distance; where none was found, the
+            image with most fooled pixels.
         reached: (B,) bool: whether `free` is a success.
     """
 
@@ -236,35 +249,35 @@ class Solved(NamedTuple):
 class MinimumNorm(Protocol):
     """An attack that looks for the smallest noise; `solve` gives that noise beside the best within the budget."""
 
-    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Solved: ...
+    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> MinimumNormResult: ...
 
 
-def search(
-    name: str, model: SegmentationModel, batch: Batch, threat: ThreatModel, descend: Callable[[Field, Smallest], None],
+def minimize_norm(
+    name: str, model: SegmentationModel, batch: Batch, threat: ThreatModel, descend: Callable[[PerturbationSpace, SmallestPerturbation], None],
     *, goal: Goal, enough: float,
-) -> Solved:  # fmt: skip
-    """Let a minimum-norm attack descend, and return its smallest noise as found and the best within the threat."""
-    check(name, model, batch, threat)
+) -> MinimumNormResult:  # fmt: skip
+    """Run a minimum-norm descent; return its smallest perturbation and the best image within the threat."""
+    check_attack_inputs(name, model, batch, threat)
     if threat.radius == 0:
         clean = batch.image.detach().clone()
-        return Solved(clean, clean.clone(), torch.zeros(len(batch), dtype=torch.bool, device=clean.device))
-    with as_found(model):
-        batch = usable(batch)
-        field = Field.of(threat, batch.image, batch.seen)
-        found = Smallest(model, take_aim(model, batch, goal), field, enough)
-        descend(field, found)
-        inside = found.within(threat.around(batch.image, batch.seen))
-        return Solved(inside, field.image(found.free), found.reached & (found.count > 0))
+        return MinimumNormResult(clean, clean.clone(), torch.zeros(len(batch), dtype=torch.bool, device=clean.device))
+    with attack_mode(model):
+        batch = autograd_ready(batch)
+        space = PerturbationSpace.of(threat, batch.image, batch.seen)
+        best = SmallestPerturbation(model, make_target(model, batch, goal), space, enough)
+        descend(space, best)
+        inside = best.within(threat.around(batch.image, batch.seen))
+        return MinimumNormResult(inside, space.image(best.free), best.reached & (best.count > 0))
 
 
 @register("attack", "dag", paper="arXiv:1703.08603", smoke={"steps": 40, "step": 0.1}, traits=("min-norm",))
 @dataclass(frozen=True)
 class DAG:
-    """Normalized gradients of the margins of the standing pixels, added up; the best image so far is kept.
+    """Normalized gradients of the margins of the pixels not yet fooled, added up; the best image so far is kept.
 
     Args:
         goal: What the adversary wants.
-        steps: Gradient steps at most; a chip where enough pixels have fallen is done.
+        steps: Gradient steps at most; a chip where enough pixels are fooled is done.
         step: Length of a step in the threat's norm, as a share of eps.
         enough: Share of the valid pixels that is a success.
 
@@ -272,32 +285,32 @@ class DAG:
     released attack gives up and returns the clean one.
     """
 
-    goal: Goal = AWAY
+    goal: Goal = UNTARGETED
     steps: int = 200
     step: float = 0.05
-    enough: float = ENOUGH
+    enough: float = SUCCESS_SHARE
 
     def __post_init__(self) -> None:
         check_steps("dag", self.steps, self.step)
-        check_enough("dag", self.enough)
+        check_success_share("dag", self.enough)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         return self.solve(model, batch, threat, keys).inside
 
-    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Solved:
+    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> MinimumNormResult:
         """Return the images within the budget and those of the smallest noise found; for these eps is the unit of `step`."""
-        return search("dag", model, batch, threat, self._descend, goal=self.goal, enough=self.enough)
+        return minimize_norm("dag", model, batch, threat, self._descend, goal=self.goal, enough=self.enough)
 
-    def _descend(self, field: Field, found: Smallest) -> None:
-        u = field.zero()
+    def _descend(self, space: PerturbationSpace, best: SmallestPerturbation) -> None:
+        u = space.zero()
         for step in range(self.steps):
-            adv, logits, success = found.look(u)
+            adv, logits, success = best.evaluate(u)
             if bool(success.all()):
                 break
-            aim = found.aim.seen_with(logits, step / self.steps)
-            standing = torch.where(aim.valid, margin(logits, aim).clamp_min(0), 0.0).sum()
-            grad = field.pull(torch.autograd.grad(standing, adv)[0])
-            move = self.step * grad / field.size(grad).clamp_min(1e-30)[:, None, None, None]
-            u = torch.where(success[:, None, None, None], u, field.box(u - move))
+            target = best.target.at_step(logits, step / self.steps)
+            margins = torch.where(target.valid, logit_margin(logits, target).clamp_min(0), 0.0).sum()
+            grad = space.gradient(torch.autograd.grad(margins, adv)[0])
+            move = self.step * grad / space.size(grad).clamp_min(1e-30)[:, None, None, None]
+            u = torch.where(success[:, None, None, None], u, space.box(u - move))
         else:
-            found.look(u)
+            best.evaluate(u)

@@ -9,22 +9,30 @@ from torch import Tensor
 from torch.nn import functional
 
 from seawall.attacks.ascent import check_steps
-from seawall.attacks.minimum_norm import ENOUGH, Field, Smallest, Solved, check_enough, margin, search
-from seawall.attacks.target import AWAY, Goal
+from seawall.attacks.minimum_norm import (
+    SUCCESS_SHARE,
+    MinimumNormResult,
+    PerturbationSpace,
+    SmallestPerturbation,
+    check_success_share,
+    logit_margin,
+    minimize_norm,
+)
+from seawall.attacks.target import UNTARGETED, Goal
 from seawall.errors import UsageError
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
-EMA = 0.9
-"""What is kept of the weights at each step, as in the released code."""
+MULTIPLIER_DECAY = 0.9
+"""Decay of the moving average of the multipliers, as in the released code."""
 
 
 @register("attack", "pdpgd", paper="arXiv:2106.01538", smoke={"steps": 80}, traits=("min-norm",))
 @dataclass(frozen=True)
 class PDPGD:
-    """Adam on the noise with a proximal step of its norm, against multipliers that grow where a pixel still stands.
+    """Adam on the noise with a proximal step of its norm, against multipliers that grow where a pixel is not yet fooled.
 
     The multipliers of all pixels and of the norm are one softmax, so that they share a weight of 1.
 
@@ -39,52 +47,55 @@ class PDPGD:
     metric, and the plain difference of logits serves two classes. The weights are averaged as in the released code.
     """
 
-    goal: Goal = AWAY
+    goal: Goal = UNTARGETED
     steps: int = 500
     rate: float = 3.0
     dual_rate: float = 0.1
-    enough: float = ENOUGH
+    enough: float = SUCCESS_SHARE
 
     def __post_init__(self) -> None:
         check_steps("pdpgd", self.steps, self.rate)
-        check_enough("pdpgd", self.enough)
+        check_success_share("pdpgd", self.enough)
         if not self.dual_rate > 0:
             raise UsageError(f"pdpgd: expected dual_rate > 0, got {self.dual_rate}; 0.1 is usual")
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         return self.solve(model, batch, threat, keys).inside
 
-    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Solved:
+    def solve(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> MinimumNormResult:
         """Return the images within the budget and those of the smallest noise found; for these eps is the unit of `rate`."""
-        return search("pdpgd", model, batch, threat, self._descend, goal=self.goal, enough=self.enough)
+        return minimize_norm("pdpgd", model, batch, threat, self._descend, goal=self.goal, enough=self.enough)
 
-    def _descend(self, field: Field, found: Smallest) -> None:
-        u, valid = field.zero(), found.aim.valid
+    def _descend(self, space: PerturbationSpace, best: SmallestPerturbation) -> None:
+        u, valid = space.zero(), best.target.valid
         mean, square = torch.zeros_like(u), torch.zeros_like(u)
         # half of the weight evenly on the pixels, half on the norm
         count = valid.flatten(1).sum(1).clamp_min(1).to(u)
         dual = torch.where(valid, -count.log()[:, None, None], -torch.inf)
-        pixels, norm = _weights(dual)
+        pixels, norm = _multipliers(dual)
         for i in range(self.steps):
-            adv, logits, _ = found.look(u)
-            aim = found.aim.seen_with(logits, i / self.steps)
-            stands = margin(logits, aim)
-            loss = torch.where(valid, pixels * functional.softplus(stands), 0.0).sum()
-            grad = field.pull(torch.autograd.grad(loss, adv)[0])
+            adv, logits, _ = best.evaluate(u)
+            target = best.target.at_step(logits, i / self.steps)
+            margin = logit_margin(logits, target)
+            loss = torch.where(valid, pixels * functional.softplus(margin), 0.0).sum()
+            grad = space.gradient(torch.autograd.grad(loss, adv)[0])
             mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad.square()
             root = (square / (1 - 0.999 ** (i + 1))).sqrt()
             metric = root + 1e-8 * root.flatten(1).amax(1).clamp_min(1e-30)[:, None, None, None]
             rate = self.rate * 0.01 ** (i / self.steps)
             moved = u - rate * mean / (1 - 0.9 ** (i + 1)) / metric
-            u = field.prox(moved, rate * norm, metric)
-            rise = self.dual_rate * (1 - 0.9 * i / self.steps)
-            dual = dual + rise * torch.where(valid, stands.detach().sign(), 0.0)
-            new = _weights(dual)
-            pixels, norm = EMA * pixels + (1 - EMA) * new[0], EMA * norm + (1 - EMA) * new[1]
-        found.look(u)
+            u = space.prox(moved, rate * norm, metric)
+            dual_step = self.dual_rate * (1 - 0.9 * i / self.steps)
+            dual = dual + dual_step * torch.where(valid, margin.detach().sign(), 0.0)
+            new = _multipliers(dual)
+            pixels, norm = (
+                MULTIPLIER_DECAY * pixels + (1 - MULTIPLIER_DECAY) * new[0],
+                MULTIPLIER_DECAY * norm + (1 - MULTIPLIER_DECAY) * new[1],
+            )
+        best.evaluate(u)
 
 
-def _weights(dual: Tensor) -> tuple[Tensor, Tensor]:
+def _multipliers(dual: Tensor) -> tuple[Tensor, Tensor]:
     """Return the multiplier of each pixel (B, H, W) and of the norm (B,); together they sum to 1."""
     flat = torch.cat([dual.flatten(1), torch.zeros_like(dual[:, 0, :1])], 1).softmax(1)
     return flat[:, :-1].view_as(dual), flat[:, -1]

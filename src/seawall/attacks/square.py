@@ -8,70 +8,78 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.ascent import check_steps
-from seawall.attacks.losses import AnyLoss, JensenShannon
-from seawall.attacks.target import AWAY, Aim, Goal, as_found, check, check_logits, take_aim
+from seawall.attacks.losses import JensenShannon, LossSetting
+from seawall.attacks.target import (
+    UNTARGETED,
+    AttackTarget,
+    Goal,
+    attack_mode,
+    check_attack_inputs,
+    check_logits,
+    make_target,
+)
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import Ball, ThreatModel
 from seawall.types import Batch, SegmentationModel
 
-JS = JensenShannon()
+JENSEN_SHANNON = JensenShannon()
 
 
 @register("attack", "square", paper="arXiv:1912.00049", smoke={"steps": 20}, traits=("black-box", "stochastic"))
 @dataclass(frozen=True)
 class Square:
-    """A grid of squares at the edge of the budget is tried at once, and each is kept where its own cell gets worse.
+    """A grid of squares at the edge of the budget is tried at once, and each is kept where the loss of its cell rises.
 
-    For one forward pass a classifier's version tries one square, because it gets one answer; a map answers in every
-    cell. What neighboring squares do to each other is measured again at every step, and the worst image that was
-    really looked at is returned.
+    For one forward pass a classifier's version tries one square, because it gets one prediction; a map has one in every
+    cell. The effect of neighboring squares on each other is measured again at every step, and the most adversarial
+    image that was evaluated is returned.
 
     Args:
         goal: What the adversary wants.
         steps: Forward passes per chip.
         side: Side of the first squares, as a share of the image's shorter side.
-        loss: What to raise in a cell.
+        loss: Per-pixel loss whose sum over a cell is to rise.
 
     Paper: Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 and 2. Differs: many squares per pass, each judged
     by its own cell; sides halve on a fixed schedule; in l2 a square is added and the image pulled back.
     """
 
-    goal: Goal = AWAY
+    goal: Goal = UNTARGETED
     steps: int = 200
     side: float = 0.25
-    loss: AnyLoss = JS
+    loss: LossSetting = JENSEN_SHANNON
 
     def __post_init__(self) -> None:
         check_steps("square", self.steps, self.side)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        check("square", model, batch, threat)
+        check_attack_inputs("square", model, batch, threat)
         if threat.radius == 0:
             return batch.image.detach().clone()
-        with as_found(model), torch.no_grad():
-            aim, ball = take_aim(model, batch, self.goal), threat.around(batch.image, batch.seen)
-            search = _Search(self, model, aim, ball, keys)
+        with attack_mode(model), torch.no_grad():
+            target, ball = make_target(model, batch, self.goal), threat.around(batch.image, batch.seen)
+            search = _Search(self, model, target, ball, keys)
             for step in range(self.steps):
-                if search.over:
+                if search.done:
                     break
                 search.step(step)
             return search.best
 
 
 class _Search:
-    """The image at hand, its loss per pixel, and the worst image that was looked at."""
+    """The current image, its loss per pixel, and the most adversarial image that was evaluated."""
 
-    def __init__(self, attack: Square, model: SegmentationModel, aim: Aim, ball: Ball, keys: Keys) -> None:
-        self.attack, self.model, self.aim, self.ball, self.keys = attack, model, aim, ball, keys
-        self.count = aim.valid.flatten(1).sum(1)
-        self.hits = torch.full_like(self.count, -1)
+    def __init__(self, attack: Square, model: SegmentationModel, target: AttackTarget, ball: Ball, keys: Keys) -> None:
+        self.attack, self.model, self.target, self.ball, self.keys = attack, model, target, ball, keys
+        self.count = target.valid.flatten(1).sum(1)
+        self.successes = torch.full_like(self.count, -1)
         self.best, self.adv = ball.x.clone(), ball.x
-        self.loss = self._look(ball.x, 0.0)
+        self.loss = self._evaluate(ball.x, 0.0)
 
     @property
-    def over(self) -> bool:
-        return bool((self.hits >= self.count).all())
+    def done(self) -> bool:
+        return bool((self.successes >= self.count).all())
 
     def step(self, step: int) -> None:
         progress = step / self.attack.steps
@@ -80,33 +88,33 @@ class _Search:
         # five halvings from the first to the last step
         side = max(1, round(self.attack.side * min(height, width) * 0.5 ** (5 * progress)))
         if step == 0:  # stripes, the best start known: they meet every filter
-            there, cell = torch.ones_like(self.aim.valid), torch.zeros_like(self.aim.label)
+            there, cell = torch.ones_like(self.target.valid), torch.zeros_like(self.target.label)
             sign = _signs(keys, self.adv, (1, width)).expand_as(self.adv)
         else:
             there, cell, sign = _squares(keys, self.adv, side)
-        tried = self.ball.project(self._push(there, sign))
-        loss = self._look(tried, progress)
+        tried = self.ball.project(self._with_squares(there, sign))
+        loss = self._evaluate(tried, progress)
         better = _by_cell(loss, cell) > _by_cell(self.loss, cell)
         self.adv = self.ball.project(torch.where(better[:, None], tried, self.adv))
         self.loss = torch.where(better, loss, self.loss)
 
-    def _push(self, there: Tensor, sign: Tensor) -> Tensor:
+    def _with_squares(self, there: Tensor, sign: Tensor) -> Tensor:
         if self.ball.norm == "linf":
             return torch.where(there[:, None], self.ball.x + self.ball.ascend(sign), self.adv)
         return self.adv + self.ball.ascend(torch.where(there[:, None], sign, 0.0))
 
-    def _look(self, adv: Tensor, progress: float) -> Tensor:
+    def _evaluate(self, adv: Tensor, progress: float) -> Tensor:
         logits = check_logits(self.model(adv), adv, len(self.model.spec.classes))
-        aim = self.aim.seen_with(logits, progress)
-        hits = aim.hits(logits)
-        better = hits > self.hits
+        target = self.target.at_step(logits, progress)
+        successes = target.successes(logits)
+        better = successes > self.successes
         self.best = torch.where(better[:, None, None, None], adv, self.best)
-        self.hits = torch.maximum(hits, self.hits)
-        return torch.where(aim.valid, self.attack.loss(logits, aim), 0.0)
+        self.successes = torch.maximum(successes, self.successes)
+        return torch.where(target.valid, self.attack.loss(logits, target), 0.0)
 
 
-def _signs(keys: Keys, like: Tensor, ground: tuple[int, int]) -> Tensor:
-    draw = keys.fold("sign").uniform((like.shape[1], *ground))
+def _signs(keys: Keys, like: Tensor, grid: tuple[int, int]) -> Tensor:
+    draw = keys.fold("sign").uniform((like.shape[1], *grid))
     return torch.where(draw < 0.5, -1.0, 1.0).to(like)
 
 
@@ -140,10 +148,10 @@ def _by_cell(loss: Tensor, cell: Tensor) -> Tensor:
 @register("attack", "random", traits=("weak", "black-box", "stochastic"))
 @dataclass(frozen=True)
 class Random:
-    """A random image of the threat set; it never asks the model."""
+    """A random image of the threat set; the model is not evaluated."""
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        check("random", model, batch, threat)
+        check_attack_inputs("random", model, batch, threat)
         if threat.radius == 0:
             return batch.image.detach().clone()
         return threat.start(batch.image, batch.seen, keys.fold("random"))

@@ -1,40 +1,39 @@
-"""What a suite is: named attacks, and what they cost."""
+"""Suites of attacks: named members with their cost, of which the worst case per chip counts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast, runtime_checkable
-
-from torch import Tensor
+from typing import NamedTuple, Protocol, cast
 
 from seawall import registry
 from seawall.attacks.alma_prox import ALMAProx
-from seawall.attacks.apgd import APGD, BalancedCE, JensenShannonAttack, MaskedCE
+from seawall.attacks.apgd import APGD
 from seawall.attacks.ascent import check_steps
-from seawall.attacks.gradient import PAdamCE, PAdamCos
+from seawall.attacks.gradient import PAdam
 from seawall.attacks.iou import IoUAttack
-from seawall.attacks.losses import JensenShannon, Masked, PixelLoss, Seg, Spherical
+from seawall.attacks.losses import (
+    AttackLoss,
+    BalancedCrossEntropy,
+    CosineLoss,
+    JensenShannon,
+    MaskedCrossEntropy,
+    SegPGDLoss,
+    SphericalLoss,
+)
 from seawall.attacks.minimum_norm import DAG
 from seawall.attacks.pdpgd import PDPGD
+from seawall.attacks.target import Attack
 from seawall.errors import UsageError
 from seawall.registry import register
-from seawall.rng import Keys
-from seawall.threat.model import ThreatModel
-from seawall.types import Batch, SegmentationModel, Setting
-
-
-class Attack(Protocol):
-    """Adversarial images of a batch, inside the threat."""
-
-    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor: ...
+from seawall.types import Setting
 
 
 class Member(NamedTuple):
     """One attack of a suite.
 
     Args:
-        name: Method name in the rows. It says the suite and the steps, so that two budgets never share a row.
+        name: Method name in the rows. It has the suite and the steps, so that two budgets never share a row.
         attack: The attack.
         passes: Forward and backward passes per chip that it takes at most.
     """
@@ -44,7 +43,6 @@ class Member(NamedTuple):
     passes: int
 
 
-@runtime_checkable
 class Suite(Protocol):
     """A frozen value whose members are run one by one; the worst case over them is what counts."""
 
@@ -67,13 +65,13 @@ def parse_suite(text: str) -> Suite:
     return cast(Suite, registry.build("suite", name, settings))
 
 
-def cases(suite: Suite) -> Iterator[tuple[str, Attack]]:
+def named_attacks(suite: Suite) -> Iterator[tuple[str, Attack]]:
     """Yield the name and the attack of every member."""
     yield from ((member.name, member.attack) for member in suite.members())
 
 
-ALONE = 60
-"""Below so many passes one long climb beats two short ones."""
+TWO_MEMBERS_FROM = 60
+"""Passes from which on two members are stronger than one with all of the passes."""
 
 
 @register("suite", "seawall", smoke={"passes": 30})
@@ -81,7 +79,7 @@ ALONE = 60
 class Seawall:
     """The IoU attack twice: with one worth for the IoU of many chips together, and with every chip's own IoU.
 
-    What was tried and measured is in docs/adr/0003-the-seawall-suite.md.
+    The measurements are in docs/adr/0003-the-seawall-suite.md.
 
     Args:
         passes: Forward and backward passes per chip of all members together; below 60 only the first member runs.
@@ -97,7 +95,7 @@ class Seawall:
 
     def members(self) -> tuple[Member, ...]:
         """Return the attacks: first the one for the IoU of many chips together, then the one for each chip's own."""
-        if self.passes < ALONE:
+        if self.passes < TWO_MEMBERS_FROM:
             quick = IoUAttack(self.klass, steps=self.passes, first=2.0, momentum=0.5)
             return (Member(f"seawall pooled {self.passes}", quick, self.passes),)
         second = self.passes // 2
@@ -130,15 +128,20 @@ class SEA:
     def members(self) -> tuple[Member, ...]:
         """Return the attacks in the published order."""
         attacks: dict[str, Attack] = {
-            "masked-ce": MaskedCE(steps=self.steps),
-            "balanced-ce": BalancedCE(steps=self.steps, weights=self.weights),
-            "js": JensenShannonAttack(steps=self.steps),
+            "masked-ce": APGD(loss=MaskedCrossEntropy(), steps=self.steps),
+            "balanced-ce": APGD(loss=BalancedCrossEntropy(self.weights), steps=self.steps),
+            "js": APGD(loss=JensenShannon(), steps=self.steps),
         }
         return tuple(Member(f"sea {name} {self.steps}", attack, self.steps) for name, attack in attacks.items())
 
 
-LOSSES: dict[str, PixelLoss] = {"masked-ce": Masked(), "seg": Seg(), "js": JensenShannon(), "spherical": Spherical()}
-GREY = 1 / 8  # one grey level of 255 as a share of the published eps of 8
+HALMOSI_LOSSES: dict[str, AttackLoss] = {
+    "masked-ce": MaskedCrossEntropy(),
+    "seg": SegPGDLoss(),
+    "js": JensenShannon(),
+    "spherical": SphericalLoss(),
+}
+GREY_LEVEL_SHARE = 1 / 8  # one grey level of 255 as a share of the published eps of 8
 
 
 @register("suite", "halmosi", paper="arXiv:2407.09150", smoke={"share": 0.04})
@@ -163,14 +166,20 @@ class Halmosi:
         """Return the attacks in the order of the released list."""
         short, middle, long = (self._steps(steps) for steps in (200, 300, 500))
         found: list[tuple[str, Attack, int]] = [
-            ("padam-ce", PAdamCE(steps=short), short),
-            ("padam-cos", PAdamCos(steps=short), short),
+            ("padam-ce", PAdam(steps=short), short),
+            ("padam-cos", PAdam(loss=CosineLoss(), steps=short), short),
         ]
         found += [
-            (name, APGD(loss=loss, steps=middle, radii=(1.0,), shares=(1.0,)), middle) for name, loss in LOSSES.items()
+            (name, APGD(loss=loss, steps=middle, radii=(1.0,), shares=(1.0,)), middle)
+            for name, loss in HALMOSI_LOSSES.items()
         ]
-        found += [(f"dag-{step:g}", DAG(steps=short, step=255 * step * GREY), short) for step in (0.001, 0.003)]
-        found += [("pdpgd", PDPGD(steps=long), long), ("alma-prox", ALMAProx(steps=long, rate=255e-4 * GREY), long)]
+        found += [
+            (f"dag-{step:g}", DAG(steps=short, step=255 * step * GREY_LEVEL_SHARE), short) for step in (0.001, 0.003)
+        ]
+        found += [
+            ("pdpgd", PDPGD(steps=long), long),
+            ("alma-prox", ALMAProx(steps=long, rate=255e-4 * GREY_LEVEL_SHARE), long),
+        ]
         return tuple(Member(f"halmosi {name} {steps}", attack, steps) for name, attack, steps in found)
 
     def _steps(self, published: int) -> int:

@@ -1,11 +1,11 @@
-"""What the adversary wants, as values: away from the truth, towards a class, hide a class, the least likely one."""
+"""Goals of an attack (untargeted, towards a class, hide a class, least likely class), its target, and the checks of its inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,16 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from seawall.errors import DataError, ModelError, UsageError, did_you_mean
+from seawall.modules import eval_mode
+from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
+
+
+class Attack(Protocol):
+    """Adversarial images of a batch, inside the threat."""
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Untargeted:
     """As many valid pixels as possible wrong.
 
     Args:
-        truth: Wrong against the "label", or against the model's own "prediction" on the clean image, which leaks
+        truth: Wrong against the "label", or against the model's own "prediction" on the clean image, which reveals
             nothing of the label to the adversary.
     """
 
@@ -32,11 +40,11 @@ class Untargeted:
     moving: ClassVar[bool] = False
 
     @property
-    def reads(self) -> bool:
+    def needs_logits(self) -> bool:
         """Whether the goal needs the model's logits on the clean image, one more forward pass."""
         return self.truth == "prediction"
 
-    def pixels(self, spec: ModelSpec, batch: Batch, logits: Tensor | None) -> Tensor:
+    def class_map(self, spec: ModelSpec, batch: Batch, logits: Tensor | None) -> Tensor:
         """Return the class (B, H, W) that pixels are pushed away from."""
         return batch.label if logits is None else logits.argmax(1)
 
@@ -44,7 +52,8 @@ class Untargeted:
         return "untargeted" if self.truth == "label" else "untargeted prediction"
 
 
-AWAY = Untargeted()
+UNTARGETED = Untargeted()
+UNTARGETED_PREDICTION = Untargeted("prediction")
 
 
 @dataclass(frozen=True)
@@ -58,9 +67,9 @@ class Towards:
     klass: str
     targeted: ClassVar[bool] = True
     moving: ClassVar[bool] = False
-    reads: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
 
-    def pixels(self, spec: ModelSpec, batch: Batch, logits: Tensor | None) -> Tensor:
+    def class_map(self, spec: ModelSpec, batch: Batch, logits: Tensor | None) -> Tensor:
         """Return the class (B, H, W) that pixels are pushed to."""
         return torch.full_like(batch.label, spec.klass(self.klass))
 
@@ -70,7 +79,7 @@ class Towards:
 
 @dataclass(frozen=True)
 class Hide:
-    """One class gone, everything else as it was predicted.
+    """No pixel predicted as one class, all others as they were predicted.
 
     A pixel predicted as the class is pushed to the prediction of the nearest seen pixel of another class. Where the
     class fills a chip, to its own runner-up.
@@ -84,9 +93,9 @@ class Hide:
     klass: str
     targeted: ClassVar[bool] = True
     moving: ClassVar[bool] = False
-    reads: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = True
 
-    def pixels(self, spec: ModelSpec, batch: Batch, logits: Tensor | None) -> Tensor:
+    def class_map(self, spec: ModelSpec, batch: Batch, logits: Tensor | None) -> Tensor:
         """Return the class (B, H, W) that pixels are pushed to."""
         if logits is None:
             raise UsageError(f"goal {self}: expected logits of the clean image, got none; pass the model's output")
@@ -103,7 +112,7 @@ class Hide:
 
 @dataclass(frozen=True)
 class LeastLikely:
-    """Every valid pixel predicted as the class that the model likes least there.
+    """Every valid pixel predicted as the class of its smallest logit.
 
     Args:
         moving: Whether the target follows the model at every step (Arnab et al.) or stays as on the clean image.
@@ -114,12 +123,12 @@ class LeastLikely:
     targeted: ClassVar[bool] = True
 
     @property
-    def reads(self) -> bool:
+    def needs_logits(self) -> bool:
         """Whether the goal needs the model's logits on the clean image, one more forward pass."""
         return not self.moving
 
-    def pixels(self, spec: ModelSpec, batch: Batch, logits: Tensor | None) -> Tensor:
-        """Return the class (B, H, W) that pixels are pushed to; the truth stands in for a moving target."""
+    def class_map(self, spec: ModelSpec, batch: Batch, logits: Tensor | None) -> Tensor:
+        """Return the class (B, H, W) that pixels are pushed to; the label where the target moves."""
         return batch.label if logits is None else logits.argmin(1)
 
     def __str__(self) -> str:
@@ -171,8 +180,8 @@ Goal = Annotated[Untargeted | Towards | Hide | LeastLikely, BeforeValidator(pars
 
 
 @dataclass(frozen=True)
-class Aim:
-    """Which pixels count, and the class that each is pushed from or to.
+class AttackTarget:
+    """Which pixels of a batch count, and the class that each is pushed from or to.
 
     Args:
         label: (B, H, W) int64: the class to leave, or with `targeted` the class to reach. Class 0 where not valid.
@@ -188,39 +197,39 @@ class Aim:
     truth: Tensor | None = None
     progress: float = 0.0
 
-    def select(self, indices: Tensor) -> Aim:
-        """Return the aim at the chosen images."""
+    def select(self, indices: Tensor) -> AttackTarget:
+        """Return the target of the chosen images."""
         truth = None if self.truth is None else self.truth[indices]
         return replace(self, label=self.label[indices], valid=self.valid[indices], truth=truth)
 
-    def seen_with(self, logits: Tensor, progress: float) -> Aim:
-        """Return the aim at this step: a moving target follows the logits."""
+    def at_step(self, logits: Tensor, progress: float) -> AttackTarget:
+        """Return the target at this step: a moving target follows the logits."""
         label = self.label if self.truth is None else logits.detach().argmin(1)
         return replace(self, label=label, progress=progress)
 
-    def hits(self, logits: Tensor) -> Tensor:
-        """Return the count (B,) of valid pixels that are where the adversary wants them."""
+    def successes(self, logits: Tensor) -> Tensor:
+        """Return the count (B,) of valid pixels that are predicted as the adversary wants."""
         label, targeted = (self.label, self.targeted) if self.truth is None else (self.truth, False)
-        same = classes(logits) == label
+        same = predicted_classes(logits) == label
         return ((same if targeted else ~same) & self.valid).flatten(1).sum(1)
 
 
-def take_aim(model: SegmentationModel, batch: Batch, goal: Goal) -> Aim:
-    """Return what to push at; goals that read the clean prediction cost one forward pass.
+def make_target(model: SegmentationModel, batch: Batch, goal: Goal) -> AttackTarget:
+    """Return the target of a goal; goals that need the logits of the clean images cost one forward pass.
 
     Raises:
         UsageError: The model has no class of the goal's name.
     """
     logits = None
-    if goal.reads:
+    if goal.needs_logits:
         with torch.no_grad():
             logits = check_logits(model(batch.image), batch.image, len(model.spec.classes))
-    label = torch.where(batch.valid, goal.pixels(model.spec, batch, logits), 0)
-    return Aim(label, batch.valid, goal.targeted, label if goal.moving else None)
+    label = torch.where(batch.valid, goal.class_map(model.spec, batch, logits), 0)
+    return AttackTarget(label, batch.valid, goal.targeted, label if goal.moving else None)
 
 
-def check(name: str, model: SegmentationModel, batch: Batch, threat: ThreatModel) -> None:
-    """Refuse what no attack can mean.
+def check_attack_inputs(name: str, model: SegmentationModel, batch: Batch, threat: ThreatModel) -> None:
+    """Check that threat, bands and labels fit the model.
 
     Raises:
         UsageError: The threat's unit is not the model's.
@@ -254,39 +263,35 @@ def check_logits(logits: Tensor, image: Tensor, classes: int) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
-def classes(logits: Tensor) -> Tensor:
-    """Return the predicted class (B, H, W); the quick way for two classes."""
+def predicted_classes(logits: Tensor) -> Tensor:
+    """Return the predicted class (B, H, W), by one comparison where there are two classes."""
     return (logits[:, 1] > logits[:, 0]).long() if logits.shape[1] == 2 else logits.argmax(1)
 
 
 @contextmanager
-def as_found(model: SegmentationModel) -> Iterator[None]:
-    """Gradients on, the model in eval mode with frozen parameters; all back as it was, also after an exception."""
+def attack_mode(model: SegmentationModel) -> Iterator[None]:
+    """Gradients on, the model in eval mode with frozen parameters; everything is restored, also after an exception."""
     with torch.inference_mode(False), torch.enable_grad():
         if not isinstance(model, nn.Module):
             yield
             return
-        with _frozen(model):
+        with eval_mode(model), _frozen_parameters(model):
             yield
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
+def _frozen_parameters(model: nn.Module) -> Iterator[None]:
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         yield
     finally:
-        for module, training in modes:
-            module.training = training
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)
 
 
-def usable(batch: Batch) -> Batch:
+def autograd_ready(batch: Batch) -> Batch:
     """Return a batch that autograd accepts: it refuses tensors that were made in inference mode."""
     if not batch.image.is_inference():
         return batch

@@ -1,8 +1,8 @@
-"""Transfer: noise made for another model, put on this one."""
+"""Transfer attack: adversarial images of a surrogate model, given to this one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seawall import registry
-from seawall.attacks.target import check, usable
+from seawall.attacks.target import Attack, autograd_ready, check_attack_inputs
 from seawall.errors import ModelError, UsageError
 from seawall.models.weights import load_model
 from seawall.registry import register
@@ -20,8 +20,7 @@ from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
 
-Plain = bool | int | float | str | tuple[float, ...]
-Attack = Callable[[SegmentationModel, Batch, ThreatModel, Keys], Tensor]
+AttackSetting = bool | int | float | str | tuple[float, ...]
 RIDGE = 1e-6
 
 
@@ -30,7 +29,7 @@ RIDGE = 1e-6
 )
 @dataclass(frozen=True)
 class Transfer:
-    """An attack with gradients on a surrogate; the model itself is never asked.
+    """An attack with gradients on a surrogate; the model itself is not evaluated.
 
     Without a surrogate each chip gets one of its own: a linear classifier per pixel, fitted to the chip's labels. It
     needs no training and finds the bands that tell the classes apart.
@@ -46,7 +45,7 @@ class Transfer:
 
     weights: str = ""
     attack: str = "mifgsm"
-    attack_settings: Mapping[str, Plain] = field(default_factory=dict)
+    attack_settings: Mapping[str, AttackSetting] = field(default_factory=dict)
     surrogate: object | None = None
 
     def __post_init__(self) -> None:
@@ -54,27 +53,27 @@ class Transfer:
             raise UsageError(f"transfer: expected weights or a surrogate, got both ({self.weights}); give one")
         if self.attack == "transfer":
             raise UsageError("transfer: expected an attack with gradients, got 'transfer'; name pgd, mifgsm ...")
-        _ = self._act
+        _ = self._attack
 
     @cached_property
-    def _act(self) -> Attack:
+    def _attack(self) -> Attack:
         return cast(Attack, registry.build("attack", self.attack, self.attack_settings))
 
     @cached_property
-    def _other(self) -> SegmentationModel | None:
+    def _surrogate(self) -> SegmentationModel | None:
         loaded = load_model(Path(self.weights)) if self.weights else self.surrogate
         return cast("SegmentationModel | None", loaded)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        check("transfer", model, batch, threat)
-        other = self._other
+        check_attack_inputs("transfer", model, batch, threat)
+        other = self._surrogate
         if other is None:
             with torch.inference_mode(False):  # autograd refuses what inference mode has made
-                batch = usable(batch)
+                batch = autograd_ready(batch)
                 parts = [batch.select([i]) for i in range(len(batch))]
-                own = [_fitted(model.spec, part) for part in parts]
+                own = [_fit_ridge_classifier(model.spec, part) for part in parts]
             made = [
-                self._act(each, part, threat, keys.select([i]))
+                self._attack(each, part, threat, keys.select([i]))
                 for i, (each, part) in enumerate(zip(own, parts, strict=True))
             ]
             return torch.cat(made) if made else batch.image.clone()
@@ -85,10 +84,10 @@ class Transfer:
             )
         if isinstance(other, nn.Module):
             other.to(batch.image.device)
-        return self._act(other, batch, threat, keys)
+        return self._attack(other, batch, threat, keys)
 
 
-class _Linear(nn.Module):
+class _LinearClassifier(nn.Module):
     """Logits that are linear in a pixel's bands."""
 
     def __init__(self, spec: ModelSpec, weight: Tensor, bias: Tensor) -> None:
@@ -99,18 +98,18 @@ class _Linear(nn.Module):
         return torch.einsum("kc,bchw->bkhw", self.weight.to(image), image) + self.bias.to(image)[:, None, None]
 
 
-def _fitted(spec: ModelSpec, one: Batch) -> SegmentationModel:
+def _fit_ridge_classifier(spec: ModelSpec, one: Batch) -> SegmentationModel:
     """Return the ridge regression of one chip's labels on its bands."""
     classes = len(spec.classes)
     pixels = one.image.detach().movedim(1, -1)[one.valid].double()
     wanted = torch.nn.functional.one_hot(one.label[one.valid], classes).double() * 2 - 1
     if not len(pixels):
         zero = torch.zeros(classes, one.image.shape[1], device=one.image.device)
-        return _Linear(spec, zero, zero[:, 0])
+        return _LinearClassifier(spec, zero, zero[:, 0])
     mean = pixels.mean(0)
     scale = pixels.std(0, correction=0).clamp_min(1e-12)
     known = torch.cat([(pixels - mean) / scale, torch.ones_like(pixels[:, :1])], 1)
     square = known.T @ known + RIDGE * len(known) * torch.eye(known.shape[1], dtype=known.dtype, device=known.device)
     solved = torch.linalg.solve(square, known.T @ wanted).T
     weight = solved[:, :-1] / scale
-    return _Linear(spec, weight.float(), (solved[:, -1] - weight @ mean).float())
+    return _LinearClassifier(spec, weight.float(), (solved[:, -1] - weight @ mean).float())

@@ -4,36 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from seawall.attacks.ascent import check_steps
-from seawall.attacks.losses import CE, AnyLoss, probability
-from seawall.attacks.target import Aim, Goal, Hide, Untargeted, as_found, check, check_logits, take_aim, usable
+from seawall.attacks.losses import CROSS_ENTROPY, LossSetting, class_probability
+from seawall.attacks.target import (
+    UNTARGETED_PREDICTION,
+    AttackTarget,
+    Goal,
+    Hide,
+    attack_mode,
+    autograd_ready,
+    check_attack_inputs,
+    check_logits,
+    make_target,
+)
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
-AWAY = Untargeted("prediction")
-
 
 @runtime_checkable
 class SetAttack(Protocol):
     """An attack that makes one noise for a set of images; `fitted` gives the attack that puts it on any image."""
 
-    def fitted(self, model: SegmentationModel, batches: Sequence[Batch], threat: ThreatModel, keys: Keys) -> Fitted: ...
+    def fitted(
+        self, model: SegmentationModel, batches: Sequence[Batch], threat: ThreatModel, keys: Keys
+    ) -> FittedUniversal: ...
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
+class FittedUniversal:
     """A universal noise, ready to be put on images.
 
     Args:
-        attack: What made it.
+        attack: The attack that made it.
         noise: (C, H, W), or the tile (C, tile, tile).
     """
 
@@ -41,57 +51,40 @@ class Fitted:
     noise: Tensor = field(repr=False)
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        check("universal", model, batch, threat)
+        check_attack_inputs("universal", model, batch, threat)
         return self.attack.apply(self.noise, batch, threat)
 
 
-@register("attack", "universal", paper="arXiv:1704.05712", smoke={"steps": 12, "tile": 4}, traits=("weak", "set"))
 @dataclass(frozen=True)
-class Universal:
-    """Noise that does not know the image: the mean gradient of many images, step by step, on one noise or tile.
-
-    A static target is `goal = "towards <class>"`, a dynamic one `goal = "hide <class>"`. A run fits the noise on the
-    training part and `seawall attack` on the chips that it is given; the same noise is then put on every chip. Weak: one
-    noise cannot suit every pixel. Periodic noise repeats a tile; its gradient is the mean over tiles.
+class UniversalNoise:
+    """The settings of both universal attacks, and the fit of one noise or tile.
 
     Args:
         goal: What the adversary wants.
-        steps: Passes over the set.
+        steps: Gradient steps; one forward and one backward pass of each image.
         step: Step length, as a share of eps.
         tile: Side of the tile in pixels; 0 for noise of the images' size.
         weight: Weight of the pixels of the class to hide, and 1 - weight of the others.
         sure: Pixels that are as wanted with at least this probability do not count.
-        loss: What to climb.
-
-    Paper: Metzen et al. 2017, arXiv:1704.05712, sections 3 and 4.
+        loss: Per-pixel loss to ascend.
     """
 
-    goal: Goal = AWAY
+    name: ClassVar[str] = "universal"
+    goal: Goal = UNTARGETED_PREDICTION
     steps: int = 60
     step: float = 0.1
     tile: int = 0
     weight: float = 0.9
     sure: float = 0.75
-    loss: AnyLoss = CE
+    loss: LossSetting = CROSS_ENTROPY
 
     def __post_init__(self) -> None:
-        check_steps("universal", self.steps, self.step)
+        check_steps(self.name, self.steps, self.step)
         if self.tile < 0 or not 0 < self.weight < 1 or not 0 < self.sure <= 1:
             raise UsageError(
-                f"universal: expected tile >= 0, 0 < weight < 1 and 0 < sure <= 1, got {self.tile}, {self.weight} and "
+                f"{self.name}: expected tile >= 0, 0 < weight < 1 and 0 < sure <= 1, got {self.tile}, {self.weight} and "
                 f"{self.sure}; tile 0 is noise of the image's size"
             )
-
-    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        """Return the batch with the one noise that was made for all of it."""
-        check("universal", model, batch, threat)
-        if not len(batch):
-            return batch.image.detach().clone()
-        return self.fitted(model, [batch], threat, keys)(model, batch, threat, keys)
-
-    def fitted(self, model: SegmentationModel, batches: Sequence[Batch], threat: ThreatModel, keys: Keys) -> Fitted:
-        """Return the attack that puts the noise of these batches on any image; see `fit`."""
-        return Fitted(self, self.fit(model, batches, threat, keys))
 
     def fit(self, model: SegmentationModel, batches: Sequence[Batch], threat: ThreatModel, keys: Keys) -> Tensor:
         """Return the noise (C, H, W), or the tile (C, tile, tile), for all images of the batches.
@@ -106,13 +99,13 @@ class Universal:
         Raises:
             DataError: There is no image, or sizes differ and `tile` is 0.
         """
-        shape = _shape(batches, self.tile)
+        shape = _noise_shape(batches, self.tile)
         if threat.radius == 0:
             return torch.zeros(shape)
-        with as_found(model):
-            batches = [usable(batch) for batch in batches]
-            aims = [take_aim(model, batch, self.goal) for batch in batches]
-            worth = [self._worth(model, batch) for batch in batches]
+        with attack_mode(model):
+            batches = [autograd_ready(batch) for batch in batches]
+            targets = [make_target(model, batch, self.goal) for batch in batches]
+            weights = [self._pixel_weight(model, batch) for batch in batches]
             like = batches[0].image
             noise = torch.zeros(shape, dtype=like.dtype, device=like.device)
             everywhere = torch.ones(1, *shape[1:], dtype=torch.bool, device=like.device)
@@ -121,24 +114,24 @@ class Universal:
             images = sum(len(batch) for batch in batches)
             for i in range(self.steps):
                 grad = torch.zeros_like(noise)
-                for batch, aim, weight in zip(batches, aims, worth, strict=True):
+                for batch, target, weight in zip(batches, targets, weights, strict=True):
                     adv = self.apply(noise, batch, threat).requires_grad_()
                     logits = check_logits(model(adv), adv, len(model.spec.classes))
                     if not logits.requires_grad:
                         raise ModelError(
                             "model: expected logits with a gradient to the image, got none; use a black-box attack"
                         )
-                    now = aim.seen_with(logits, i / self.steps)
-                    counts = now.valid & ~self._settled(logits.detach(), now)
+                    now = target.at_step(logits, i / self.steps)
+                    counts = now.valid & ~self._already_sure(logits.detach(), now)
                     loss = torch.where(counts, self.loss(logits, now) * weight, 0.0)
                     mean = loss.flatten(1).sum(1) / now.valid.flatten(1).sum(1).clamp_min(1)
                     (each,) = torch.autograd.grad(mean.sum() / images, adv)
-                    grad += _folded(each.sum(0), shape)
+                    grad += _sum_over_tiles(each.sum(0), shape)
                 noise = ball.project(noise[None] + self.step * ball.ascend(grad[None]))[0]
         return noise.detach()
 
     def apply(self, noise: Tensor, batch: Batch, threat: ThreatModel) -> Tensor:
-        """Return the images with the noise on them, repeated to their size and brought back into the threat."""
+        """Return the images with the noise on them, repeated to their size and projected into the threat."""
         height, width = batch.image.shape[2:]
         if self.tile:
             rows, cols = -(-height // noise.shape[1]), -(-width // noise.shape[2])
@@ -150,59 +143,67 @@ class Universal:
             )
         return threat.project(batch.image + noise.to(batch.image), batch.image, batch.seen).detach()
 
-    def _worth(self, model: SegmentationModel, batch: Batch) -> Tensor:
-        """Weight of each pixel: high where the class to hide was predicted."""
+    def _pixel_weight(self, model: SegmentationModel, batch: Batch) -> Tensor:
+        """Return the weight of each pixel, high where the class to hide was predicted."""
         if not isinstance(self.goal, Hide):
             return torch.ones_like(batch.label, dtype=batch.image.dtype)
         with torch.no_grad():
             hidden = model(batch.image).argmax(1) == model.spec.klass(self.goal.klass)
         return torch.where(hidden, self.weight, 1 - self.weight).to(batch.image)
 
-    def _settled(self, logits: Tensor, aim: Aim) -> Tensor:
-        """Pixels that are as wanted already: sure of their target, or nearly sure not to be the class to leave."""
-        p = probability(logits, aim)
-        return p >= self.sure if aim.targeted else p <= 1 - self.sure
+    def _already_sure(self, logits: Tensor, target: AttackTarget) -> Tensor:
+        """Return the pixels that do not count: p of the target class is high enough, or p of the class to leave low enough."""
+        p = class_probability(logits, target)
+        return p >= self.sure if target.targeted else p <= 1 - self.sure
+
+
+@register("attack", "universal", paper="arXiv:1704.05712", smoke={"steps": 12, "tile": 4}, traits=("weak", "set"))
+@dataclass(frozen=True)
+class Universal(UniversalNoise):
+    """One noise or tile for all images, by steps along the mean gradient of many images.
+
+    A static target is `goal = "towards <class>"`, a dynamic one `goal = "hide <class>"`. A run fits the noise on the
+    training part and `seawall attack` on the chips that it is given; the same noise is then put on every chip. Weak: one
+    noise cannot suit every pixel. Periodic noise repeats a tile; its gradient is the mean over tiles. The settings are those
+    of `UniversalNoise`.
+
+    Paper: Metzen et al. 2017, arXiv:1704.05712, sections 3 and 4.
+    """
+
+    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
+        """Return the batch with the one noise that was made for all of it."""
+        check_attack_inputs(self.name, model, batch, threat)
+        if not len(batch):
+            return batch.image.detach().clone()
+        return self.fitted(model, [batch], threat, keys)(model, batch, threat, keys)
+
+    def fitted(
+        self, model: SegmentationModel, batches: Sequence[Batch], threat: ThreatModel, keys: Keys
+    ) -> FittedUniversal:
+        """Return the attack that puts the noise of these batches on any image; see `fit`."""
+        return FittedUniversal(self, self.fit(model, batches, threat, keys))
 
 
 @register("attack", "universal-per-chip", paper="arXiv:1704.05712", smoke={"steps": 12, "tile": 4}, traits=("weak",))
 @dataclass(frozen=True)
-class UniversalPerChip:
+class UniversalPerChip(UniversalNoise):
     """The universal attack with a noise, or a tile, made for each chip alone: no other chip is needed.
 
-    Args:
-        goal: What the adversary wants.
-        steps: Gradient steps; one forward and one backward pass each.
-        step: Step length, as a share of eps.
-        tile: Side of the tile in pixels; 0 for noise of the image's size.
-        weight: Weight of the pixels of the class to hide, and 1 - weight of the others.
-        sure: Pixels that are as wanted with at least this probability do not count.
-        loss: What to climb.
+    The settings are those of `UniversalNoise`.
 
     Paper: Metzen et al. 2017, arXiv:1704.05712, sections 3 and 4. Differs: the set is one chip.
     """
 
-    goal: Goal = AWAY
-    steps: int = 60
-    step: float = 0.1
-    tile: int = 0
-    weight: float = 0.9
-    sure: float = 0.75
-    loss: AnyLoss = CE
-
-    def __post_init__(self) -> None:
-        self._one()
+    name: ClassVar[str] = "universal-per-chip"
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        check("universal-per-chip", model, batch, threat)
-        one = self._one()
-        made = [one(model, batch.select([i]), threat, keys.select([i])) for i in range(len(batch))]
+        check_attack_inputs(self.name, model, batch, threat)
+        chips = [(batch.select([i]), keys.select([i])) for i in range(len(batch))]
+        made = [self.apply(self.fit(model, [chip], threat, key), chip, threat) for chip, key in chips]
         return torch.cat(made) if made else batch.image.detach().clone()
 
-    def _one(self) -> Universal:
-        return Universal(self.goal, self.steps, self.step, self.tile, self.weight, self.sure, self.loss)
 
-
-def _shape(batches: Sequence[Batch], tile: int) -> tuple[int, int, int]:
+def _noise_shape(batches: Sequence[Batch], tile: int) -> tuple[int, int, int]:
     sizes = {tuple(batch.image.shape[1:]) for batch in batches if len(batch)}
     if not sizes or (len(sizes) > 1 and not tile):
         raise DataError(f"universal: expected images of one size, got {sorted(sizes)}; set a tile, or give one size")
@@ -210,7 +211,7 @@ def _shape(batches: Sequence[Batch], tile: int) -> tuple[int, int, int]:
     return (bands, tile, tile) if tile else (bands, height, width)
 
 
-def _folded(grad: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def _sum_over_tiles(grad: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Add up the gradient (C, H, W) over the tiles."""
     bands, high, wide = shape
     rows, cols = -(-grad.shape[1] // high), -(-grad.shape[2] // wide)

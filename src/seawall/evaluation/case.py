@@ -1,4 +1,4 @@
-"""What is done to the images before the model looks at them."""
+"""A case of an evaluation: the attack or corruption of the images, its threat, and what is measured."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from seawall.attacks.minimum_norm import MinimumNorm, Solved
-from seawall.attacks.target import Hide, Towards
+from seawall.attacks.minimum_norm import MinimumNorm, MinimumNormResult
+from seawall.attacks.target import Attack, Hide, Towards
 from seawall.attacks.universal import SetAttack
 from seawall.errors import ModelError, UsageError, did_you_mean
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
-from seawall.types import Batch, ModelSpec, SegmentationModel, Threat
+from seawall.types import Batch, Corruption, ModelSpec, SegmentationModel, Threat
 
 MEASURES: Mapping[str, str] = {
     "counts": "pixels",
@@ -24,14 +24,11 @@ MEASURES: Mapping[str, str] = {
     "sizes": "area.true_km2",
     "hiding": "hiding.pixels",
 }
-"""What can be measured, and the row that is written last: its presence says that a chip is done."""
-
-Act = Callable[[SegmentationModel, Batch, Threat, Keys], Tensor]
-Worsen = Callable[[Tensor, Tensor, float, Keys], Tensor]
+"""Measures, each with the metric that is written last: a chip is done where its row is there."""
 
 
-class Asked(NamedTuple):
-    """What it cost to doubt a number: passes per chip and seconds of the questions, over so many chips."""
+class SanityCheckCost(NamedTuple):
+    """Cost of sanity checks: forward passes per chip, seconds in all, and the number of chips."""
 
     passes: float
     seconds: float
@@ -40,78 +37,80 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """What is done to the images before the model looks at them.
+    """What is done to the images before the model gets them.
 
     Args:
         method: Name in the rows; "clean" where nothing is done.
-        act: An attack if `threat` is a threat, a corruption if it is a number, None for clean images.
+        attack: An attack if `threat` is a threat, a corruption if it is a number, None for clean images.
         threat: What the adversary may do, or the severity of the corruption in [0, 1].
         text: The threat as text with its unit; written from `threat` where it is "".
         measures: Which of `MEASURES` to take.
         label_free: The attack sees the model's own clean prediction on all seen pixels instead of the label.
-        flags: What is known to speak against the numbers.
-        asked: Cost of the questions that the flags come from; None where nothing was asked.
+        flags: Known objections to the numbers, as flags.
+        check_cost: Cost of the sanity checks that the flags come from; None where there were none.
 
     Raises:
-        UsageError: `act` and `threat` do not go together, or a measure is unknown.
+        UsageError: `attack` and `threat` do not go together, or a measure is unknown.
     """
 
     method: str = "clean"
-    act: object | None = None
+    attack: object | None = None
     threat: Threat | float | None = None
     text: str = ""
     measures: tuple[str, ...] = tuple(MEASURES)
     label_free: bool = False
     flags: tuple[str, ...] = ()
-    asked: Asked | None = None
+    check_cost: SanityCheckCost | None = None
 
     def __post_init__(self) -> None:
         for name in self.measures:
             if name not in MEASURES:
                 raise UsageError(f"case {self.method}: unknown measure {name!r}; {did_you_mean(name, MEASURES)}")
-        if (self.act is None) != (self.threat is None) or (self.act is not None and not callable(self.act)):
+        if (self.attack is None) != (self.threat is None) or (self.attack is not None and not callable(self.attack)):
             raise UsageError(
                 f"case {self.method}: expected an attack with its threat, a corruption with its severity, or neither, "
-                f"got {self.act!r} with {self.threat!r}; give both or none"
+                f"got {self.attack!r} with {self.threat!r}; give both or none"
             )
-        if self.label_free and (self.act is None or isinstance(self.threat, int | float)):
+        if self.label_free and (self.attack is None or isinstance(self.threat, int | float)):
             raise UsageError(f"case {self.method}: expected an attack where label_free is set, got none; leave it out")
 
     @property
-    def spoken(self) -> str:
-        """The threat as the rows name it."""
+    def threat_text(self) -> str:
+        """The threat or severity as text, as in the rows."""
         if self.text or self.threat is None:
             return self.text
         return f"severity {self.threat:g}" if isinstance(self.threat, int | float) else str(self.threat)
 
     def applicable(self, classes: int) -> tuple[str, ...]:
-        """What is measured with so many classes: the report's convention needs two, hiding an attack that hides."""
-        fits = {"srip": classes == 2, "hiding": bool(hidden_class(self.act))}
+        """The measures that apply with so many classes: SRIP scores need two, hiding an attack that hides a class."""
+        fits = {"srip": classes == 2, "hiding": bool(hidden_class(self.attack))}
         return tuple(m for m in MEASURES if m in self.measures and fits.get(m, True))
 
     def image(self, model: SegmentationModel, batch: Batch, seed: int) -> Tensor:
         """Return the images that the model gets; see `images`."""
         return self.images(model, batch, seed).image
 
-    def images(self, model: SegmentationModel, batch: Batch, seed: int) -> Made:
+    def images(self, model: SegmentationModel, batch: Batch, seed: int) -> CaseImages:
         """Return the images that the model gets, and the smallest noise where the attack looks for it.
 
         Raises:
             ModelError: The method changed the shape, or made pixels that are no finite numbers.
             UsageError: The attack makes one noise for a set, and was not fitted to one.
         """
-        if self.act is None or self.threat is None:
-            return Made(batch.image)
+        if self.attack is None or self.threat is None:
+            return CaseImages(batch.image)
         # The threat is no part of the stream: budgets and severities share their draws, so curves are not jagged.
         keys = Keys(seed, batch.chips, ("evaluate", self.method))
         if isinstance(self.threat, int | float):
-            made = Made(cast(Worsen, self.act)(batch.image, batch.seen, float(self.threat), keys))
+            made = CaseImages(cast(Corruption, self.attack)(batch.image, batch.seen, float(self.threat), keys))
         else:
-            made = self._attacked(model, _own_labels(model, batch) if self.label_free else batch, self.threat, keys)
+            made = self._attacked(
+                model, _with_predicted_labels(model, batch) if self.label_free else batch, self.threat, keys
+            )
         image = made.image.detach()
         if image.shape != batch.image.shape or not bool(torch.isfinite(image).all()):
             raise ModelError(
-                f"{self.method} {self.spoken}: expected finite images of shape {tuple(batch.image.shape)}, got "
+                f"{self.method} {self.threat_text}: expected finite images of shape {tuple(batch.image.shape)}, got "
                 f"{tuple(image.shape)}{'' if image.shape != batch.image.shape else ' with NaN or infinity'}; fix the method"
             )
         return made._replace(image=image)
@@ -124,21 +123,21 @@ class Case:
             batch: The clean images.
             logits: (B, K, H, W) of the clean images.
         """
-        goal = getattr(self.act, "goal", None)
-        return goal.pixels(spec, batch, logits) if isinstance(goal, Hide | Towards) else None
+        goal = getattr(self.attack, "goal", None)
+        return goal.class_map(spec, batch, logits) if isinstance(goal, Hide | Towards) else None
 
-    def _attacked(self, model: SegmentationModel, batch: Batch, threat: Threat, keys: Keys) -> Made:
-        if isinstance(self.act, SetAttack):
+    def _attacked(self, model: SegmentationModel, batch: Batch, threat: Threat, keys: Keys) -> CaseImages:
+        if isinstance(self.attack, SetAttack):
             raise UsageError(
-                f"{self.method}: expected a noise that was fitted to a set, got none; call seawall.evaluation.fitted first"
+                f"{self.method}: expected a noise that was fitted to a set, got none; call seawall.evaluation.fit_set_attacks first"
             )
-        if isinstance(self.act, MinimumNorm):
-            solved = self.act.solve(model, batch, cast(ThreatModel, threat), keys)
-            return Made(solved.inside, solved)
-        return Made(cast(Act, self.act)(model, batch, threat, keys))
+        if isinstance(self.attack, MinimumNorm):
+            solved = self.attack.solve(model, batch, cast(ThreatModel, threat), keys)
+            return CaseImages(solved.inside, solved)
+        return CaseImages(cast(Attack, self.attack)(model, batch, cast(ThreatModel, threat), keys))
 
 
-class Made(NamedTuple):
+class CaseImages(NamedTuple):
     """The images that a model gets under a case.
 
     Args:
@@ -147,13 +146,13 @@ class Made(NamedTuple):
     """
 
     image: Tensor
-    solved: Solved | None = None
+    solved: MinimumNormResult | None = None
 
 
-def fitted(
+def fit_set_attacks(
     cases: Iterable[Case], model: SegmentationModel, read: Callable[[], Iterable[Batch]], seed: int
 ) -> list[Case]:
-    """Return the cases with every attack that makes one noise for a set fitted to that set.
+    """Return the cases with each attack that makes one noise for a set fitted to that set.
 
     Args:
         cases: What is to be measured.
@@ -163,26 +162,26 @@ def fitted(
     """
     made = []
     for case in cases:
-        act = case.act
-        if isinstance(act, SetAttack) and isinstance(case.threat, ThreatModel):
+        attack = case.attack
+        if isinstance(attack, SetAttack) and isinstance(case.threat, ThreatModel):
             batches = list(read())
             keys = Keys(seed, tuple(chip for batch in batches for chip in batch.chips), ("fit", case.method))
-            made.append(replace(case, act=act.fitted(model, batches, case.threat, keys)))
+            made.append(replace(case, attack=attack.fitted(model, batches, case.threat, keys)))
         else:
             made.append(case)
     return made
 
 
-def hidden_class(act: object) -> str:
+def hidden_class(attack: object) -> str:
     """Return the class that an attack hides, by its goal; "" for any other."""
-    goal = getattr(act, "goal", None)
-    return str(goal.klass) if type(goal).__name__ == "Hide" and goal is not None else ""
+    goal = getattr(attack, "goal", None)
+    return goal.klass if isinstance(goal, Hide) else ""
 
 
-CLEAN = Case()
+CLEAN_CASE = Case()
 
 
-def _own_labels(model: SegmentationModel, batch: Batch) -> Batch:
+def _with_predicted_labels(model: SegmentationModel, batch: Batch) -> Batch:
     with torch.no_grad():
         own = model(batch.image).argmax(1)
     return Batch(batch.image, own, batch.seen, batch.seen, batch.chips)

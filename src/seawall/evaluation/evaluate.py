@@ -1,23 +1,24 @@
-"""The matrix model x method x chip, as rows: what is in the log already is not done again."""
+"""Evaluation of a model on chips under cases, as records; what the log holds already is not measured again."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from seawall.attacks.minimum_norm import Solved
+from seawall.attacks.cost import count_passes
+from seawall.attacks.minimum_norm import MinimumNormResult
 from seawall.errors import DataError, ModelError
-from seawall.evaluation.case import CLEAN, Case, hidden_class
+from seawall.evaluation.case import CLEAN_CASE, Case, hidden_class
 from seawall.evaluation.examples import write_example
-from seawall.evaluation.rows import PARTS, Ground, Setting, hiding_records, hiding_rows
-from seawall.metrics.counts import confusion, count_rows
-from seawall.modules import checked_forward
+from seawall.evaluation.rows import MEASURE_RECORDS, BatchCache, EvaluationSettings, hiding_records, hiding_values
+from seawall.metrics.counts import confusion, count_records
+from seawall.modules import checked_forward, device_of, eval_mode
 from seawall.records import Record, RecordLog
 from seawall.result import StageProgress
 from seawall.types import Batch, SegmentationModel
@@ -25,7 +26,7 @@ from seawall.types import Batch, SegmentationModel
 NON_FINITE = "non-finite logits"
 
 
-def evaluate(
+def evaluate_model(
     model: SegmentationModel,
     batches: Iterable[Batch],
     *,
@@ -33,7 +34,7 @@ def evaluate(
     recipe: str,
     name: str,
     groups: Mapping[str, str] | None = None,
-    attacks: Sequence[Case] = (CLEAN,),
+    attacks: Sequence[Case] = (CLEAN_CASE,),
     seed: int = 0,
     device: torch.device | str | None = None,
     bins: int = 15,
@@ -78,42 +79,44 @@ def evaluate(
     chosen = known if bodies is None else bodies
     for klass in chosen:
         model.spec.klass(klass)
-    setting = Setting(recipe, name, groups or {}, seed, bins, chosen, pixel_area_m2, show, examples)
-    new = [row for case in attacks if (row := _cost_of_doubt(setting, case)) and row.key not in log]
+    settings = EvaluationSettings(recipe, name, groups or {}, seed, bins, chosen, pixel_area_m2, show, examples)
+    new = [row for case in attacks if (row := _sanity_cost_record(settings, case)) and row.key not in log]
     log.append(new)
     total = len(batches) * len(attacks) if isinstance(batches, Sequence) else 0
     done = 0
-    with at_rest(model):
+    with _eval_mode(model):
         for batch in batches:
-            ground = Ground(batch.to(_home(model, batch) if device is None else device), setting)
+            cache = BatchCache(batch.to(device or device_of(model) or batch.image.device), settings)
             for case in attacks:
-                todo = [i for i, chip in enumerate(batch.chips) if not setting.done(log, case, chip, len(classes))]
+                todo = [i for i, chip in enumerate(batch.chips) if not settings.done(log, case, chip, len(classes))]
                 if todo:
-                    rows = list(_measure(model, ground, todo, case))
+                    rows = list(_case_records(model, cache, todo, case))
                     log.append(rows)
                     new += rows
                 done += 1
                 if progress:
-                    progress(done, total, f"{case.method} {case.spoken}".rstrip())
+                    progress(done, total, f"{case.method} {case.threat_text}".rstrip())
     return new
 
 
-def _cost_of_doubt(setting: Setting, case: Case) -> Record | None:
-    """Return the row, of no chip, that says what the interrogation behind a case's flags cost."""
-    if case.asked is None:
+def _sanity_cost_record(settings: EvaluationSettings, case: Case) -> Record | None:
+    """Return the record, of no chip, with the cost of the sanity checks behind the flags of a case."""
+    if case.check_cost is None:
         return None
-    base = replace(setting.row(case, ""), group="", chip="")
-    return base.measured("interrogation.passes", case.asked.passes, case.asked.chips, seconds=case.asked.seconds)
+    base = replace(settings.row(case, ""), group="", chip="")
+    return base.measured(
+        "interrogation.passes", case.check_cost.passes, case.check_cost.chips, seconds=case.check_cost.seconds
+    )
 
 
-def missing(
+def missing_chips(
     log: RecordLog, chips: Iterable[str], *, recipe: str, name: str, classes: Sequence[str],
-    groups: Mapping[str, str] | None = None, attacks: Sequence[Case] = (CLEAN,), bodies: tuple[str, ...] | None = None,
+    groups: Mapping[str, str] | None = None, attacks: Sequence[Case] = (CLEAN_CASE,), bodies: tuple[str, ...] | None = None,
 ) -> list[str]:  # fmt: skip
     """Return the chips that some case has not measured yet, so that no others need be read."""
     known = ("water",) if "water" in classes else tuple(classes[1:])
-    setting = Setting(recipe, name, groups or {}, bodies=known if bodies is None else bodies)
-    return [c for c in chips if not all(setting.done(log, case, c, len(classes)) for case in attacks)]
+    settings = EvaluationSettings(recipe, name, groups or {}, bodies=known if bodies is None else bodies)
+    return [c for c in chips if not all(settings.done(log, case, c, len(classes)) for case in attacks)]
 
 
 def write_examples(
@@ -141,70 +144,70 @@ def write_examples(
         device: Where to compute; the model's own where None.
         restricted: The same attack on the pixels of the class alone, shown beside it.
     """
-    with at_rest(model):
+    with _eval_mode(model):
         for batch in batches:
             chosen = [i for i, chip in enumerate(batch.chips) if chips is None or chip in chips]
             if chosen:
-                part = batch.select(chosen).to(_home(model, batch) if device is None else device)
+                part = batch.select(chosen).to(device or device_of(model) or batch.image.device)
                 image = case.image(model, part, seed)
-                pred = _logits(model, image, part)[0].argmax(1)
+                pred = _finite_logits(model, image, part)[0].argmax(1)
                 beside = None if restricted is None else restricted.image(model, part, seed)
-                _show(model, part, image, pred, case, Setting("", name, show=part.chips, examples=folder), beside)
+                _write_case_examples(
+                    model,
+                    part,
+                    image,
+                    pred,
+                    case,
+                    EvaluationSettings("", name, show=part.chips, examples=folder),
+                    beside,
+                )
 
 
-@contextmanager
-def at_rest(model: SegmentationModel) -> Iterator[None]:
-    """Hold a model in eval mode and leave every module of it as it was found."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    before = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, before, strict=True):
-            module.training = mode
+def _eval_mode(model: SegmentationModel) -> AbstractContextManager[None]:
+    return eval_mode(model) if isinstance(model, nn.Module) else nullcontext()
 
 
-def _measure(model: SegmentationModel, ground: Ground, todo: list[int], case: Case) -> Iterator[Record]:
+def _case_records(model: SegmentationModel, cache: BatchCache, todo: list[int], case: Case) -> Iterator[Record]:
     """Yield the rows of the chosen chips of a batch under one case."""
-    setting = ground.setting
-    batch = ground.batch.select(todo)
+    settings = cache.settings
+    batch = cache.batch.select(todo)
     start = time.monotonic()
-    with _counted(model) as passes:
-        image, solved = case.images(model, batch, setting.seed)
-    spent = passes[0] / len(batch)
-    logits, finite = _logits(model, image, batch)
+    with count_passes(model) as passes:
+        image, solved = case.images(model, batch, settings.seed)
+    spent = passes.forward / len(batch)
+    logits, finite = _finite_logits(model, image, batch)
     pred = logits.argmax(1)
     seconds = (time.monotonic() - start) / len(batch)
-    counts = _confusion(pred, batch, len(model.spec.classes))
-    parts = {name: PARTS[name](model, ground, batch, logits, pred) for name in case.applicable(logits.shape[1])}
-    hidden = hidden_class(case.act) if "hiding" in parts else ""
-    hiding = hiding_rows(model, batch, pred, hidden) if hidden else []
-    away = _distance(image, batch) if case.act is not None else None
+    counts = _confusion_of_chips(pred, batch, len(model.spec.classes))
+    parts = {
+        name: MEASURE_RECORDS[name](model, cache, batch, logits, pred) for name in case.applicable(logits.shape[1])
+    }
+    hidden = hidden_class(case.attack) if "hiding" in parts else ""
+    hiding = hiding_values(model, batch, pred, hidden) if hidden else []
+    away = _distances(image, batch) if case.attack is not None else None
     for i, chip in enumerate(batch.chips):
         flags = () if finite[i] else (NON_FINITE,)
-        base = setting.row(case, chip, flags, seconds)
+        base = settings.row(case, chip, flags, seconds)
         if away is not None:
             seen = int(batch.seen[i].sum())
             for norm, value in zip(("linf", "l2"), away[i], strict=True):
                 yield base.measured(f"distance.{norm}", value if seen else None, seen)
             yield base.measured("passes", spent, 1)
             if solved is not None:
-                yield from _free_rows(base, solved, batch, i)
+                yield from _free_norm_records(base, solved, batch, i)
         for part in parts.values():
             yield from part(i, base)
         if hiding:
             yield from hiding_records(base, hiding[i])
         if "counts" in case.measures:
-            yield from count_rows(base, counts[i], model.spec.classes)
-    _show(model, batch, image, pred, case, setting)
+            yield from count_records(base, counts[i], model.spec.classes)
+    _write_case_examples(model, batch, image, pred, case, settings)
 
 
-def _logits(model: SegmentationModel, image: Tensor, batch: Batch) -> tuple[Tensor, list[bool]]:
-    """Return logits that are finite, and which chips' were so before.
+def _finite_logits(model: SegmentationModel, image: Tensor, batch: Batch) -> tuple[Tensor, list[bool]]:
+    """Return finite logits, and for each chip whether they were finite before.
 
-    A number that is none gives no class; it becomes the lowest logit, and the chip carries a flag.
+    NaN becomes the lowest logit, and the chip carries a flag.
     """
     with torch.no_grad():
         logits = checked_forward(model, image)
@@ -217,14 +220,14 @@ def _logits(model: SegmentationModel, image: Tensor, batch: Batch) -> tuple[Tens
     return torch.nan_to_num(logits.float(), nan=-1e4, posinf=1e4, neginf=-1e4), [not b for b in bad.tolist()]
 
 
-def _confusion(pred: Tensor, batch: Batch, classes: int) -> Tensor:
+def _confusion_of_chips(pred: Tensor, batch: Batch, classes: int) -> Tensor:
     try:
         return confusion(pred, batch.label, batch.valid, classes).cpu()
     except DataError as bad:
         raise DataError(f"{', '.join(batch.chips)}: {bad}") from bad
 
 
-def _free_rows(base: Record, solved: Solved, batch: Batch, i: int) -> Iterator[Record]:
+def _free_norm_records(base: Record, solved: MinimumNormResult, batch: Batch, i: int) -> Iterator[Record]:
     """Yield the norms of the smallest noise that is a success, undefined where none was found."""
     seen, reached = int(batch.seen[i].sum()), bool(solved.reached[i])
     change = (solved.free[i] - batch.image[i]).flatten().double()
@@ -233,57 +236,33 @@ def _free_rows(base: Record, solved: Solved, batch: Batch, i: int) -> Iterator[R
     yield base.measured("distance.free.reached", float(reached), 1)
 
 
-def _distance(image: Tensor, batch: Batch) -> list[tuple[float, float]]:
-    """Return how far each image went, in linf and l2, in data units."""
+def _distances(image: Tensor, batch: Batch) -> list[tuple[float, float]]:
+    """Return the linf and l2 distance of each image from the clean one, in data units."""
     change = (image - batch.image).flatten(1).double()
     far, long = change.abs().amax(1), change.norm(dim=1)
     return list(zip(far.tolist(), long.tolist(), strict=True))
 
 
-@contextmanager
-def _counted(model: SegmentationModel) -> Iterator[list[int]]:
-    """Count the images that go through a model."""
-    seen = [0]
-
-    def hook(module: nn.Module, args: tuple[object, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
-            seen[0] += len(args[0])
-
-    handle = model.register_forward_pre_hook(hook) if isinstance(model, nn.Module) else None
-    try:
-        yield seen
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-def _home(model: SegmentationModel, batch: Batch) -> torch.device:
-    if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
-    return batch.image.device
-
-
-def _show(
-    model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, case: Case, setting: Setting, beside: Tensor | None = None
+def _write_case_examples(
+    model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, case: Case, settings: EvaluationSettings, beside: Tensor | None = None
 ) -> None:  # fmt: skip
-    """Write the examples that were asked for: one per chip and case."""
-    chosen = [i for i, chip in enumerate(batch.chips) if chip in setting.show]
-    if setting.examples is None or case.act is None or not chosen:
+    """Write the requested examples, one per chip and case."""
+    chosen = [i for i, chip in enumerate(batch.chips) if chip in settings.show]
+    if settings.examples is None or case.attack is None or not chosen:
         return
     part = batch.select(chosen)
-    logits = _logits(model, part.image, part)[0]
+    logits = _finite_logits(model, part.image, part)[0]
     target = case.target(model.spec, part, logits)
     other = None if beside is None else beside[chosen]
-    after = None if other is None else _logits(model, other, part)[0].argmax(1)
+    after = None if other is None else _finite_logits(model, other, part)[0].argmax(1)
     for j, i in enumerate(chosen):
         chip = batch.chips[i]
         write_example(
-            setting.examples,
+            settings.examples,
             chip=chip,
             method=case.method,
-            threat=case.spoken,
-            model=setting.name,
+            threat=case.threat_text,
+            model=settings.name,
             clean=part.image[j].cpu().numpy(),
             attacked=image[i].cpu().numpy(),
             label=part.label[j].cpu().numpy(),
@@ -295,5 +274,5 @@ def _show(
             target=None if target is None else target[j].cpu().numpy(),
             restricted=None if other is None else other[j].cpu().numpy(),
             pred_restricted=None if after is None else after[j].cpu().numpy(),
-            name="@".join(word for word in (chip, setting.name, case.method, case.spoken) if word),
+            name="@".join(word for word in (chip, settings.name, case.method, case.threat_text) if word),
         )

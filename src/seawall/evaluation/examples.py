@@ -76,7 +76,7 @@ def write_example(
             f"example {chip}: expected one grid and {len(bands)} bands, got {sorted(a.shape for a in arrays)}; "
             f"pass what belongs to one chip"
         )
-    stem = _safe(name or chip)
+    stem = _safe_stem(name or chip)
     at = rgb_channels(bands)
     stretch = Stretch.of(clean[at], seen)
     change = np.abs((attacked - clean)[:, seen]).max(initial=0.0)
@@ -84,14 +84,14 @@ def write_example(
     if target is not None:
         panels["target"] = target.astype(np.int16)
     if restricted is not None and pred_restricted is not None:
-        panels["noise_restricted"] = _noise((restricted - clean)[at], seen, float(change))
+        panels["noise_restricted"] = _noise_preview((restricted - clean)[at], seen, float(change))
         panels["pred_restricted"] = pred_restricted.astype(np.int16)
     with open_atomic(folder / f"{stem}.npz") as file:
         np.savez_compressed(
             file,
             clean=stretch(clean[at], seen),
             attacked=stretch(attacked[at], seen),
-            noise=_noise((attacked - clean)[at], seen, float(change)),
+            noise=_noise_preview((attacked - clean)[at], seen, float(change)),
             label=label.astype(np.int16),
             pred_clean=pred_clean.astype(np.int16),
             pred_attacked=pred_attacked.astype(np.int16),
@@ -104,17 +104,17 @@ def write_example(
     return folder / f"{stem}.npz"
 
 
-def _safe(name: str) -> str:
+def _safe_stem(name: str) -> str:
     """Return a file name that no path separator can leave.
 
     Example:
-        >>> _safe("../a/b c")
+        >>> _safe_stem("../a/b c")
         'a_b_c'
     """
     return re.sub(r"[^\w.@%+-]+", "_", name).lstrip("._")[:150] or "chip"
 
 
-def _noise(change: FloatArray, seen: BoolArray, largest: float) -> NDArray[np.uint8]:
+def _noise_preview(change: FloatArray, seen: BoolArray, largest: float) -> NDArray[np.uint8]:
     share = change / largest if largest > 0 else np.zeros_like(change)
     picture = np.clip(128 + share * 127, 0, 255).round().astype(np.uint8)
     return np.ascontiguousarray(np.where(seen, picture, 128).astype(np.uint8).transpose(1, 2, 0))

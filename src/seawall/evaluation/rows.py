@@ -1,4 +1,4 @@
-"""The rows of one chip under one case, measure by measure."""
+"""The records of one chip under one case, measure by measure."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor
 
 from seawall.evaluation.case import MEASURES, Case
 from seawall.metrics.calibration import calibration_counts, edge_band
-from seawall.metrics.object_sizes import NAMES, Bodies
-from seawall.metrics.srip import gray, srip_scores
+from seawall.metrics.object_sizes import SIZE_BINS, SizedObjects
+from seawall.metrics.srip import srip_scores, to_gray
 from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 
 NOT_PHYSICAL = "not-physical"
-"""Flag of a budget on pictures of unknown stretch: it has no size in reflectance or dB."""
+"""Flag of a budget on pictures of unknown stretch, which has no size in reflectance or dB."""
 
-Rows = Callable[[int, Record], Iterator[Record]]
-"""Called with the place of a chip in the batch and the row that only lacks what was measured."""
+ChipRecords = Callable[[int, Record], Iterator[Record]]
+"""Called with the index of a chip in the batch and its record without metric and value."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all cells of a matrix row share.
+class EvaluationSettings:
+    """The settings of an evaluation of one model.
 
     Args:
         recipe: Recipe id.
@@ -36,7 +36,7 @@ class Setting:
         groups: Group of each chip; a chip that is not there is its own group.
         seed: Seed of all randomness.
         bins: Confidence bins of the calibration.
-        bodies: Classes whose bodies are sorted by size; "water" or else all but the first.
+        bodies: Classes whose connected objects are counted by size; "water" or else all but the first.
         pixel_area_m2: One area, or one per chip; gsd squared where None.
         show: Chips to write as examples.
         examples: Folder of the examples.
@@ -53,18 +53,18 @@ class Setting:
     examples: Path | None = None
 
     def done(self, log: RecordLog, case: Case, chip: str, classes: int) -> bool:
-        """Tell whether the log has all that a case measures of a chip."""
-        where = (self.recipe, self.name, case.method, case.spoken, chip, self.groups.get(chip, chip))
+        """Return whether the log has all records of a chip under a case."""
+        where = (self.recipe, self.name, case.method, case.threat_text, chip, self.groups.get(chip, chip))
         return all((*where, MEASURES[m], k) in log for m in case.applicable(classes) for k in self._ends(m))
 
     def row(self, case: Case, chip: str, flags: tuple[str, ...] = (), seconds: float = 0.0) -> Record:
-        """Return a row of a chip that only lacks what was measured."""
+        """Return the record of a chip without metric and value."""
         group = self.groups.get(chip, chip)
-        said = case.threat.facts if isinstance(case.threat, ThreatModel) else ThreatFacts()
-        unphysical = (NOT_PHYSICAL,) if said.unit == "stretched" else ()
+        threat = case.threat.facts if isinstance(case.threat, ThreatModel) else ThreatFacts()
+        unphysical = (NOT_PHYSICAL,) if threat.unit == "stretched" else ()
         return Record(
-            self.recipe, self.name, case.method, case.spoken, chip, group, "", "", None, 0, (*case.flags, *flags, *unphysical), seconds,
-            *said,
+            self.recipe, self.name, case.method, case.threat_text, chip, group, "", "", None, 0, (*case.flags, *flags, *unphysical), seconds,
+            *threat,
         )  # fmt: skip
 
     def area(self, chip: str, gsd_m: float) -> float:
@@ -77,31 +77,33 @@ class Setting:
         return self.bodies or () if measure == "sizes" else ("",)
 
 
-class Ground:
-    """A batch on its device, and what of it does not depend on the case."""
+class BatchCache:
+    """A batch on its device, and the connected objects of its labels, which all cases share."""
 
-    def __init__(self, batch: Batch, setting: Setting) -> None:
+    def __init__(self, batch: Batch, settings: EvaluationSettings) -> None:
         self.batch = batch
-        self.setting = setting
-        self._bodies: dict[tuple[str, int], Bodies] = {}
+        self.settings = settings
+        self._objects: dict[tuple[str, int], SizedObjects] = {}
 
-    def bodies(self, chip: str, klass: int) -> Bodies:
-        """Return the bodies of a class on a chip, found once for all cases."""
-        if (chip, klass) not in self._bodies:
+    def objects(self, chip: str, klass: int) -> SizedObjects:
+        """Return the connected objects of a class on a chip, found once for all cases."""
+        if (chip, klass) not in self._objects:
             i = self.batch.chips.index(chip)
             truth = (self.batch.label[i] == klass).cpu().numpy()
-            self._bodies[chip, klass] = Bodies.of(truth, self.batch.valid[i].cpu().numpy())
-        return self._bodies[chip, klass]
+            self._objects[chip, klass] = SizedObjects.of(truth, self.batch.valid[i].cpu().numpy())
+        return self._objects[chip, klass]
 
 
-def _srip(model: SegmentationModel, ground: Ground, batch: Batch, logits: Tensor, pred: Tensor) -> Rows:
+def _srip_records(
+    model: SegmentationModel, cache: BatchCache, batch: Batch, logits: Tensor, pred: Tensor
+) -> ChipRecords:
     water = model.spec.klass("water") if "water" in model.spec.classes else 1
     share = torch.softmax(logits.float(), 1)[:, water].cpu().numpy()
     truth = (batch.label == water).cpu().numpy().astype(np.float32)
     valid = batch.valid.cpu().numpy()
 
     def rows(i: int, base: Record) -> Iterator[Record]:
-        scores = srip_scores(gray(share[i]), gray(truth[i]), valid[i])
+        scores = srip_scores(to_gray(share[i]), to_gray(truth[i]), valid[i])
         pixels = int(valid[i].sum())
         for name in sorted(scores, key=lambda n: n == "accuracy"):
             yield base.measured(f"srip.{name}", scores[name], pixels)
@@ -109,9 +111,11 @@ def _srip(model: SegmentationModel, ground: Ground, batch: Batch, logits: Tensor
     return rows
 
 
-def _calibration(model: SegmentationModel, ground: Ground, batch: Batch, logits: Tensor, pred: Tensor) -> Rows:
-    whole = calibration_counts(logits, batch.label, batch.valid, ground.setting.bins)
-    edge = calibration_counts(logits, batch.label, edge_band(batch.label, batch.valid), ground.setting.bins)
+def _calibration_records(
+    model: SegmentationModel, cache: BatchCache, batch: Batch, logits: Tensor, pred: Tensor
+) -> ChipRecords:
+    whole = calibration_counts(logits, batch.label, batch.valid, cache.settings.bins)
+    edge = calibration_counts(logits, batch.label, edge_band(batch.label, batch.valid), cache.settings.bins)
 
     def rows(i: int, base: Record) -> Iterator[Record]:
         for prefix, held in (("calib", whole), ("calib.edge", edge)):
@@ -127,44 +131,48 @@ def _calibration(model: SegmentationModel, ground: Ground, batch: Batch, logits:
     return rows
 
 
-def _sizes(model: SegmentationModel, ground: Ground, batch: Batch, logits: Tensor, pred: Tensor) -> Rows:
-    says = pred.cpu().numpy()
-    setting = ground.setting
+def _object_size_records(
+    model: SegmentationModel, cache: BatchCache, batch: Batch, logits: Tensor, pred: Tensor
+) -> ChipRecords:
+    predicted = pred.cpu().numpy()
+    settings = cache.settings
 
     def rows(i: int, base: Record) -> Iterator[Record]:
-        km2 = setting.area(base.chip, model.spec.gsd_m)
-        for klass in setting.bodies or ():
+        km2 = settings.area(base.chip, model.spec.gsd_m)
+        for klass in settings.bodies or ():
             k = model.spec.klass(klass)
-            bodies = ground.bodies(base.chip, k)
-            yield from _size_rows(bodies, says[i] == k, klass, km2, base)
+            objects = cache.objects(base.chip, k)
+            yield from _size_bin_records(objects, predicted[i] == k, klass, km2, base)
 
     return rows
 
 
-PARTS: Mapping[str, Callable[[SegmentationModel, Ground, Batch, Tensor, Tensor], Rows]] = {
-    "srip": _srip,
-    "calibration": _calibration,
-    "sizes": _sizes,
-    "hiding": lambda model, ground, batch, logits, pred: lambda i, base: iter(()),
-    "counts": lambda model, ground, batch, logits, pred: lambda i, base: iter(()),
+MEASURE_RECORDS: Mapping[str, Callable[[SegmentationModel, BatchCache, Batch, Tensor, Tensor], ChipRecords]] = {
+    "srip": _srip_records,
+    "calibration": _calibration_records,
+    "sizes": _object_size_records,
+    "hiding": lambda model, cache, batch, logits, pred: lambda i, base: iter(()),
+    "counts": lambda model, cache, batch, logits, pred: lambda i, base: iter(()),
 }
 
 
-def _size_rows(bodies: Bodies, says: NDArray[np.bool_], klass: str, km2: float, base: Record) -> Iterator[Record]:
-    counts = bodies.counts(says)
-    for b, name in enumerate(NAMES):
+def _size_bin_records(
+    objects: SizedObjects, predicted: NDArray[np.bool_], klass: str, km2: float, base: Record
+) -> Iterator[Record]:
+    counts = objects.counts(predicted)
+    for b, name in enumerate(SIZE_BINS):
         tp, fp, fn = (int(counts[part][b]) for part in ("tp", "fp", "fn"))
         if not tp + fp + fn:
             continue
-        for part, value in (("tp", tp), ("fp", fp), ("fn", fn), ("bodies", int(bodies.bodies[b]))):
+        for part, value in (("tp", tp), ("fp", fp), ("fn", fn), ("bodies", int(objects.per_bin[b]))):
             yield base.measured(f"size.{part}.{name}", float(value), tp + fn, klass)
         if tp + fn:
             yield base.measured(f"size.recall.{name}", tp / (tp + fn), tp + fn, klass)
-    pixels = int(bodies.valid.sum())
+    pixels = int(objects.valid.sum())
     lost, invented = (float(counts[part].sum()) * km2 for part in ("fn", "fp"))
     yield base.measured("area.lost_km2", lost, pixels, klass)
     yield base.measured("area.invented_km2", invented, pixels, klass)
-    yield base.measured("area.true_km2", float(bodies.truth.sum()) * km2, pixels, klass)
+    yield base.measured("area.true_km2", float(objects.truth.sum()) * km2, pixels, klass)
 
 
 def fooled_and_preserved(before: Tensor, after: Tensor, valid: Tensor, klass: int) -> list[tuple[int, int, int, int]]:
@@ -183,10 +191,10 @@ def fooled_and_preserved(before: Tensor, after: Tensor, valid: Tensor, klass: in
     return [(a, b, c, d) for a, b, c, d in sums]
 
 
-def hiding_rows(
+def hiding_values(
     model: SegmentationModel, batch: Batch, pred: Tensor, klass: str
 ) -> list[tuple[tuple[str, str, float | None, int], ...]]:
-    """Return per image what its rows say: metric, class, value, n. A chip without the class has no shares."""
+    """Return metric, class, value and n of the records of each image. A chip without the class has no shares."""
     with torch.no_grad():
         before = model(batch.image).argmax(1)
     found: list[tuple[tuple[str, str, float | None, int], ...]] = []
@@ -201,7 +209,7 @@ def hiding_rows(
     return found
 
 
-def hiding_records(base: Record, said: tuple[tuple[str, str, float | None, int], ...]) -> Iterator[Record]:
-    """Yield the rows of one chip."""
-    for metric, klass, value, n in said:
+def hiding_records(base: Record, values: tuple[tuple[str, str, float | None, int], ...]) -> Iterator[Record]:
+    """Yield the records of one chip."""
+    for metric, klass, value, n in values:
         yield base.measured(metric, value, n, klass)

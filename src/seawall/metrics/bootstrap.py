@@ -1,4 +1,4 @@
-"""Bootstrap over groups: chips of one event stand or fall together, so events are what is drawn again."""
+"""Percentile bootstrap over groups: chips of one event are not independent, so whole events are drawn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from seawall.arrays import DoubleArray
 from seawall.errors import UsageError, did_you_mean
-from seawall.metrics.ratios import Tally, measure, ratio
+from seawall.metrics.ratios import ConfusionCounts, compute_ratio, divide_or_nan
 
 AVERAGES = ("pooled", "per_chip", "per_group")
 
@@ -48,14 +48,14 @@ class Resamples:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure per class with its interval; NaN where undefined.
+class IntervalEstimate:
+    """An estimate per class with its interval; NaN where undefined.
 
     Args:
         value: (K,).
         low: (K,).
         high: (K,).
-        n: (K,) what it is over: pixels (pooled), chips (per_chip) or groups (per_group).
+        n: (K,) sample size: pixels (pooled), chips (per_chip) or groups (per_group).
     """
 
     value: DoubleArray
@@ -63,17 +63,19 @@ class Estimate:
     high: DoubleArray
     n: NDArray[np.int64]
 
-    def only(self, k: int) -> Estimate:
-        """Return the figure of one class."""
+    def only(self, k: int) -> IntervalEstimate:
+        """Return the estimate of one class."""
         at = slice(k, k + 1)
-        return Estimate(self.value[at], self.low[at], self.high[at], self.n[at])
+        return IntervalEstimate(self.value[at], self.low[at], self.high[at], self.n[at])
 
 
-def average(tally: Tally, name: str, how: str, member: DoubleArray, weights: DoubleArray) -> DoubleArray:
+def average_ratio(
+    counts: ConfusionCounts, name: str, how: str, member: DoubleArray, weights: DoubleArray
+) -> DoubleArray:
     """Average a ratio over weighted groups.
 
     Args:
-        tally: Counts per chip, (N, K).
+        counts: Counts per chip, (N, K).
         name: A ratio of `seawall.metrics.ratios`.
         how: "pooled": ratio of summed counts; "per_chip": mean over the chips where it is defined;
             "per_group": mean over groups of the ratio pooled within the group.
@@ -84,36 +86,46 @@ def average(tally: Tally, name: str, how: str, member: DoubleArray, weights: Dou
         (R, K), or (R, 1) for ratios without a class.
     """
     if how == "pooled":
-        return measure(name, tally.pool(member).pool(weights))
+        return compute_ratio(name, counts.pool(member).pool(weights))
     if how == "per_chip":
-        return mean_over(measure(name, tally), member, weights)
+        return weighted_mean(compute_ratio(name, counts), member, weights)
     if how == "per_group":
-        return mean_over(measure(name, tally.pool(member)), np.eye(len(member)), weights)
+        return weighted_mean(compute_ratio(name, counts.pool(member)), np.eye(len(member)), weights)
     raise UsageError(f"average: unknown averaging {how!r}; {did_you_mean(how, AVERAGES)}")
 
 
-def mean_over(values: DoubleArray, member: DoubleArray, weights: DoubleArray) -> DoubleArray:
+def weighted_mean(values: DoubleArray, member: DoubleArray, weights: DoubleArray) -> DoubleArray:
     """Mean of (N, K) values over weighted groups, counting only what is defined."""
     there = np.isfinite(values)
     sums, counts = member @ np.where(there, values, 0.0), member @ there.astype(np.float64)
-    return ratio(weights @ sums, weights @ counts)
+    return divide_or_nan(weights @ sums, weights @ counts)
 
 
-def estimate(tally: Tally, name: str, how: str, draws: Resamples, level: float = 0.95) -> Estimate:
+def estimate_ratio(
+    counts: ConfusionCounts, name: str, how: str, draws: Resamples, level: float = 0.95
+) -> IntervalEstimate:
     """Return a ratio and its percentile interval over resampled groups."""
-    value = average(tally, name, how, draws.member, draws.once)[0]
-    low, high = ends(average(tally, name, how, draws.member, draws.weights), level)
-    return Estimate(value, low, high, _over(tally, name, how, draws))
+    value = average_ratio(counts, name, how, draws.member, draws.once)[0]
+    low, high = percentile_interval(average_ratio(counts, name, how, draws.member, draws.weights), level)
+    return IntervalEstimate(value, low, high, _sample_size(counts, name, how, draws))
 
 
-def estimate_mean(values: DoubleArray, draws: Resamples, level: float = 0.95) -> Estimate:
+def estimate_mean(values: DoubleArray, draws: Resamples, level: float = 0.95) -> IntervalEstimate:
     """Return the mean over chips of (N, K) values and its interval."""
-    value = mean_over(values, draws.member, draws.once)[0]
-    low, high = ends(mean_over(values, draws.member, draws.weights), level)
-    return Estimate(value, low, high, np.isfinite(values).sum(0))
+    value = weighted_mean(values, draws.member, draws.once)[0]
+    low, high = percentile_interval(weighted_mean(values, draws.member, draws.weights), level)
+    return IntervalEstimate(value, low, high, np.isfinite(values).sum(0))
 
 
-def ends(resampled: DoubleArray, level: float = 0.95) -> tuple[DoubleArray, DoubleArray]:
+def estimate_quotient(top: DoubleArray, bottom: DoubleArray, n: int, draws: Resamples) -> IntervalEstimate:
+    """Return the sum of `top` over the sum of `bottom`, (N,) each, and its interval; `n` is the sample size."""
+    pair = draws.member @ np.stack([top, bottom], 1)
+    value, drawn = (divide_or_nan((w @ pair)[:, 0], (w @ pair)[:, 1]) for w in (draws.once, draws.weights))
+    low, high = percentile_interval(drawn[:, None])
+    return IntervalEstimate(value, low, high, np.array([n]))
+
+
+def percentile_interval(resampled: DoubleArray, level: float = 0.95) -> tuple[DoubleArray, DoubleArray]:
     """Return the ends of the percentile interval over (R, K) resamples, leaving out undefined ones."""
     shape = resampled.shape[1:]
     low, high = np.full(shape, np.nan), np.full(shape, np.nan)
@@ -125,13 +137,13 @@ def ends(resampled: DoubleArray, level: float = 0.95) -> tuple[DoubleArray, Doub
     return low, high
 
 
-def _over(tally: Tally, name: str, how: str, draws: Resamples) -> NDArray[np.int64]:
+def _sample_size(counts: ConfusionCounts, name: str, how: str, draws: Resamples) -> NDArray[np.int64]:
     if how == "pooled":
-        width = measure(name, tally).shape[-1]
-        if np.isfinite(tally.pixels).all():
-            return np.full(width, int(tally.pixels.sum()), dtype=np.int64)
-        true: NDArray[np.int64] = (tally.tp + tally.fn).sum(0).astype(np.int64)
+        width = compute_ratio(name, counts).shape[-1]
+        if np.isfinite(counts.pixels).all():
+            return np.full(width, int(counts.pixels.sum()), dtype=np.int64)
+        true: NDArray[np.int64] = (counts.tp + counts.fn).sum(0).astype(np.int64)
         return true  # pixels are not known: those of the class are
-    unit = tally if how == "per_chip" else tally.pool(draws.member)
-    defined: NDArray[np.int64] = np.isfinite(measure(name, unit)).sum(0)
+    unit = counts if how == "per_chip" else counts.pool(draws.member)
+    defined: NDArray[np.int64] = np.isfinite(compute_ratio(name, unit)).sum(0)
     return defined

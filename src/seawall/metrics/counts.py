@@ -1,4 +1,4 @@
-"""Confusion counts per chip: the state from which every ratio follows."""
+"""Confusion matrices per chip, and their records, aggregates and ratios."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seawall.errors import DataError
-from seawall.metrics.aggregate import figures
-from seawall.metrics.ratios import CLASSWISE, OVERALL, Tally, measure, plain
+from seawall.metrics.aggregate import aggregate_records
+from seawall.metrics.ratios import CLASSWISE, OVERALL, ConfusionCounts, compute_ratio, none_if_undefined
 from seawall.records import Record
 
-SMALL = 15  # K * K + 1 codes fit one byte, which is eight times less memory traffic than int64
-BLOCK = 1 << 16  # pixels whose int64 label and prediction stay in the cache between two looks at them
+MOST_BYTE_CLASSES = 15  # K * K + 1 codes fit one byte, which is eight times less memory traffic than int64
+BLOCK_PIXELS = 1 << 16  # pixels whose int64 label and prediction stay in the cache between two looks at them
 
 
 def confusion(pred: Tensor, label: Tensor, valid: Tensor, classes: int) -> Tensor:
@@ -53,13 +53,13 @@ def confusion(pred: Tensor, label: Tensor, valid: Tensor, classes: int) -> Tenso
     if label.numel() == 0:
         return torch.zeros(len(label), classes, classes, dtype=torch.int64, device=label.device)
     valid = valid.bool()
-    if label.device.type == "cpu" and classes <= SMALL:
+    if label.device.type == "cpu" and classes <= MOST_BYTE_CLASSES:
         return _count_bytes(pred, label, valid, classes)
     return _count_wide(pred, label, valid, classes)
 
 
 def _count_wide(pred: Tensor, label: Tensor, valid: Tensor, classes: int) -> Tensor:
-    """One bincount for the whole batch, on any device and for any number of classes."""
+    """Return the counts by one bincount for the whole batch, on any device and for any number of classes."""
     pred, label = _within(pred.long(), valid, classes, "pred"), _within(label.long(), valid, classes, "label")
     cells = classes * classes
     chip = torch.arange(len(label), device=label.device).view(-1, 1, 1) * (cells + 1)
@@ -69,23 +69,23 @@ def _count_wide(pred: Tensor, label: Tensor, valid: Tensor, classes: int) -> Ten
 
 
 def _within(values: Tensor, valid: Tensor, classes: int, name: str) -> Tensor:
-    """Zero what is invalid; refuse what is valid and no class."""
+    """Return the values with zero where invalid, after a check that valid ones are classes."""
     values = values.masked_fill(~valid, 0)
     wrong = (values < 0) | (values >= classes)
     if bool(wrong.any()):
         image = int(wrong.flatten(1).any(1).nonzero()[0])
-        raise _refusal(name, classes, int(values[image][wrong[image]][0]), image)
+        raise _no_class_error(name, classes, int(values[image][wrong[image]][0]), image)
     return values
 
 
 def _count_bytes(pred: Tensor, label: Tensor, valid: Tensor, classes: int) -> Tensor:
-    """The same counts on the CPU, by bytes and block by block: there the time goes into reading int64 from memory."""
+    """Return the same counts on the CPU, by bytes and block by block, because reading int64 from memory takes most of the time."""
     flat = [x.reshape(len(label), -1).numpy() for x in (pred, label, valid)]
 
     def count(image: int) -> NDArray[np.int64]:
         total = np.zeros(classes * classes, np.int64)
-        for start in range(0, flat[0].shape[1], BLOCK):
-            guess, truth, counted = (x[image, start : start + BLOCK] for x in flat)
+        for start in range(0, flat[0].shape[1], BLOCK_PIXELS):
+            guess, truth, counted = (x[image, start : start + BLOCK_PIXELS] for x in flat)
             g = _narrow(guess, counted, classes, "pred", image)
             t = _narrow(truth, counted, classes, "label", image)
             total += _count_two(g, t, counted) if classes == 2 else _count_codes(g, t, counted, classes)
@@ -93,7 +93,7 @@ def _count_bytes(pred: Tensor, label: Tensor, valid: Tensor, classes: int) -> Te
 
     images = range(len(label))
     threads = torch.get_num_threads()
-    busy = threads > 1 and len(label) > 1 and label.numel() > BLOCK
+    busy = threads > 1 and len(label) > 1 and label.numel() > BLOCK_PIXELS
     table = np.stack(list(_pool(threads).map(count, images) if busy else map(count, images)))
     return torch.from_numpy(table).view(-1, classes, classes)
 
@@ -131,11 +131,11 @@ def _narrow(
     numbers = values.astype(np.int64, copy=False)
     wrong = (numbers.view(np.uint64) >= classes) & valid  # a negative number is a huge one there
     if wrong.any():
-        raise _refusal(name, classes, int(numbers[wrong][0]), image)
+        raise _no_class_error(name, classes, int(numbers[wrong][0]), image)
     return small * valid.view(np.uint8)
 
 
-def _refusal(name: str, classes: int, value: int, image: int) -> DataError:
+def _no_class_error(name: str, classes: int, value: int, image: int) -> DataError:
     return DataError(
         f"confusion: expected {name} in 0..{classes - 1} at valid pixels, got {value} in image {image} of the batch; "
         f"mark such pixels invalid or add the class"
@@ -153,7 +153,7 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has the 
 Counts = NDArray[np.int64] | Tensor
 
 
-def count_rows(row: Record, counts: Counts, classes: Sequence[str]) -> Iterator[Record]:
+def count_records(row: Record, counts: Counts, classes: Sequence[str]) -> Iterator[Record]:
     """Yield tp, fp, fn per class and the valid pixels of one chip.
 
     Args:
@@ -161,7 +161,7 @@ def count_rows(row: Record, counts: Counts, classes: Sequence[str]) -> Iterator[
         counts: (K, K) confusion counts, rows labels, columns predictions.
         classes: Names of the classes.
     """
-    t = Tally.of(_numpy(counts))
+    t = ConfusionCounts.of(_numpy(counts))
     pixels = int(t.pixels)
     for k, klass in enumerate(classes):
         for name, value in (("tp", t.tp[k]), ("fp", t.fp[k]), ("fn", t.fn[k])):
@@ -204,11 +204,11 @@ def summarize(
     names = [f"{i:09d}" for i in range(len(table))]
     rows: list[Record] = []
     for chip, group, one in zip(names, groups if groups is not None else names, table, strict=True):
-        rows += count_rows(Record("", "", "clean", "", chip, group, "", "", None, 0), one, classes)
-    return figures(rows, samples=samples, seed=seed)
+        rows += count_records(Record("", "", "clean", "", chip, group, "", "", None, 0), one, classes)
+    return aggregate_records(rows, samples=samples, seed=seed)
 
 
-def pooled(counts: Counts, classes: Sequence[str]) -> Mapping[str, float | None]:
+def pooled_ratios(counts: Counts, classes: Sequence[str]) -> Mapping[str, float | None]:
     """Return every pooled ratio as plain numbers, such as `iou.water` and `miou`; None where undefined.
 
     Args:
@@ -216,13 +216,16 @@ def pooled(counts: Counts, classes: Sequence[str]) -> Mapping[str, float | None]
         classes: Names of the K classes.
 
     Example:
-        >>> pooled(np.array([[5, 1], [2, 2]]), ("land", "water"))["iou.water"]
+        >>> pooled_ratios(np.array([[5, 1], [2, 2]]), ("land", "water"))["iou.water"]
         0.4
     """
-    t = Tally.of(_numpy(counts).reshape(-1, len(classes), len(classes)).sum(0))
-    found = {name: plain(measure(name, t)[0]) for name in OVERALL}
+    t = ConfusionCounts.of(_numpy(counts).reshape(-1, len(classes), len(classes)).sum(0))
+    found = {name: none_if_undefined(compute_ratio(name, t)[0]) for name in OVERALL}
     for name in CLASSWISE:
-        found |= {f"{name}.{klass}": plain(value) for klass, value in zip(classes, measure(name, t), strict=True)}
+        found |= {
+            f"{name}.{klass}": none_if_undefined(value)
+            for klass, value in zip(classes, compute_ratio(name, t), strict=True)
+        }
     return found
 
 

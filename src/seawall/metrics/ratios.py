@@ -1,4 +1,4 @@
-"""Ratios of counts: the only place where a metric is divided. Undefined is NaN here and None at the door."""
+"""Ratios of confusion counts. Undefined is NaN in arrays, and None in records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seawall.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Tally:
+class ConfusionCounts:
     """Counts of true positive, false positive and false negative pixels per class.
 
     Args:
@@ -33,31 +33,31 @@ class Tally:
         """True negatives, (..., K)."""
         return self.pixels[..., None] - self.tp - self.fp - self.fn
 
-    def pool(self, weights: DoubleArray) -> Tally:
+    def pool(self, weights: DoubleArray) -> ConfusionCounts:
         """Return weighted sums over the first axis: weights (R, N) turn (N, K) counts to (R, K)."""
-        return Tally(weights @ self.tp, weights @ self.fp, weights @ self.fn, weights @ self.pixels)
+        return ConfusionCounts(weights @ self.tp, weights @ self.fp, weights @ self.fn, weights @ self.pixels)
 
-    def select(self, chosen: NDArray[np.bool_]) -> Tally:
+    def select(self, chosen: NDArray[np.bool_]) -> ConfusionCounts:
         """Return the chosen rows of the first axis."""
-        return Tally(self.tp[chosen], self.fp[chosen], self.fn[chosen], self.pixels[chosen])
+        return ConfusionCounts(self.tp[chosen], self.fp[chosen], self.fn[chosen], self.pixels[chosen])
 
-    def total(self) -> Tally:
+    def total(self) -> ConfusionCounts:
         """Return the sum over the first axis."""
-        return Tally(self.tp.sum(0), self.fp.sum(0), self.fn.sum(0), self.pixels.sum(0))
+        return ConfusionCounts(self.tp.sum(0), self.fp.sum(0), self.fn.sum(0), self.pixels.sum(0))
 
     @staticmethod
-    def of(counts: NDArray[np.int64]) -> Tally:
-        """Read the tallies off confusion counts (..., K, K), rows labels, columns predictions."""
+    def of(counts: NDArray[np.int64]) -> ConfusionCounts:
+        """Return the counts of confusion matrices (..., K, K), rows labels, columns predictions."""
         table = np.asarray(counts, dtype=np.float64)
         tp = np.diagonal(table, axis1=-2, axis2=-1).copy()
-        return Tally(tp, table.sum(-2) - tp, table.sum(-1) - tp, table.sum((-2, -1)))
+        return ConfusionCounts(tp, table.sum(-2) - tp, table.sum(-1) - tp, table.sum((-2, -1)))
 
 
-def ratio(top: ArrayLike, bottom: ArrayLike) -> DoubleArray:
+def divide_or_nan(top: ArrayLike, bottom: ArrayLike) -> DoubleArray:
     """Divide; NaN where the denominator is zero.
 
     Example:
-        >>> ratio(np.array([1.0, 0.0]), np.array([2.0, 0.0])).tolist()
+        >>> divide_or_nan(np.array([1.0, 0.0]), np.array([2.0, 0.0])).tolist()
         [0.5, nan]
     """
     above, below = np.broadcast_arrays(np.asarray(top, np.float64), np.asarray(bottom, np.float64))
@@ -66,37 +66,37 @@ def ratio(top: ArrayLike, bottom: ArrayLike) -> DoubleArray:
     return found
 
 
-def iou(t: Tally) -> DoubleArray:
+def iou(t: ConfusionCounts) -> DoubleArray:
     """Intersection over union per class; undefined where neither label nor prediction has the class."""
-    return ratio(t.tp, t.tp + t.fp + t.fn)
+    return divide_or_nan(t.tp, t.tp + t.fp + t.fn)
 
 
-def precision(t: Tally) -> DoubleArray:
+def precision(t: ConfusionCounts) -> DoubleArray:
     """Share of predicted pixels that are right, per class."""
-    return ratio(t.tp, t.tp + t.fp)
+    return divide_or_nan(t.tp, t.tp + t.fp)
 
 
-def recall(t: Tally) -> DoubleArray:
+def recall(t: ConfusionCounts) -> DoubleArray:
     """Share of true pixels that are found, per class."""
-    return ratio(t.tp, t.tp + t.fn)
+    return divide_or_nan(t.tp, t.tp + t.fn)
 
 
-def f1(t: Tally) -> DoubleArray:
+def f1(t: ConfusionCounts) -> DoubleArray:
     """Harmonic mean of precision and recall per class; over pixels it is the Dice coefficient."""
-    return ratio(2 * t.tp, 2 * t.tp + t.fp + t.fn)
+    return divide_or_nan(2 * t.tp, 2 * t.tp + t.fp + t.fn)
 
 
-def specificity(t: Tally) -> DoubleArray:
+def specificity(t: ConfusionCounts) -> DoubleArray:
     """Share of pixels of other classes that are left alone, per class."""
-    return ratio(t.tn, t.tn + t.fp)
+    return divide_or_nan(t.tn, t.tn + t.fp)
 
 
-def accuracy(t: Tally) -> DoubleArray:
+def pixel_accuracy(t: ConfusionCounts) -> DoubleArray:
     """Share of valid pixels that are right."""
-    return ratio(t.tp.sum(-1), t.pixels)
+    return divide_or_nan(t.tp.sum(-1), t.pixels)
 
 
-def miou(t: Tally) -> DoubleArray:
+def miou(t: ConfusionCounts) -> DoubleArray:
     """Mean IoU over the classes that are there in label or prediction."""
     return mean_defined(iou(t))
 
@@ -104,10 +104,10 @@ def miou(t: Tally) -> DoubleArray:
 def mean_defined(values: DoubleArray) -> DoubleArray:
     """Mean over the last axis of what is defined; NaN where nothing is."""
     there = np.isfinite(values)
-    return ratio(np.where(there, values, 0.0).sum(-1), there.sum(-1))
+    return divide_or_nan(np.where(there, values, 0.0).sum(-1), there.sum(-1))
 
 
-CLASSWISE: Mapping[str, Callable[[Tally], DoubleArray]] = {
+CLASSWISE: Mapping[str, Callable[[ConfusionCounts], DoubleArray]] = {
     "iou": iou,
     "precision": precision,
     "recall": recall,
@@ -115,10 +115,10 @@ CLASSWISE: Mapping[str, Callable[[Tally], DoubleArray]] = {
     "dice": f1,
     "specificity": specificity,
 }
-OVERALL: Mapping[str, Callable[[Tally], DoubleArray]] = {"miou": miou, "accuracy": accuracy}
+OVERALL: Mapping[str, Callable[[ConfusionCounts], DoubleArray]] = {"miou": miou, "accuracy": pixel_accuracy}
 
 
-def measure(name: str, t: Tally) -> DoubleArray:
+def compute_ratio(name: str, t: ConfusionCounts) -> DoubleArray:
     """Return a named ratio: (..., K) for the class-wise ones, (..., 1) for the others.
 
     Raises:
@@ -131,11 +131,11 @@ def measure(name: str, t: Tally) -> DoubleArray:
     raise UsageError(f"metric: unknown name {name!r}; {did_you_mean(name, [*CLASSWISE, *OVERALL])}")
 
 
-def plain(value: float) -> float | None:
+def none_if_undefined(value: float) -> float | None:
     """Return a plain number, None where it is undefined.
 
     Example:
-        >>> plain(float("nan")) is None
+        >>> none_if_undefined(float("nan")) is None
         True
     """
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The worst that a suite of attacks does: per image, and for figures that pool images."""
+"""The worst case over attacks: per image, and for ratios that pool images."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.arrays import DoubleArray
-from seawall.metrics.aggregate import Sheet, sheets
-from seawall.metrics.bootstrap import Estimate, Resamples, ends, estimate, estimate_mean
-from seawall.metrics.ratios import Tally, mean_defined, ratio
+from seawall.metrics.aggregate import ChipTable, chip_tables, interval_records
+from seawall.metrics.bootstrap import IntervalEstimate, Resamples, estimate_mean, estimate_quotient, estimate_ratio
+from seawall.metrics.ratios import ConfusionCounts, divide_or_nan, mean_defined
 from seawall.records import Record
 
-Choice = NDArray[np.int64]
+ChosenAttacks = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Candidates:
     union: DoubleArray
     there: NDArray[np.bool_]
 
-    def pooled(self, chosen: Choice) -> float:
+    def pooled(self, chosen: ChosenAttacks) -> float:
         """Return the mIoU over images pooled, for one attack per image; NaN if no class is there."""
         at = np.arange(len(chosen))
         return float(_miou(self.overlap[chosen, at].sum(0), self.union[chosen, at].sum(0)))
 
 
-def worst_pooled(c: Candidates, *, seed: int = 0, restarts: int = 4, rounds: int = 50) -> tuple[float, Choice]:
+def worst_pooled(c: Candidates, *, seed: int = 0, restarts: int = 4, rounds: int = 50) -> tuple[float, ChosenAttacks]:
     """Choose one attack per image so that the pooled mIoU is low: greedy, from several starts.
 
     Every candidate of an image is compared with the state at hand and the best is taken, until a whole round over
@@ -57,14 +57,14 @@ def worst_pooled(c: Candidates, *, seed: int = 0, restarts: int = 4, rounds: int
     first = c.there.argmax(0)
     starts = [np.where(c.there[a], a, first) for a in range(attacks)]
     starts += [worst_ratio(c.overlap[..., k], c.union[..., k], c.there)[1] for k in range(c.overlap.shape[2])]
-    starts.append(_lowest(np.nan_to_num(mean_defined(ratio(c.overlap, c.union)), nan=2.0), c.there))
-    free = rng.random((restarts, attacks, images))
-    starts += [_lowest(draw, c.there) for draw in free]
-    ended = [_descend(c, start, rng, rounds) for start in starts]
+    starts.append(_lowest(np.nan_to_num(mean_defined(divide_or_nan(c.overlap, c.union)), nan=2.0), c.there))
+    random = rng.random((restarts, attacks, images))
+    starts += [_lowest(draw, c.there) for draw in random]
+    ended = [_greedy_descent(c, start, rng, rounds) for start in starts]
     return min(ended, key=lambda found: np.nan_to_num(found[0], nan=2.0))
 
 
-def worst_ratio(top: DoubleArray, bottom: DoubleArray, there: NDArray[np.bool_]) -> tuple[float, Choice]:
+def worst_ratio(top: DoubleArray, bottom: DoubleArray, there: NDArray[np.bool_]) -> tuple[float, ChosenAttacks]:
     """Choose one attack per image so that sum(top) / sum(bottom) is smallest: exact, by Dinkelbach's method.
 
     Args:
@@ -95,7 +95,7 @@ def worst_ratio(top: DoubleArray, bottom: DoubleArray, there: NDArray[np.bool_])
     return float(share), chosen
 
 
-def worst_each(values: DoubleArray, there: NDArray[np.bool_]) -> tuple[DoubleArray, Choice]:
+def worst_each(values: DoubleArray, there: NDArray[np.bool_]) -> tuple[DoubleArray, ChosenAttacks]:
     """Return each image's lowest value over attacks and who reached it; NaN where none is defined.
 
     Args:
@@ -108,7 +108,9 @@ def worst_each(values: DoubleArray, there: NDArray[np.bool_]) -> tuple[DoubleArr
     return np.where(np.isfinite(lowest), lowest, np.nan), chosen
 
 
-def _descend(c: Candidates, start: Choice, rng: np.random.Generator, rounds: int) -> tuple[float, Choice]:
+def _greedy_descent(
+    c: Candidates, start: ChosenAttacks, rng: np.random.Generator, rounds: int
+) -> tuple[float, ChosenAttacks]:
     chosen, at = start.copy(), np.arange(len(start))
     overlap, union = c.overlap[chosen, at].sum(0), c.union[chosen, at].sum(0)
     now = _miou(overlap, union)
@@ -127,13 +129,13 @@ def _descend(c: Candidates, start: Choice, rng: np.random.Generator, rounds: int
     return float(now), chosen
 
 
-def _lowest(values: DoubleArray, there: NDArray[np.bool_]) -> Choice:
-    chosen: Choice = np.where(there, values, np.inf).argmin(0)
+def _lowest(values: DoubleArray, there: NDArray[np.bool_]) -> ChosenAttacks:
+    chosen: ChosenAttacks = np.where(there, values, np.inf).argmin(0)
     return chosen
 
 
 def _miou(overlap: DoubleArray, union: DoubleArray) -> DoubleArray:
-    return mean_defined(ratio(overlap, union))
+    return mean_defined(divide_or_nan(overlap, union))
 
 
 WORST = "worst case"
@@ -147,13 +149,13 @@ def worst_case(
     samples: int = 1000,
     seed: int = 0,
 ) -> list[Record]:
-    """Return what the adversary reaches who runs every attack and keeps the best per chip.
+    """Return the metrics under an adversary who runs every attack and keeps the best per chip.
 
     One set of rows per recipe, model and threat, under the method "worst case". The clean prediction is always a
-    candidate: an adversary may do nothing. Each figure has its own choice of attacks, because the attack that is
-    worst for one figure is not worst for another: accuracy, mIoU and per-class IoU per chip take each chip's
+    candidate: an adversary may do nothing. Each metric has its own choice of attacks, because the attack that is
+    worst for one metric is not worst for another: accuracy, mIoU and per-class IoU per chip take each chip's
     minimum; pooled accuracy and each class's pooled IoU are minimized exactly, the pooled mIoU greedily. Intervals
-    resample groups with the choice held. `won.<attack>` says on which chips, and on what share of them, an attack
+    resample groups with the choice held. `won.<attack>` records the chips, and their share, on which an attack
     leaves the lowest IoU of `klass`; "none" where no attack lowers it.
 
     Args:
@@ -164,57 +166,62 @@ def worst_case(
         samples: Resamples of the bootstrap.
         seed: Seed of the bootstrap and of the greedy search.
     """
-    every = [sheet for sheet in sheets(rows) if sheet.places and sheet.method != WORST]
+    every = [table for table in chip_tables(rows) if table.places and table.method != WORST]
     clean = {(s.recipe, s.model): s for s in every if s.method == "clean"}
-    suites: dict[tuple[str, str, str], list[Sheet]] = {}
-    for sheet in every:
-        if sheet.method != "clean" and (methods is None or sheet.method in methods):
-            suites.setdefault((sheet.recipe, sheet.model, sheet.threat), []).append(sheet)
+    suites: dict[tuple[str, str, str], list[ChipTable]] = {}
+    for table in every:
+        if table.method != "clean" and (methods is None or table.method in methods):
+            suites.setdefault((table.recipe, table.model, table.threat), []).append(table)
     found: list[Record] = []
     for (recipe, model, _), attacked in suites.items():
         base = clean.get((recipe, model))
-        suite = _Suite([*([base] if base else []), *sorted(attacked, key=lambda s: s.method)], klass)
-        found += [replace(row, flags=suite.flags) for row in suite.rows(samples, seed)]
+        stacked = _StackedTables([*([base] if base else []), *sorted(attacked, key=lambda s: s.method)], klass)
+        found += [replace(row, flags=stacked.flags) for row in stacked.rows(samples, seed)]
     return found
 
 
-class _Suite:
-    """The sheets of one threat, stacked as (A, N, K)."""
+class _StackedTables:
+    """The tables of all attacks under one threat, stacked as (A, N, K)."""
 
-    def __init__(self, members: Sequence[Sheet], klass: str = "") -> None:
+    def __init__(self, members: Sequence[ChipTable], klass: str = "") -> None:
         self.members, self.klass = members, klass
         self.places = sorted({place for s in members for place in s.places})
         self.classes = list(dict.fromkeys(k for s in members for k in s.classes))
         shape = (len(members), len(self.places), len(self.classes))
         self.tp, self.fp, self.fn = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         self.pixels, self.there = np.zeros(shape[:2]), np.zeros(shape[:2], bool)
-        for a, sheet in enumerate(members):
-            at = [self.places.index(place) for place in sheet.places]
-            columns = [self.classes.index(k) for k in sheet.classes]
-            for mine, theirs in ((self.tp, sheet.tally.tp), (self.fp, sheet.tally.fp), (self.fn, sheet.tally.fn)):
-                mine[a][np.ix_(at, columns)] = theirs
-            self.pixels[a, at], self.there[a, at] = np.nan_to_num(sheet.tally.pixels), True
+        for a, table in enumerate(members):
+            at = [self.places.index(place) for place in table.places]
+            columns = [self.classes.index(k) for k in table.classes]
+            for stacked, own in ((self.tp, table.counts.tp), (self.fp, table.counts.fp), (self.fn, table.counts.fn)):
+                stacked[a][np.ix_(at, columns)] = own
+            self.pixels[a, at], self.there[a, at] = np.nan_to_num(table.counts.pixels), True
         self.union = self.tp + self.fp + self.fn
 
     def rows(self, samples: int, seed: int) -> Iterator[Record]:
         draws = Resamples.over([group for group, _ in self.places], samples, seed)
         last = self.members[-1]
-        sheet = replace(last, method=WORST)  # with the rows of a member, which hold the threat as values
-        each = ratio(self.tp, self.union)
+        table = replace(last, method=WORST)  # with the rows of a member, which hold the threat as values
+        each = divide_or_nan(self.tp, self.union)
         right = self.tp.sum(-1)
-        for metric, values in (("accuracy.per_chip", ratio(right, self.pixels)), ("miou.per_chip", mean_defined(each))):
+        for metric, values in (
+            ("accuracy.per_chip", divide_or_nan(right, self.pixels)),
+            ("miou.per_chip", mean_defined(each)),
+        ):
             e = estimate_mean(worst_each(values, self.there)[0][:, None], draws)
-            yield from _ends(sheet, metric, e)
+            yield from interval_records(table, metric, e, ("",))
         for k, klass in enumerate(self.classes):
             e = estimate_mean(worst_each(each[..., k], self.there)[0][:, None], draws)
-            yield from _ends(sheet, "iou.per_chip", e, klass)
+            yield from interval_records(table, "iou.per_chip", e, (klass,))
             chosen = worst_ratio(self.tp[..., k], self.union[..., k], self.there)[1]
-            e = estimate(self._chosen(chosen), "iou", "pooled", draws)
-            yield from _ends(sheet, "iou.pooled", e.only(k), klass)
-        yield from _ends(sheet, "accuracy.pooled", self._share(right, draws))
+            e = estimate_ratio(self._chosen(chosen), "iou", "pooled", draws)
+            yield from interval_records(table, "iou.pooled", e.only(k), (klass,))
+        yield from interval_records(table, "accuracy.pooled", self._share(right, draws), ("",))
         chosen = worst_pooled(Candidates(self.tp, self.union, self.there), seed=seed)[1]
-        yield from _ends(sheet, "miou.pooled", estimate(self._chosen(chosen), "miou", "pooled", draws))
-        yield from self._winners(sheet, each)
+        yield from interval_records(
+            table, "miou.pooled", estimate_ratio(self._chosen(chosen), "miou", "pooled", draws), ("",)
+        )
+        yield from self._winners(table, each)
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -223,19 +230,17 @@ class _Suite:
         partial = [f"partial suite: {missing} of {self.there.size} missing"] if missing else []
         return tuple(dict.fromkeys([*(flag for s in self.members for flag in s.flags), *partial]))
 
-    def _chosen(self, chosen: Choice) -> Tally:
+    def _chosen(self, chosen: ChosenAttacks) -> ConfusionCounts:
         at = np.arange(len(self.places))
-        return Tally(self.tp[chosen, at], self.fp[chosen, at], self.fn[chosen, at], self.pixels[chosen, at])
+        return ConfusionCounts(self.tp[chosen, at], self.fp[chosen, at], self.fn[chosen, at], self.pixels[chosen, at])
 
-    def _share(self, right: DoubleArray, draws: Resamples) -> Estimate:
+    def _share(self, right: DoubleArray, draws: Resamples) -> IntervalEstimate:
         chosen = worst_ratio(right, self.pixels, self.there)[1]
         at = np.arange(len(self.places))
-        pair = draws.member @ np.stack([right[chosen, at], self.pixels[chosen, at]], 1)
-        value, drawn = (ratio((w @ pair)[:, 0], (w @ pair)[:, 1]) for w in (draws.once, draws.weights))
-        low, high = ends(drawn[:, None])
-        return Estimate(value, low, high, np.array([int(self.pixels[chosen, at].sum())]))
+        top, bottom = right[chosen, at], self.pixels[chosen, at]
+        return estimate_quotient(top, bottom, int(bottom.sum()), draws)
 
-    def _winners(self, sheet: Sheet, each: DoubleArray) -> Iterator[Record]:
+    def _winners(self, table: ChipTable, each: DoubleArray) -> Iterator[Record]:
         judge = self.klass or ("water" if "water" in self.classes else self.classes[-1] if self.classes else "")
         single = self.klass in self.classes or len(self.classes) == 2
         values = each[..., self.classes.index(judge)] if single else mean_defined(each)
@@ -244,12 +249,7 @@ class _Suite:
         names = ["none" if s.method == "clean" else s.method for s in self.members]
         for (group, chip), winner, there in zip(self.places, chosen, defined, strict=True):
             if there:
-                yield replace(sheet.record(f"won.{names[winner]}", 1.0, 1, group=group), chip=chip)
+                yield replace(table.record(f"won.{names[winner]}", 1.0, 1, group=group), chip=chip)
         for a, name in enumerate(names):
-            share = float(ratio((defined & (chosen == a)).sum(), defined.sum()))
-            yield sheet.record(f"won.{name}", share, int(defined.sum()))
-
-
-def _ends(sheet: Sheet, metric: str, e: Estimate, klass: str = "") -> Iterator[Record]:
-    for name, value in ((metric, e.value[0]), (f"{metric}.low", e.low[0]), (f"{metric}.high", e.high[0])):
-        yield sheet.record(name, value, int(e.n[0]), klass=klass)
+            share = float(divide_or_nan((defined & (chosen == a)).sum(), defined.sum()))
+            yield table.record(f"won.{name}", share, int(defined.sum()))

@@ -13,10 +13,10 @@ from seawall.attacks.fischer import Fischer
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.data.splits import Split
-from seawall.evaluation.case import CLEAN, Case, fitted
+from seawall.evaluation.case import CLEAN_CASE, Case, fit_set_attacks
 from seawall.evaluation.evaluate import write_examples
-from seawall.evaluation.measurement import ChipSource, measure_model, mixed_chips
-from seawall.evaluation.sanity_checks import QUICK
+from seawall.evaluation.measurement import ChipSource, check_and_evaluate, most_mixed_chips
+from seawall.evaluation.sanity_checks import QUICK_CHECKS
 from seawall.inference.backends import find_device
 from seawall.models.water_index import ThresholdNet
 from seawall.pipeline.context import Run
@@ -30,17 +30,17 @@ def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.M
     recipe, log = run.recipe, run.log
     first = next(iter(models))
     attacked = {first: models[first], **dict(baselines(run, chips, split))}
-    cases = [CLEAN, *cases_of(recipe, cast(ModelSpec, models[first].spec))]
+    cases = [CLEAN_CASE, *cases_of(recipe, cast(ModelSpec, models[first].spec))]
     source = ChipSource.of_folder(chips, split.test)
     for name, model in {**attacked, **models}.items():
 
         def say(case: Case, name: str = name) -> Callable[[int, int, str], None]:
-            return run.say(f"{name}: {case.method} {case.spoken}".rstrip())
+            return run.say(f"{name}: {case.method} {case.threat_text}".rstrip())
 
-        measure_model(
-            model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN], log=log,
+        check_and_evaluate(
+            model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN_CASE], log=log,
             recipe=lambda case: recipe.id, name=name, seed=recipe.seed,
-            ask=QUICK if recipe.interrogation else None, say=say, fit=lambda: whole_chips(chips, split.train),
+            checks=QUICK_CHECKS if recipe.interrogation else None, progress=say, fit=lambda: whole_chips(chips, split.train),
         )  # fmt: skip
         if name == first:
             _write_examples(run, chips, split, name, model, *example_cases(cases))
@@ -58,10 +58,10 @@ def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:
         ['whole', 'restricted']
     """
     for case in reversed(cases):
-        act = case.act
+        act = case.attack
         if isinstance(act, Fischer) and act.noise == "whole":
             part = replace(act, noise="restricted")
-            twin = next((c for c in cases if c.act == part and c.spoken == case.spoken), None)
+            twin = next((c for c in cases if c.attack == part and c.threat_text == case.threat_text), None)
             if twin is not None:
                 return case, twin
     return cases[-1], None
@@ -71,17 +71,17 @@ def _write_examples(
     run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case, restricted: Case | None
 ) -> None:
     """Write the examples of the page that are not there yet; the recipe may ask for more of them later."""
-    if case.act is None:
+    if case.attack is None:
         return
     folder, net = run.folder / "examples", cast(SegmentationModel, model)
     there = {
         str(said.get("chip"))
         for said in (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
-        if (said.get("model"), said.get("method"), said.get("threat")) == (name, case.method, case.spoken)
+        if (said.get("model"), said.get("method"), said.get("threat")) == (name, case.method, case.threat_text)
     }
-    missed = [id_ for id_ in mixed_chips(chips, split.test, run.recipe.examples) if id_ not in there]
+    missed = [id_ for id_ in most_mixed_chips(chips, split.test, run.recipe.examples) if id_ not in there]
     if missed:
-        [case] = fitted([case], net, lambda: whole_chips(chips, split.train), run.recipe.seed)
+        [case] = fit_set_attacks([case], net, lambda: whole_chips(chips, split.train), run.recipe.seed)
         write_examples(
             net, whole_chips(chips, missed), case, folder, name=name, seed=run.recipe.seed, restricted=restricted
         )

@@ -15,8 +15,8 @@ from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.splits import Split
 from seawall.errors import RecipeError, RunError
 from seawall.io import RunLock, write_atomic
-from seawall.metrics.aggregate import figures
-from seawall.metrics.robustness_card import with_doubts
+from seawall.metrics.aggregate import aggregate_records
+from seawall.metrics.consistency import with_consistency_flags
 from seawall.models.weights import read_spec
 from seawall.pipeline.context import Run
 from seawall.pipeline.data import divide, gather
@@ -169,7 +169,7 @@ def summary(run: Run) -> list[dict[str, str | float | None]]:
     """Return one row per model, method and threat: IoU and accuracy on the held-out chips with interval and flags."""
     spec = read_spec(run.folder / "models" / run.recipe.model.name / "model.safetensors")
     klass = "water" if "water" in spec.classes else spec.classes[-1]
-    made = [r for r in figures(with_doubts(run.log)) if not r.chip and not r.group]
+    made = [r for r in aggregate_records(with_consistency_flags(run.log)) if not r.chip and not r.group]
     found = {(r.model, r.method, r.threat, r.metric, r.klass): r.value for r in made}
     flags = {(r.model, r.method, r.threat): ", ".join(r.flags) for r in made}
     columns = {

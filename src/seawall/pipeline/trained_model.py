@@ -11,21 +11,22 @@ from pathlib import Path
 from torch import nn
 
 from seawall import registry
-from seawall.attacks.suites import cases as attacks_of
+from seawall.attacks.suites import named_attacks as attacks_of
 from seawall.attacks.suites import parse_suite
 from seawall.data.chips import ChipFolder
 from seawall.data.selection import check_part, select_chips
 from seawall.errors import UsageError
-from seawall.evaluation.case import CLEAN, Case
-from seawall.evaluation.measurement import ChipSource, measure_model, recipe_ids, rows_of
-from seawall.evaluation.sanity_checks import Interrogation
+from seawall.evaluation.case import CLEAN_CASE, Case
+from seawall.evaluation.measurement import ChipSource, check_and_evaluate, recipe_ids, records_of_cases
+from seawall.evaluation.sanity_checks import SanityChecks
 from seawall.inference.backends import Runtime, find_device
 from seawall.inference.predict import Survey, predict_many
 from seawall.inference.products import slug_of
 from seawall.inputs import Sample, as_batch, as_model
 from seawall.io import RunLock
-from seawall.metrics.aggregate import figures
-from seawall.metrics.robustness_card import card, with_doubts
+from seawall.metrics.aggregate import aggregate_records
+from seawall.metrics.consistency import with_consistency_flags
+from seawall.metrics.robustness_card import robustness_card
 from seawall.models.weights import load_model, spec_of, split_of
 from seawall.pipeline.validate import threat_for
 from seawall.records import Record, RecordLog
@@ -40,8 +41,8 @@ def evaluate_chips(
 ) -> tuple[MutableRow, list[MutableRow], Failed]:
     """Measure weights on a chip folder; rows go to `out/records.jsonl`."""
     target = _open(weights, chips, part, device)
-    measured = _measured(target, [CLEAN], out, 0, progress)
-    rows = [row for row in figures(measured) if not row.chip and not row.group]
+    measured = _measured(target, [CLEAN_CASE], out, 0, progress)
+    rows = [row for row in aggregate_records(measured) if not row.chip and not row.group]
     found = {(r.metric, r.klass): r for r in rows}
 
     def value(metric: str, klass: str = "") -> float | None:
@@ -76,11 +77,11 @@ def attack_chips(
     target = _open(model, data, part, device)
     spec = spec_of(target.net)
     told = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
-    cases = [CLEAN, *(Case(name, act, told) for name, act in acts.items())]
+    cases = [CLEAN_CASE, *(Case(name, act, told) for name, act in acts.items())]
     with _folder(out, data) as home:
         rows = _measured(target, cases, home, seed, progress, interrogation)
     klass = "water" if "water" in spec.classes else spec.classes[-1]
-    table = card(rows, list(acts), str(told), klass)
+    table = robustness_card(rows, list(acts), str(told), klass)
     kept: MutableRow = {"rows": str(home / "records.jsonl")} if home.exists() else {}
     return {"class": klass, **target.facts, **kept, **_explained(rows)}, table, ()
 
@@ -174,15 +175,15 @@ def _net(model: Path | SegmentationModel, chips: ChipFolder | None, device: str)
 def _measured(
     target: _Target, cases: Sequence[Case], out: Path, seed: int, progress: Progress, interrogation: bool = True
 ) -> list[Record]:
-    ask = Interrogation() if interrogation else None
+    ask = SanityChecks() if interrogation else None
     recipe = recipe_ids(target.net, target.chips, seed, ask)
 
     def say(case: Case) -> Callable[[int, int, str], None]:
-        return of_stage(progress, f"{case.method} {case.spoken}".rstrip())
+        return of_stage(progress, f"{case.method} {case.threat_text}".rstrip())
 
     with RunLock(out):
         log = RecordLog(out / "records.jsonl")
-        measure_model(
-            target.net, target.chips, cases, log=log, recipe=recipe, name=type(target.net).__name__, seed=seed, ask=ask, say=say
+        check_and_evaluate(
+            target.net, target.chips, cases, log=log, recipe=recipe, name=type(target.net).__name__, seed=seed, checks=ask, progress=say
         )  # fmt: skip
-        return with_doubts(rows_of(log, cases, recipe, target.chips))
+        return with_consistency_flags(records_of_cases(log, cases, recipe, target.chips))

@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 from seawall import registry
 from seawall.attacks.suites import Suite
-from seawall.attacks.suites import cases as attacks_of
+from seawall.attacks.suites import named_attacks as attacks_of
 from seawall.errors import RecipeError, UsageError
 from seawall.evaluation.case import Case
 from seawall.geo.sensors import band_noise, resolve_bands
@@ -130,7 +130,7 @@ def check_distinct(recipe: Recipe, spec: ModelSpec) -> None:
     Raises:
         RecipeError: Two attacks or suite members have one name and one threat, or two baselines have one name.
     """
-    cases = [(case.method, case.spoken) for case in cases_of(recipe, spec)]
+    cases = [(case.method, case.threat_text) for case in cases_of(recipe, spec)]
     if twice := [case for case in cases if cases.count(case) > 1]:
         raise RecipeError(
             f"attacks: expected each name once per threat, got {twice[0][0]!r} twice under {twice[0][1]!r}; "

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from seawall.metrics.aggregate import figures
-from seawall.metrics.robustness_card import with_doubts
+from seawall.metrics.aggregate import aggregate_records
+from seawall.metrics.consistency import with_consistency_flags
 from seawall.metrics.worst_case import WORST, worst_case
 from seawall.records import Record
 from seawall.report.formatting import DASH, ThreatLabel, count_text, ratio_text
@@ -80,11 +80,11 @@ class RecordIndex:
     """
 
     def __init__(self, records: Iterable[Record], klass: str, noises: Mapping[str, NoiseFacts] | None = None) -> None:
-        given = with_doubts(records)
+        given = with_consistency_flags(records)
         self.klass = klass
         self.noises = noises or {}
         self._rows: dict[tuple[str, ...], Record] = {}
-        self.rows = (*figures(given), *worst_case(given), *given)
+        self.rows = (*aggregate_records(given), *worst_case(given), *given)
         for record in self.rows:
             self._rows[_lookup_key(record)] = record
         self.measured = tuple(r for r in given if r.method != WORST)

@@ -1,4 +1,4 @@
-"""What the adversary may do, said once and in data units: the set of images it may choose from.
+"""Threat models in data units: the set of images that an adversary may choose from.
 
 Example:
     >>> from seawall.types import ModelSpec

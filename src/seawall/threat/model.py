@@ -17,12 +17,17 @@ from seawall.types import Unit
 
 PerBand = float | tuple[float, ...]
 
-FLOOR: dict[str, float | None] = {"reflectance": 0.0, "sigma0_db": None, "gamma0_db": None, "stretched": 0.0}
-CEILING: dict[str, float | None] = {"reflectance": None, "sigma0_db": None, "gamma0_db": None, "stretched": 1.0}
-"""Bounds that a threat's text has unless it says others, per unit; reflectance above 1 exists, over snow and glint."""
+DEFAULT_LOW: dict[str, float | None] = {"reflectance": 0.0, "sigma0_db": None, "gamma0_db": None, "stretched": 0.0}
+DEFAULT_HIGH: dict[str, float | None] = {"reflectance": None, "sigma0_db": None, "gamma0_db": None, "stretched": 1.0}
+"""Default bounds of a parsed threat, per unit; reflectance above 1 exists, over snow and glint."""
 
-WORDS: dict[str, str] = {"reflectance": "reflectance", "sigma0_db": "dB", "gamma0_db": "dB", "stretched": "stretched"}
-"""How a threat's text says its unit."""
+UNIT_NAMES: dict[str, str] = {
+    "reflectance": "reflectance",
+    "sigma0_db": "dB",
+    "gamma0_db": "dB",
+    "stretched": "stretched",
+}
+"""Names of the units in the text of a threat."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class ThreatModel:
             raise UsageError(f"threat: expected norm linf or l2, got {self.norm!r}; write one of them")
         if self.sign not in ("both", "up", "down"):
             raise UsageError(f"threat: expected sign both, up or down, got {self.sign!r}; write one of them")
-        if not all(math.isfinite(eps) and eps >= 0 for eps in _tuple(self.eps)):
+        if not all(math.isfinite(eps) and eps >= 0 for eps in _as_tuple(self.eps)):
             raise UsageError(f"threat: expected a finite eps >= 0, got {self.eps}; 0 means no attack at all")
         if self.bands is not None and (not self.bands or min(self.bands) < 0):
             raise UsageError(
@@ -78,13 +83,13 @@ class ThreatModel:
         if self.spectrum is not None and (isinstance(self.eps, tuple) or not any(self.spectrum)):
             raise UsageError(
                 f"threat: expected one eps and a spectrum that is not all zero, got {self.eps} and {self.spectrum}; "
-                "the spectrum already says the share of each band"
+                "the spectrum already gives the share of each band"
             )
 
     @property
     def radius(self) -> float:
         """Largest distance that an image of the set can have; 0 means that only the clean image is in it."""
-        return max(_tuple(self.eps))
+        return max(_as_tuple(self.eps))
 
     def scaled(self, factor: float) -> ThreatModel:
         """Return the same threat with `factor` times the budget."""
@@ -172,26 +177,33 @@ class ThreatModel:
     def _column(self, value: PerBand, x: Tensor, what: str) -> Tensor:
         if isinstance(value, tuple) and len(value) != x.shape[1]:
             raise UsageError(f"threat: expected {x.shape[1]} values of {what}, got {len(value)}; give one per band")
-        return torch.tensor(_tuple(value), dtype=x.dtype, device=x.device).view(1, -1, 1, 1).expand(1, x.shape[1], 1, 1)
+        return (
+            torch.tensor(_as_tuple(value), dtype=x.dtype, device=x.device).view(1, -1, 1, 1).expand(1, x.shape[1], 1, 1)
+        )
 
     @property
     def facts(self) -> ThreatFacts:
         """The threat as plain values, for records."""
         bands = tuple(self.names[b] if self.names else f"#{b}" for b in self.bands or ())
         region = "" if self.region is None or str(self.region) == "everywhere" else str(self.region)
-        return ThreatFacts(self.norm, _tuple(self.eps), WORDS[self.unit], bands, region, " ".join(self._limits()))
+        return ThreatFacts(
+            self.norm, _as_tuple(self.eps), UNIT_NAMES[self.unit], bands, region, " ".join(self._limits())
+        )
 
     def _limits(self) -> list[str]:
         words = [] if self.sign == "both" else [f"sign={self.sign}"]
         if self.spectrum is not None:
-            words.append(f"spectrum={_numbers(self.spectrum)}")
-        for name, bound, usual in (("low", self.low, FLOOR[self.unit]), ("high", self.high, CEILING[self.unit])):
+            words.append(f"spectrum={_format_numbers(self.spectrum)}")
+        for name, bound, usual in (
+            ("low", self.low, DEFAULT_LOW[self.unit]),
+            ("high", self.high, DEFAULT_HIGH[self.unit]),
+        ):
             if bound != usual:
-                words.append(f"{name}={'none' if bound is None else _numbers(bound)}")
+                words.append(f"{name}={'none' if bound is None else _format_numbers(bound)}")
         return words
 
     def __str__(self) -> str:
-        words = [self.norm, f"{_amount(self.eps, self.unit)} {WORDS[self.unit]}"]
+        words = [self.norm, f"{_format_eps(self.eps, self.unit)} {UNIT_NAMES[self.unit]}"]
         if self.facts.bands:
             words.append("bands=" + ",".join(self.facts.bands))
         if self.region is not None:
@@ -199,22 +211,24 @@ class ThreatModel:
         return " ".join([*words, *self._limits()])
 
 
-def _tuple(value: PerBand) -> tuple[float, ...]:
+def _as_tuple(value: PerBand) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _numbers(value: PerBand) -> str:
-    return ",".join(f"{v:.12g}" if float(f"{v:.12g}") == v else repr(float(v)) for v in _tuple(value))
+def _format_numbers(value: PerBand) -> str:
+    return ",".join(f"{v:.12g}" if float(f"{v:.12g}") == v else repr(float(v)) for v in _as_tuple(value))
 
 
-def _amount(eps: PerBand, unit: str) -> str:
-    percents = tuple(float(f"{e * 100:.12g}") for e in _tuple(eps))
-    if unit in ("reflectance", "stretched") and all(p / 100 == e for p, e in zip(percents, _tuple(eps), strict=True)):
+def _format_eps(eps: PerBand, unit: str) -> str:
+    percents = tuple(float(f"{e * 100:.12g}") for e in _as_tuple(eps))
+    if unit in ("reflectance", "stretched") and all(
+        p / 100 == e for p, e in zip(percents, _as_tuple(eps), strict=True)
+    ):
         return ",".join(f"{p:.12g}%" for p in percents)
-    return _numbers(eps)
+    return _format_numbers(eps)
 
 
-INSIDE = 2e-6  # an l2 projection lands this share inside, so that rounding cannot put it outside again
+ROUNDING_MARGIN = 2e-6  # an l2 projection lands this share inside, so that rounding cannot put it outside again
 
 
 @dataclass(frozen=True)
@@ -239,14 +253,14 @@ class Ball:
     spectrum: Tensor | None = None
 
     def project(self, adv: Tensor) -> Tensor:
-        """Return the image of the set that stands for `adv`: idempotent, and the identity inside."""
+        """Return the projection of `adv` onto the set: idempotent, and the identity inside."""
         if self.spectrum is None:
             boxed = torch.clamp(adv, self.low, self.high)
-            return boxed if self.norm == "linf" else self._pull(boxed)
+            return boxed if self.norm == "linf" else self._shrink(boxed)
         along = (adv - self.x).mul(self.spectrum).sum(1, keepdim=True) / self.spectrum.square().sum().clamp_min(1e-30)
         amount = torch.clamp(along, self.low, self.high)
         if self.norm == "l2":
-            amount = amount * self._share(amount)
+            amount = amount * self._shrinkage(amount)
         return self.x + amount * self.spectrum
 
     def ascend(self, grad: Tensor) -> Tensor:
@@ -266,7 +280,7 @@ class Ball:
         noise = torch.where(free, keys.normal(shape).to(self.low), 0.0)
         size = free.flatten(1).sum(1).clamp_min(1).to(self.low)
         radius = keys.fold("radius").uniform((1,))[:, 0].to(self.low) ** (1.0 / size)
-        offset = noise * _column(radius / _norm(noise).clamp_min(1e-12)) * self._reach()
+        offset = noise * per_image(radius / _l2_norm(noise).clamp_min(1e-12)) * self._l2_radii()
         return self.project(self.x + (offset if self.spectrum is None else offset * self.spectrum))
 
     def select(self, indices: Tensor) -> Ball:
@@ -282,33 +296,34 @@ class Ball:
     def _free(self) -> Tensor:
         return self.high > self.low
 
-    def _reach(self) -> Tensor:
+    def _l2_radii(self) -> Tensor:
         # along a spectrum the l2 norm of the noise is the amount's times the spectrum's
         return self.eps if self.spectrum is None else self.eps / self.spectrum.square().sum().sqrt().clamp_min(1e-15)
 
-    def _pull(self, boxed: Tensor) -> Tensor:
-        # the box holds x, so pulling towards x stays in the box
+    def _shrink(self, boxed: Tensor) -> Tensor:
+        # the box contains x, so a convex combination with x stays in the box
         offset = boxed - self.x
-        share = self._share(offset)
+        share = self._shrinkage(offset)
         return torch.where(share < 1, self.x + offset * share, boxed)
 
-    def _share(self, offset: Tensor) -> Tensor:
-        reach = self._reach()
-        length = _norm(torch.where(reach > 0, offset / reach.clamp_min(1e-30), 0.0))
-        return _column(torch.where(length > 1, (1 - INSIDE) / length, 1.0))
+    def _shrinkage(self, offset: Tensor) -> Tensor:
+        radii = self._l2_radii()
+        length = _l2_norm(torch.where(radii > 0, offset / radii.clamp_min(1e-30), 0.0))
+        return per_image(torch.where(length > 1, (1 - ROUNDING_MARGIN) / length, 1.0))
 
     def _steepest(self, along: Tensor) -> Tensor:
-        reach = self._reach()
-        weighted = torch.where(self._free(), along, 0.0) * reach
+        radii = self._l2_radii()
+        weighted = torch.where(self._free(), along, 0.0) * radii
         largest = weighted.flatten(1).abs().amax(1).clamp_min(torch.finfo(weighted.dtype).tiny)
-        scaled = weighted / _column(largest)  # squares of tiny gradients would underflow
-        return scaled * reach / _column(_norm(scaled).clamp_min(1e-12))
+        scaled = weighted / per_image(largest)  # squares of tiny gradients would underflow
+        return scaled * radii / per_image(_l2_norm(scaled).clamp_min(1e-12))
 
 
-def _norm(offset: Tensor) -> Tensor:
+def _l2_norm(offset: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(offset.flatten(1), dim=1)
     return length
 
 
-def _column(values: Tensor) -> Tensor:
+def per_image(values: Tensor) -> Tensor:
+    """Return one value per image (B,) as (B, 1, 1, 1)."""
     return values[:, None, None, None]

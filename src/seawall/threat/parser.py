@@ -1,4 +1,4 @@
-"""Threats as people write them: "linf 1% reflectance", "l2 0.5 reflectance", "linf 2x noise bands=B03,B08"."""
+"""The text form of threats: "linf 1% reflectance", "l2 0.5 reflectance", "linf 2x noise bands=B03,B08"."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Mapping
 from typing import Literal, cast
 
 from seawall.errors import UsageError, did_you_mean
-from seawall.threat.model import CEILING, FLOOR, WORDS, PerBand, ThreatModel
+from seawall.threat.model import DEFAULT_HIGH, DEFAULT_LOW, UNIT_NAMES, PerBand, ThreatModel
 from seawall.threat.region import Region, parse_region
 from seawall.types import ModelSpec
 
-UNITS: dict[str, tuple[str, ...]] = {
+UNITS_BY_NAME: dict[str, tuple[str, ...]] = {
     "reflectance": ("reflectance",),
     "db": ("sigma0_db", "gamma0_db"),
     "stretched": ("stretched",),
 }
-OPTIONS = ("bands", "high", "low", "region", "sign", "spectrum")
-FORM = re.compile(
+THREAT_OPTIONS = ("bands", "high", "low", "region", "sign", "spectrum")
+THREAT_PATTERN = re.compile(
     r"(?P<norm>[a-z0-9]+)\s+(?P<eps>[-+0-9.,/%e\s]*[0-9.%])(?P<times>x)?\s*(?P<unit>[a-z]*)", re.IGNORECASE
 )
 
-WHOLE: Mapping[str, float] = {"reflectance": 1.0, "stretched": 1.0, "db": 60.0}
-"""The largest linf budget that text may name: more than any two pixels differ by, so more is a slip of the unit."""
+LARGEST_EPS: Mapping[str, float] = {"reflectance": 1.0, "stretched": 1.0, "db": 60.0}
+"""The largest linf budget that text may name: no two pixels differ by more, so a larger one has the wrong unit."""
 
 
 def parse_threat(
@@ -34,13 +34,13 @@ def parse_threat(
     ranges: Mapping[str, float] | None = None,
     haze: Mapping[str, float] | None = None,
 ) -> ThreatModel:
-    """Return the threat that a text says, checked against the model's unit and bands.
+    """Return the threat of a text, checked against the model's unit and bands.
 
     The form is `<linf|l2|haze|speckle> <eps> <unit> [option=value ...]`. Units: `reflectance`, `dB`, `stretched`,
     `% reflectance`, `x noise` (multiples of each band's sensor noise), `% range` (share of each band's range).
     One eps, or one per band with commas. Options: `bands=B03,B08`, `region=patch:row,col,height,width`,
     `region=clouds:0.3`, `sign=up`, `spectrum=1,0.8,...`, `low=0`, `high=none`. Reflectance has `low=0`, a stretched
-    picture also `high=1`, unless said.
+    picture also `high=1` by default.
 
     Args:
         text: The threat.
@@ -60,9 +60,9 @@ def parse_threat(
         (1.5, 2.0)
     """
     words = text.split()
-    options = _options([word for word in words if "=" in word], text)
+    options = _parse_options([word for word in words if "=" in word], text)
     plain = " ".join(word for word in words if "=" not in word)
-    form = FORM.fullmatch(plain)
+    form = THREAT_PATTERN.fullmatch(plain)
     if not form:
         raise UsageError(f"threat: expected '<norm> <eps> <unit>', got {text!r}; write it like 'linf 1% reflectance'")
     kind = form["norm"].lower()
@@ -70,26 +70,26 @@ def parse_threat(
         raise UsageError(
             f"threat: unknown norm {form['norm']!r} in {text!r}; {did_you_mean(kind, ('haze', 'l2', 'linf', 'speckle'))}"
         )
-    if kind == "speckle" and spec.unit not in UNITS["db"]:
+    if kind == "speckle" and spec.unit not in UNITS_BY_NAME["db"]:
         raise UsageError(f"threat: expected a model in dB for speckle, got {spec.unit}; use linf or l2")
-    eps = _eps(form, spec, text, noise, ranges)
-    spectrum = _spectrum(kind, options, spec, haze)
+    eps = _parse_eps(form, spec, text, noise, ranges)
+    spectrum = _parse_spectrum(kind, options, spec, haze)
     norm: Literal["linf", "l2"] = "l2" if kind == "l2" else "linf"
     return ThreatModel(
         norm,
         eps,
         spec.unit,
-        low=_bound(options.get("low"), FLOOR[spec.unit], spec),
-        high=_bound(options.get("high"), CEILING[spec.unit], spec),
-        bands=_bands(options.get("bands"), spec),
-        region=_region(options.get("region"), spec),
+        low=_parse_bound(options.get("low"), DEFAULT_LOW[spec.unit], spec),
+        high=_parse_bound(options.get("high"), DEFAULT_HIGH[spec.unit], spec),
+        bands=_parse_bands(options.get("bands"), spec),
+        region=_parse_region(options.get("region"), spec),
         sign=cast(Literal["both", "up", "down"], options.get("sign", "up" if kind == "haze" else "both")),
         spectrum=spectrum,
         names=spec.bands,
     )
 
 
-def _eps(
+def _parse_eps(
     form: re.Match[str],
     spec: ModelSpec,
     text: str,
@@ -100,29 +100,31 @@ def _eps(
     times = bool(form["times"])
     parts = [part.strip() for part in form["eps"].split(",")]
     percent = any(part.endswith("%") for part in parts)
-    amounts = tuple(_number(part.removesuffix("%"), text) / (100 if part.endswith("%") else 1) for part in parts)
+    amounts = tuple(_parse_number(part.removesuffix("%"), text) / (100 if part.endswith("%") else 1) for part in parts)
     if min(amounts) < 0:
         raise UsageError(f"threat: expected eps >= 0, got {text!r}; 0 means no attack at all")
     if unit in ("noise", "range"):
-        table, asked = (noise, "x") if unit == "noise" else (ranges, "%")
+        table, prefix = (noise, "x") if unit == "noise" else (ranges, "%")
         if times != (unit == "noise") or percent != (unit == "range") or len(amounts) != 1:
             raise UsageError(
-                f"threat: expected one amount in '{asked} {unit}', got {text!r}; write '2x noise' or '1% range'"
+                f"threat: expected one amount in '{prefix} {unit}', got {text!r}; write '2x noise' or '1% range'"
             )
-        return tuple(amounts[0] * strength for strength in _table(table, unit, spec))
-    if unit not in UNITS or times:
+        return tuple(amounts[0] * strength for strength in _table_per_band(table, unit, spec))
+    if unit not in UNITS_BY_NAME or times:
         raise UsageError(
             f"threat: expected eps with a unit, got {text!r}; add one, such as 'linf 1% reflectance' or 'linf 0.5 dB'"
         )
-    if spec.unit not in UNITS[unit]:
-        raise UsageError(f"threat: expected {WORDS[spec.unit]}, the model's unit, got {text!r}; convert the budget")
+    if spec.unit not in UNITS_BY_NAME[unit]:
+        raise UsageError(
+            f"threat: expected {UNIT_NAMES[spec.unit]}, the model's unit, got {text!r}; convert the budget"
+        )
     if percent and unit == "db":
         raise UsageError(
             f"threat: expected data units, got a percentage of {unit} in {text!r}; write '% range' or a number"
         )
-    if form["norm"].lower() == "linf" and WHOLE[unit] < max(amounts) < math.inf:
+    if form["norm"].lower() == "linf" and LARGEST_EPS[unit] < max(amounts) < math.inf:
         raise UsageError(
-            f"threat: expected at most {WHOLE[unit]:g} {form['unit']}, which is the whole range, got {text!r}; grey levels and percentages need their unit"
+            f"threat: expected at most {LARGEST_EPS[unit]:g} {form['unit']}, which is the whole range, got {text!r}; grey levels and percentages need their unit"
         )
     if len(amounts) not in (1, len(spec.bands)):
         raise UsageError(
@@ -131,7 +133,7 @@ def _eps(
     return amounts[0] if len(amounts) == 1 else amounts
 
 
-def _number(text: str, where: str) -> float:
+def _parse_number(text: str, where: str) -> float:
     top, _, bottom = text.strip().partition("/")
     try:
         return float(top) / float(bottom or 1)
@@ -139,8 +141,8 @@ def _number(text: str, where: str) -> float:
         raise UsageError(f"threat: expected a number, got {text!r} in {where!r}; write it like 0.01 or 1%") from bad
 
 
-def _numbers(text: str, what: str, spec: ModelSpec) -> tuple[float, ...]:
-    values = tuple(_number(part, f"{what}={text}") for part in text.split(","))
+def _parse_per_band(text: str, what: str, spec: ModelSpec) -> tuple[float, ...]:
+    values = tuple(_parse_number(part, f"{what}={text}") for part in text.split(","))
     if len(values) not in (1, len(spec.bands)):
         raise UsageError(
             f"threat: expected 1 or {len(spec.bands)} values of {what}, got {len(values)}; give one per band"
@@ -148,7 +150,7 @@ def _numbers(text: str, what: str, spec: ModelSpec) -> tuple[float, ...]:
     return values
 
 
-def _table(table: Mapping[str, float] | None, what: str, spec: ModelSpec) -> tuple[float, ...]:
+def _table_per_band(table: Mapping[str, float] | None, what: str, spec: ModelSpec) -> tuple[float, ...]:
     lacking = [band for band in spec.bands if band not in (table or {})]
     if table is None or lacking:
         raise UsageError(
@@ -157,19 +159,19 @@ def _table(table: Mapping[str, float] | None, what: str, spec: ModelSpec) -> tup
     return tuple(float(table[band]) for band in spec.bands)
 
 
-def _options(words: list[str], text: str) -> dict[str, str]:
+def _parse_options(words: list[str], text: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for word in words:
         name, _, value = word.partition("=")
-        if name not in OPTIONS:
-            raise UsageError(f"threat: unknown option {name!r} in {text!r}; {did_you_mean(name, OPTIONS)}")
+        if name not in THREAT_OPTIONS:
+            raise UsageError(f"threat: unknown option {name!r} in {text!r}; {did_you_mean(name, THREAT_OPTIONS)}")
         if not value or name in options:
             raise UsageError(f"threat: expected {name}=value once, got {text!r}; say it once, without spaces")
         options[name] = value
     return options
 
 
-def _bands(text: str | None, spec: ModelSpec) -> tuple[int, ...] | None:
+def _parse_bands(text: str | None, spec: ModelSpec) -> tuple[int, ...] | None:
     if text is None:
         return None
     chosen = []
@@ -183,23 +185,23 @@ def _bands(text: str | None, spec: ModelSpec) -> tuple[int, ...] | None:
     return tuple(sorted(set(chosen)))
 
 
-def _region(text: str | None, spec: ModelSpec) -> Region | None:
+def _parse_region(text: str | None, spec: ModelSpec) -> Region | None:
     return None if text is None or text == "everywhere" else parse_region(text, spec)
 
 
-def _bound(text: str | None, usual: float | None, spec: ModelSpec) -> PerBand | None:
+def _parse_bound(text: str | None, usual: float | None, spec: ModelSpec) -> PerBand | None:
     if text is None:
         return usual
     if text == "none":
         return None
-    values = _numbers(text, "a bound", spec)
+    values = _parse_per_band(text, "a bound", spec)
     return values[0] if len(values) == 1 else values
 
 
-def _spectrum(
+def _parse_spectrum(
     kind: str, options: Mapping[str, str], spec: ModelSpec, haze: Mapping[str, float] | None
 ) -> tuple[float, ...] | None:
     if "spectrum" in options:
-        values = _numbers(options["spectrum"], "spectrum", spec)
+        values = _parse_per_band(options["spectrum"], "spectrum", spec)
         return values if len(values) == len(spec.bands) else values * len(spec.bands)
-    return _table(haze, "haze spectrum", spec) if kind == "haze" else None
+    return _table_per_band(haze, "haze spectrum", spec) if kind == "haze" else None

@@ -1,4 +1,4 @@
-"""Where the adversary may touch a chip; a region reads the clean image, so it cannot move during an attack."""
+"""Regions that an adversary may change; they depend on the clean image alone, so they stay fixed during an attack."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from seawall.errors import UsageError, did_you_mean
 from seawall.types import ModelSpec
 
-VISIBLE = ("B02", "B03", "B04")
+VISIBLE_BANDS = ("B02", "B03", "B04")
 
 
 class Region(Protocol):
     """Pixels that may be touched: image (B, C, H, W) and seen (B, H, W) to bool (B, H, W).
 
-    A region must look at each image alone. Its `str` is its text form in a threat.
+    Each image of a batch is treated alone. Its `str` is its text form in a threat.
     """
 
     def __call__(self, image: Tensor, seen: Tensor) -> Tensor: ...
@@ -72,7 +72,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Clouds:
-    """Pixels brighter than a threshold: what hides under a cloud's name.
+    """Pixels brighter than a threshold, as clouds are.
 
     Args:
         above: Mean of the bands from which a pixel counts as cloud, in data units.
@@ -105,19 +105,19 @@ def parse_region(text: str, spec: ModelSpec) -> Region:
             row, col, height, width = map(int, parts)
             return Patch(row, col, height, width)
         if name == "clouds":
-            return _clouds(parts, spec)
+            return _parse_clouds(parts, spec)
     except ValueError as bad:
         raise UsageError(f"region {name}: expected numbers, got {rest!r}; write patch:row,col,height,width") from bad
     known = ("clouds", "everywhere", "patch")
     raise UsageError(f"region: expected a known region, got {text!r}; {did_you_mean(name, known)}")
 
 
-def _clouds(parts: list[str], spec: ModelSpec) -> Clouds:
+def _parse_clouds(parts: list[str], spec: ModelSpec) -> Clouds:
     if spec.unit != "reflectance":
         raise UsageError(
             f"region clouds: expected reflectance, got a model in {spec.unit}; clouds are not bright in this unit"
         )
     named = tuple(int(part[1:]) for part in parts if part.startswith("#"))
     bare = [float(part) for part in parts if not part.startswith("#")]
-    visible = tuple(i for i, band in enumerate(spec.bands) if band in VISIBLE)
+    visible = tuple(i for i, band in enumerate(spec.bands) if band in VISIBLE_BANDS)
     return Clouds(bare[0] if bare else Clouds.above, named or visible)

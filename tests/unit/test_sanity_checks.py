@@ -11,9 +11,10 @@ from torch.nn import functional
 import seawall
 from seawall.attacks.cost import count_passes
 from seawall.attacks.gradient import PGD
-from seawall.evaluation.case import CLEAN, Case
-from seawall.evaluation.sanity_checks import QUICK, Interrogation, interrogate, interrogated
-from seawall.metrics.robustness_card import doubts, with_doubts
+from seawall.evaluation.case import CLEAN_CASE, Case
+from seawall.evaluation.sanity_checks import QUICK_CHECKS, SanityChecks, check_sanity
+from seawall.evaluation.sanity_flags import with_sanity_flags
+from seawall.metrics.consistency import consistency_flags, with_consistency_flags
 from seawall.models.water_index import ThresholdNet, WaterIndexThreshold, extreme_images
 from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.report.flags import explain
@@ -44,7 +45,7 @@ class Altered(nn.Module):
 
 def flags(model: nn.Module, threat: ThreatModel = EPS, batch: Batch | None = None) -> tuple[str, ...]:
     batch = ground_batch(size=16) if batch is None else batch
-    return interrogate(model, batch, threat, Keys(0, batch.chips))  # type: ignore[arg-type]
+    return check_sanity(model, batch, threat, Keys(0, batch.chips))  # type: ignore[arg-type]
 
 
 class Conv(nn.Module):
@@ -115,14 +116,14 @@ def test_gradients_that_point_the_wrong_way_are_weaker_than_noise() -> None:
 
 def test_an_attack_that_has_not_settled_says_so() -> None:
     batch = ground_batch(size=16)
-    short = Interrogation(steps=1)(linear_model(), batch, EPS, Keys(0, batch.chips))
+    short = SanityChecks(steps=1)(linear_model(), batch, EPS, Keys(0, batch.chips))
     assert "more-steps-gain" in short.flags and "more-steps-gain" not in flags(linear_model())
 
 
 def test_a_model_that_undoes_large_noise_is_not_monotone() -> None:
     batch = ground_batch(size=16)
     model = Altered(before=lambda x: torch.where((x - batch.image).abs() > 0.05, batch.image, x) if len(x) == 3 else x)
-    found = Interrogation(chips=3)(model, batch, ThreatModel("linf", 0.04), Keys(0, batch.chips))  # type: ignore[arg-type]
+    found = SanityChecks(chips=3)(model, batch, ThreatModel("linf", 0.04), Keys(0, batch.chips))  # type: ignore[arg-type]
     assert "not-monotone" in found.flags, found
 
 
@@ -133,11 +134,13 @@ def test_zero_budget_and_nothing_valid_are_defined() -> None:
     assert flags(linear_model(), batch=empty) == ()
 
 
-def of_cases(model: nn.Module, *texts: str, ask: Interrogation = QUICK, **more: object) -> dict[str, tuple[str, ...]]:
+def of_cases(
+    model: nn.Module, *texts: str, ask: SanityChecks = QUICK_CHECKS, **more: object
+) -> dict[str, tuple[str, ...]]:
     batch = ground_batch(size=16)
-    cases = [CLEAN, *(Case("pgd", PGD(), parse_threat(text, model.spec)) for text in texts)]
-    made = interrogated(model, [batch], cases, 0, ask, **more)  # type: ignore[arg-type]
-    assert made[0] == CLEAN
+    cases = [CLEAN_CASE, *(Case("pgd", PGD(), parse_threat(text, model.spec)) for text in texts)]
+    made = with_sanity_flags(model, [batch], cases, 0, ask, **more)  # type: ignore[arg-type]
+    assert made[0] == CLEAN_CASE
     return {text: case.flags for text, case in zip(texts, made[1:], strict=True)}
 
 
@@ -152,7 +155,7 @@ def test_a_small_budget_at_the_front_silences_nothing(first: str) -> None:
 
 
 def test_a_flag_stays_at_the_budget_where_it_was_found() -> None:
-    clean = ground_batch(size=16).image[: QUICK.chips]
+    clean = ground_batch(size=16).image[: QUICK_CHECKS.chips]
     # beyond 2 % the model falls back to the clean image, so only the attack at 4 % is lost
     undone = Altered(before=lambda x: torch.where((x - clean).abs() > 0.02, clean, x) if len(x) == len(clean) else x)
     found = of_cases(undone, "linf 1% reflectance", "linf 4% reflectance")
@@ -166,7 +169,7 @@ def test_what_does_not_depend_on_the_budget_is_asked_once_and_stands_at_every_at
     with count_passes(model) as two:
         found = of_cases(model, "linf 1% reflectance", "linf 2% reflectance")
     assert all("probabilities" in flags for flags in found.values())
-    once = 3 * QUICK.unbounded * QUICK.chips
+    once = 3 * QUICK_CHECKS.unbounded * QUICK_CHECKS.chips
     assert two.forward < 2 * one.forward - once
 
 
@@ -226,7 +229,7 @@ def test_a_threshold_that_is_attacked_to_its_exact_optimum_carries_no_flag(
 ) -> None:
     model = threshold(index, bands, at)
     batch = of_threshold(model)
-    found = Interrogation()(model, batch, ThreatModel("linf", 0.02, low=0.0), Keys(0, batch.chips))
+    found = SanityChecks()(model, batch, ThreatModel("linf", 0.02, low=0.0), Keys(0, batch.chips))
     assert found.flags == ()
     assert (
         found.accuracy["attack"] == pytest.approx(found.accuracy["exact"], abs=1e-3) and found.accuracy["exact"] < 0.9
@@ -236,7 +239,7 @@ def test_a_threshold_that_is_attacked_to_its_exact_optimum_carries_no_flag(
 def test_an_attack_that_stops_short_of_the_exact_optimum_is_flagged() -> None:
     model = threshold("ndwi", ("B03", "B08"))
     batch = of_threshold(model, 32)
-    found = Interrogation(steps=1)(model, batch, ThreatModel("linf", 0.02, low=0.0), Keys(0, batch.chips))
+    found = SanityChecks(steps=1)(model, batch, ThreatModel("linf", 0.02, low=0.0), Keys(0, batch.chips))
     assert found.flags == ("weaker-than-exact",)
 
 
@@ -245,7 +248,7 @@ def test_an_index_behind_a_wrapper_is_broken_without_a_budget() -> None:
     batch = of_threshold(index, 32)
     wrapped = Altered(before=None)
     wrapped.linear, wrapped.spec = index, index.spec  # type: ignore[assignment]
-    found = Interrogation()(wrapped, batch, ThreatModel("linf", 0.02, low=0.0), Keys(0, batch.chips))
+    found = SanityChecks()(wrapped, batch, ThreatModel("linf", 0.02, low=0.0), Keys(0, batch.chips))
     assert found.accuracy["unbounded"] < 0.05 and "unbounded-survives" not in found.flags
 
 
@@ -265,10 +268,10 @@ class Probable(nn.Module):
 def questions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was asked of a model, in order."""
     put: list[str] = []
-    for name in ("about_model", "about_threat"):
-        real = getattr(Interrogation, name)
+    for name in ("check_model", "check_threat"):
+        real = getattr(SanityChecks, name)
         monkeypatch.setattr(
-            Interrogation, name, lambda *a, real=real, name=name, **k: (put.append(name), real(*a, **k))[1]
+            SanityChecks, name, lambda *a, real=real, name=name, **k: (put.append(name), real(*a, **k))[1]
         )
     return put
 
@@ -278,7 +281,7 @@ def test_answers_are_kept_and_asked_again_when_anything_changes(
 ) -> None:
     model = Probable()
 
-    def asked(*texts: str, ask: Interrogation = QUICK) -> int:
+    def asked(*texts: str, ask: SanityChecks = QUICK_CHECKS) -> int:
         questions.clear()
         found = of_cases(model, *texts, ask=ask, home=tmp_path)
         assert all("probabilities" in flags for flags in found.values())
@@ -286,11 +289,11 @@ def test_answers_are_kept_and_asked_again_when_anything_changes(
 
     assert asked("linf 1% reflectance") == 2 and asked("linf 1% reflectance") == 0
     assert asked("linf 2% reflectance") == 2, "another threat"
-    assert asked("linf 1% reflectance", ask=Interrogation(chips=2, queries=26, unbounded=25)) == 2, "other settings"
+    assert asked("linf 1% reflectance", ask=SanityChecks(chips=2, queries=26, unbounded=25)) == 2, "other settings"
     with torch.no_grad():
         next(model.parameters()).add_(0.01)
     assert asked("linf 1% reflectance") == 2, "another model"
-    monkeypatch.setattr("seawall.evaluation.sanity_checks.code_version", lambda: "of another checkout")
+    monkeypatch.setattr("seawall.evaluation.sanity_flags.code_version", lambda: "of another checkout")
     assert asked("linf 1% reflectance") == 2, "other code"
     (tmp_path / "interrogation.json").write_text("torn")
     assert asked("linf 1% reflectance") == 2
@@ -323,7 +326,7 @@ def test_the_cost_of_the_interrogation_is_a_row_and_survives_a_resume(tmp_path: 
     first = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], out=tmp_path)
     line = first.table[-1]
     assert line["method"] == "interrogation" and float(line["passes"] or 0) > 200 and float(line["seconds"] or 0) > 0
-    assert questions == ["about_model", "about_threat"]
+    assert questions == ["check_model", "check_threat"]
     again = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], out=tmp_path)
     assert again.table[-1] == line and len(questions) == 2
     rows = [r for r in RecordLog(tmp_path / "records.jsonl") if r.metric == "interrogation.passes"]
@@ -346,12 +349,12 @@ def test_rows_speak_against_each_other() -> None:
         *rows("clean", "", 98), *rows("pgd", one, 60), *rows("fgsm", one, 90), *rows("random", one, 80),
         *rows("square", one, 50), *rows("transfer", one, 55), *rows("pgd", two, 70),
     ]  # fmt: skip
-    found = doubts(held)
+    found = consistency_flags(held)
     assert found["r", "m", "fgsm", one] == ("weaker-than-noise", "black-box-wins", "transfer-wins")
     assert found["r", "m", "pgd", one] == ("black-box-wins", "transfer-wins")
     assert found["r", "m", "pgd", two] == ("not-monotone",)
     assert ("r", "m", "square", one) not in found and ("r", "m", "random", one) not in found
-    flagged = {(r.method, r.threat): r.flags for r in with_doubts(held)}
+    flagged = {(r.method, r.threat): r.flags for r in with_consistency_flags(held)}
     assert flagged["pgd", two] == ("not-monotone",) and flagged["clean", ""] == ()
 
 
@@ -371,9 +374,9 @@ def test_rows_speak_against_each_other() -> None:
     ],
 )
 def test_an_attack_that_does_less_with_more_is_found_by_values(small: str, large: str, comparable: bool) -> None:
-    found = doubts([*rows("pgd", small, 60), *rows("pgd", large, 70)])
+    found = consistency_flags([*rows("pgd", small, 60), *rows("pgd", large, 70)])
     assert found == ({("r", "m", "pgd", large): ("not-monotone",)} if comparable else {})
-    assert doubts([*rows("pgd", small, 70), *rows("pgd", large, 60)]) == {}
+    assert consistency_flags([*rows("pgd", small, 70), *rows("pgd", large, 60)]) == {}
 
 
 def test_one_good_attack_with_gradients_clears_the_others_of_hiding_them() -> None:
@@ -382,7 +385,7 @@ def test_one_good_attack_with_gradients_clears_the_others_of_hiding_them() -> No
         *rows("pgd", "linf 1% reflectance", 40),
         *rows("square", "linf 1% reflectance", 50),
     ]
-    assert doubts(held) == {}
+    assert consistency_flags(held) == {}
 
 
 @pytest.mark.parametrize(

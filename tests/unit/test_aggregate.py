@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from seawall.metrics.aggregate import figures
+from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.calibration import calibration_counts, expected_calibration_error
 from seawall.records import Record
 
@@ -19,17 +19,17 @@ def row(
 
 
 def found(rows: list[Record], group: str = "") -> dict[tuple[str, str], float | None]:
-    return {(r.metric, r.klass): r.value for r in figures(rows) if r.group == group}
+    return {(r.metric, r.klass): r.value for r in aggregate_records(rows) if r.group == group}
 
 
 def test_importing_figures_loads_no_torch() -> None:
-    code = "import sys, seawall.metrics.aggregate, seawall.metrics.robustness_card; sys.exit('torch' in sys.modules or 'rasterio' in sys.modules)"
+    code = "import sys, seawall.metrics.aggregate, seawall.metrics.consistency; sys.exit('torch' in sys.modules or 'rasterio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_srip_is_the_mean_over_chips_where_it_is_defined() -> None:
     rows = [row("a", "x", "srip.dice", 0.5), row("b", "y", "srip.dice", None), row("c", "y", "srip.dice", 0.9)]
-    got = {r.metric: r for r in figures(rows)}
+    got = {r.metric: r for r in aggregate_records(rows)}
     assert got["srip.dice"].value == pytest.approx(0.7) and got["srip.dice"].n == 2
     low, high = got["srip.dice.low"].value, got["srip.dice.high"].value
     assert low == pytest.approx(0.5) and high == pytest.approx(0.9)
@@ -98,7 +98,7 @@ def test_rows_of_one_class_without_pixels_give_what_they_can() -> None:
 def test_flags_and_time_travel_to_the_aggregates() -> None:
     rows = [row("a", "x", m, 1.0, "water", flags=("gradients vanish",)) for m in ("tp", "fp", "fn")]
     rows += [row("a", "x", "pixels", 9.0, seconds=2.0), row("b", "x", "pixels", 9.0, seconds=1.0)]
-    got = figures(rows)
+    got = aggregate_records(rows)
     assert all(r.flags == ("gradients vanish",) for r in got)
     assert [r.seconds for r in got if r.metric == "pixels"] == [3.0] and sum(r.seconds for r in got) == 3.0
 
@@ -107,6 +107,6 @@ def test_models_and_threats_stay_apart() -> None:
     rows = [row("a", "x", m, 1.0, "water") for m in ("tp", "fp", "fn")]
     rows += [Record("r", "other", "pgd", "linf 1% reflectance", "a", "x", m, "water", 0.0, 9) for m in ("tp", "fp")]
     rows.append(Record("r", "other", "pgd", "linf 1% reflectance", "a", "x", "fn", "water", 5.0, 9))
-    iou = {(r.model, r.method): r.value for r in figures(rows) if r.metric == "iou.pooled" and not r.group}
+    iou = {(r.model, r.method): r.value for r in aggregate_records(rows) if r.metric == "iou.pooled" and not r.group}
     assert iou == {("unet", "clean"): 1 / 3, ("other", "pgd"): 0.0}
-    assert figures([]) == []
+    assert aggregate_records([]) == []

@@ -32,8 +32,8 @@ def test_hide_leaves_other_pixels_and_falls_back_to_the_runner_up() -> None:
     logits[1, 0, 0, 2] = 9.0  # but the second image has land at the right
     label = torch.zeros(2, 1, 3, dtype=torch.long)
     batch = Batch.of(torch.zeros(2, 2, 1, 3), label)
-    assert Hide("water").pixels(spec, batch, logits).tolist() == [[[2, 0, 0]], [[0, 0, 0]]]
-    two = Hide("water").pixels(linear_model().spec, batch, logits[:, :2])
+    assert Hide("water").class_map(spec, batch, logits).tolist() == [[[2, 0, 0]], [[0, 0, 0]]]
+    two = Hide("water").class_map(linear_model().spec, batch, logits[:, :2])
     assert not two.any()  # with two classes the target is all land
     dark = Batch.of(batch.image, label, seen=torch.tensor([[[True, True, False]]] * 2))
-    assert Hide("water").pixels(spec, dark, logits)[1].tolist() == [[2, 0, 0]]  # an unseen pixel lends no class
+    assert Hide("water").class_map(spec, dark, logits)[1].tolist() == [[2, 0, 0]]  # an unseen pixel lends no class
