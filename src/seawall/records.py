@@ -65,8 +65,8 @@ class Record:
     Args:
         recipe: Id of the recipe that made it.
         model: Model name in the run.
-        method: Attack, corruption, noise or "clean".
-        threat: Threat or severity as text with its unit; "" where there is none.
+        method: The attack, or "clean".
+        threat: Threat as text with its unit; "" where there is none.
         chip: Chip id, or "" for a figure over a whole set.
         group: Event or location of the chip; splits and intervals go by it.
         metric: What was measured, such as "tp", "fp", "fn", "pixels" or "iou.pooled".
@@ -206,7 +206,7 @@ def read_records(path: Path) -> Iterator[Record]:
                 raise RunError(
                     f"{path}:{number}: expected a record, got {line[:60]!r}; remove the line or start a new run"
                 ) from bad
-            if "norm" not in row and record.threat and not record.threat.startswith("severity "):
+            if "norm" not in row and record.threat:
                 raise RunError(
                     f"{path}:{number}: expected an attack's row with norm, eps and unit, got one of an older version; "
                     "measure again into a new folder"

@@ -23,10 +23,9 @@ from seawall.attacks.losses import (
 )
 from seawall.attacks.minimum_norm import DAG
 from seawall.attacks.pdpgd import PDPGD
-from seawall.attacks.target import Attack
 from seawall.errors import UsageError
 from seawall.registry import register
-from seawall.types import Setting
+from seawall.types import Attack, Setting
 
 
 class Member(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,15 +15,8 @@ from torch import Tensor, nn
 
 from seawall.errors import DataError, ModelError, UsageError, did_you_mean
 from seawall.modules import eval_mode
-from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel
-
-
-class Attack(Protocol):
-    """Adversarial images of a batch, inside the threat."""
-
-    def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor: ...
 
 
 @dataclass(frozen=True)

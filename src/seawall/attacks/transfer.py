@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from seawall import registry
-from seawall.attacks.target import Attack, autograd_ready, check_attack_inputs
+from seawall.attacks.target import autograd_ready, check_attack_inputs
 from seawall.errors import ModelError, UsageError
 from seawall.models.weights import load_model
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
-from seawall.types import Batch, ModelSpec, SegmentationModel
+from seawall.types import Attack, Batch, ModelSpec, SegmentationModel
 
 AttackSetting = bool | int | float | str | tuple[float, ...]
 RIDGE = 1e-6

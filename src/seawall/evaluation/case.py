@@ -1,21 +1,21 @@
-"""A case of an evaluation: the attack or corruption of the images, its threat, and what is measured."""
+"""A case of an evaluation: the attack on the images, its threat, and what is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from seawall.attacks.minimum_norm import MinimumNorm, MinimumNormResult
-from seawall.attacks.target import Attack, Hide, Towards
+from seawall.attacks.target import Hide, Towards
 from seawall.attacks.universal import SetAttack
 from seawall.errors import ModelError, UsageError, did_you_mean
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
-from seawall.types import Batch, Corruption, ModelSpec, SegmentationModel, Threat
+from seawall.types import Attack, Batch, ModelSpec, SegmentationModel
 
 MEASURES: Mapping[str, str] = {
     "counts": "pixels",
@@ -41,8 +41,8 @@ class Case:
 
     Args:
         method: Name in the rows; "clean" where nothing is done.
-        attack: An attack if `threat` is a threat, a corruption if it is a number, None for clean images.
-        threat: What the adversary may do, or the severity of the corruption in [0, 1].
+        attack: What changes the images; None for clean ones.
+        threat: What the adversary may do.
         text: The threat as text with its unit; written from `threat` where it is "".
         measures: Which of `MEASURES` to take.
         label_free: The attack sees the model's own clean prediction on all seen pixels instead of the label.
@@ -54,8 +54,8 @@ class Case:
     """
 
     method: str = "clean"
-    attack: object | None = None
-    threat: Threat | float | None = None
+    attack: Attack | None = None
+    threat: ThreatModel | None = None
     text: str = ""
     measures: tuple[str, ...] = tuple(MEASURES)
     label_free: bool = False
@@ -68,18 +68,16 @@ class Case:
                 raise UsageError(f"case {self.method}: unknown measure {name!r}; {did_you_mean(name, MEASURES)}")
         if (self.attack is None) != (self.threat is None) or (self.attack is not None and not callable(self.attack)):
             raise UsageError(
-                f"case {self.method}: expected an attack with its threat, a corruption with its severity, or neither, "
+                f"case {self.method}: expected an attack with its threat, or neither, "
                 f"got {self.attack!r} with {self.threat!r}; give both or none"
             )
-        if self.label_free and (self.attack is None or isinstance(self.threat, int | float)):
+        if self.label_free and self.attack is None:
             raise UsageError(f"case {self.method}: expected an attack where label_free is set, got none; leave it out")
 
     @property
     def threat_text(self) -> str:
-        """The threat or severity as text, as in the rows."""
-        if self.text or self.threat is None:
-            return self.text
-        return f"severity {self.threat:g}" if isinstance(self.threat, int | float) else str(self.threat)
+        """The threat as text, as in the rows."""
+        return self.text if self.text or self.threat is None else str(self.threat)
 
     def applicable(self, classes: int) -> tuple[str, ...]:
         """The measures that apply with so many classes: SRIP scores need two, hiding an attack that hides a class."""
@@ -99,14 +97,10 @@ class Case:
         """
         if self.attack is None or self.threat is None:
             return CaseImages(batch.image)
-        # The threat is no part of the stream: budgets and severities share their draws, so curves are not jagged.
+        # The threat is no part of the stream: budgets share their draws, so curves are not jagged.
         keys = Keys(seed, batch.chips, ("evaluate", self.method))
-        if isinstance(self.threat, int | float):
-            made = CaseImages(cast(Corruption, self.attack)(batch.image, batch.seen, float(self.threat), keys))
-        else:
-            made = self._attacked(
-                model, _with_predicted_labels(model, batch) if self.label_free else batch, self.threat, keys
-            )
+        known = _with_predicted_labels(model, batch) if self.label_free else batch
+        made = self._attacked(model, known, self.threat, keys)
         image = made.image.detach()
         if image.shape != batch.image.shape or not bool(torch.isfinite(image).all()):
             raise ModelError(
@@ -126,15 +120,16 @@ class Case:
         goal = getattr(self.attack, "goal", None)
         return goal.class_map(spec, batch, logits) if isinstance(goal, Hide | Towards) else None
 
-    def _attacked(self, model: SegmentationModel, batch: Batch, threat: Threat, keys: Keys) -> CaseImages:
+    def _attacked(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> CaseImages:
         if isinstance(self.attack, SetAttack):
             raise UsageError(
                 f"{self.method}: expected a noise that was fitted to a set, got none; call seawall.evaluation.fit_set_attacks first"
             )
         if isinstance(self.attack, MinimumNorm):
-            solved = self.attack.solve(model, batch, cast(ThreatModel, threat), keys)
+            solved = self.attack.solve(model, batch, threat, keys)
             return CaseImages(solved.inside, solved)
-        return CaseImages(cast(Attack, self.attack)(model, batch, cast(ThreatModel, threat), keys))
+        assert self.attack is not None  # `images` returns before where there is none
+        return CaseImages(self.attack(model, batch, threat, keys))
 
 
 class CaseImages(NamedTuple):

@@ -58,7 +58,7 @@ def evaluate_model(
         name: Model name in the rows.
         groups: Group (event or location) of each chip; a chip without one is its own.
         attacks: The cases, clean included where it is wanted.
-        seed: Seed of attacks and corruptions.
+        seed: Seed of the attacks.
         device: Where to compute; the model's own where None.
         bins: Confidence bins of the calibration.
         bodies: Classes whose connected bodies are sorted by size; water, or all classes but the first.
@@ -136,7 +136,7 @@ def write_examples(
     Args:
         model: Data units in, logits (B, K, H, W) out.
         batches: Chips.
-        case: An attack or a corruption; the same seed gives the images that `evaluate` measured.
+        case: The attack; the same seed gives the images that `evaluate` measured.
         folder: Where the files go.
         name: Model name in the run.
         chips: Which chips; all where None.

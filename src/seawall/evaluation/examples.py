@@ -45,7 +45,7 @@ def write_example(
     Args:
         folder: Where the two files go.
         chip: Chip id.
-        method: Attack or corruption.
+        method: The attack.
         threat: Threat as text.
         model: Model name in the run.
         clean: (C, H, W) in data units.

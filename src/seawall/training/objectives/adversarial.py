@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,14 +15,11 @@ from seawall.geo.sensors import band_noise
 from seawall.losses.segmentation import CrossEntropyLoss, LossField
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
-from seawall.types import Batch, SegmentationModel
+from seawall.types import Attack, Batch, SegmentationModel
 
 Plain = bool | int | float | str | tuple[float, ...]
 """What a setting of an attack can be; pydantic cannot follow the recursive `Setting`."""
-
-Attack = Callable[[SegmentationModel, Batch, ThreatModel, Keys], Tensor]
 
 
 @register("objective", "adversarial", paper="arXiv:1706.06083")
@@ -65,7 +61,7 @@ class Adversarial:
 
     @cached_property
     def _act(self) -> Attack:
-        return cast(Attack, registry.build("attack", self.attack, self.attack_settings))
+        return registry.build("attack", self.attack, self.attack_settings)
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
         threat = parse_threat(self.threat, model.spec, noise=band_noise(model.spec.bands))
