@@ -29,9 +29,9 @@ from seawall.attacks.losses import CosPGDLoss, JensenShannon, TsallisCrossEntrop
 from seawall.attacks.suites import SEA, Seawall, Suite
 from seawall.attacks.target import Attack
 from seawall.data.loader import whole_chips
-from seawall.pipeline.context import Run
-from seawall.pipeline.data import divide, gather
-from seawall.pipeline.training import train_one
+from seawall.pipeline.context import RunContext
+from seawall.pipeline.data import load_chips, make_split
+from seawall.pipeline.training import train_network
 from seawall.pipeline.validate import threat_for
 from seawall.recipe import Recipe, make_recipe
 from seawall.rng import Keys
@@ -76,9 +76,9 @@ def recipe(architecture: str, taught: str, seed: int) -> Recipe:
 
 def networks(given: argparse.Namespace) -> Iterator[tuple[str, SegmentationModel, Batch]]:
     """Yield each network with the chips that it is attacked on; all share the chips and the split of seed 0."""
-    base = Run(recipe("unet", "plain", 0), given.home, "cpu", True, lambda *_: None)
-    chips, _ = gather(base, given.home / "chips")
-    split = divide(base, chips)
+    base = RunContext(recipe("unet", "plain", 0), given.home, "cpu", True, lambda *_: None)
+    chips, _ = load_chips(base, given.home / "chips")
+    split = make_split(base, chips)
     batch = some(whole_chips(chips, split.test), given)
     for seed in (0, 1):
         for taught in TAUGHT:
@@ -87,9 +87,9 @@ def networks(given: argparse.Namespace) -> Iterator[tuple[str, SegmentationModel
                 if not name.startswith(given.cells):
                     continue
                 order = recipe(architecture, taught, seed)
-                run = Run(order, given.home / name, "cpu", True, lambda *_: None)
+                run = RunContext(order, given.home / name, "cpu", True, lambda *_: None)
                 start = time.process_time()
-                model = train_one(run, chips, split, order.networks[0])
+                model = train_network(run, chips, split, order.networks[0])
                 spent = time.process_time() - start
                 if spent > 5:
                     print(f"{name}: trained in {spent:.0f} CPU s", flush=True)

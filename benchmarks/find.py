@@ -41,7 +41,7 @@ from seawall.data.writer import ChipWriter
 from seawall.geo.raster import read_raster
 from seawall.label_audit.confident_learning import precision_recall
 from seawall.labels.indices import parse_rule
-from seawall.pipeline.corrupt_labels import batch_of, marks_of, noise_for
+from seawall.pipeline.corrupt_labels import chip_batch, noise_for, stored_label
 from seawall.rng import Keys
 
 NOISES = (
@@ -144,7 +144,7 @@ def inject(clean: ChipFolder, out: Path, faults: Sequence[str], seed: int) -> No
         label = spoiled(chip, fault[id_], clean, seed) if id_ in fault else chip.label
         source = f"{fault.get(id_, 'as it is')} {seed} {clean.row(id_).label_sha256}"
         if not writer.is_complete(id_, source):
-            writer.relabel(clean, id_, marks_of(replace(chip, label=label)), source_sha256=source)
+            writer.relabel(clean, id_, stored_label(replace(chip, label=label)), source_sha256=source)
     writer.finish(clean.ids)
 
 
@@ -157,7 +157,7 @@ def spoiled(chip: Chip, fault: str, clean: ChipFolder, seed: int) -> np.ndarray:
     name, pixels, _ = fault.split()
     text = f"{name} {float(pixels) * clean.gsd_m:g} m" + ("" if name == "shift" else " exact=true kernel=3")
     noise = noise_for(text, clean, (chip.id,))
-    return noise(batch_of(chip), Keys(seed, (chip.id,), ("noise",))).label[0].numpy()
+    return noise(chip_batch(chip), Keys(seed, (chip.id,), ("noise",))).label[0].numpy()
 
 
 def auc(value: np.ndarray, bad: np.ndarray) -> float:

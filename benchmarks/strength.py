@@ -43,9 +43,9 @@ from seawall.data.loader import whole_chips
 from seawall.evaluation.sanity_checks import SanityChecks
 from seawall.metrics.worst_case import worst_each, worst_ratio
 from seawall.models.weights import load_model
-from seawall.pipeline.context import Run
-from seawall.pipeline.data import divide, gather
-from seawall.pipeline.training import train_one
+from seawall.pipeline.context import RunContext
+from seawall.pipeline.data import load_chips, make_split
+from seawall.pipeline.training import train_network
 from seawall.pipeline.validate import threat_for
 from seawall.recipe import Recipe, make_recipe
 from seawall.rng import Keys
@@ -81,10 +81,10 @@ def networks(given: argparse.Namespace, home: Path) -> Iterator[tuple[str, Segme
     """Yield each network with the chips that it is attacked on."""
     both = (("clean", given.clean), ("adversarial", given.adversarial))
     for name, weights in both[:1] if given.halmosi_only else both:
-        run = Run(recipe(given, name == "adversarial"), home / name, given.device, True, lambda *_: None)
-        chips, _ = gather(run, home / "chips")
-        split = divide(run, chips)
-        model = load_model(weights) if weights else train_one(run, chips, split, run.recipe.networks[0])
+        run = RunContext(recipe(given, name == "adversarial"), home / name, given.device, True, lambda *_: None)
+        chips, _ = load_chips(run, home / "chips")
+        split = make_split(run, chips)
+        model = load_model(weights) if weights else train_network(run, chips, split, run.recipe.networks[0])
         yield (
             name,
             cast(SegmentationModel, model.to(given.device).eval()),

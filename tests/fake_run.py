@@ -21,7 +21,7 @@ from seawall.geo.grid import Grid
 from seawall.geo.preview import write_preview
 from seawall.inference.products import SceneResult
 from seawall.inference.stac_items import scene_item
-from seawall.pipeline.provenance import Clock
+from seawall.pipeline.provenance import RunMetadata
 from seawall.recipe import make_recipe
 from seawall.records import Record, RecordLog
 from seawall.threat.parser import parse_threat
@@ -65,7 +65,7 @@ def make_run(folder: Path, *, side: int = 96, chips_per_place: int = 3, hostile:
         for i in range(chips_per_place)
     ]
     (folder / "recipe.toml").write_text(make_recipe(_recipe()).to_toml(), encoding="utf-8")
-    Clock(folder / "facts.json").note(**_facts(chips, places))
+    RunMetadata(folder / "facts.json").update(**_facts(chips, places))
     env = {
         "machine": "x86_64",
         "python": "3.11.7",

@@ -1,7 +1,7 @@
 """seawall: robust semantic segmentation of Sentinel imagery, in physical units.
 
-The public names are looked up when they are first used, so that importing seawall loads neither torch nor rasterio.
-The verbs `train`, `evaluate` and `report` are in `seawall.api`, for modules of this package have those names.
+The public names are imported when they are first used, so that importing seawall loads neither torch nor rasterio.
+The verb `report` is in `seawall.api`, because a package here has its name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from seawall.api import attack, corrupt, curate, doctor, methods, predict, run
+    from seawall.api import (
+        attack,
+        audit_labels,
+        compare_labels,
+        corrupt,
+        curate,
+        doctor,
+        evaluate,
+        methods,
+        predict,
+        run,
+        train,
+    )
     from seawall.data.chips import ChipFolder
     from seawall.data.loader import patches, whole_chips
     from seawall.inference.predict import predict_many, predict_scene
@@ -26,7 +38,19 @@ if TYPE_CHECKING:
     from seawall.types import Batch, ModelSpec
 
 _HOMES = {
-    "seawall.api": ("attack", "corrupt", "curate", "doctor", "methods", "predict", "run"),
+    "seawall.api": (
+        "attack",
+        "audit_labels",
+        "compare_labels",
+        "corrupt",
+        "curate",
+        "doctor",
+        "evaluate",
+        "methods",
+        "predict",
+        "run",
+        "train",
+    ),
     "seawall.data.chips": ("ChipFolder",),
     "seawall.data.loader": ("patches", "whole_chips"),
     "seawall.inference.predict": ("predict_many", "predict_scene"),
@@ -41,9 +65,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "build", "corrupt", "curate",
-    "doctor", "entries", "find", "load_model", "methods", "parse_threat", "patches", "predict", "predict_many", "predict_scene",
-    "read_recipe", "register", "run", "save_model", "whole_chips",
+    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
+    "corrupt", "curate",
+    "doctor", "entries", "evaluate", "find", "load_model", "methods", "parse_threat", "patches", "predict", "predict_many", "predict_scene",
+    "read_recipe", "register", "run", "save_model", "train", "whole_chips",
 ]  # fmt: skip
 
 

@@ -6,17 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from seawall.result import Progress, Result, of_stage, silent
+from seawall.result import Progress, Result, no_progress, stage_progress
 
 if TYPE_CHECKING:
     from seawall.inputs import Sample
     from seawall.threat.model import ThreatModel
     from seawall.types import SegmentationModel
 
-Choice = TypeVar("Choice", bound=str)
+Option = TypeVar("Option", bound=str)
 Other = TypeVar("Other")
-RUNTIMES: tuple[Literal["torch", "onnx", "openvino"], ...] = ("torch", "onnx", "openvino")
-SENSOR: tuple[Literal["s1", "s2"], ...] = ("s1", "s2")
+SENSOR_NAMES: tuple[Literal["s1", "s2"], ...] = ("s1", "s2")
 
 
 def run(
@@ -27,37 +26,39 @@ def run(
     device: str = "auto",
     devices: int | None = None,
     resume: bool = True,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
     """Run a whole experiment: chips, training, evaluation, attacks, corrupted labels, scene map, report.
 
     Args:
-        recipe: A TOML file that says everything, such as recipes/demo.toml.
+        recipe: A TOML file, such as recipes/demo.toml.
         out: Folder of run folders; this run gets one of its own, named by its content.
         changes: Change one value of the recipe, as key=value; may be given again.
         device: auto, cpu, cuda, or mps.
         devices: Processes that share each training, one per device; the recipe's training.devices if not given.
-        resume: Go on where an earlier run stopped; --no-resume starts over.
+        resume: Continue where an earlier run stopped; --no-resume starts over.
 
     Returns:
         The summary table and the paths of the report and the maps.
 
     Raises:
-        RecipeError: The recipe has a typo, a wrong type or an unknown method.
+        RecipeError: The recipe has an unknown key, a wrong type or an unknown method.
 
     Command:
         seawall run recipes/hls.toml --set training.settings.epochs=3
     """
     from seawall.recipe import read_recipe
 
-    read = read_recipe(Path(recipe), (*changes, *_shared_by(devices)))  # before the slow imports: a typo costs nothing
+    read = read_recipe(
+        Path(recipe), (*changes, *_devices_change(devices))
+    )  # before the slow imports, so that errors come fast
 
     from seawall.pipeline import run as pipeline
 
-    done = pipeline.execute(read, Path(out), device=device, resume=resume, progress=progress)
+    done = pipeline.run_recipe(read, Path(out), device=device, resume=resume, progress=progress)
     maps = {f"{layer} map": path for layer, path in done.maps.items()}
-    facts = {"report": str(done.page), **maps, **pipeline.label_facts(done.run), **pipeline.other_code(done.code)}
-    return Result(facts, pipeline.summary(done.run), done.failed)
+    facts = {"report": str(done.page), **maps, **pipeline.label_noise_facts(done.run), **pipeline.code_facts(done.code)}
+    return Result(facts, pipeline.summarize_run(done.run), done.failed)
 
 
 def curate(
@@ -73,20 +74,20 @@ def curate(
     label_map: Sequence[str] = (),
     group: str = "",
     gsd_m: float | None = None,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
-    """Make a chip folder from images and labels; look first, resume after a kill, list what failed and go on.
+    """Make a chip folder from images and labels: checks them first, resumes after a kill, lists what failed.
 
     Args:
         source: A folder of image/label pairs, a CSV index, Sen1Floods11's layout, or a number of scenes to simulate.
-        out: The chip folder to make or to go on with.
+        out: The chip folder to make or to continue.
         kind: auto, pairs, index, sen1floods11 or simulated.
         select: Keep ids of an index that start with this.
         sensor: s1 or s2.
         bands: Band to keep, such as B03; give it once per band. All by default.
         names: Band name in file order, for files that name none; give it once per band.
         labels: Label by a rule such as "ndwi >= -0.25" instead of label files.
-        label_map: What a raw label value means, such as -1=255 (255 does not count); may be given again.
+        label_map: Class of a raw label value, such as -1=255 (255 does not count); may be given again.
         group: Regular expression on file names; its first bracket is the event or place.
         gsd_m: Meters per pixel where files have no georeference.
 
@@ -100,9 +101,9 @@ def curate(
     from seawall.labels.indices import parse_rule
 
     done = make(
-        source, Path(out), kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR), bands=bands or None, names=names,
+        source, Path(out), kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR_NAMES), bands=bands or None, names=names,
         labeler=parse_rule(labels) if labels else None, label_map=_label_map(label_map), group=group, gsd_m=gsd_m,
-        progress=of_stage(progress, "chips"),
+        progress=stage_progress(progress, "chips"),
     )  # fmt: skip
     chips = done.folder
     facts: dict[str, str | int | float | None] = {
@@ -125,9 +126,9 @@ def train(
     device: str = "auto",
     devices: int | None = None,
     resume: bool = True,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
-    """Train a network on a chip folder, split by group; the best weights land in <out>/models/<model>, with the split inside.
+    """Train a network on a chip folder, split by group; the best weights go into <out>/models/<model>, with the split inside.
 
     Args:
         chips: A chip folder, as `seawall curate` makes it.
@@ -137,7 +138,7 @@ def train(
         seed: Seed of split, weights and patches; a folder corrupted by parts keeps the split that it was corrupted by.
         device: auto, cpu, cuda, or mps.
         devices: Processes that share the training, one per device; training.devices if not given.
-        resume: Go on from the checkpoint in the folder.
+        resume: Continue from the checkpoint in the folder.
 
     Returns:
         The figures of the validation part and the path of the weights.
@@ -149,7 +150,7 @@ def train(
     from seawall.recipe import change_recipe
 
     tree = {"name": "train", "seed": seed, "data": {"source": str(chips), "kind": "chips"}, "model": {"name": model}}
-    changed = change_recipe(tree, (*changes, *_shared_by(devices)))
+    changed = change_recipe(tree, (*changes, *_devices_change(devices)))
     return Result(*pipeline.train_only(changed, Path(out), device=device, resume=resume, progress=progress))
 
 
@@ -160,15 +161,15 @@ def evaluate(
     out: Path | str = Path("runs/evaluation"),
     part: str = "auto",
     device: str = "auto",
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
     """Measure a model on a chip folder: pooled, per chip and per group, with bootstrap intervals over groups.
 
     Args:
         weights: A .safetensors file of seawall.
         chips: A chip folder with the model's bands and unit.
-        out: Where the rows go; what is there already is not measured again.
-        part: auto leaves out the chips that the weights learned from or were chosen by; train, val or test is that
+        out: Folder of the rows; existing rows are not measured again.
+        part: auto leaves out the chips that the weights were trained on or selected by; train, val or test is that
             part of the split that the weights carry; all is every chip, and those that the weights have seen are flagged.
         device: auto, cpu, cuda, or mps.
 
@@ -202,9 +203,9 @@ def attack(
     seed: int = 0,
     device: str = "auto",
     interrogation: bool = True,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
-    """Attack a model within a threat that is said in physical units, and interrogate what comes out.
+    """Attack a model within a threat in physical units, and run sanity checks on the result.
 
     Args:
         model: A .safetensors file, or in Python any module with a spec (see `seawall.adapt`).
@@ -212,12 +213,12 @@ def attack(
         threat: Such as "linf 1% reflectance", "l2 2 reflectance" or "linf 0.5 dB".
         method: Registered attack; may be given again. Without one and without a suite it is pgd.
         suite: Run every attack of a suite and print the worst case: seawall, sea, halmosi, or "seawall passes=30".
-        out: Where the rows go (runs/attack for a chip folder); a killed attack goes on at the next missing (chip, attack).
+        out: Folder of the rows (runs/attack for a chip folder); a killed attack continues at the next missing (chip, attack).
         part: auto, all, train, val or test, as for `seawall evaluate`; a Batch is attacked whole.
         seed: Seed of the attacks; the split is the one that the weights carry, whatever the seed.
         device: auto, cpu, cuda, or mps.
-        interrogation: Doubt the numbers first: a few chips are attacked in other ways, and what beats the attack is a flag. It
-            costs about 300 passes per asked chip; without it every number carries the flag not-interrogated.
+        interrogation: Sanity checks: a few chips are attacked in other ways, and whatever beats the attack is flagged. They
+            cost about 300 passes per chip checked; without them every number has the flag not-interrogated.
 
     Returns:
         One row per attack and the worst case: IoU pooled and per chip, passes, seconds, chips won, and the flags that the
@@ -233,12 +234,12 @@ def attack(
 
     return Result(
         *trained_model.attack_chips(
-            _path_or(model),
-            _path_or(data),
+            _as_path(model),
+            _as_path(data),
             threat,
             method=method,
             suite=suite,
-            out=_maybe(out),
+            out=_optional_path(out),
             part=part,
             seed=seed,
             device=device,
@@ -261,22 +262,22 @@ def predict(
     memory_mib: int = 512,
     device: str = "auto",
     resume: bool = True,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
     """Map whole scenes: class, probability of one class and uncertainty as GeoTIFFs, its area, STAC items.
 
     Args:
         weights: A .safetensors file of seawall.
-        scene: A raster whose bands have names, a folder of them, or a CSV manifest.
-        out: Folder of the maps; a killed run goes on where it stopped.
+        scene: A raster whose bands have names, a Sentinel-2 SAFE folder or its zip, a folder of them, or a CSV manifest.
+        out: Folder of the maps; a killed run continues where it stopped.
         klass: Class whose probability and area are mapped; water, or else the second of two classes, by default.
         names: Band name in file order, for files that name none; give it once per band.
-        tile: Side of a tile in pixels; 512, or more for a network that looks far, by default.
-        overlap: Pixels that neighboring tiles share; what the network needs to map tiled as whole, by default.
+        tile: Side of a tile in pixels; 512, or more for a large receptive field, by default.
+        overlap: Pixels that neighboring tiles share; by default as many as make the tiled map equal the whole one.
         runtime: torch, onnx or openvino; the last two need the extra "deploy".
         memory_mib: Memory for buffers; whatever the scene's size.
         device: auto, cpu, cuda, or mps.
-        resume: Keep what an earlier run finished for the same model, scene and settings.
+        resume: Reuse what an earlier run finished for the same model, scene and settings.
 
     Returns:
         One row per scene: area in km2 and the share that the model is unsure of.
@@ -284,6 +285,7 @@ def predict(
     Command:
         seawall predict runs/mine/models/unet/model.safetensors scene.tif --out maps
     """
+    from seawall.inference.backends import RUNTIMES
     from seawall.pipeline import trained_model
 
     files, table, failed = trained_model.map_scenes(
@@ -301,14 +303,14 @@ def corrupt(
     part: str = "all",
     changes: Sequence[str] = (),
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
-    """Put faults into the labels of a chip folder, within an exact budget; a new folder records what was done to each chip.
+    """Put label noise into a chip folder, within an exact budget; the new folder records the changes of each chip.
 
     Args:
         chips: A chip folder; it stays as it is.
-        noise: Such as "dilate 10%" or "erode 30 m"; given again, the next is put on top of the one before.
-        out: The new folder, with corruptions.jsonl; a killed run goes on where it stopped.
+        noise: Such as "dilate 10%" or "erode 30 m"; given again, the noises are applied in order.
+        out: The new folder, with corruptions.jsonl; a killed run continues where it stopped.
         part: all, or only the train, val or test part. The new folder keeps the split, and training on it uses the same parts.
         changes: Change how the chips are split, as for `seawall train`: split.test=0.2, split.by=block, or seed=3.
         seed: Seed of the noise; the split has its own, which is 0 unless --set changes it.
@@ -344,7 +346,7 @@ def poison(
     to: str = "land",
     changes: Sequence[str] = (),
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
     """Poison a share of the chips of a folder, within an exact budget; a new folder records which chips and what changed.
 
@@ -388,7 +390,7 @@ def find_poisons(
     alarms: float = 0.05,
     layer: str = "",
     device: str = "auto",
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
     """Rank the chips that a network learned from by how suspect they are of being poisoned.
 
@@ -429,21 +431,23 @@ def audit_labels(
     epochs: int = 12,
     rule: str = "",
     worst: int = 20,
+    relabel: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Result:
     """Find wrong labels: rank the chips of a folder by suspect pixels, and show the worst on a contact sheet.
 
     Args:
         chips: A chip folder; it stays as it is.
-        weights: A model that never learned from these chips; without one, a model is trained per fold of groups.
-        out: Gets suspects.csv, suspects.jsonl, sheet.html and sheet.png; a killed run goes on where it stopped.
-        folds: Each fold's groups are judged by a model that learned from the other folds.
+        weights: A model that was not trained on these chips; without one, a model is trained per fold of groups.
+        out: Gets suspects.csv, suspects.jsonl, sheet.html and sheet.png; a killed run continues where it stopped.
+        folds: Each fold's groups are predicted by a model trained on the other folds.
         model: Registered network for the folds.
         epochs: Passes over the chips of each fold's model.
-        rule: A second witness beside the model, such as "mndwi > 0".
+        rule: A second source of labels beside the model, such as "mndwi > 0".
         worst: Chips on the contact sheet.
+        relabel: Folder to write the chips to with surely wrong labels changed, round by round; the chips stay as they are.
         seed: Seed of folds and training.
         device: auto, cpu, cuda, or mps.
 
@@ -460,7 +464,8 @@ def audit_labels(
 
     return Result(
         *audit_chips(
-            Path(chips), Path(out), weights=_maybe(weights), folds=folds, model=model, epochs=epochs, rule=rule, worst=worst, seed=seed,
+            Path(chips), Path(out), weights=_optional_path(weights), folds=folds, model=model, epochs=epochs, rule=rule, worst=worst,
+            relabel=_optional_path(relabel), seed=seed,
             device=device, progress=progress,
         )
     )  # fmt: skip
@@ -480,7 +485,7 @@ def compare_labels(
     Args:
         first: A mask as a raster, or a vector layer.
         second: The other one; vector layers are burned onto the raster's grid.
-        reference: A third mask that counts as the truth and says who is right.
+        reference: A third mask that counts as the truth.
         out: Write the map of disagreement there, as a GeoTIFF.
         value: What means water in a raster.
         all_touched: Every pixel that a vector layer touches is water, not only those whose center is inside.
@@ -497,8 +502,8 @@ def compare_labels(
         *compare(
             Path(first),
             Path(second),
-            reference=_maybe(reference),
-            out=_maybe(out),
+            reference=_optional_path(reference),
+            out=_optional_path(out),
             value=value,
             all_touched=all_touched,
         )
@@ -546,15 +551,15 @@ def doctor() -> Result:
     return Result(table=installation.package_rows(), facts=installation.machine_facts())
 
 
-def _maybe(path: Path | str | None) -> Path | None:
+def _optional_path(path: Path | str | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _path_or(given: Path | str | Other) -> Path | Other:
+def _as_path(given: Path | str | Other) -> Path | Other:
     return Path(given) if isinstance(given, str) else given
 
 
-def _one_of(where: str, value: str, known: Sequence[Choice]) -> Choice:
+def _one_of(where: str, value: str, known: Sequence[Option]) -> Option:
     from seawall.errors import UsageError, did_you_mean
 
     for choice in known:
@@ -563,7 +568,7 @@ def _one_of(where: str, value: str, known: Sequence[Choice]) -> Choice:
     raise UsageError(f"{where}: unknown {value!r}; {did_you_mean(value, known)}")
 
 
-def _shared_by(devices: int | None) -> tuple[str, ...]:
+def _devices_change(devices: int | None) -> tuple[str, ...]:
     return () if devices is None else (f"training.devices={devices}",)
 
 

@@ -22,17 +22,17 @@ from seawall import __version__, api
 from seawall.errors import SeawallError
 from seawall.result import Result
 
-KINDS: dict[str, Any] = {
+OPTION_TYPES: dict[str, Any] = {
     "Path": Path, "str": str, "int": int, "float": float, "bool": bool,
     "Path | str": Path, "Path | str | None": Path | None, "str | None": str | None, "int | None": int | None, "float | None": float | None,
     "Sequence[str]": list[str], "Sequence[Path]": list[Path],
 }  # fmt: skip
-"""What an annotation of the api becomes on the command line."""
+"""Types of options by the annotations in `seawall.api`."""
 
 INTERRUPTED = 130
 """Exit code of a command that was interrupted, as shells have it: 128 + SIGINT."""
 
-FLAGS = {"changes": "--set", "as_json": "--json"}
+OPTION_NAMES = {"changes": "--set", "as_json": "--json"}
 
 app = typer.Typer(
     help=f"{api.__doc__}\n\nStart with: seawall run recipes/demo.toml",
@@ -51,7 +51,7 @@ def main() -> None:
     """
     words = [word for word in sys.argv[1:] if word != "--debug"]
     with _terminable():
-        result, error = _run(words)
+        result, error = _call_verb(words)
     try:
         _print(result, error, as_json="--json" in words)
     except BrokenPipeError:
@@ -64,13 +64,13 @@ def main() -> None:
         sys.exit(0)
     if "--debug" in sys.argv:
         raise error
-    code, text = _explain(error)
+    code, text = _describe_failure(error)
     print(text, file=sys.stderr)
     sys.exit(code)
 
 
-def _run(words: list[str]) -> tuple[Result | None, BaseException | None]:
-    """Call the verb; return its result, and what went wrong on the way or with some of its items."""
+def _call_verb(words: list[str]) -> tuple[Result | None, BaseException | None]:
+    """Call the verb; return its result, and the error of the verb or of some items."""
     result: Result | None = None
     try:
         given = app(words, standalone_mode=False)
@@ -85,7 +85,7 @@ def _run(words: list[str]) -> tuple[Result | None, BaseException | None]:
 
 
 def _drop_output() -> None:
-    """Send what is still buffered nowhere: nobody reads it, and Python would fail on it again at exit."""
+    """Discard what is still buffered: nothing reads it, and Python would fail on it again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -96,14 +96,14 @@ def _print(result: Result | None, error: BaseException | None, *, as_json: bool)
         return
     document = (result or Result()).data()
     if error is not None:
-        code, text = _explain(error)
+        code, text = _describe_failure(error)
         document["error"] = {"type": type(error).__name__, "message": text.removeprefix("error: "), "exit_code": code}
     print(json.dumps(document, indent=2), flush=True)
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a verb as Ctrl-C does: buffers are flushed, locks are released, the same command goes on."""
+    """Let SIGTERM end a verb as Ctrl-C does: buffers are flushed and locks released, so that the command can resume."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -118,7 +118,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _explain(error: BaseException) -> tuple[int, str]:
+def _describe_failure(error: BaseException) -> tuple[int, str]:
     """Return the exit code of a failure and the line that is printed for it."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, "interrupted; the same command goes on where it stopped"
@@ -130,7 +130,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
             1,
             f"error: {where}: expected to read or write it, got {error.strerror}; make room or mend the path, then run the same command again",
         )
-    if hasattr(error, "format_message"):  # of click, which typer carries inside under a private name
+    if hasattr(error, "format_message"):  # an error of click, which typer holds under a private name
         return _explain_usage(error)
     return 1, f"error: {type(error).__name__}: {error}; run again with --debug for the traceback"
 
@@ -174,12 +174,12 @@ def _command(verb: Callable[..., Result]) -> Callable[..., Result]:
 
 def _option(parameter: inspect.Parameter, text: str) -> inspect.Parameter:
     named = str(parameter.annotation)
-    kind = KINDS.get(named) or KINDS[named.split(" | ")[0]]
+    kind = OPTION_TYPES.get(named) or OPTION_TYPES[named.split(" | ")[0]]
     if parameter.default is inspect.Parameter.empty:
         return parameter.replace(
             annotation=Annotated[kind, typer.Argument(help=text)], kind=inspect.Parameter.KEYWORD_ONLY
         )
-    flag = FLAGS.get(parameter.name, "--" + parameter.name.replace("_", "-"))
+    flag = OPTION_NAMES.get(parameter.name, "--" + parameter.name.replace("_", "-"))
     if kind is bool:
         flag = f"{flag}/--no-{flag[2:]}"
     default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
@@ -204,7 +204,7 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str], str]:
 
 
 class _progress:  # noqa: N801
-    """A rich progress bar per stage on stderr; plain silence for --json or where nobody watches."""
+    """A progress bar per stage on stderr; with --json or without a terminal, one line per stage."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet or not sys.stderr.isatty()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class SeawallError(Exception):
@@ -73,6 +77,27 @@ def expected(what: str, got: object) -> str:
     text = re.sub(r"^Input should be ", "", what.removeprefix("Value error, "))
     text = re.sub(r"^(\w+) should (have|match) ", lambda found: f"a {found[1].lower()} to {found[2]} ", text)
     return f"expected {text}, got {got!r}"
+
+
+def first_error(bad: ValidationError, where: str = "") -> str:
+    """Return the first finding of a pydantic validation as `<where>.<key>: expected <what>, got <value>`.
+
+    Args:
+        bad: What the validation raised.
+        where: Name of the section or method that was validated; "" where the key alone is enough.
+
+    Example:
+        >>> from pydantic import TypeAdapter, ValidationError
+        >>> try:
+        ...     TypeAdapter(list[int]).validate_python([1, "many", None])
+        ... except ValidationError as bad:
+        ...     first_error(bad, "bands")
+        "bands.1: expected a valid integer, unable to parse string as an integer, got 'many' (and 1 more)"
+    """
+    errors = bad.errors()
+    key = ".".join([where, *map(str, errors[0]["loc"])]).removeprefix(".")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{key}: {expected(errors[0]['msg'], errors[0].get('input'))}{more}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

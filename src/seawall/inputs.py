@@ -1,4 +1,4 @@
-"""What Python callers pass instead of a Batch or a model, converted where its meaning is certain."""
+"""Conversion of what Python callers pass as data or model, where its meaning is certain."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from seawall.types import FILL, Batch, ModelSpec
 Sample: TypeAlias = Batch | Mapping[str, object] | Sequence[object]
 """A Batch, a mapping with "image" and "mask" or "label" (a TorchGeo sample), or a pair (image, label)."""
 
-LABELS = ("mask", "label")
-NO_REFLECTANCE = 2.0
-"""A median above it is no reflectance: clouds and snow stay near 1, digital numbers begin in the hundreds."""
-NO_DECIBEL = (-80.0, 30.0)
-"""Medians outside are no backscatter in dB."""
+LABEL_KEYS = ("mask", "label")
+LARGEST_REFLECTANCE = 2.0
+"""Largest median of reflectance: clouds and snow stay near 1, digital numbers begin in the hundreds."""
+DECIBEL_MEDIANS = (-80.0, 30.0)
+"""Range of medians of backscatter in dB."""
 
 
 def as_batch(data: Sample, spec: ModelSpec, where: str = "data") -> Batch:
-    """Return a Batch of what a caller has, in the units of a model.
+    """Return data as a Batch in the units of a model.
 
     Converted: an unbatched image, integer, boolean or whole-numbered labels, labels (B, 1, H, W), any floating type, 8-bit
     images of a model for stretched pictures. Pixels with a value that is not finite become unseen.
@@ -31,10 +31,10 @@ def as_batch(data: Sample, spec: ModelSpec, where: str = "data") -> Batch:
     Args:
         data: See `Sample`; images (C, H, W) or (B, C, H, W), labels (H, W), (1, H, W), (B, H, W) or (B, 1, H, W).
         spec: Bands, classes and unit that the data must have.
-        where: How an error calls the data.
+        where: Name of the data in errors.
 
     Raises:
-        DataError: It is something else, has other bands or classes, or holds digital numbers or linear backscatter, whose
+        DataError: It has another type, other bands or classes, or holds digital numbers or linear backscatter, whose
             conversion needs a scale and an offset that only the caller knows.
     """
     batch = data if isinstance(data, Batch) else _from_sample(data, spec, where)
@@ -52,7 +52,7 @@ def as_model(model: object) -> nn.Module:
     """Return a module that has a specification.
 
     Raises:
-        ModelError: It is no module, or a bare one: its bands, classes and unit are unknown.
+        ModelError: It is not a module, or has no specification of bands, classes and unit.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -63,7 +63,7 @@ def as_model(model: object) -> nn.Module:
 
 
 def _from_sample(data: object, spec: ModelSpec, where: str) -> Batch:
-    image, label = _pair(data, where)
+    image, label = _image_and_label(data, where)
     if image.ndim == 3:
         image = image[None]
     if label.ndim == 4 and label.shape[1] == 1:
@@ -77,9 +77,9 @@ def _from_sample(data: object, spec: ModelSpec, where: str) -> Batch:
     return Batch.of(image, label)
 
 
-def _pair(data: object, where: str) -> tuple[Tensor, Tensor]:
+def _image_and_label(data: object, where: str) -> tuple[Tensor, Tensor]:
     if isinstance(data, Mapping):
-        label = next((data[name] for name in LABELS if name in data), None)
+        label = next((data[name] for name in LABEL_KEYS if name in data), None)
         image = data.get("image")
     elif isinstance(data, tuple | list) and len(data) == 2:
         image, label = data
@@ -114,12 +114,12 @@ def _check_unit(batch: Batch, spec: ModelSpec, where: str) -> None:
     if not values.numel():
         return
     middle = float(values.median())
-    if spec.unit == "reflectance" and abs(middle) > NO_REFLECTANCE:
+    if spec.unit == "reflectance" and abs(middle) > LARGEST_REFLECTANCE:
         raise DataError(
             f"{where}: expected reflectance, got a median of {middle:g}: these look like digital numbers; divide by 10000 and subtract 0.1 where the product's baseline is 04.00 or later"
         )
     if spec.unit in ("sigma0_db", "gamma0_db"):
-        low, high = NO_DECIBEL
+        low, high = DECIBEL_MEDIANS
         linear = bool((values >= 0).all())
         if not low <= middle <= high or linear:
             raise DataError(

@@ -10,14 +10,14 @@ from dataclasses import MISSING, fields
 
 from seawall import __version__, registry
 from seawall.errors import UsageError, did_you_mean
-from seawall.result import Row
+from seawall.result import ResultRow
 
 GDAL_DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "SENTINEL2", "GPKG", "GeoJSON")
 
 
-def package_rows() -> list[Row]:
+def package_rows() -> list[ResultRow]:
     """Return a row per dependency: name, wanted, installed, extra, state."""
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     for line in importlib.metadata.requires("seawall") or []:
         requirement, _, marker = line.partition(";")
         name = re.split(r"[\[<>=~! ]", requirement.strip())[0]
@@ -71,7 +71,7 @@ def machine_facts() -> dict[str, str | int | float | None]:
     return facts
 
 
-def method_rows(kind: str = "") -> list[Row]:
+def method_rows(kind: str = "") -> list[ResultRow]:
     """Return a row per registered method of a kind, or of all kinds."""
     kinds = [kind] if kind else list(registry.HOMES)
     return [
@@ -81,7 +81,7 @@ def method_rows(kind: str = "") -> list[Row]:
     ]
 
 
-def setting_rows(kind: str, name: str) -> tuple[Row, list[Row]]:
+def setting_rows(kind: str, name: str) -> tuple[ResultRow, list[ResultRow]]:
     """Return a row on a method, and a row per setting of it.
 
     Raises:
@@ -93,7 +93,7 @@ def setting_rows(kind: str, name: str) -> tuple[Row, list[Row]]:
         known = [entry.name for each in kinds for entry in registry.entries(each)]
         raise UsageError(f"methods: unknown name {name!r}; {did_you_mean(name, known)}")
     entry = found[0]
-    rows: list[Row] = [
+    rows: list[ResultRow] = [
         {"setting": f.name, "type": str(f.type), "default": "required" if f.default is MISSING else repr(f.default)}
         for f in fields(entry.make)
     ]

@@ -1,4 +1,4 @@
-"""An experiment: TOML to a frozen Recipe and back; its content is its id."""
+"""Recipes: an experiment as TOML and as a frozen `Recipe`, with an id by its content."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import Any, Literal, NamedTuple
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from seawall.errors import RecipeError, did_you_mean, expected
+from seawall.errors import RecipeError, did_you_mean, first_error
 from seawall.split_record import SplitSettings
-from seawall.training.configuration import HARMLESS
+from seawall.training.configuration import NOT_DECIDING
 
 
-class Part(BaseModel):
+class RecipeSection(BaseModel):
     """A section of a recipe: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Method(Part):
+class MethodSection(RecipeSection):
     """A registered method and its settings, as `{name = "pgd", settings = {steps = 20}}`."""
 
     name: str
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class Data(Part):
+class DataSection(RecipeSection):
     """Where the chips come from.
 
     Args:
         source: "simulated", a chip folder, or anything that `seawall curate` reads. `$NAME` is taken
             from the environment.
-        kind: Layout of the source; "auto" looks.
+        kind: Layout of the source; "auto" detects it.
         select: Keep source ids that start with this.
         sensor: "s1" or "s2".
         bands: Band ids to keep, in this order; empty keeps all.
@@ -51,8 +51,8 @@ class Data(Part):
         label_map: What raw label values mean, as {"-1" = 255}; 255 does not count.
         count: Simulated scenes.
         size: Side of a simulated scene in pixels.
-        frame: Side of the simulated ground that each of them is cut out of, at a random place; 0 is ground of its own,
-            which has more water than a part of a large scene.
+        frame: Side of the larger simulated scene that each is cut out of, at a random place; 0 simulates each alone,
+            which gives more water than a part of a large scene.
         clouds: Simulated scenes have clouds and their shadows.
     """
 
@@ -74,7 +74,7 @@ class Data(Part):
     clouds: bool = True
 
 
-class SplitBy(Part):
+class SplitSection(RecipeSection):
     """How the chips are split; groups never cross."""
 
     by: Literal["group", "block"] = SplitSettings.by
@@ -83,13 +83,13 @@ class SplitBy(Part):
     test: float = Field(SplitSettings.test, gt=0, lt=1)
 
     @model_validator(mode="after")
-    def _leaves_some_to_train(self) -> SplitBy:
+    def _check_shares(self) -> SplitSection:
         if self.val + self.test >= 1:
             raise ValueError("val + test below 1, to leave a share to train on")
         return self
 
 
-class Learn(Part):
+class TrainingSection(RecipeSection):
     """How the network is trained.
 
     Args:
@@ -100,14 +100,14 @@ class Learn(Part):
         devices: Processes that share every batch, one per device; batch norms see each process's share only.
     """
 
-    objective: Method = Method(name="supervised")
+    objective: MethodSection = MethodSection(name="supervised")
     settings: dict[str, Any] = Field(default_factory=dict)
     augment: Literal["none", "d4"] = "d4"
     balance: Literal["area", "classes"] = "area"
     devices: int = Field(1, ge=1, le=1024)
 
 
-class Threats(Part):
+class AttackSection(RecipeSection):
     """An attack or a suite against one or more threats, each with its unit: "linf 1% reflectance".
 
     Args:
@@ -122,7 +122,7 @@ class Threats(Part):
     threats: tuple[str, ...] = Field(min_length=1)
 
 
-class Noise(Part):
+class NoiseSection(RecipeSection):
     """Label noise put on the training part; one more model is trained per rate.
 
     Args:
@@ -130,7 +130,7 @@ class Noise(Part):
         called: Name of the noise in the networks' names, needed where one noise is run with two settings; its own if empty.
         settings: Its settings without the rate.
         rates: Values of `vary`, one model each; 0 trains a control on labels that the noise leaves as they are.
-        vary: The setting that the sweep changes.
+        vary: The setting that takes the rates.
         objective: Train through the noise with this objective instead of the recipe's.
     """
 
@@ -139,10 +139,10 @@ class Noise(Part):
     settings: dict[str, Any] = Field(default_factory=dict)
     rates: tuple[float, ...] = Field(min_length=1)
     vary: str = "budget"
-    objective: Method | None = None
+    objective: MethodSection | None = None
 
     @model_validator(mode="after")
-    def _says_the_rate_once(self) -> Noise:
+    def _check_rate(self) -> NoiseSection:
         if self.vary in self.settings:
             raise ValueError(f"{self.vary} in `rates` alone; a setting of that name would undo them")
         return self
@@ -153,7 +153,7 @@ class Noise(Part):
 
     @property
     def way(self) -> str:
-        """How a network is trained through the noise: its loss if that is all that differs, else its objective."""
+        """Suffix of the networks' names: the loss if that alone differs from the recipe's objective, else the objective."""
         if self.objective is None:
             return ""
         loss = self.objective.settings.get("loss")
@@ -168,29 +168,29 @@ class Network(NamedTuple):
     Args:
         name: Its name in rows and folders, such as "unet" or "unet@dilate-0.1+gce".
         objective: What is minimized.
-        noise: The label noise that it learns from; None for labels as they are.
+        noise: Its label noise; None for the labels as they are.
         rate: Value of the setting that the noise varies.
     """
 
     name: str
-    objective: Method
-    noise: Noise | None = None
+    objective: MethodSection
+    noise: NoiseSection | None = None
     rate: float = 0.0
 
 
-class Scene(Part):
+class SceneSection(RecipeSection):
     """A whole scene to map: a raster, or a simulated one of `size` pixels."""
 
     source: str = "simulated"
     size: int = Field(1024, ge=128, le=20_000)
 
 
-UNDECIDING = ("title", "note", "published", "examples", "scene")
-"""Keys of a recipe that change what is shown, and no trained or measured number."""
+DISPLAY_KEYS = ("title", "note", "published", "examples", "scene")
+"""Keys of a recipe that change the report and no trained or measured number."""
 
 
-class Recipe(Part):
-    """An experiment: what decides its numbers, and what is said and shown beside them.
+class Recipe(RecipeSection):
+    """An experiment: what decides its numbers, and what the report shows beside them.
 
     Example:
         >>> Recipe(name="mine").id == Recipe(name="mine", title="Lakes").id
@@ -204,36 +204,36 @@ class Recipe(Part):
     note: str = ""
     seed: int = 0
     published: str = ""
-    data: Data = Data()
-    split: SplitBy = SplitBy()
-    model: Method = Method(name="unet")
-    training: Learn = Learn()
-    baselines: tuple[Method, ...] = ()
-    attacks: tuple[Threats, ...] = ()
-    suites: tuple[Threats, ...] = ()
-    noises: tuple[Noise, ...] = ()
-    scene: Scene | None = None
+    data: DataSection = DataSection()
+    split: SplitSection = SplitSection()
+    model: MethodSection = MethodSection(name="unet")
+    training: TrainingSection = TrainingSection()
+    baselines: tuple[MethodSection, ...] = ()
+    attacks: tuple[AttackSection, ...] = ()
+    suites: tuple[AttackSection, ...] = ()
+    noises: tuple[NoiseSection, ...] = ()
+    scene: SceneSection | None = None
     examples: int = Field(4, ge=0, le=24)
     interrogation: bool = True
 
     @model_validator(mode="after")
-    def _names_attacks_apart(self) -> Recipe:
-        said = [(order.called or order.name, threat) for order in self.attacks for threat in order.threats]
-        if twice := [name for name, threat in said if said.count((name, threat)) > 1]:
+    def _check_attack_names(self) -> Recipe:
+        pairs = [(section.called or section.name, threat) for section in self.attacks for threat in section.threats]
+        if twice := [name for name, threat in pairs if pairs.count((name, threat)) > 1]:
             raise ValueError(f"attack {twice[0]} once per threat; give one of the two another `called`")
         return self
 
     @model_validator(mode="after")
-    def _names_suites_apart(self) -> Recipe:
-        said = [(order.name, threat) for order in self.suites for threat in order.threats]
-        if twice := [name for name, threat in said if said.count((name, threat)) > 1]:
+    def _check_suite_names(self) -> Recipe:
+        pairs = [(section.name, threat) for section in self.suites for threat in section.threats]
+        if twice := [name for name, threat in pairs if pairs.count((name, threat)) > 1]:
             raise ValueError(f"suite {twice[0]} once per threat; put the other settings into another recipe")
-        if named := [order.called for order in self.suites if order.called]:
+        if named := [section.called for section in self.suites if section.called]:
             raise ValueError(f"no `called` for a suite, whose members are named by it, but {named[0]!r}; leave it out")
         return self
 
     @model_validator(mode="after")
-    def _names_networks_apart(self) -> Recipe:
+    def _check_network_names(self) -> Recipe:
         names = [network.name for network in self.networks]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"each network once, but {twice[0]} twice; give one of the noises another `called`")
@@ -263,13 +263,13 @@ class Recipe(Part):
     @property
     def deciding(self) -> dict[str, Any]:
         """Everything that decides a trained or measured number, as plain values."""
-        tree = self.model_dump(mode="json", exclude=set(UNDECIDING))
-        tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in HARMLESS}
+        tree = self.model_dump(mode="json", exclude=set(DISPLAY_KEYS))
+        tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in NOT_DECIDING}
         return tree
 
     @property
     def id(self) -> str:
-        """Name and hash of what decides the numbers: two recipes with one id are the same experiment."""
+        """Name and hash of what decides the numbers; equal ids mean the same experiment."""
         text = json.dumps(self.deciding, sort_keys=True)
         return f"{self.name}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
@@ -286,7 +286,7 @@ def read_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         overrides: Such as "training.settings.epochs=3"; values are TOML, plain words are strings.
 
     Raises:
-        RecipeError: The file is missing or not TOML, or a key, type or value is wrong; names the key and guesses.
+        RecipeError: The file is missing or not TOML, or a key, type or value is wrong; the message names the key and suggests a known one.
     """
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -305,7 +305,7 @@ def change_recipe(tree: Mapping[str, Any], overrides: Iterable[str], where: str 
     """
     changed = copy.deepcopy(dict(tree))
     for change in overrides:
-        _set(changed, change)
+        _apply_change(changed, change)
     return make_recipe(changed, where)
 
 
@@ -318,31 +318,30 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(dict(tree))
     except ValidationError as bad:
-        raise RecipeError(f"{where}: {_explain(bad)}") from bad
+        raise RecipeError(f"{where}: {_describe_error(bad)}") from bad
 
 
-def _explain(bad: ValidationError) -> str:
+def _describe_error(bad: ValidationError) -> str:
     first = bad.errors()[0]
     loc = [str(step) for step in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = _fields_at(loc[:-1])
         return f"unknown key {'.'.join(loc)!r}; {did_you_mean(loc[-1], known)}"
-    more = f" (and {len(bad.errors()) - 1} more)" if len(bad.errors()) > 1 else ""
-    return f"{'.'.join(loc)}: {expected(first['msg'], first.get('input'))}{more}; see docs/recipes.md"
+    return f"{first_error(bad)}; see docs/recipes.md"
 
 
 def _fields_at(loc: list[str]) -> list[str]:
-    part: type[BaseModel] = Recipe
-    homes: Mapping[str, type[BaseModel]] = {
-        "data": Data, "split": SplitBy, "model": Method, "training": Learn, "objective": Method,
-        "baselines": Method, "attacks": Threats, "suites": Threats, "noises": Noise, "scene": Scene,
+    section: type[BaseModel] = Recipe
+    sections: Mapping[str, type[BaseModel]] = {
+        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "objective": MethodSection,
+        "baselines": MethodSection, "attacks": AttackSection, "suites": AttackSection, "noises": NoiseSection, "scene": SceneSection,
     }  # fmt: skip
     for step in loc:
-        part = homes.get(step, part)
-    return list(part.model_fields)
+        section = sections.get(step, section)
+    return list(section.model_fields)
 
 
-def _set(tree: dict[str, Any], change: str) -> None:
+def _apply_change(tree: dict[str, Any], change: str) -> None:
     key, found, text = change.partition("=")
     if not found or not key.strip():
         raise RecipeError(f"--set: expected key=value, got {change!r}; for example --set training.settings.epochs=3")
@@ -353,23 +352,23 @@ def _set(tree: dict[str, Any], change: str) -> None:
     node: Any = tree
     *folders, last = key.strip().split(".")
     for step in folders:
-        node = _child(node, step, change)
+        node = _child_section(node, step, change)
     if isinstance(node, list):
-        node[_index(node, last, change)] = value
+        node[_list_index(node, last, change)] = value
     else:
         node[last] = value
 
 
-def _child(node: Any, step: str, change: str) -> Any:
+def _child_section(node: Any, step: str, change: str) -> Any:
     if isinstance(node, list):
-        return node[_index(node, step, change)]
+        return node[_list_index(node, step, change)]
     child = node.setdefault(step, {})
     if not isinstance(child, dict | list):
         raise RecipeError(f"--set {change}: expected a section at {step!r}, got {child!r}; set the key itself")
     return child
 
 
-def _index(node: list[Any], step: str, change: str) -> int:
+def _list_index(node: list[Any], step: str, change: str) -> int:
     if not step.isdigit() or int(step) >= len(node):
         raise RecipeError(f"--set {change}: expected a place below {len(node)}, got {step!r}; lists count from 0")
     return int(step)

@@ -1,4 +1,4 @@
-"""What a verb returns, and how it says what it is doing."""
+"""Results of verbs, and the callbacks that report progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from seawall.errors import PartialError, RunError
 
-Row = Mapping[str, str | int | float | None]
+ResultRow = Mapping[str, str | int | float | None]
 Progress = Callable[[str, int, int, str], None]
 """Called as progress(stage, done, total, note)."""
 StageProgress = Callable[[int, int, str], None]
@@ -17,32 +17,32 @@ Failed = Sequence[tuple[str, str]]
 """(item, reason) of items that were left out."""
 
 
-def silent(stage: str, done: int, total: int, note: str = "") -> None:
-    """Report nothing."""
+def no_progress(*_: object) -> None:
+    """Report nothing; fits `Progress` and `StageProgress`."""
 
 
-def of_stage(progress: Progress, stage: str) -> StageProgress:
+def stage_progress(progress: Progress, stage: str) -> StageProgress:
     """Return the progress of one stage, called as progress(done, total, note)."""
 
-    def step(done: int, total: int, note: str = "") -> None:
+    def report(done: int, total: int, note: str = "") -> None:
         progress(stage, done, total, note)
 
-    return step
+    return report
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a verb returns: facts, a table and what failed; text for people, data for programs.
+    """What a verb returns: facts, a table and what failed; printed as text or as JSON.
 
     Args:
         facts: Named single values, such as paths.
         table: Rows with the same columns.
         failed: (item, reason) of items that were left out.
-        done: How many items came out; 0 makes it a failure and no partial success. None: some did.
+        done: Number of items that succeeded; 0 makes it a failure instead of a partial success. None: at least one.
     """
 
-    facts: Row = field(default_factory=dict)
-    table: Sequence[Row] = ()
+    facts: ResultRow = field(default_factory=dict)
+    table: Sequence[ResultRow] = ()
     failed: Failed = ()
     done: int | None = None
 
@@ -55,10 +55,10 @@ class Result:
         }
 
     def text(self) -> str:
-        """Return what a person reads: the table, then the facts, then the failures."""
-        lines = _table(self.table)
+        """Return the text for a terminal: the table, then the facts, then the failures."""
+        lines = _format_table(self.table)
         width = max((len(name) for name in self.facts), default=0)
-        lines += [f"{name:<{width}}  {_cell(value)}" for name, value in self.facts.items()]
+        lines += [f"{name:<{width}}  {_format_cell(value)}" for name, value in self.facts.items()]
         lines += [f"failed: {item}: {reason}" for item, reason in self.failed]
         return "\n".join(lines)
 
@@ -79,11 +79,11 @@ class Result:
             raise PartialError(f"{len(self.failed)} item(s) failed, the rest is done; the reasons are listed above")
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
+def _format_table(rows: Sequence[ResultRow]) -> list[str]:
     if not rows:
         return []
     columns = list(rows[0])
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    cells = [[_format_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(column), *(len(line[at]) for line in cells)) for at, column in enumerate(columns)]
     numeric = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
 
@@ -95,7 +95,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     return [line(columns), line(["-" * w for w in widths]), *map(line, cells), ""]
 
 
-def _cell(value: str | int | float | None) -> str:
+def _format_cell(value: str | int | float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

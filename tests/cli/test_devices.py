@@ -65,7 +65,7 @@ def test_a_run_takes_the_devices_too(
         asked.append(recipe.training.devices)
         raise StoppedError("x: expected no more, got asked; stop")
 
-    monkeypatch.setattr("seawall.pipeline.run.execute", execute)
+    monkeypatch.setattr("seawall.pipeline.run.run_recipe", execute)
     (tmp_path / "r.toml").write_text('name = "x"')
     assert cli("run", tmp_path / "r.toml", *words).code == 130
     assert asked == [count]
@@ -74,7 +74,7 @@ def test_a_run_takes_the_devices_too(
 WORKER = """
 import os, signal, sys, time
 from seawall.errors import DataError, RunError
-from seawall.training.launch import worker
+from seawall.training.launch import run_worker
 
 class OtherProcessError(RunError):
     pass
@@ -101,7 +101,7 @@ def run(job, progress):
     progress(2, 2, "done")
 
 if __name__ == "__main__":
-    worker(run)
+    run_worker(run)
 """
 
 

@@ -4,6 +4,7 @@ Run as a script, this file is the victim's harness: it forks children that are k
 (the n-th batch, fsync or rename of a run) or at random times, and trains on until one ends by itself.
 """
 
+import json
 import os
 import random
 import signal
@@ -88,16 +89,15 @@ def attempt(folder: Path, kind: str, count: int, seconds: float = 0.0) -> bool:
 def look(folder: Path) -> None:
     """Open every artifact that has its final name."""
     from seawall.models.weights import unpack_safetensors
-    from seawall.training.checkpoint import read_history
 
     for path in (*folder.glob("*.safetensors"), *folder.glob("checkpoints/*.safetensors")):
         unpack_safetensors(path)
     if (folder / "history.jsonl").exists():
-        read_history(folder / "history.jsonl")
+        read(folder)
 
 
 def harness(home: Path, timed: int) -> None:
-    import seawall.train  # noqa: F401  - loaded once here, so that a child lives for its training alone
+    import seawall.training.loop  # noqa: F401  - loaded once here, so that a child lives for its training alone
 
     began = time.monotonic()
     assert attempt(home / "whole", "never", 0)
@@ -124,9 +124,7 @@ def harness(home: Path, timed: int) -> None:
 
 
 def read(folder: Path):
-    from seawall.training.checkpoint import read_history
-
-    return read_history(folder / "history.jsonl")
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
 def run(home: Path, timed: int) -> int:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from seawall.inference.tiling import Axis, Plan, blend
+from seawall.inference.tiling import TileAxis, TilePlan, blend_tiles
 
 SIZES = st.integers(1, 300)
 TILES_LIST = [(64, 32), (96, 32), (128, 64), (64, 0), (160, 64)]
@@ -53,7 +53,7 @@ def run(model, data, seen, tile, overlap, align=32, **settings):
             return model(torch.from_numpy(images)).numpy()
 
     whole = np.full((2, height, width), np.nan, np.float32)
-    for strip in blend(Plan.of(height, width, tile, overlap, align=align), fetch, predict, 2, **settings):
+    for strip in blend_tiles(TilePlan.of(height, width, tile, overlap, align=align), fetch, predict, 2, **settings):
         h, w = strip.seen.shape
         whole[:, strip.row : strip.row + h, strip.col : strip.col + w] = strip.probability
     return whole
@@ -62,7 +62,7 @@ def run(model, data, seen, tile, overlap, align=32, **settings):
 @settings(max_examples=150, deadline=None)
 @given(SIZES, TILES)
 def test_weights_are_a_partition_of_unity(size, plan):
-    axis = Axis(size, *plan)
+    axis = TileAxis(size, *plan)
     total = np.zeros(size)
     for k in range(len(axis.starts)):
         low, high = axis.support(k)

@@ -14,7 +14,7 @@ from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, PartialError, UsageError
 from seawall.geo.grid import Grid
 from seawall.label_noise.build import parse_noise
-from seawall.pipeline.corrupt_labels import batch_of, noise_for
+from seawall.pipeline.corrupt_labels import chip_batch, noise_for
 from seawall.rng import Keys
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
@@ -105,7 +105,7 @@ def test_labels_are_those_of_a_training_on_the_same_noise(tmp_path):
     corrupt(chips, tmp_path / "b", "patches 20%", seed=3)
     noise = parse_noise("patches 20%")
     chip = chips.read("c0")
-    expected = noise(batch_of(chip), Keys(3, ("c0",), ("noise",))).label[0].numpy()
+    expected = noise(chip_batch(chip), Keys(3, ("c0",), ("noise",))).label[0].numpy()
     assert np.array_equal(ChipFolder.open(tmp_path / "b").read("c0").label[chip.valid], expected[chip.valid])
 
 

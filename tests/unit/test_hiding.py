@@ -15,7 +15,7 @@ from seawall.evaluation.evaluate import evaluate_model, write_examples
 from seawall.evaluation.rows import fooled_and_preserved
 from seawall.metrics.aggregate import aggregate_records
 from seawall.pipeline.evaluation import example_cases
-from seawall.pipeline.validate import cases_of, vet
+from seawall.pipeline.validate import attack_cases, validate_recipe
 from seawall.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog
 from seawall.report.attack_effects import hiding_blocks
@@ -88,7 +88,7 @@ def test_the_page_shows_both_panels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["seed1-figure-2", "seed1-figure-2-water"])
 def test_recipes_of_figure_2(name: str) -> None:
     recipe = read_recipe(RECIPES / f"{name}.toml")
-    vet(recipe)
+    validate_recipe(recipe)
     assert {a.settings["noise"] for a in recipe.attacks} == {"whole", "restricted", "inside"}
 
 
@@ -131,6 +131,6 @@ def test_an_attack_without_a_target_has_neither(tmp_path: Path) -> None:
 def test_the_recipe_of_figure_2_shows_whole_and_restricted_noise() -> None:
     recipe = read_recipe(RECIPES / "seed1-figure-2.toml")
     spec = ModelSpec(("B02", "B03", "B04", "B08", "B11", "B12"), COVER, "reflectance", 10.0)
-    shown, restricted = example_cases([CLEAN_CASE, *cases_of(recipe, spec)])
+    shown, restricted = example_cases([CLEAN_CASE, *attack_cases(recipe, spec)])
     assert (shown.method, restricted and restricted.method) == ("fischer, whole", "fischer, restricted")
     assert shown.threat_text == "linf 8% reflectance" == (restricted.threat_text if restricted else "")

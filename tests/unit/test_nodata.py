@@ -143,7 +143,7 @@ def test_a_scene_far_larger_than_its_sample_is_refused_or_flagged_by_all_of_its_
 ) -> None:
     from seawall.inference import scene
 
-    monkeypatch.setattr(scene, "SIDE", 4)
+    monkeypatch.setattr(scene, "SAMPLE_SIDE", 4)
     data = ground()
     data[1, 30, 30:40] = 9999.0  # no window of the sample covers it
     result, chip, _ = both(tmp_path, data)

@@ -17,7 +17,7 @@ from seawall.models.weights import load_model, save_model
 from seawall.registry import build
 from seawall.rng import Keys
 from seawall.training.loop import Training, fit
-from seawall.training.objectives.co_teaching import CoTeaching, small
+from seawall.training.objectives.co_teaching import CoTeaching, small_loss_pixels
 from seawall.training.objectives.correction import (
     BackwardCorrected,
     ForwardCorrected,
@@ -170,8 +170,8 @@ def test_co_teaching_learns_from_what_the_peer_finds_easy():
     loss = torch.tensor([[[0.1, 0.2, 3.0, 0.3], [5.0, 0.4, 0.5, 0.6]]])
     label = torch.tensor([[[0, 0, 0, 0], [1, 1, 1, 1]]])
     valid = torch.ones_like(label, dtype=torch.bool)
-    assert small(loss, label, valid, 0.75, 2, "class").int().tolist() == [[[1, 1, 0, 1], [0, 1, 1, 1]]]
-    assert small(loss, label, valid, 0.5, 2, "batch").int().tolist() == [[[1, 1, 0, 1], [0, 1, 0, 0]]]
+    assert small_loss_pixels(loss, label, valid, 0.75, 2, "class").int().tolist() == [[[1, 1, 0, 1], [0, 1, 1, 1]]]
+    assert small_loss_pixels(loss, label, valid, 0.5, 2, "batch").int().tolist() == [[[1, 1, 0, 1], [0, 1, 0, 0]]]
 
     class Two:
         spec = SPEC
@@ -184,7 +184,7 @@ def test_co_teaching_learns_from_what_the_peer_finds_easy():
     batch = Batch.of(image, label, chips=("a@3.0",))
     value = CoTeaching(0.5, ramp=3)(Two(), batch, Keys(0, batch.chips))
     value.backward()
-    easy = small(
+    easy = small_loss_pixels(
         functional.cross_entropy(image[:, 2:].detach(), label, reduction="none"), label, label >= 0, 0.5, 2, "class"
     )
     learned = image.grad[:, :2].abs().sum(1) > 0

@@ -18,13 +18,13 @@ from seawall.errors import DataError, UsageError
 from seawall.geo.raster import Grid
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, save_model, set_split, split_of
-from seawall.pipeline.context import Run
+from seawall.pipeline.context import RunContext
 from seawall.pipeline.corrupt_labels import select_part
-from seawall.pipeline.data import divide
+from seawall.pipeline.data import make_split
 from seawall.pipeline.run import train_only
 from seawall.recipe import make_recipe
 from seawall.records import read_records
-from seawall.result import silent
+from seawall.result import no_progress
 from seawall.split_record import SplitRecord, SplitSettings
 from seawall.types import ModelSpec
 
@@ -92,15 +92,15 @@ def trained(chips: ChipFolder, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """Weights of a real training with a split of its own."""
     settings, out = SplitSettings(val=0.2, test=0.4, seed=3), tmp_path_factory.mktemp("split") / "run"
     recipe = recipe_of(chips, settings)
-    facts, _, _ = train_only(recipe, out, device="cpu", resume=True, progress=silent)
+    facts, _, _ = train_only(recipe, out, device="cpu", resume=True, progress=no_progress)
     return Path(str(facts["weights"])), settings
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_a_part_is_the_same_for_every_verb(chips: ChipFolder, tmp_path: Path, settings: SplitSettings, part: str):
-    run = Run(recipe_of(chips, settings), tmp_path, "cpu", True, silent)
-    expected = set(divide(run, chips).parts()[part])
+    run = RunContext(recipe_of(chips, settings), tmp_path, "cpu", True, no_progress)
+    expected = set(make_split(run, chips).parts()[part])
     weights = weights_of(chips, settings, tmp_path / "m.safetensors")
     api.evaluate(weights, chips.root, out=tmp_path / "e", part=part)
     api.attack(weights, chips.root, THREAT, method=["fgsm"], out=tmp_path / "a", part=part, seed=9)
@@ -168,8 +168,8 @@ def test_a_folder_corrupted_by_parts_keeps_its_split(chips: ChipFolder, tmp_path
     assert made.header.split == record_split(chips, split)
     for seed in (0, 7):
         assert split_chips(made, SplitSettings(seed=seed)).parts() == split.parts()
-        run = Run(make_recipe({"name": "x", "seed": seed}), tmp_path, "cpu", True, silent)
-        assert divide(run, made).parts() == split.parts()
+        run = RunContext(make_recipe({"name": "x", "seed": seed}), tmp_path, "cpu", True, no_progress)
+        assert make_split(run, made).parts() == split.parts()
     for id_ in (*split.val, *split.test):
         assert np.array_equal(made.read(id_).label, chips.read(id_).label)
     assert any(not np.array_equal(made.read(id_).label, chips.read(id_).label) for id_ in split.train)
@@ -188,7 +188,7 @@ def test_a_recipe_that_asks_for_another_split_than_the_folder_keeps_is_refused(c
         (SplitSettings("block"), "split.by: expected group"),
     ):
         with pytest.raises(UsageError, match=says):
-            train_only(recipe_of(made, other), tmp_path / "r", device="cpu", resume=True, progress=silent)
+            train_only(recipe_of(made, other), tmp_path / "r", device="cpu", resume=True, progress=no_progress)
         with pytest.raises(UsageError, match=says):
             select_part(made, "train", other)
 
@@ -288,13 +288,13 @@ def test_the_corrupt_verb_refuses_what_has_no_effect(chips: ChipFolder, tmp_path
 
 def test_a_training_that_was_split_otherwise_is_not_gone_on_with(chips: ChipFolder, tmp_path: Path):
     recipe = recipe_of(chips, SplitSettings(val=0.2, test=0.3))
-    train_only(recipe, tmp_path, device="cpu", resume=True, progress=silent)
+    train_only(recipe, tmp_path, device="cpu", resume=True, progress=no_progress)
     other = recipe_of(chips, SplitSettings(val=0.3, test=0.2))
-    assert divide(Run(recipe, tmp_path, "cpu", True, silent), chips).train
+    assert make_split(RunContext(recipe, tmp_path, "cpu", True, no_progress), chips).train
     from seawall.errors import RunError
 
     with pytest.raises(RunError, match=r"split\.val"):
-        train_only(other, tmp_path, device="cpu", resume=True, progress=silent)
+        train_only(other, tmp_path, device="cpu", resume=True, progress=no_progress)
 
 
 def test_the_real_chips_agree(real_chips: Path, tmp_path: Path):

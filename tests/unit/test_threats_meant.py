@@ -8,7 +8,7 @@ import torch
 from seawall.attacks.gradient import PGD
 from seawall.errors import UsageError
 from seawall.geo.sensors import band_noise
-from seawall.pipeline.validate import cases_of, each_band, threat_for
+from seawall.pipeline.validate import attack_cases, split_by_band, threat_for
 from seawall.recipe import make_recipe
 from seawall.report.attack_effects import band_effects
 from seawall.report.record_index import RecordIndex
@@ -81,9 +81,9 @@ def test_haze_brightens_along_its_spectrum() -> None:
 def test_each_band_alone_is_one_word_of_a_recipe_and_a_figure_of_the_page() -> None:
     order = {"name": "fgsm", "threats": ["linf 3% reflectance", "linf 3% reflectance bands=each"]}
     recipe = make_recipe({"name": "x", "attacks": [order]})
-    texts = [case.threat_text for case in cases_of(recipe, S2)]
+    texts = [case.threat_text for case in attack_cases(recipe, S2)]
     assert texts == ["linf 3% reflectance", "linf 3% reflectance bands=B02", "linf 3% reflectance bands=B03"]
-    assert each_band("linf 1% reflectance", S2) == ["linf 1% reflectance"]
+    assert split_by_band("linf 1% reflectance", S2) == ["linf 1% reflectance"]
 
     from seawall.evaluation.case import CLEAN_CASE
     from seawall.evaluation.evaluate import evaluate_model
@@ -97,10 +97,10 @@ def test_each_band_alone_is_one_word_of_a_recipe_and_a_figure_of_the_page() -> N
         log=log,
         recipe="r",
         name="m",
-        attacks=[CLEAN_CASE, *cases_of(recipe, S2)],
+        attacks=[CLEAN_CASE, *attack_cases(recipe, S2)],
     )
     (((method, size), damage),) = band_effects(RecordIndex(rows, "water"), "m").items()
-    assert (method, size.text, size.bands) == ("fgsm", "linf 3% reflectance", ())
+    assert (method, size.text, size.facts.bands) == ("fgsm", "linf 3% reflectance", ())
     assert [d.band for d in damage] == ["B02", "B03"]
     assert all(0 <= d.lost <= (d.everything or 0) for d in damage)
 

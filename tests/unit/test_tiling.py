@@ -10,7 +10,7 @@ from torch.nn import functional
 from seawall import registry
 from seawall.errors import UsageError
 from seawall.inference.predict import predict_scene
-from seawall.inference.tiling import blend, plan_tiles
+from seawall.inference.tiling import blend_tiles, plan_tiles
 from seawall.models.adapter import adapt
 from seawall.models.dense_unet import DenseUNet
 from seawall.models.dual_network import DualNetwork
@@ -82,7 +82,7 @@ def tiled(model, image, plan):
             return torch.softmax(model(torch.from_numpy(images)), 1).numpy()
 
     made = np.full((2, *image.shape[1:]), np.nan, np.float32)
-    for strip in blend(plan, fetch, predict, 2):
+    for strip in blend_tiles(plan, fetch, predict, 2):
         h, w = strip.seen.shape
         made[:, strip.row : strip.row + h, strip.col : strip.col + w] = strip.probability
     return made

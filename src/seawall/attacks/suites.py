@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol
 
 from seawall import registry
 from seawall.attacks.alma_prox import ALMAProx
@@ -61,7 +61,7 @@ def parse_suite(text: str) -> Suite:
         if not found or not value:
             raise UsageError(f"suite: expected 'name setting=value', got {text!r}; write it like 'seawall passes=30'")
         settings[key] = value
-    return cast(Suite, registry.build("suite", name, settings))
+    return registry.build("suite", name, settings)
 
 
 def named_attacks(suite: Suite) -> Iterator[tuple[str, Attack]]:

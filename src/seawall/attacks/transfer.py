@@ -57,7 +57,7 @@ class Transfer:
 
     @cached_property
     def _attack(self) -> Attack:
-        return cast(Attack, registry.build("attack", self.attack, self.attack_settings))
+        return registry.build("attack", self.attack, self.attack_settings)
 
     @cached_property
     def _surrogate(self) -> SegmentationModel | None:

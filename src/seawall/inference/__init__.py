@@ -1,1 +1,1 @@
-"""Whole scenes, part by part: the tiles over them, the canvas they are painted on, the products and their metadata."""
+"""Inference on whole scenes: backends, tiling, output buffer, products and STAC items."""

@@ -1,4 +1,4 @@
-"""What runs a network over tiles: PyTorch, ONNX Runtime or OpenVINO, behind one call from images to probabilities."""
+"""Inference backends: PyTorch, ONNX Runtime or OpenVINO, behind one call from images to probabilities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,25 +19,25 @@ from torch import nn
 
 from seawall.arrays import FloatArray
 from seawall.errors import ModelError, RunError, UsageError, did_you_mean
+from seawall.inference.tiling import Predict
 from seawall.io import write_atomic
 from seawall.models.weights import spec_of
 from seawall.modules import checked_forward, device_of, eval_mode
 from seawall.types import ModelSpec
 
-Predict = Callable[[FloatArray], FloatArray]
 Runtime = Literal["torch", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
-_EXPORT = ("onnx", "onnxscript", "onnxruntime")
-_NEEDS = {"onnx": _EXPORT, "openvino": (*_EXPORT, "openvino")}
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_PACKAGES = {"onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES, "openvino")}
 
 
 @contextmanager
 def open_runtime(
     model: nn.Module, runtime: Runtime = "torch", *, device: str = "auto", temperature: float = 1.0
 ) -> Iterator[Predict]:
-    """Make a network ready for inference; inside, it takes images and gives probabilities.
+    """Make a network ready for inference: the context is a function from images to probabilities.
 
-    The model is put into evaluation mode on the device, and left as it was found.
+    The model is in evaluation mode on the device meanwhile, and in its former state afterwards.
 
     Args:
         model: Any module with a `spec` that gives logits (B, K, H, W).
@@ -56,21 +56,21 @@ def open_runtime(
         raise UsageError(f"temperature: expected a positive number, got {temperature}; 1 leaves the logits as they are")
     spec = spec_of(model)
     if runtime == "torch":
-        place = find_device(device)
-        with _as_found(model, place):
-            yield lambda images: _torch(model, spec, place, temperature, images)
+        torch_device = find_device(device)
+        with _eval_on_device(model, torch_device):
+            yield lambda images: _predict_torch(model, spec, torch_device, temperature, images)
         return
     if device not in ("auto", "cpu"):
         raise UsageError(f"device: expected cpu with the {runtime} runtime, got {device!r}; use --runtime torch")
-    need(runtime)
+    require_packages(runtime)
     with TemporaryDirectory(prefix="seawall-") as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(model, path)
-        logits = _onnx(path) if runtime == "onnx" else _openvino(path)
+        logits = _load_onnx(path) if runtime == "onnx" else _load_openvino(path)
 
         def predict(images: FloatArray) -> FloatArray:
             got = logits(images)
-            _check(got.shape, spec, images.shape)
+            _check_logits(got.shape, spec, images.shape)
             return _softmax(got, temperature)
 
         yield predict
@@ -110,19 +110,19 @@ def export_onnx(model: nn.Module, path: Path) -> None:
         RunError: The extra `deploy` is not installed.
         ModelError: The network cannot be exported, or the exported one does not compute the same.
     """
-    need("onnx")
+    require_packages("onnx")
     onnx = importlib.import_module("onnx")
     spec = spec_of(model)
-    example = _example(spec, 2, 64)
-    loud = logging.getLogger("torch.onnx")
-    level = loud.level
-    loud.setLevel(logging.ERROR)
-    with TemporaryDirectory(prefix="seawall-") as folder, _as_found(model, torch.device("cpu")):
+    example = _example_image(spec, 2, 64)
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
+    with TemporaryDirectory(prefix="seawall-") as folder, _eval_on_device(model, torch.device("cpu")):
         raw = Path(folder) / "raw.onnx"
         free = {0: torch.export.Dim("n"), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
         try:
             with redirect_stdout(io.StringIO()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the exporter's own making
+                warnings.simplefilter("ignore")  # raised by the exporter's own code
                 torch.onnx.export(
                     model,
                     (example,),
@@ -142,18 +142,18 @@ def export_onnx(model: nn.Module, path: Path) -> None:
                 "use --runtime torch"
             ) from bad
         finally:
-            loud.setLevel(level)
+            exporter_log.setLevel(level)
         _check_export(model, raw, spec, path)
         write_atomic(path, raw.read_bytes())
 
 
-def need(runtime: str) -> None:
+def require_packages(runtime: str) -> None:
     """Check that a runtime's packages are installed.
 
     Raises:
         RunError: They are not.
     """
-    for name in _NEEDS.get(runtime, ()):
+    for name in _PACKAGES.get(runtime, ()):
         try:
             importlib.import_module(name)
         except ImportError as gone:
@@ -162,17 +162,18 @@ def need(runtime: str) -> None:
             ) from gone
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that the memory of the machine or of its accelerator is used up."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that the memory of the machine or of its accelerator is used up."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
-        said in text for said in ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+        message in text
+        for message in ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
     )
 
 
-def _torch(
+def _predict_torch(
     model: nn.Module, spec: ModelSpec, device: torch.device, temperature: float, images: FloatArray
 ) -> FloatArray:
     with torch.inference_mode():
@@ -181,12 +182,12 @@ def _torch(
             raise ModelError(
                 f"model: expected logits, got {type(logits).__name__}; wrap the network with seawall's adapter"
             )
-        _check(logits.shape, spec, images.shape)
+        _check_logits(logits.shape, spec, images.shape)
         probability = torch.softmax(logits.float() / temperature, 1)
         return np.asarray(probability.contiguous().cpu().numpy(), np.float32)
 
 
-def _check(got: tuple[int, ...], spec: ModelSpec, given: tuple[int, ...]) -> None:
+def _check_logits(got: tuple[int, ...], spec: ModelSpec, given: tuple[int, ...]) -> None:
     expected = (given[0], len(spec.classes), *given[2:])
     if tuple(got) != expected:
         raise ModelError(
@@ -201,7 +202,7 @@ def _softmax(logits: FloatArray, temperature: float) -> FloatArray:
     return np.asarray(scaled / scaled.sum(1, keepdims=True), np.float32)
 
 
-def _onnx(path: Path) -> Predict:
+def _load_onnx(path: Path) -> Predict:
     engine = importlib.import_module("onnxruntime")
     options = engine.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -210,7 +211,7 @@ def _onnx(path: Path) -> Predict:
     return lambda images: np.asarray(session.run(None, {"image": images})[0], np.float32)
 
 
-def _openvino(path: Path) -> Predict:
+def _load_openvino(path: Path) -> Predict:
     engine: ModuleType = importlib.import_module("openvino")
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     compiled = engine.Core().compile_model(str(path), "CPU", settings)
@@ -218,9 +219,9 @@ def _openvino(path: Path) -> Predict:
 
 
 def _check_export(model: nn.Module, raw: Path, spec: ModelSpec, path: Path) -> None:
-    run = _onnx(raw)
+    run = _load_onnx(raw)
     for count, side in ((1, 96), (3, 64)):  # other sizes than the exported one: the free axes are free
-        image = _example(spec, count, side)
+        image = _example_image(spec, count, side)
         with torch.inference_mode():
             expected = model(image).numpy()
         got = run(image.numpy())
@@ -231,13 +232,13 @@ def _check_export(model: nn.Module, raw: Path, spec: ModelSpec, path: Path) -> N
             )
 
 
-def _example(spec: ModelSpec, count: int, side: int) -> torch.Tensor:
+def _example_image(spec: ModelSpec, count: int, side: int) -> torch.Tensor:
     draw = torch.rand(count, len(spec.bands), side, side, generator=torch.Generator().manual_seed(0))
     return draw * 25 - 27 if spec.unit.endswith("_db") else draw * 0.4
 
 
 @contextmanager
-def _as_found(model: nn.Module, device: torch.device) -> Iterator[None]:
+def _eval_on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     home = device_of(model) or device
     with eval_mode(model):
         try:

@@ -1,7 +1,7 @@
-"""From a full canvas to products under their final names: written and looked at beside, renamed when all are whole.
+"""Export of the output buffer: products are written and verified in a staging folder, then renamed together.
 
-The JSON of a map is the last file to appear and the first to go, so a folder never presents layers of two maps as
-one: without `<name>.json` there is no map, whatever layers lie there.
+The JSON of a map is the last file to appear and the first to be removed, so a folder never shows layers of two maps as
+one: without `<name>.json` there is no map, whatever layers are there.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from torch import nn
 from seawall.errors import ImageryError, RunError
 from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import CogWriter
-from seawall.inference.output_buffer import Canvas, no_room
-from seawall.inference.products import NODATA, SCALE, SceneResult, layer_names, palette
-from seawall.inference.scene import Scene, digest_file
-from seawall.inference.stac_items import acquired, model_item, scene_item
-from seawall.io import write_atomic
+from seawall.inference.output_buffer import OutputBuffer, write_error
+from seawall.inference.products import NODATA, SCALE, SceneResult, class_palette, layer_names
+from seawall.inference.scene import SceneReader, digest_file
+from seawall.inference.stac_items import acquisition_time, model_item, scene_item
+from seawall.io import flush_to_disk, write_atomic
 from seawall.models.weights import save_model
 
-STAGING = 2.7
-"""Bytes per pixel of a layer while it is written: the plain copy, the finished file and its overviews."""
+STAGED_BYTES_PER_PIXEL = 2.7
+"""Bytes per pixel of a layer while it is written: the uncompressed copy, the finished file and its overviews."""
 
 
-def finished(out: Path, name: str, key: str) -> SceneResult | None:
+def read_finished(out: Path, name: str, key: str) -> SceneResult | None:
     """Return the map that is in a folder, if it was made with this key and every file of it is whole."""
     try:
-        said = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["result"]
-        result = TypeAdapter(SceneResult).validate_python(said)
+        stored = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["result"]
+        result = TypeAdapter(SceneResult).validate_python(stored)
         whole = all(digest_file(out / file) == result.digests[layer] for layer, file in result.files.items())
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         return None
@@ -47,94 +47,94 @@ def finished(out: Path, name: str, key: str) -> SceneResult | None:
     )
 
 
-def publish(
+def export_products(
     model: nn.Module,
     result: SceneResult,
-    scene: Scene,
-    canvas: Canvas,
+    scene: SceneReader,
+    buffer: OutputBuffer,
     out: Path,
     when: str,
     begin: float,
     weights: Path | None = None,
 ) -> SceneResult:
-    """Turn the canvas into products: written and looked at beside, renamed when all of them are whole.
+    """Write the buffer as products: in a staging folder first, renamed when all of them are verified.
 
     Args:
         model: The network, for its STAC Item.
-        result: What was counted.
+        result: The counts and settings of the map.
         scene: The open scene.
-        canvas: All of the layers; removed at the end.
+        buffer: The complete layers; removed at the end.
         out: Where the products go.
         when: Acquisition time as the user stated it.
         begin: Monotonic time at which the work began.
         weights: File of the weights, for the link in the model's Item; a copy is written beside it where None.
 
     Raises:
-        RunError: The disk is full or the folder cannot be written. The canvas stays, so that nothing is predicted again.
+        RunError: The disk is full or the folder cannot be written. The buffer stays, so that nothing is predicted again.
     """
-    staged = canvas.folder / "products"
+    staged = buffer.folder / "products"
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
-        result = _write_layers(result, scene, canvas, staged)
+        result = _write_layers(result, scene, buffer, staged)
         model_file = f"models/model-{result.model[:12]}.json"
-        taken = acquired(result.source, scene.source.tags, when)
+        taken = acquisition_time(result.source, scene.source.tags, when)
         if taken is None:
             result = replace(result, flags=(*result.flags, "the acquisition time is unknown"))
         result = replace(result, seconds=time.monotonic() - begin)
         item = scene_item(result, scene.source.grid, taken, staged, model_file, os.path.relpath(scene.source.path, out))
         _write_model(model, result.model, out / model_file, weights)
         write_atomic(staged / f"{result.name}.json", json.dumps(item, indent=1))
-        exchange(staged, out, result)
+        replace_products(staged, out, result)
     except (ImageryError, OSError) as bad:
         shutil.rmtree(staged, ignore_errors=True)
         if isinstance(bad, ImageryError) and not str(bad).endswith(FULL_DISK):
-            raise RunError(f"{bad} (what is painted is kept, so that the same command goes on)") from bad
+            raise RunError(f"{bad} (what is finished is kept, so that the same command goes on)") from bad
         cause = bad if isinstance(bad, OSError) else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        need = round(STAGING * len(result.files) * result.height * result.width)
-        raise no_room(out, cause, need, kept=True) from bad
-    canvas.remove()
+        need = round(STAGED_BYTES_PER_PIXEL * len(result.files) * result.height * result.width)
+        raise write_error(out, cause, need, kept=True) from bad
+    buffer.remove()
     return result
 
 
-def exchange(staged: Path, out: Path, result: SceneResult) -> None:
-    """Put the products of a folder in the place of an older map of the same name.
+def replace_products(staged: Path, out: Path, result: SceneResult) -> None:
+    """Replace the products of an older map of the same name.
 
-    The older JSON leaves first and the new one comes last: whenever this is cut short, no JSON lies beside layers
-    that are not its own. An error puts the older map back.
+    The older JSON is moved away first and the new one comes last: wherever this is interrupted, no JSON is beside
+    layers of another map. An error restores the older map.
 
     Args:
-        staged: Folder with all files of the new map, whole.
-        out: Where they go.
+        staged: Folder with all files of the new map.
+        out: Folder of the products.
         result: The new map.
     """
-    mark = f"{result.name}.json"
+    json_name = f"{result.name}.json"
     old = staged / "old"
     old.mkdir()
-    layers = dict.fromkeys((*_layers_of(out / mark), *result.files.values()))
+    layers = dict.fromkeys((*_listed_layers(out / json_name), *result.files.values()))
     moved: list[str] = []
     try:
-        for name in (mark, *layers):
+        for name in (json_name, *layers):
             if (out / name).exists() or (out / name).is_symlink():
                 (out / name).replace(old / name)
                 moved.append(name)
-        _sync(out)
+        flush_to_disk(out)
         for name in result.files.values():
             (staged / name).replace(out / name)
-        _sync(out)
-        (staged / mark).replace(out / mark)
-        _sync(out)
+        flush_to_disk(out)
+        (staged / json_name).replace(out / json_name)
+        flush_to_disk(out)
     except OSError:
         for name in result.files.values():
             (out / name).unlink(missing_ok=True)
-        for name in reversed(moved):  # the JSON, which was the first to leave, is the last to come back
+        for name in reversed(moved):  # in reverse order, so that the JSON comes back last
             (old / name).replace(out / name)
         raise
 
 
-def _write_layers(result: SceneResult, scene: Scene, canvas: Canvas, staged: Path) -> SceneResult:
+def _write_layers(result: SceneResult, scene: SceneReader, buffer: OutputBuffer, staged: Path) -> SceneResult:
     tags = {"SEAWALL_KEY": result.key, "SOURCE": result.source, "CLASSES": json.dumps(result.classes)}
-    said = {
+    quantities = {
         "class": "index of the most probable class",
         "probability": f"probability of {result.klass}; value = stored * {SCALE}",
         "uncertainty": f"entropy of the class probabilities over ln {len(result.classes)}; value = stored * {SCALE}",
@@ -147,14 +147,14 @@ def _write_layers(result: SceneResult, scene: Scene, canvas: Canvas, staged: Pat
             "uint8",
             bands=(layer if layer != "probability" else result.klass,),
             nodata=NODATA,
-            tags={**tags, "QUANTITY": said[layer]},
+            tags={**tags, "QUANTITY": quantities[layer]},
             scales=None if layer == "class" else (SCALE,),
             offsets=None if layer == "class" else (0.0,),
-            colormap={**palette(result.classes), NODATA: (0, 0, 0, 0)} if layer == "class" else None,
+            colormap={**class_palette(result.classes), NODATA: (0, 0, 0, 0)} if layer == "class" else None,
         ) as writer:
-            for row, pixels in canvas.rows(layer):
+            for row, pixels in buffer.rows(layer):
                 writer.write(pixels, row)
-        _compare(canvas, layer, path)
+        _verify_layer(buffer, layer, path)
     return replace(result, digests={layer: digest_file(staged / file) for layer, file in result.files.items()})
 
 
@@ -166,27 +166,19 @@ def _write_model(model: nn.Module, digest: str, path: Path, weights: Path | None
     write_atomic(path, json.dumps(model_item(model, digest, weights, path.parent), indent=1))
 
 
-def _layers_of(mark: Path) -> tuple[str, ...]:
-    """Return the layers that an older map's JSON names, as far as it can be read."""
+def _listed_layers(path: Path) -> tuple[str, ...]:
+    """Return the file names of the layers in a map's JSON; none where it cannot be read."""
     try:
-        files = json.loads(mark.read_text(encoding="utf-8"))["result"]["files"]
+        files = json.loads(path.read_text(encoding="utf-8"))["result"]["files"]
         return tuple(Path(str(file)).name for file in dict(files).values())
     except (OSError, ValueError, KeyError, TypeError):
         return ()
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _compare(canvas: Canvas, layer: str, file: Path) -> None:
+def _verify_layer(buffer: OutputBuffer, layer: str, file: Path) -> None:
     with rasterio.open(file) as back:
-        for row, pixels in canvas.rows(layer):
-            got: NDArray[np.uint8] = back.read(1, window=rasterio.windows.Window(0, row, canvas.width, len(pixels)))
+        for row, pixels in buffer.rows(layer):
+            got: NDArray[np.uint8] = back.read(1, window=rasterio.windows.Window(0, row, buffer.width, len(pixels)))
             if not np.array_equal(got, pixels):
                 raise RunError(
                     f"{file.name}: expected the pixels that were written, got others in rows {row} to {row + len(pixels)}; check the disk"

@@ -1,7 +1,7 @@
-"""A scene being painted: plain files beside the final names, with a ledger of what is on the disk and whole.
+"""The output buffer of a scene: one plain file per layer, and a ledger of the windows that are written.
 
-A killed run leaves the canvas; the next run with the same key checks every window in the ledger against its digest
-and paints the others. Plain rows instead of a half-written TIFF: nothing in them can be left inconsistent.
+A killed run leaves the buffer. The next run with the same key compares every window in the ledger with its digest and
+writes the others again. The files hold plain rows, because a half-written TIFF could be left inconsistent.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ import numpy as np
 
 from seawall.arrays import ByteArray
 from seawall.errors import RunError
+from seawall.geo.raster import Window
 from seawall.io import write_atomic
 
-Window = tuple[int, int, int, int]
-"""Row, column, height, width."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of the operating system that mean a full disk, or a full share of it."""
 
 
 @dataclass(frozen=True)
-class Canvas:
+class OutputBuffer:
     """Layers of one byte per pixel in a folder.
 
     Args:
-        folder: Where the layers and the ledger are; it is made and removed by the canvas.
-        key: What the layers are made of; a canvas with another key is thrown away.
+        folder: Where the layers and the ledger are; it is made and removed by the buffer.
+        key: Digest of model, scene and settings; a buffer with another key is deleted.
         layers: Names of the layers.
         height: Rows of the scene.
         width: Columns of the scene.
@@ -46,17 +45,17 @@ class Canvas:
     width: int
 
     def open(self) -> dict[Window, Mapping[str, object]]:
-        """Make the canvas, or take up the one that is there.
+        """Create the buffer, or reuse the one that is there.
 
         Returns:
-            The windows that are whole, with the facts that were noted about them.
+            The windows whose digest fits, with the values that were stored with them.
 
         Raises:
             RunError: The disk has no room for the layers, or the folder cannot be written.
         """
         facts = {"key": self.key, "layers": list(self.layers), "shape": [self.height, self.width]}
         try:
-            if _read(self.folder / "canvas.json") == facts:
+            if _read_header(self.folder / "canvas.json") == facts:
                 return dict(self._whole())
             self.remove()
             self.folder.mkdir(parents=True)
@@ -66,19 +65,19 @@ class Canvas:
             write_atomic(self.folder / "canvas.json", json.dumps(facts))
         except OSError as bad:
             self.remove()
-            raise no_room(self.folder.parent, bad, len(self.layers) * self.height * self.width) from bad
+            raise write_error(self.folder.parent, bad, len(self.layers) * self.height * self.width) from bad
         return {}
 
-    def paint(self, window: Window, pixels: Mapping[str, ByteArray], facts: Mapping[str, object]) -> None:
-        """Put a window of every layer on the disk, then note it in the ledger.
+    def write(self, window: Window, pixels: Mapping[str, ByteArray], facts: Mapping[str, object]) -> None:
+        """Write a window of every layer to the disk, then add it to the ledger.
 
         Args:
             window: Where.
             pixels: (height, width) uint8 per layer.
-            facts: Plain values to remember about the window.
+            facts: Plain values to store with the window.
 
         Raises:
-            RunError: The disk is full; what is on it already stays, for the next run.
+            RunError: The disk is full; the windows written before are kept for the next run.
         """
         row, col, height, width = window
         try:
@@ -90,13 +89,19 @@ class Canvas:
                         file.write(run.tobytes())
                     file.flush()
                     os.fsync(file.fileno())
-            line = {"window": list(window), "digest": _digest(pixels[layer] for layer in self.layers), "facts": facts}
+            line = {
+                "window": list(window),
+                "digest": _window_digest(pixels[layer] for layer in self.layers),
+                "facts": facts,
+            }
             with (self.folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:
-                ledger.write("\n" + json.dumps(line))  # first the line's end: a torn line never swallows the next
+                ledger.write(
+                    "\n" + json.dumps(line)
+                )  # the newline first: an incomplete line never merges with the next
                 ledger.flush()
                 os.fsync(ledger.fileno())
         except OSError as bad:
-            raise no_room(self.folder.parent, bad, len(self.layers) * height * width, kept=True) from bad
+            raise write_error(self.folder.parent, bad, len(self.layers) * height * width, kept=True) from bad
 
     def rows(self, layer: str, step: int = 512) -> Iterator[tuple[int, ByteArray]]:
         """Yield a layer's rows from top to bottom, as (first row, (step, width) pixels)."""
@@ -104,7 +109,7 @@ class Canvas:
             yield row, self._window(layer, (row, 0, min(step, self.height - row), self.width))
 
     def remove(self) -> None:
-        """Delete the canvas."""
+        """Delete the buffer."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, layer: str) -> Path:
@@ -122,27 +127,27 @@ class Canvas:
                 row = json.loads(line)
                 at = row["window"]
                 window = (int(at[0]), int(at[1]), int(at[2]), int(at[3]))
-                found = _digest(self._window(layer, window) for layer in self.layers)
+                found = _window_digest(self._window(layer, window) for layer in self.layers)
             except (
                 ValueError,
                 KeyError,
                 TypeError,
                 IndexError,
                 OSError,
-            ):  # a torn line or a short layer: paint it again
+            ):  # a torn line or a short layer: write it again
                 continue
             if found == row.get("digest"):
                 yield window, row["facts"]
 
 
-def no_room(folder: Path, bad: OSError, need: int, *, kept: bool = False) -> RunError:
-    """Say what an operating system error means for somebody who writes into a folder.
+def write_error(folder: Path, bad: OSError, need: int, *, kept: bool = False) -> RunError:
+    """Return the error of a folder that could not be written, with the room that is needed.
 
     Args:
         folder: Where the products go.
         bad: What was raised.
-        need: Bytes that are still to be written, about.
-        kept: What is finished is kept, so that the same command goes on.
+        need: Approximate number of bytes that are still to be written.
+        kept: The finished windows are kept, so that the same command continues.
     """
     if isinstance(bad, PermissionError):
         return RunError(f"{folder}: expected a folder that can be written, got {bad.strerror}; choose another --out")
@@ -150,7 +155,7 @@ def no_room(folder: Path, bad: OSError, need: int, *, kept: bool = False) -> Run
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
     except OSError:
         free = 0
-    what = "a full disk" if bad.errno in FULL else bad.strerror or str(bad)
+    what = "a full disk" if bad.errno in DISK_FULL else bad.strerror or str(bad)
     goes_on = "; what is finished is kept, so that the same command goes on" if kept else " and run again"
     return RunError(
         f"{folder}: expected room for the products, got {what} with {free / 2**20:.0f} MiB free; "
@@ -160,19 +165,19 @@ def no_room(folder: Path, bad: OSError, need: int, *, kept: bool = False) -> Run
 
 def _reserve(file: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)  # a full disk says so now, not after an hour
+        os.posix_fallocate(file, 0, size)  # a full disk fails now, not after an hour
     else:
         os.ftruncate(file, size)
 
 
-def _digest(layers: Iterator[ByteArray]) -> str:
+def _window_digest(layers: Iterator[ByteArray]) -> str:
     made = hashlib.blake2b(digest_size=16)
     for pixels in layers:
         made.update(pixels.tobytes())
     return made.hexdigest()
 
 
-def _read(path: Path) -> object:
+def _read_header(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

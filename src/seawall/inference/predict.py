@@ -1,4 +1,4 @@
-"""Whole scenes: a map, its doubt and its area, in bounded memory, resumable, and whole or not there."""
+"""Prediction over whole scenes: class map, uncertainty and area, in bounded memory and resumable."""
 
 from __future__ import annotations
 
@@ -19,23 +19,33 @@ from torch import nn
 from seawall.arrays import FloatArray
 from seawall.errors import ImageryError, ModelError, RunError, SeawallError
 from seawall.geo.radiometry import Hints
-from seawall.inference.backends import Runtime, find_device, open_runtime, out_of_memory
-from seawall.inference.export import finished, publish
-from seawall.inference.output_buffer import Canvas, Window
-from seawall.inference.products import LAYERS, NODATA, Question, SceneResult, Totals, encode, layer_names, tally
-from seawall.inference.scene import Scene, open_scene
-from seawall.inference.settings import Job, SceneReport, Survey, clean_name, find_scenes
-from seawall.inference.tiling import Plan, Predict, blend, plan_tiles
+from seawall.geo.raster import Window
+from seawall.inference.backends import Runtime, find_device, is_out_of_memory, open_runtime
+from seawall.inference.export import export_products, read_finished
+from seawall.inference.output_buffer import OutputBuffer
+from seawall.inference.products import (
+    LAYERS,
+    NODATA,
+    ReportedClass,
+    SceneResult,
+    Totals,
+    count_strip,
+    encode_layers,
+    layer_names,
+)
+from seawall.inference.scene import SceneReader, open_scene
+from seawall.inference.settings import PredictSettings, SceneJob, SceneReport, clean_name, find_scenes, scene_stem
+from seawall.inference.tiling import Predict, TilePlan, blend_tiles, plan_tiles
 from seawall.io import RunLock
 from seawall.models.identity import identify, model_digest
 from seawall.models.weights import check_finite, spec_of, state_of, weights_digest
-from seawall.result import StageProgress
+from seawall.result import StageProgress, no_progress
 
 __all__ = [
-    "Job",
+    "SceneJob",
     "SceneReport",
     "SceneResult",
-    "Survey",
+    "PredictSettings",
     "find_scenes",
     "model_digest",
     "predict_many",
@@ -43,14 +53,10 @@ __all__ = [
 ]
 
 
-CACHE = 128 * 2**20
-"""Bytes for GDAL's block cache; reads follow the blocks, so more would only be a copy of the scene in memory."""
-FORMAT = 2
-"""Version of the products: another one is another map."""
-
-
-def silent(done: int, total: int, scene: str) -> None:
-    """Report nothing."""
+GDAL_CACHE_BYTES = 128 * 2**20
+"""Bytes for GDAL's block cache; reads follow the blocks, so a larger cache would only copy the scene into memory."""
+PRODUCT_FORMAT = 2
+"""Version of the products; it is part of the key, so a map of another version is made again."""
 
 
 def predict_scene(
@@ -73,37 +79,39 @@ def predict_scene(
     memory_mib: int = 512,
     device: str = "auto",
     resume: bool = True,
-    progress: StageProgress = silent,
+    progress: StageProgress = no_progress,
     weights: Path | str | None = None,
 ) -> SceneResult:
     """Map a whole scene: class, probability and uncertainty as cloud-optimized GeoTIFFs, area, STAC.
 
-    A killed run leaves nothing under the final names; the next one takes up the rows that are finished and whole.
+    A killed run leaves nothing under the final names; the next one reuses the rows that are finished.
 
     Args:
         model: Any module with a `spec` that gives logits.
-        path: The scene, a raster file whose bands have names.
+        path: The scene: a raster file whose bands have names, or a Sentinel-2 SAFE product (folder or zip).
         out: Folder for `<name>.class.tif`, `<name>.<klass>.tif`, `<name>.uncertainty.tif` and `<name>.json`. The JSON
             comes last: without it there is no map.
         name: Name of the products; the file's by default.
         when: Acquisition time, ISO 8601; from the file's tags or name by default.
-        klass: See `Survey`, as for all settings up to memory_mib.
+        klass: See `PredictSettings`, as for all settings up to memory_mib.
         device: auto, cpu, cuda, cuda:1, mps.
         resume: Keep what an earlier run finished, if model, scene and settings are the same.
         progress: Called after each batch of tiles.
         weights: File that the model was read from, for the link in its STAC Item; None writes the weights to `out`.
 
     Raises:
-        UsageError: A setting or class that cannot be.
+        UsageError: A setting is out of its range, or the class is unknown.
         ImageryError: The scene cannot be read, lacks a band or has another unit.
         ModelError: The model gives no finite logits of its classes, writes into its input, or its weights change meanwhile.
         RunError: Another run works in the folder, the disk is full, or a tile does not fit into memory.
     """
-    survey = Survey(klass, tile, overlap, batch, unsure, temperature, runtime, tuple(bands), sensor, hints, memory_mib)
-    job = Job(Path(path), clean_name(name or Path(path).stem), when)
-    with _owned(Path(out)) as notes:
-        return _Mapper(
-            model, Path(out), survey, device, resume, progress, notes, None if weights is None else Path(weights)
+    settings = PredictSettings(
+        klass, tile, overlap, batch, unsure, temperature, runtime, tuple(bands), sensor, hints, memory_mib
+    )
+    job = SceneJob(Path(path), clean_name(name or scene_stem(Path(path))), when)
+    with _lock_folder(Path(out)) as notes:
+        return _ScenePredictor(
+            model, Path(out), settings, device, resume, progress, notes, None if weights is None else Path(weights)
         ).map(job)
 
 
@@ -112,19 +120,19 @@ def predict_many(
     source: Path | str | Sequence[Path | str],
     out: Path | str,
     *,
-    survey: Survey = Survey(),
+    settings: PredictSettings = PredictSettings(),
     device: str = "auto",
     resume: bool = True,
-    progress: StageProgress = silent,
+    progress: StageProgress = no_progress,
     weights: Path | str | None = None,
 ) -> SceneReport:
     """Map many scenes; one that fails is listed with its reason and the others go on.
 
     Args:
         model: Any module with a `spec`.
-        source: A scene, a folder of scenes, a CSV manifest (columns path, name, when; relative to the manifest), or paths.
+        source: A scene, a folder of rasters and SAFE folders, a CSV manifest (columns path, name, when; relative to the manifest), or paths.
         out: Folder for the products of all of them.
-        survey: How.
+        settings: Settings of the prediction.
         device: See `predict_scene`.
         resume: See `predict_scene`; scenes whose products are there and whole are not computed again.
         progress: See `predict_scene`.
@@ -135,13 +143,13 @@ def predict_many(
         RunError: Another run works in the folder.
     """
     jobs = find_scenes(source, Path(out))
-    spec_of(model).mapped_class(survey.klass)
+    spec_of(model).mapped_class(settings.klass)
     find_device(device)
     made: list[SceneResult] = []
     failed: list[tuple[str, str]] = []
-    with _owned(Path(out)) as notes:
-        mapper = _Mapper(
-            model, Path(out), survey, device, resume, progress, notes, None if weights is None else Path(weights)
+    with _lock_folder(Path(out)) as notes:
+        mapper = _ScenePredictor(
+            model, Path(out), settings, device, resume, progress, notes, None if weights is None else Path(weights)
         )
         for job in jobs:
             try:
@@ -154,7 +162,7 @@ def predict_many(
 
 
 @contextlib.contextmanager
-def _owned(out: Path) -> Iterator[tuple[str, ...]]:
+def _lock_folder(out: Path) -> Iterator[tuple[str, ...]]:
     lock = RunLock(out)
     try:
         lock.__enter__()
@@ -169,22 +177,22 @@ def _owned(out: Path) -> Iterator[tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class _Mapper:
+class _ScenePredictor:
     model: nn.Module
     out: Path
-    survey: Survey
+    settings: PredictSettings
     device: str
     resume: bool
     progress: StageProgress
     notes: tuple[str, ...]
     weights: Path | None
 
-    def map(self, job: Job) -> SceneResult:
+    def map(self, job: SceneJob) -> SceneResult:
         """Map one scene, or return the map that is there."""
         begin = time.monotonic()
         spec = spec_of(self.model)
-        survey = replace(self.survey, klass=spec.mapped_class(self.survey.klass))
-        question = Question(spec.klass(survey.klass), survey.unsure)
+        settings = replace(self.settings, klass=spec.mapped_class(self.settings.klass))
+        reported = ReportedClass(spec.klass(settings.klass), settings.unsure)
         if len(spec.classes) > NODATA:
             raise ModelError(
                 f"model: expected at most {NODATA} classes, got {len(spec.classes)}; a map pixel is a byte"
@@ -192,37 +200,45 @@ class _Mapper:
         check_finite(state_of(self.model), "model")
         find_device(self.device)
         with (
-            rasterio.Env(GDAL_CACHEMAX=CACHE),
-            open_scene(job.path, spec, bands=survey.bands, sensor=survey.sensor, hints=survey.hints) as scene,
+            rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),
+            open_scene(job.path, spec, bands=settings.bands, sensor=settings.sensor, hints=settings.hints) as scene,
         ):
-            made_by, notes = identify(self.model), self.notes
-            if made_by.unknown:
-                notes = (*notes, f"model identity unknown: {made_by.unknown}; nothing is taken up or reused")
-            plain = [FORMAT, made_by.digest, scene.digest, job.when, survey.identity()]
+            identity, notes = identify(self.model), self.notes
+            if identity.unknown:
+                notes = (*notes, f"model identity unknown: {identity.unknown}; nothing is taken up or reused")
+            plain = [PRODUCT_FORMAT, identity.digest, scene.digest, job.when, settings.identity()]
             key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-            if self.resume and (found := finished(self.out, job.name, key)):
+            if self.resume and (found := read_finished(self.out, job.name, key)):
                 return replace(found, reused=True)
             grid = scene.source.grid
-            canvas = Canvas(self.out / f".{job.name}.part", key, LAYERS, grid.height, grid.width)
+            buffer = OutputBuffer(self.out / f".{job.name}.part", key, LAYERS, grid.height, grid.width)
             if not self.resume:
-                canvas.remove()
+                buffer.remove()
             try:
-                plan, doubts = plan_tiles(self.model, grid.height, grid.width, survey.tile, survey.overlap)
-                totals = self._paint(scene, canvas, question, survey, plan, job.name)
+                plan, flags = plan_tiles(self.model, grid.height, grid.width, settings.tile, settings.overlap)
+                totals = self._predict(scene, buffer, reported, settings, plan, job.name)
             except (ImageryError, ModelError):
-                canvas.remove()  # neither goes away by itself, so there is nothing to take up
+                buffer.remove()  # another run fails the same way, so nothing is kept
                 raise
-            notes = (*notes, *doubts, *getattr(self.model, "flags", ()))
-            result = _result(job, scene, survey, totals, key, made_by.digest, notes)
-            return publish(
-                self.model, replace(result, tiles=plan.count), scene, canvas, self.out, job.when, begin, self.weights
+            notes = (*notes, *flags, *getattr(self.model, "flags", ()))
+            result = _result(job, scene, settings, totals, key, identity.digest, notes)
+            return export_products(
+                self.model, replace(result, tiles=plan.count), scene, buffer, self.out, job.when, begin, self.weights
             )
 
-    def _paint(self, scene: Scene, canvas: Canvas, question: Question, survey: Survey, plan: Plan, name: str) -> Totals:
-        """Paint, and look afterwards whether the weights are still those that the key was made of."""
+    def _predict(
+        self,
+        scene: SceneReader,
+        buffer: OutputBuffer,
+        reported: ReportedClass,
+        settings: PredictSettings,
+        plan: TilePlan,
+        name: str,
+    ) -> Totals:
+        """Fill the buffer; afterwards check that the weights are still those that the key was made of."""
         before = weights_digest(self.model)
-        totals = paint(
-            self.model, scene, canvas, question, survey, plan, self.device, lambda d, t: self.progress(d, t, name)
+        totals = fill_buffer(
+            self.model, scene, buffer, reported, settings, plan, self.device, lambda d, t: self.progress(d, t, name)
         )
         if weights_digest(self.model) != before:
             raise ModelError(
@@ -233,21 +249,27 @@ class _Mapper:
 
 
 def _result(
-    job: Job, scene: Scene, survey: Survey, totals: Totals, key: str, model: str, notes: tuple[str, ...]
+    job: SceneJob,
+    scene: SceneReader,
+    settings: PredictSettings,
+    totals: Totals,
+    key: str,
+    model: str,
+    notes: tuple[str, ...],
 ) -> SceneResult:
     classes = scene.spec.classes
-    klass = scene.spec.klass(survey.klass)
+    klass = scene.spec.klass(settings.klass)
     by_class = totals.class_m2
     return SceneResult(
         name=job.name,
-        source=job.path.name,
-        files={layer: f"{job.name}.{layer}.tif" for layer in layer_names(survey.klass).values()},
+        source=scene.name,
+        files={layer: f"{job.name}.{layer}.tif" for layer in layer_names(settings.klass).values()},
         digests={},
         key=key,
         model=model,
         scene=scene.digest,
         classes=classes,
-        klass=survey.klass,
+        klass=settings.klass,
         unit=scene.spec.unit,
         radiometry=str(scene.scale or "nothing seen"),
         height=scene.source.grid.height,
@@ -255,42 +277,42 @@ def _result(
         seen_share=totals.seen / totals.pixels,
         share=totals.class_pixels[klass] / totals.seen if totals.seen else None,
         area_km2=None if by_class is None else by_class[klass] / 1e6,
-        expected_km2=_km2(totals.expected_m2),
-        low_km2=_km2(totals.low_m2),
-        high_km2=_km2(totals.high_m2),
-        unsure_km2=_km2(totals.unsure_m2),
+        expected_km2=_to_km2(totals.expected_m2),
+        low_km2=_to_km2(totals.low_m2),
+        high_km2=_to_km2(totals.high_m2),
+        unsure_km2=_to_km2(totals.unsure_m2),
         unsure_share=totals.unsure / totals.seen if totals.seen else None,
         class_km2={name: None if by_class is None else by_class[k] / 1e6 for k, name in enumerate(classes)},
-        unsure=survey.unsure,
+        unsure=settings.unsure,
         flags=(*scene.flags, *notes),
     )
 
 
-def _km2(area_m2: float | None) -> float | None:
+def _to_km2(area_m2: float | None) -> float | None:
     return None if area_m2 is None else area_m2 / 1e6
 
 
-STEP = 512
-"""Rows per window of the canvas, and the block size of the products."""
+STRIP_ROWS = 512
+"""Rows per window of the buffer, and the block size of the products."""
 MIB = 2**20
 
 
-def paint(
+def fill_buffer(
     model: nn.Module,
-    scene: Scene,
-    canvas: Canvas,
-    question: Question,
-    survey: Survey,
-    plan: Plan,
+    scene: SceneReader,
+    buffer: OutputBuffer,
+    reported: ReportedClass,
+    settings: PredictSettings,
+    plan: TilePlan,
     device: str,
     progress: Callable[[int, int], None],
 ) -> Totals:
-    """Fill the canvas where it is not whole yet; return what was counted."""
+    """Predict the windows that the buffer lacks; return the totals over the scene."""
     grid, classes = scene.source.grid, len(scene.spec.classes)
     areas = grid.row_areas_m2()
-    counted = {window: Totals.of(facts) for window, facts in canvas.open().items()}
-    layout = panels(plan, len(scene.bands), classes, scene.chunk, survey.memory_mib * MIB)
-    todo = [(rows, cols) for cols in layout for rows in _missing(grid.height, cols, counted)]
+    counted = {window: Totals.of(facts) for window, facts in buffer.open().items()}
+    layout = column_panels(plan, len(scene.bands), classes, scene.chunk, settings.memory_mib * MIB)
+    todo = [(rows, cols) for cols in layout for rows in _missing_rows(grid.height, cols, counted)]
     total = sum(len(plan.rows.touching(*rows)) * len(plan.cols.touching(*cols)) for rows, cols in todo)
     done = 0
 
@@ -299,23 +321,32 @@ def paint(
         done += tiles
         progress(done, total)
 
-    batch = survey.batch or (1 if find_device(device).type == "cpu" or survey.runtime != "torch" else 8)
-    with open_runtime(model, survey.runtime, device=device, temperature=survey.temperature) as predict:
-        patient = _Patient(predict, batch)
+    batch = settings.batch or (1 if find_device(device).type == "cpu" or settings.runtime != "torch" else 8)
+    with open_runtime(model, settings.runtime, device=device, temperature=settings.temperature) as predict:
+        run_batch = _OutOfMemoryRetry(predict, batch)
         for rows, cols in todo:
-            for strip in blend(
-                plan, scene.fetch, patient, classes, rows, cols, chunk=scene.chunk, step=STEP, batch=batch, tick=tick
+            for strip in blend_tiles(
+                plan,
+                scene.fetch,
+                run_batch,
+                classes,
+                rows,
+                cols,
+                chunk=scene.chunk,
+                step=STRIP_ROWS,
+                batch=batch,
+                tick=tick,
             ):
                 height, width = strip.seen.shape
-                part = tally(strip, question, None if areas is None else areas[strip.row : strip.row + height])
+                part = count_strip(strip, reported, None if areas is None else areas[strip.row : strip.row + height])
                 window = (strip.row, strip.col, height, width)
-                canvas.paint(window, encode(strip, question), part.plain())
+                buffer.write(window, encode_layers(strip, reported), part.plain())
                 counted[window] = part
     return reduce(add, [counted[window] for cols in layout for window in _windows(grid.height, cols)])
 
 
-class _Patient:
-    """Runs the network and, when memory is used up, once more with half the batch."""
+class _OutOfMemoryRetry:
+    """Runs the network; after an out-of-memory error, once more with half the batch."""
 
     def __init__(self, predict: Predict, batch: int) -> None:
         self._predict, self._batch, self._halved = predict, batch, False
@@ -324,7 +355,7 @@ class _Patient:
         try:
             made = [self._predict(images[i : i + self._batch]) for i in range(0, len(images), self._batch)]
         except (MemoryError, RuntimeError) as bad:
-            if not out_of_memory(bad):
+            if not is_out_of_memory(bad):
                 raise
             made = []
         if not made:
@@ -347,29 +378,29 @@ class _Patient:
         return self(images)
 
 
-def panels(plan: Plan, bands: int, classes: int, chunk: int, room: int) -> tuple[tuple[int, int], ...]:
-    """Cut the columns of a scene so that the rows in memory take about `room` bytes (but one tile always fits).
+def column_panels(plan: TilePlan, bands: int, classes: int, chunk: int, room: int) -> tuple[tuple[int, int], ...]:
+    """Cut the columns of a scene so that the rows in memory take about `room` bytes; one tile is the least.
 
     Example:
-        >>> panels(Plan.of(10980, 10980), 6, 2, 512, 512 * 2**20)
+        >>> column_panels(TilePlan.of(10980, 10980), 6, 2, 512, 512 * 2**20)
         ((0, 10980),)
-        >>> len(panels(Plan.of(10980, 200000), 6, 2, 512, 512 * 2**20))
+        >>> len(column_panels(TilePlan.of(10980, 200000), 6, 2, 512, 512 * 2**20))
         14
     """
     width, tile = plan.cols.size, plan.rows.length
-    column = (tile + chunk) * (4 * bands + 1) + (tile + STEP) * (4 * classes + 1)
-    most = max(room // column - 2 * plan.cols.length, plan.cols.length, STEP)
-    even = -(-width // -(-width // most))  # no sliver at the end: its tiles would be predicted for a few columns
-    wide = max(-(-even // STEP) * STEP, STEP)
+    column = (tile + chunk) * (4 * bands + 1) + (tile + STRIP_ROWS) * (4 * classes + 1)
+    most = max(room // column - 2 * plan.cols.length, plan.cols.length, STRIP_ROWS)
+    even = -(-width // -(-width // most))  # a narrow last panel would predict its tiles for a few columns
+    wide = max(-(-even // STRIP_ROWS) * STRIP_ROWS, STRIP_ROWS)
     return tuple((left, min(left + wide, width)) for left in range(0, width, wide))
 
 
 def _windows(height: int, cols: tuple[int, int]) -> list[Window]:
-    return [(row, cols[0], min(STEP, height - row), cols[1] - cols[0]) for row in range(0, height, STEP)]
+    return [(row, cols[0], min(STRIP_ROWS, height - row), cols[1] - cols[0]) for row in range(0, height, STRIP_ROWS)]
 
 
-def _missing(height: int, cols: tuple[int, int], done: Mapping[Window, Totals]) -> list[tuple[int, int]]:
-    """Return the runs of rows of a panel that are not painted."""
+def _missing_rows(height: int, cols: tuple[int, int], done: Mapping[Window, Totals]) -> list[tuple[int, int]]:
+    """Return the runs of rows of a panel that the buffer lacks."""
     runs: list[tuple[int, int]] = []
     for window in _windows(height, cols):
         if window in done:

@@ -1,4 +1,4 @@
-"""What a whole-scene map is: the encoded layers, the areas counted from probabilities, the result."""
+"""The products of a whole-scene map: encoded layers, areas counted from probabilities, and the result."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from seawall.arrays import ByteArray
 from seawall.inference.tiling import Strip
 
 LAYERS = ("class", "probability", "uncertainty")
-"""What is painted of a scene; see `layer_names` for the names of the products."""
+"""Layers of the output buffer; see `layer_names` for the names of the products."""
 NODATA = 255
-STEPS = 250
+STORED_STEPS = 250
 """Probability and uncertainty are stored as whole 1/250ths: value = stored * 0.004."""
-SCALE = 1 / STEPS
+SCALE = 1 / STORED_STEPS
 
-Color = tuple[int, int, int]
+ClassColor = tuple[int, int, int]
 
-_COLORS: Mapping[str, Color] = {
+_USUAL_COLORS: Mapping[str, ClassColor] = {
     "land": (222, 211, 180),
     "water": (33, 102, 172),
     "river": (33, 102, 172),
@@ -40,11 +40,11 @@ _COLORS: Mapping[str, Color] = {
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked of the probabilities.
+class ReportedClass:
+    """The class that is reported, and which probabilities of it count as unsure.
 
     Args:
-        klass: Index of the class whose probability, area and doubt are reported.
+        klass: Index of the class whose probability, area and uncertainty are reported.
         unsure: Probabilities from the first up to the second are unsure.
     """
 
@@ -99,18 +99,18 @@ class Totals:
 
     @staticmethod
     def of(plain: Mapping[str, object]) -> Totals:
-        """Return the totals that `plain` described."""
+        """Return totals from what `plain` returned."""
         return Totals(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class SceneResult:
-    """A whole-scene map and what it says.
+    """A whole-scene map: its files, areas and flags.
 
     Args:
         name: Name of the products.
         source: File name of the scene.
-        files: Product ("class", the class asked for, "uncertainty") to file name in the output folder.
+        files: Product ("class", the reported class, "uncertainty") to file name in the output folder.
         digests: Product to SHA-256 of its file.
         key: Digest of model, scene and settings; the same key is the same map.
         model: Digest of the model.
@@ -132,10 +132,10 @@ class SceneResult:
         unsure_share: Share of seen pixels in the unsure range; None if nothing was seen.
         class_km2: Area per class.
         unsure: The unsure range.
-        flags: What a reader should know before trusting the numbers.
+        flags: Warnings about the numbers.
         tiles: Tiles of the plan.
         seconds: Time it took.
-        reused: The products were there and whole; nothing was computed.
+        reused: The products were complete already; nothing was computed.
     """
 
     name: str
@@ -197,10 +197,10 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^0-9A-Za-z_-]+", "_", name) or "class"
 
 
-def encode(strip: Strip, question: Question) -> dict[str, ByteArray]:
+def encode_layers(strip: Strip, reported: ReportedClass) -> dict[str, ByteArray]:
     """Return the layers of a strip as bytes; unseen pixels are `NODATA` in each.
 
-    Uncertainty is the entropy of the class probabilities over that of knowing nothing, ln K: 0 sure, 1 no idea.
+    Uncertainty is the entropy of the class probabilities over ln K, that of a uniform distribution.
     """
     p = strip.probability
     entropy = np.zeros(p.shape[1:], np.float32)
@@ -209,25 +209,25 @@ def encode(strip: Strip, question: Question) -> dict[str, ByteArray]:
     entropy /= np.float32(np.log(max(len(p), 2)))
     layers = {
         "class": p.argmax(0).astype(np.uint8),
-        "probability": _steps(p[question.klass]),
-        "uncertainty": _steps(entropy),
+        "probability": _to_bytes(p[reported.klass]),
+        "uncertainty": _to_bytes(entropy),
     }
     for layer in layers.values():
         layer[~strip.seen] = NODATA
     return layers
 
 
-def tally(strip: Strip, question: Question, areas_m2: NDArray[np.float64] | None) -> Totals:
+def count_strip(strip: Strip, reported: ReportedClass, areas_m2: NDArray[np.float64] | None) -> Totals:
     """Count a strip.
 
     Args:
         strip: Finished rows.
-        question: What is asked.
+        reported: The class that is reported.
         areas_m2: (H,) ground area of a pixel in each row, or None.
     """
-    p = strip.probability[question.klass]
+    p = strip.probability[reported.klass]
     winner = strip.probability.argmax(0)
-    low, high = question.unsure
+    low, high = reported.unsure
     unsure = strip.seen & (p >= low) & (p < high)
     of_class = [strip.seen & (winner == k) for k in range(len(strip.probability))]
 
@@ -248,18 +248,18 @@ def tally(strip: Strip, question: Question, areas_m2: NDArray[np.float64] | None
     )
 
 
-def palette(classes: Sequence[str]) -> dict[int, Color]:
-    """Return a color per class: the usual one for usual names, else one of evenly spread hues."""
+def class_palette(classes: Sequence[str]) -> dict[int, ClassColor]:
+    """Return a color per class: a fixed one for common names, else one of evenly spread hues."""
     spread = [colorsys.hls_to_rgb(0.08 + 0.618034 * k % 1, 0.5, 0.55) for k in range(len(classes))]
-    made: dict[int, Color] = {}
+    made: dict[int, ClassColor] = {}
     for k, name in enumerate(classes):
         red, green, blue = (round(255 * part) for part in spread[k])
-        made[k] = _COLORS.get(name.lower(), (red, green, blue))
+        made[k] = _USUAL_COLORS.get(name.lower(), (red, green, blue))
     return made
 
 
-def _steps(share: NDArray[np.float32]) -> ByteArray:
-    return np.clip(np.rint(share * STEPS), 0, STEPS).astype(np.uint8)
+def _to_bytes(share: NDArray[np.float32]) -> ByteArray:
+    return np.clip(np.rint(share * STORED_STEPS), 0, STORED_STEPS).astype(np.uint8)
 
 
 def _plus(a: float | None, b: float | None) -> float | None:

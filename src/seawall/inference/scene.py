@@ -1,4 +1,4 @@
-"""A scene as a model wants it: its bands by name, its numbers in the model's unit, read block by block."""
+"""Read a scene for a model: its bands by name, its values in the model's unit, block by block."""
 
 from __future__ import annotations
 
@@ -17,64 +17,69 @@ from seawall.geo.nodata import NodataRule, PixelCounts, nodata_rule
 from seawall.geo.radiometry import Finding, Hints, Scale, detect_unit, hints_of, scale_for, to_physical
 from seawall.geo.raster import Raster, RasterSource, Window, open_raster
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
+from seawall.imagery.safe import open_safe
+from seawall.inference.safe_scene import SafeSource, is_safe
 from seawall.types import FILL, ModelSpec
 
-PIECE = 2**22
-"""Numbers read at once: the copies on the way to physical units stay small."""
-SAMPLES, SIDE = 24, 256
-"""How many windows of which side tell the unit of a scene."""
+SceneSource = RasterSource | SafeSource
+PIECE_NUMBERS = 2**22
+"""Values read at once, which bounds the copies made by the conversion to physical units."""
+SAMPLE_WINDOWS, SAMPLE_SIDE = 24, 256
+"""Number and side, in pixels, of the windows from which the unit of a scene is detected."""
 
 
 @dataclass(frozen=True)
-class Scene:
+class SceneReader:
     """An open scene whose bands and unit fit a model.
 
     Args:
-        source: The open raster.
+        name: Name of its file or SAFE product.
+        source: The open raster or SAFE product.
         bands: Its bands in the order of the model's.
         scale: How stored numbers become the model's unit; None if nothing in the scene is seen.
         spec: The model's specification.
-        digest: SHA-256 of the file.
-        known: What a reader of the result should know, as far as it is known without a look at every pixel.
+        digest: SHA-256 of the file; for a SAFE product, over its metadata and the images of these bands.
+        findings: Findings that do not need every pixel, such as a missing nodata value.
     """
 
-    source: RasterSource
+    name: str
+    source: SceneSource
     bands: tuple[str, ...]
     scale: Scale | None
     spec: ModelSpec
     digest: str
-    known: tuple[str, ...]
+    findings: tuple[str, ...]
 
     @cached_property
     def flags(self) -> tuple[str, ...]:
-        """What a reader of the result should know.
+        """Findings about the scene, those of every pixel included.
 
         Raises:
-            ImageryError: As `tally`.
+            ImageryError: As `pixel_counts`.
         """
-        findings = () if self.rule is None else self.rule.findings(self.tally)
-        return (*self.known, *map(str, findings))
+        findings = () if self.rule is None else self.rule.findings(self.pixel_counts)
+        return (*self.findings, *map(str, findings))
 
     @cached_property
     def rule(self) -> NodataRule | None:
-        """Which pixels count as seen; None if nothing in the scene is."""
+        """The rule for which pixels count as seen; None if no pixel is."""
         return None if self.scale is None else nodata_rule(self.scale, self.source.nodata_of(self.bands))
 
     @cached_property
-    def tally(self) -> PixelCounts:
-        """Pixels of the whole scene by why they count or not: it is read once, before any of it is mapped.
+    def pixel_counts(self) -> PixelCounts:
+        """Counts of seen and unseen pixels of the whole scene, by reason; reads the scene once, before any of it is mapped.
 
-        A refusal comes before the work, the shares in the flags are those of all pixels whatever is resumed, and
+        So an unusable scene is refused before the work, the shares in the flags do not depend on what is resumed, and
         every block is compared with its checksum.
 
         Raises:
-            ImageryError: A block cannot be read, more numbers than a few are none of the unit, or all pixels are 0.
+            ImageryError: A block cannot be read, too many values are impossible in the unit, or all pixels are 0.
         """
         height, width = self.source.grid.height, self.source.grid.width
         whole = PixelCounts()
         if self.rule is None:
             return whole
-        for piece in pieces((0, 0, height, width), self.source.block, len(self.bands)):
+        for piece in cut_window((0, 0, height, width), self.source.block, len(self.bands)):
             data, _ = self.source.read(piece, self.bands)
             whole += self.rule.apply(data, self.source.mask(piece))[1]
         try:
@@ -91,12 +96,12 @@ class Scene:
 
     def fetch(self, row: int, col: int, height: int, width: int) -> tuple[FloatArray, BoolArray]:
         """Read a window: data (C, H, W) in the model's unit, unseen pixels filled, and seen (H, W)."""
-        odd = self.rule is not None and self.tally.seen < self.tally.pixels
+        some_unseen = self.rule is not None and self.pixel_counts.seen < self.pixel_counts.pixels
         data = np.empty((len(self.bands), height, width), np.float32)
         seen = np.empty((height, width), np.bool_)
-        for r, c, h, w in pieces((row, col, height, width), self.source.block, len(self.bands)):
+        for r, c, h, w in cut_window((row, col, height, width), self.source.block, len(self.bands)):
             stored, there = self.source.read((r, c, h, w), self.bands)
-            if odd and self.rule is not None:
+            if some_unseen and self.rule is not None:
                 there, _ = self.rule.apply(stored, self.source.mask((r, c, h, w)))
             at = (slice(r - row, r - row + h), slice(c - col, c - col + w))
             seen[at] = there
@@ -110,34 +115,59 @@ class Scene:
 @contextmanager
 def open_scene(
     path: Path, spec: ModelSpec, *, bands: Sequence[str] = (), sensor: str = "", hints: Hints = Hints()
-) -> Iterator[Scene]:
-    """Open a scene for a model; everything that could be wrong with it is said before any work.
+) -> Iterator[SceneReader]:
+    """Open a scene for a model; unsuitable scenes are refused before any work.
 
     Args:
-        path: A raster file.
-        spec: What the model wants.
+        path: A raster file, or a Sentinel-2 SAFE product: its folder, its metadata file, or a zip, which is unpacked
+            beside itself once. See `SafeSource` for how bands of 10, 20 and 60 m get one grid.
+        spec: Specification of the model.
         bands: Names of the file's bands, where the file itself has none.
         sensor: Product family whose own band names count first, such as "hls-s30".
-        hints: What is known about the stored numbers and not in the file.
+        hints: Unit, scale and offset where the file does not state them.
 
     Raises:
-        ImageryError: The file cannot be read, is not whole, or lacks a band.
-        RadiometryError: Its unit is not the model's, or cannot be told.
+        UsageError: Bands are named for a SAFE product, or not as many as the file has.
+        ImageryError: The file cannot be read, is incomplete, or lacks a band.
+        RadiometryError: Its unit is not the model's, or cannot be detected.
     """
-    with open_raster(path) as source:
-        picked = match(str(path), bands or source.bands, source.bands, spec, sensor)
-        scale, findings = _unit(source, picked, spec, hints, sensor)
-        known = tuple(map(str, (*findings, *_geometry_findings(source, spec))))
-        yield Scene(source, picked, scale, spec, digest_file(path), known)
+    with _open_source(path, spec, bands, sensor) as (source, picked):
+        scale, findings = _detect_scale(source, picked, spec, hints, sensor)
+        texts = tuple(map(str, (*findings, *_geometry_findings(source, spec))))
+        if isinstance(source, SafeSource):
+            name, digest = source.path.name, digest_files(source.files)
+        else:
+            name, digest = path.name, digest_file(path)
+        yield SceneReader(name, source, picked, scale, spec, digest, texts)
 
 
-def match(where: str, names: Sequence[str], own: Sequence[str], spec: ModelSpec, sensor: str = "") -> tuple[str, ...]:
-    """Return the file's own names of the bands that a model wants, in the model's order.
+@contextmanager
+def _open_source(
+    path: Path, spec: ModelSpec, bands: Sequence[str], sensor: str
+) -> Iterator[tuple[SceneSource, tuple[str, ...]]]:
+    """Open a raster or a SAFE product; give it with its names of the model's bands."""
+    if not is_safe(path):
+        with open_raster(path) as source:
+            yield source, match_bands(str(path), bands or source.bands, source.bands, spec, sensor)
+        return
+    if bands:
+        raise UsageError(
+            f"bands: expected no names for a SAFE product, which has its own, got {', '.join(bands)}; leave them out"
+        )
+    product = open_safe(path)
+    picked = match_bands(str(path), product.bands, product.bands, spec, sensor)
+    yield SafeSource(product, picked), picked
+
+
+def match_bands(
+    where: str, names: Sequence[str], own: Sequence[str], spec: ModelSpec, sensor: str = ""
+) -> tuple[str, ...]:
+    """Return the file's names of a model's bands, in the model's order.
 
     Args:
         where: For messages.
-        names: What the bands are.
-        own: How the file calls them; the same as `names` unless the user named them.
+        names: Band names as the user gave them, else those of the file.
+        own: Band names of the file.
         spec: The model's specification.
         sensor: Product family whose names count first.
 
@@ -163,19 +193,19 @@ def match(where: str, names: Sequence[str], own: Sequence[str], spec: ModelSpec,
     return tuple(have[name][0] for name in wanted)
 
 
-def pieces(window: Window, block: tuple[int, int], bands: int) -> Iterator[Window]:
+def cut_window(window: Window, block: tuple[int, int], bands: int) -> Iterator[Window]:
     """Cut a window along blocks into pieces of about `PIECE` numbers.
 
     Example:
-        >>> list(pieces((0, 0, 512, 9000), (512, 512), 2))[:2]
+        >>> list(cut_window((0, 0, 512, 9000), (512, 512), 2))[:2]
         [(0, 0, 512, 4096), (0, 4096, 512, 4096)]
     """
     row, col, height, width = window
     tall, wide = block
     if wide >= col + width:  # strips: cut between rows only
-        rows, cols = max(PIECE // (width * bands) // tall, 1) * tall, width
+        rows, cols = max(PIECE_NUMBERS // (width * bands) // tall, 1) * tall, width
     else:
-        rows, cols = height, max(PIECE // (height * bands) // wide, 1) * wide
+        rows, cols = height, max(PIECE_NUMBERS // (height * bands) // wide, 1) * wide
     r = row
     while r < row + height:
         below = min((r // rows + 1) * rows, row + height)
@@ -193,6 +223,11 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_files(paths: Sequence[Path]) -> str:
+    """Return a SHA-256 over the names and contents of files."""
+    return hashlib.sha256("".join(f"{path.name} {digest_file(path)}\n" for path in paths).encode()).hexdigest()
+
+
 def _canonical(name: str, sensor: str) -> str:
     try:
         return resolve_bands((name,), sensor or None)[0]
@@ -200,8 +235,8 @@ def _canonical(name: str, sensor: str) -> str:
         return name.lower()  # not a band of a known sensor: matched by its own name
 
 
-def _unit(
-    source: RasterSource, bands: tuple[str, ...], spec: ModelSpec, hints: Hints, sensor: str
+def _detect_scale(
+    source: SceneSource, bands: tuple[str, ...], spec: ModelSpec, hints: Hints, sensor: str
 ) -> tuple[Scale | None, list[Finding]]:
     data, seen = _sample(source, bands)
     if not seen.any():
@@ -211,11 +246,11 @@ def _unit(
             f"{source.path}: expected pixels, got a raster that is 0 in every band and declares no nodata value; it is the "
             "leftover of a killed writer or an empty download, write or fetch it again"
         )
-    told = _hints(source, data, seen, bands, hints)
+    stated = _hints(source, data, seen, bands, hints)
     names = [name if are_sentinel_bands((name,)) else wanted for name, wanted in zip(bands, spec.bands, strict=True)]
     try:
-        found = detect_unit(data, seen, names, told, source.nodata_of(bands))
-        scale = scale_for(found, told)
+        found = detect_unit(data, seen, names, stated, source.nodata_of(bands))
+        scale = scale_for(found, stated)
         to_physical(data[:, :1, :1], seen[:1, :1], scale, spec.unit)
     except RadiometryError as bad:
         raise RadiometryError(f"{source.path}: {bad}") from bad
@@ -229,10 +264,10 @@ def _unit(
     return scale, findings
 
 
-def _hints(source: RasterSource, data: FloatArray, seen: BoolArray, bands: tuple[str, ...], more: Hints) -> Hints:
-    """Return what the file says about the numbers of these bands; what the user says counts first."""
+def _hints(source: SceneSource, data: FloatArray, seen: BoolArray, bands: tuple[str, ...], more: Hints) -> Hints:
+    """Return the file's metadata on these bands; hints of the user take precedence."""
     at = [source.bands.index(name) for name in bands]
-    picture = Raster(
+    raster = Raster(
         data,
         seen,
         bands,
@@ -243,23 +278,25 @@ def _hints(source: RasterSource, data: FloatArray, seen: BoolArray, bands: tuple
         scales=tuple(source.scales[i] for i in at),
         offsets=tuple(source.offsets[i] for i in at),
     )
-    stated = hints_of(picture)
+    stated = hints_of(raster)
     return replace(stated, **{f.name: getattr(more, f.name) for f in fields(more) if getattr(more, f.name) is not None})
 
 
-def _sample(source: RasterSource, bands: tuple[str, ...]) -> tuple[FloatArray, BoolArray]:
-    """Read windows spread over the scene; if they show nothing, all of the scene until something but 0 is seen."""
+def _sample(source: SceneSource, bands: tuple[str, ...]) -> tuple[FloatArray, BoolArray]:
+    """Read windows spread over the scene; if all are 0 or unseen, read on until a seen value other than 0."""
     height, width = source.grid.height, source.grid.width
-    side = max(round(SAMPLES**0.5), 1)
-    rows = np.linspace(0, max(height - SIDE, 0), side).astype(int)
-    cols = np.linspace(0, max(width - SIDE, 0), side).astype(int)
+    side = max(round(SAMPLE_WINDOWS**0.5), 1)
+    rows = np.linspace(0, max(height - SAMPLE_SIDE, 0), side).astype(int)
+    cols = np.linspace(0, max(width - SAMPLE_SIDE, 0), side).astype(int)
     spread = [
-        (int(r), int(c), min(SIDE, height), min(SIDE, width)) for r in dict.fromkeys(rows) for c in dict.fromkeys(cols)
+        (int(r), int(c), min(SAMPLE_SIDE, height), min(SAMPLE_SIDE, width))
+        for r in dict.fromkeys(rows)
+        for c in dict.fromkeys(cols)
     ]
     found = [source.read(window, bands) for window in spread]
     if not any(data[:, seen].any() for data, seen in found):
         last = None
-        for window in pieces((0, 0, height, width), source.block, len(bands)):
+        for window in cut_window((0, 0, height, width), source.block, len(bands)):
             data, seen = source.read(window, bands)
             if data[:, seen].any():
                 return data, seen
@@ -270,7 +307,7 @@ def _sample(source: RasterSource, bands: tuple[str, ...]) -> tuple[FloatArray, B
     return data, np.concatenate([s.reshape(1, -1) for _, s in found], 1)
 
 
-def _geometry_findings(source: RasterSource, spec: ModelSpec) -> list[Finding]:
+def _geometry_findings(source: SceneSource, spec: ModelSpec) -> list[Finding]:
     gsd = source.grid.gsd_m()
     if gsd is None:
         return [Finding("no-area", f"{source.grid.why_no_area()}: areas are unknown")]

@@ -1,4 +1,4 @@
-"""What is asked of which scenes: the settings of a survey, the scenes that a path means, and what became of them."""
+"""Settings of a prediction over scenes, the scenes that a path stands for, and the report on them."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from seawall.errors import PartialError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.inference.backends import Runtime
 from seawall.inference.products import SceneResult
-from seawall.inference.tiling import TILE, Plan
+from seawall.inference.safe_scene import is_safe
+from seawall.inference.tiling import TILE, TilePlan
 from seawall.io import is_inside
 
-SUFFIXES = (".tif", ".tiff", ".jp2")
-"""What counts as a scene in a folder."""
-PRODUCTS = ("class", "water", "uncertainty")
-"""Layers whose files never count as a scene in a folder, whatever lies beside them."""
+SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
+"""Endings of raster scenes in a folder; SAFE folders count too, as one scene each."""
+PRODUCT_LAYERS = ("class", "water", "uncertainty")
+"""Layers whose files never count as a scene in a folder."""
 
 
 @dataclass(frozen=True)
-class Survey:
+class PredictSettings:
     """How whole scenes are mapped.
 
     Args:
         klass: Class whose probability and area are reported; "" takes water, or the second of two classes.
-        tile: Pixels of a tile's side, a multiple of 32; None takes 512, or more where the network looks far.
-        overlap: Pixels that neighboring tiles share; None takes twice as many as the network looks far, so that the map
-            is that of the whole scene. Fewer are flagged.
+        tile: Pixels of a tile's side, a multiple of 32; None takes 512, or more where the receptive field is large.
+        overlap: Pixels that neighboring tiles share; None takes twice the radius of the receptive field, so that the
+            map is that of the whole scene. Fewer are flagged.
         batch: Tiles per call of the network; 0 takes 1 on the CPU and 8 on an accelerator.
         unsure: Probabilities from the first up to the second count as unsure.
         temperature: Divides the logits; fit it on held-out scenes so that probabilities are calibrated.
         runtime: torch, onnx or openvino.
         bands: Names of the scene's bands, where its file has none.
         sensor: Product family whose band names count first.
-        hints: What is known about the scene's numbers and not in its file.
+        hints: Unit, scale and offset of the scene where its file does not state them.
         memory_mib: Room for rows being read and blended; scenes too wide for it are mapped in panels.
 
     Raises:
@@ -58,7 +59,7 @@ class Survey:
 
     def __post_init__(self) -> None:
         overlap = self.overlap or 0
-        Plan.of(1, 1, max(TILE, 2 * overlap) if self.tile is None else self.tile, overlap)
+        TilePlan.of(1, 1, max(TILE, 2 * overlap) if self.tile is None else self.tile, overlap)
         low, high = self.unsure
         if not 0 <= low < high <= 1:
             raise UsageError(f"unsure: expected two rising probabilities, got {low} and {high}; try 0.2 and 0.8")
@@ -72,7 +73,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class Job:
+class SceneJob:
     """One scene to map.
 
     Args:
@@ -88,10 +89,10 @@ class Job:
 
 @dataclass(frozen=True)
 class SceneReport:
-    """What became of many scenes.
+    """The result of mapping many scenes.
 
     Args:
-        made: The maps, also those that were there already.
+        made: The maps, including those that were complete already.
         failed: (scene, reason) of those that could not be mapped.
     """
 
@@ -109,22 +110,22 @@ class SceneReport:
             raise PartialError(f"{len(self.failed)} of {len(self.failed) + len(self.made)} scenes failed: {reasons}")
 
 
-def find_scenes(source: Path | str | Sequence[Path | str], out: Path) -> tuple[Job, ...]:
+def find_scenes(source: Path | str | Sequence[Path | str], out: Path) -> tuple[SceneJob, ...]:
     """Return the scenes that a path, folder, manifest or list of paths means, each with a name of its own.
 
     Raises:
         UsageError: There is none, a manifest has no column "path", or two scenes share a name.
     """
     if not isinstance(source, Path | str):
-        jobs = [Job(Path(path), clean_name(Path(path).stem)) for path in source]
-    elif Path(source).is_dir():
+        jobs = [SceneJob(Path(path), clean_name(scene_stem(Path(path)))) for path in source]
+    elif Path(source).is_dir() and not is_safe(Path(source)):
         jobs = _in_folder(Path(source), out)
     elif Path(source).suffix.lower() == ".csv":
         jobs = _in_manifest(Path(source))
     else:
-        jobs = [Job(Path(source), clean_name(Path(source).stem))]
+        jobs = [SceneJob(Path(source), clean_name(scene_stem(Path(source))))]
     if not jobs:
-        raise UsageError(f"{source}: expected scenes ({', '.join(SUFFIXES)}), got none; check the path")
+        raise UsageError(f"{source}: expected scenes ({', '.join(SCENE_SUFFIXES)}), got none; check the path")
     names: dict[str, Path] = {}
     for job in jobs:
         # Compared without case: two such names are one file on some disks.
@@ -145,11 +146,23 @@ def clean_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).strip("._-")[:100] or "scene"
 
 
-def _in_folder(folder: Path, out: Path) -> list[Job]:
+def scene_stem(path: Path) -> str:
+    """Return the name of a scene's file or SAFE product without its ending.
+
+    Example:
+        >>> scene_stem(Path("S2A_MSIL2A_T33TTG.SAFE.zip")), scene_stem(Path("elbe.tif"))
+        ('S2A_MSIL2A_T33TTG', 'elbe')
+    """
+    named = path.parent if path.suffix == ".xml" and is_safe(path) else path
+    return named.stem.removesuffix(".SAFE")
+
+
+def _in_folder(folder: Path, out: Path) -> list[SceneJob]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
+        if (path.suffix.lower() in SCENE_SUFFIXES or (path.suffix == ".SAFE" and path.is_dir()))
+        and not any(parent.suffix == ".SAFE" for parent in path.relative_to(folder).parents)
         and not _is_product(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
@@ -160,7 +173,7 @@ def _in_folder(folder: Path, out: Path) -> list[Job]:
             )
     stems = Counter(path.stem for path in found)
     return [
-        Job(
+        SceneJob(
             path,
             clean_name(
                 path.stem if stems[path.stem] == 1 else "-".join(path.relative_to(folder).with_suffix("").parts)
@@ -172,12 +185,12 @@ def _in_folder(folder: Path, out: Path) -> list[Job]:
 
 
 def _is_product(path: Path) -> bool:
-    """Tell whether a file is a layer of a map: by its usual name, or because the classes of the same map are beside it."""
+    """Return whether a file is a layer of a map, by its name or by the class layer of the same map beside it."""
     name, dot, layer = path.stem.rpartition(".")
-    return bool(dot) and (layer in PRODUCTS or path.with_name(f"{name}.class.tif").exists())
+    return bool(dot) and (layer in PRODUCT_LAYERS or path.with_name(f"{name}.class.tif").exists())
 
 
-def _in_manifest(manifest: Path) -> list[Job]:
+def _in_manifest(manifest: Path) -> list[SceneJob]:
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -188,9 +201,9 @@ def _in_manifest(manifest: Path) -> list[Job]:
             f"{manifest}: expected rows with a column 'path', got {list(rows[0]) if rows else 'none'}; add it"
         )
     return [
-        Job(
+        SceneJob(
             manifest.parent / row["path"],
-            clean_name(row.get("name") or Path(row["path"]).stem),
+            clean_name(row.get("name") or scene_stem(Path(row["path"]))),
             row.get("when") or "",
         )
         for row in rows

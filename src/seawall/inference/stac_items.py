@@ -1,4 +1,4 @@
-"""STAC for what was made: an Item for the map of a scene, and an Item with MLM metadata for the model that made it."""
+"""STAC Items: one for the map of a scene, and one with MLM metadata for the model that made it."""
 
 from __future__ import annotations
 
@@ -29,42 +29,42 @@ from torch import nn
 from seawall import __version__
 from seawall.errors import UsageError
 from seawall.geo.grid import Grid
-from seawall.inference.products import NODATA, SCALE, SceneResult, palette, slug_of
+from seawall.inference.products import NODATA, SCALE, SceneResult, class_palette, slug_of
 from seawall.inference.scene import digest_file
 from seawall.models.blocks import Standardize
 from seawall.models.weights import spec_of
 from seawall.types import ModelSpec
 
-FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
+FILE_EXTENSION = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 EXTENSIONS = (
     "https://stac-extensions.github.io/projection/v2.0.0/schema.json",
     "https://stac-extensions.github.io/raster/v2.0.0/schema.json",
     "https://stac-extensions.github.io/classification/v2.0.0/schema.json",
-    FILE,
+    FILE_EXTENSION,
     "https://stac-extensions.github.io/processing/v1.1.0/schema.json",
 )
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
-BEGIN = datetime(2014, 4, 3, tzinfo=UTC)
-"""Launch of Sentinel-1A: an image whose time is unknown is not older."""
+SENTINEL1_LAUNCH = datetime(2014, 4, 3, tzinfo=UTC)
+"""Launch of Sentinel-1A: the earliest time of an image whose time is unknown."""
 
 _SEMANTIC = re.compile(r"\d+\.\d+\.\d+([+-][0-9A-Za-z.+-]+)?")
 _STAMP = re.compile(r"(?<!\d)(20\d{6})T(\d{6})(?!\d)")
 _TIME_TAGS = ("ACQUISITION_DATETIME", "SENSING_TIME", "PRODUCT_START_TIME", "datetime", "DATETIME")
 
 
-def acquired(name: str, tags: Mapping[str, str], when: str = "") -> datetime | None:
-    """Return when a scene was acquired: as stated, else from its tags, else from a stamp in its name.
+def acquisition_time(name: str, tags: Mapping[str, str], when: str = "") -> datetime | None:
+    """Return the acquisition time of a scene: as stated, else from its tags, else from the date in its name.
 
     Args:
         name: File name, such as "S2A_MSIL2A_20230815T101031_....tif".
         tags: Metadata of the file.
-        when: ISO 8601, if the user knows.
+        when: The time as stated by the user, ISO 8601.
 
     Raises:
-        UsageError: The stated time is no time.
+        UsageError: The stated time is not in ISO 8601.
 
     Example:
-        >>> acquired("S2A_MSIL2A_20230815T101031_N0509.tif", {}).isoformat()
+        >>> acquisition_time("S2A_MSIL2A_20230815T101031_N0509.tif", {}).isoformat()
         '2023-08-15T10:10:31+00:00'
     """
     if when:
@@ -92,34 +92,34 @@ def scene_item(
 
     Args:
         result: The map.
-        grid: Where it is.
+        grid: Its grid.
         when: Acquisition time; unknown if None.
         folder: Where the product files are.
         model_file: File name of the model's Item, which is linked.
-        source: Path of the scene relative to the Item's folder, linked as what the map is derived from.
+        source: Path of the scene or SAFE folder relative to the Item's folder, for the link `derived_from`.
     """
     now = datetime.now(UTC)
-    outline = _outline(grid)
+    outline = _grid_ring(grid)
     item = pystac.Item(
         id=result.name,
         geometry=None if outline is None else {"type": "Polygon", "coordinates": [outline]},
-        bbox=None if outline is None else _box(outline, grid),
+        bbox=None if outline is None else _bounding_box(outline, grid),
         datetime=when,
-        start_datetime=None if when else BEGIN,
+        start_datetime=None if when else SENTINEL1_LAUNCH,
         end_datetime=None if when else now,
         properties={
-            "created": _text(now),
+            "created": _timestamp(now),
             "title": f"{result.klass} map of {result.source}",
             "processing:software": {"seawall": __version__, "torch": torch.__version__},
             "processing:lineage": f"{result.source} (sha256 {result.scene}) through model {result.model}",
             "processing:level": "L3",
-            **_projection(grid),
+            **_projection_properties(grid),
         },
         stac_extensions=list(EXTENSIONS),
     )
     for layer, file in result.files.items():
-        item.add_asset(layer, _asset(result, layer, file, folder))
-    item.add_link(pystac.Link("derived_from", quote(source), "image/tiff", "The scene"))
+        item.add_asset(layer, _layer_asset(result, layer, file, folder))
+    item.add_link(pystac.Link("derived_from", quote(source), _media_type(source), "The scene"))
     item.add_link(pystac.Link("mlm:model", f"./{model_file}", "application/geo+json", "The model, as a STAC MLM Item"))
     made = item.to_dict(include_self_link=False, transform_hrefs=False)
     return {**made, "result": result.plain()}
@@ -144,14 +144,16 @@ def model_item(model: nn.Module, digest: str, weights: Path, folder: Path) -> di
         bbox=None,
         datetime=now,
         properties={
-            "created": _text(now),
+            "created": _timestamp(now),
             "title": spec.note or f"{spec.architecture} for {', '.join(spec.classes)}",
             "gsd": spec.gsd_m,
-            "bands": _bands(spec),  # the model extension reads them here, the core schema wants them in an asset, too
+            "bands": _band_objects(
+                spec
+            ),  # the model extension reads them here; the core schema requires them in an asset too
             "seawall:unit": spec.unit,
             "seawall:digest": digest,
         },
-        stac_extensions=[FILE],
+        stac_extensions=[FILE_EXTENSION],
     )
     memory = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     MLMExtension.ext(item, add_if_missing=True).apply(
@@ -163,18 +165,18 @@ def model_item(model: nn.Module, digest: str, weights: Path, folder: Path) -> di
         memory_size=memory,
         total_parameters=sum(tensor.numel() for tensor in model.parameters()),
         pretrained=True,
-        input=[_input(model)],
-        output=[_output(model)],
+        input=[_model_input(model)],
+        output=[_model_output(model)],
         hyperparameters=Hyperparameters.create(**{str(k): v for k, v in spec.settings.items()})
         if spec.settings
         else None,
     )
-    item.add_asset("weights", _weights(model, weights, folder))
+    item.add_asset("weights", _weights_asset(model, weights, folder))
     made: dict[str, object] = item.to_dict(include_self_link=False, transform_hrefs=False)
     return made
 
 
-def _input(model: nn.Module) -> ModelInput:
+def _model_input(model: nn.Module) -> ModelInput:
     spec = spec_of(model)
     size = len(spec.bands)
     layer = next((m for m in model.modules() if isinstance(m, Standardize) and len(m.mean) == size), None)
@@ -190,11 +192,11 @@ def _input(model: nn.Module) -> ModelInput:
         input=InputStructure.create([-1, size, -1, -1], ["batch", "bands", "height", "width"], DataType.FLOAT32),
         description=f"{spec.unit}, unseen pixels filled; value_scaling is the first layer of the network itself",
     )
-    made.properties["value_scaling"] = scaling  # a list, which is what the schema asks for and pystac cannot say
+    made.properties["value_scaling"] = scaling  # a list, which the schema requires and pystac does not accept
     return made
 
 
-def _output(model: nn.Module) -> ModelOutput:
+def _model_output(model: nn.Module) -> ModelOutput:
     classes = spec_of(model).classes
     return ModelOutput.create(
         name="logits",
@@ -207,14 +209,14 @@ def _output(model: nn.Module) -> ModelOutput:
     )
 
 
-def _bands(spec: ModelSpec) -> list[dict[str, str]]:
+def _band_objects(spec: ModelSpec) -> list[dict[str, str]]:
     return [{"name": name} for name in spec.bands]
 
 
-def _weights(model: nn.Module, file: Path, folder: Path) -> pystac.Asset:
+def _weights_asset(model: nn.Module, file: Path, folder: Path) -> pystac.Asset:
     extra: dict[str, object] = {
         "mlm:artifact_type": "safetensors",
-        "bands": _bands(spec_of(model)),
+        "bands": _band_objects(spec_of(model)),
         "file:size": file.stat().st_size,
         "file:checksum": "1220" + digest_file(file),  # multihash: sha2-256, 32 bytes
     }
@@ -227,7 +229,7 @@ def _weights(model: nn.Module, file: Path, folder: Path) -> pystac.Asset:
     )
 
 
-def _asset(result: SceneResult, layer: str, file: str, folder: Path) -> pystac.Asset:
+def _layer_asset(result: SceneResult, layer: str, file: str, folder: Path) -> pystac.Asset:
     names = {"class": "Class", "uncertainty": "Entropy over ln K"}
     extra: dict[str, object] = {
         "data_type": "uint8",
@@ -236,7 +238,7 @@ def _asset(result: SceneResult, layer: str, file: str, folder: Path) -> pystac.A
         "file:checksum": "1220" + result.digests[layer],  # multihash: sha2-256, 32 bytes
     }
     if layer == "class":
-        colors = palette(result.classes)
+        colors = class_palette(result.classes)
         extra["classification:classes"] = [
             {"value": k, "name": slug_of(name), "title": name, "color_hint": "{:02X}{:02X}{:02X}".format(*colors[k])}
             for k, name in enumerate(result.classes)
@@ -252,7 +254,7 @@ def _asset(result: SceneResult, layer: str, file: str, folder: Path) -> pystac.A
     )
 
 
-def _projection(grid: Grid) -> dict[str, object]:
+def _projection_properties(grid: Grid) -> dict[str, object]:
     facts: dict[str, object] = {"proj:shape": [grid.height, grid.width]}
     if grid.transform is None or grid.crs is None:
         return facts
@@ -266,7 +268,7 @@ def _projection(grid: Grid) -> dict[str, object]:
     return facts
 
 
-def _outline(grid: Grid, steps: int = 8) -> list[list[float]] | None:
+def _grid_ring(grid: Grid, steps: int = 8) -> list[list[float]] | None:
     """Return the ring around a grid in longitude and latitude, counter-clockwise, or None without georeference."""
     if grid.transform is None or grid.crs is None:
         return None
@@ -282,7 +284,7 @@ def _outline(grid: Grid, steps: int = 8) -> list[list[float]] | None:
     return [*points, points[0]]
 
 
-def _box(ring: list[list[float]], grid: Grid) -> list[float]:
+def _bounding_box(ring: list[list[float]], grid: Grid) -> list[float]:
     """Return west, south, east, north; around a pole all longitudes, up to the pole itself."""
     xs, ys = [x for x, _ in ring], [y for _, y in ring]
     north, south = grid.poles()
@@ -290,7 +292,12 @@ def _box(ring: list[list[float]], grid: Grid) -> list[float]:
     return [west, -90.0 if south else min(ys), east, 90.0 if north else max(ys)]
 
 
-def _text(when: datetime) -> str:
+def _media_type(source: str) -> str | None:
+    """Return the media type of a scene; None for a SAFE product, which is a folder."""
+    return None if source.endswith(".SAFE") else "image/tiff"
+
+
+def _timestamp(when: datetime) -> str:
     return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -1,13 +1,13 @@
-"""Tiles over a scene: where they lie, how they blend, and the stream that keeps only a band of rows in memory.
+"""Tiles over a scene: their positions, their blending, and the prediction that keeps only some rows in memory.
 
 A network sees a scene tile by tile. The outermost pixels of a tile on the sides where it has neighbors have too
-little context, so they get no weight (`margin`); next to them a squared sine fades one tile into the other. The
+little context, so they get no weight (`margin`); next to them the weights follow a squared sine. The
 weights of all tiles at a pixel add up to one, so blending needs no second accumulator, and a network whose receptive
 field reaches no further than the margin gives the same map tiled as whole. That holds at the scene's borders too:
 there a tile ends where the scene ends, and the network pads it as it would pad the whole. Tiles start at multiples of
 `align`, because a network that pools is only equivariant to shifts by its total stride. A network with global context
-(attention over the tile, global pooling, normalization by the tile's own statistics) looks at everything it is given:
-another tile is another input, and no blending can make its tiled map equal to its whole one.
+(attention over the tile, global pooling, normalization by the tile's statistics) depends on the whole tile, so no
+blending can make its tiled map equal to its whole one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from seawall.arrays import BoolArray, FloatArray
 from seawall.errors import UsageError
 from seawall.models.receptive_field import ReceptiveField, receptive_field
 
-ALIGN = 32
+TILE_ALIGN = 32
 """Tile and overlap are multiples of this many pixels: the total stride of networks that pool five times."""
 
 Fetch = Callable[[int, int, int, int], tuple[FloatArray, BoolArray]]
@@ -35,22 +35,22 @@ Predict = Callable[[FloatArray], FloatArray]
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Where the tiles lie along one side of a scene, and their weights.
+class TileAxis:
+    """Positions and weights of the tiles along one side of a scene.
 
     Args:
         size: Pixels of the scene along this side.
         tile: Pixels of a tile; a small scene gets a smaller one.
         overlap: Pixels that neighbors share.
         margin: Outermost pixels of a tile that get no weight where it has a neighbor, at most half of the overlap; a
-            quarter of the overlap where negative. A network that looks at most that far maps tiled as whole.
+            quarter of the overlap where negative. A network whose receptive field reaches at most that far gives the same map as on the whole scene.
         align: Tiles start and end at multiples of this; the total stride of the network.
 
     Raises:
         UsageError: Tile, overlap and margin do not fit together.
 
     Example:
-        >>> Axis(1000, 512, 64, align=8).starts
+        >>> TileAxis(1000, 512, 64, align=8).starts
         (0, 448, 488)
     """
 
@@ -58,12 +58,12 @@ class Axis:
     tile: int
     overlap: int
     margin: int = -1
-    align: int = ALIGN
+    align: int = TILE_ALIGN
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise UsageError(f"tiles: expected a scene with pixels, got {self.size}; check the raster")
-        step = lcm(ALIGN, self.align)
+        step = lcm(TILE_ALIGN, self.align)
         for name in ("tile", "overlap"):
             got = getattr(self, name)
             if got % step or got < 0:
@@ -105,7 +105,7 @@ class Axis:
         return self.overlap // 4 if self.margin < 0 else self.margin
 
     def _window(self, index: int) -> NDArray[np.float64]:
-        """Return the fading weights over a tile's support, before they are made to add up to one."""
+        """Return the window function over a tile's support, before normalization to a sum of one."""
         ramp = self.overlap - 2 * self._margin
         rise = np.sin(np.pi / 2 * (np.arange(ramp) + 0.5) / max(ramp, 1)) ** 2
         window = np.ones(self.length)
@@ -143,7 +143,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TilePlan:
     """The tiles of a scene.
 
     Args:
@@ -151,13 +151,15 @@ class Plan:
         cols: Tiles from left to right.
     """
 
-    rows: Axis
-    cols: Axis
+    rows: TileAxis
+    cols: TileAxis
 
     @staticmethod
-    def of(height: int, width: int, tile: int = 512, overlap: int = 64, margin: int = -1, align: int = ALIGN) -> Plan:
+    def of(
+        height: int, width: int, tile: int = 512, overlap: int = 64, margin: int = -1, align: int = TILE_ALIGN
+    ) -> TilePlan:
         """Plan square tiles over a scene; see `Axis`."""
-        return Plan(Axis(height, tile, overlap, margin, align), Axis(width, tile, overlap, margin, align))
+        return TilePlan(TileAxis(height, tile, overlap, margin, align), TileAxis(width, tile, overlap, margin, align))
 
     @property
     def count(self) -> int:
@@ -187,8 +189,8 @@ class Strip:
     seen: BoolArray
 
 
-def blend(
-    plan: Plan,
+def blend_tiles(
+    plan: TilePlan,
     fetch: Fetch,
     predict: Predict,
     classes: int,
@@ -215,39 +217,39 @@ def blend(
         chunk: Rows per fetch; a multiple of the raster's block height decodes each block once.
         step: Rows per strip: strips end at multiples of it.
         batch: Tiles per call of the network.
-        tick: Called with the number of tiles that were just done, also the skipped ones.
+        tick: Called with the number of tiles that were just done, skipped ones included.
     """
     first, end = rows or (0, plan.rows.size)
     left, right = cols or (0, plan.cols.size)
     across = plan.cols.touching(left, right)
     down = plan.rows.touching(first, end)
-    source = _Source(plan, fetch, down, across, chunk)
-    sheet = _Sheet(classes, first, left, plan.rows.length + step, right - left)
+    source = _RowReader(plan, fetch, down, across, chunk)
+    accumulator = _RowAccumulator(classes, first, left, plan.rows.length + step, right - left)
     for at, k in enumerate(down):
         source.advance(at)
         low, high = plan.rows.support(k)
         low, high = max(low, first), min(high, end)
-        sheet.seen[low - sheet.top : high - sheet.top] = source.seen_at(low, high, left, right)
-        wanted = [j for j in across if _any_seen(sheet, plan.cols.support(j), (low, high))]
+        accumulator.seen[low - accumulator.top : high - accumulator.top] = source.seen_at(low, high, left, right)
+        wanted = [j for j in across if _any_seen(accumulator, plan.cols.support(j), (low, high))]
         for some in (wanted[i : i + batch] for i in range(0, len(wanted), batch)):
             tiles = np.stack([source.tile(plan.rows.take(k), plan.cols.take(j)) for j in some])
             for j, probability in zip(some, predict(tiles), strict=True):
-                sheet.add(plan, k, j, probability, (low, high))
+                accumulator.add(plan, k, j, probability, (low, high))
             tick(len(some))
         tick(len(across) - len(wanted))
         ready = plan.rows.support(down[at + 1])[0] if at + 1 < len(down) else end
-        yield from sheet.finish(ready, step, last=ready == end)
+        yield from accumulator.finish(ready, step, last=ready == end)
 
 
-class _Source:
-    """A band of the scene's rows, fetched forward once."""
+class _RowReader:
+    """Reads the rows of a scene from top to bottom, each once, and keeps those that tiles still need."""
 
-    def __init__(self, plan: Plan, fetch: Fetch, down: list[int], across: list[int], chunk: int) -> None:
+    def __init__(self, plan: TilePlan, fetch: Fetch, down: list[int], across: list[int], chunk: int) -> None:
         cols = [plan.cols.take(j) for j in across]
         rows = [plan.rows.take(k) for k in down]
         self.left = min(int(t.min()) for t in cols)
         self.right = max(int(t.max()) for t in cols) + 1
-        # The last tile's mirrored rows may lie above those of the tile before it: keep what any later tile takes.
+        # The last tile's mirrored rows may be above those of the tile before it: keep what any later tile needs.
         tops = np.minimum.accumulate([int(t.min()) for t in rows[::-1]])[::-1]
         self._spans = [(int(top), int(t.max()) + 1) for top, t in zip(tops, rows, strict=True)]
         self._height, self._fetch, self._chunk = plan.rows.size, fetch, chunk
@@ -257,7 +259,7 @@ class _Source:
         self.top = self.bottom = self._spans[0][0]
 
     def advance(self, at: int) -> None:
-        """Drop rows that no tile from the at-th on takes and fetch those below that are missing."""
+        """Drop rows that no tile from the at-th on needs, and read the rows below that are missing."""
         low, high = self._spans[at]
         if low > self.top:
             old = slice(low - self.top, self.bottom - self.top)
@@ -286,15 +288,15 @@ class _Source:
         return np.ascontiguousarray(box[:, rows - top][:, :, cols - left])  # mirrored at a border
 
 
-class _Sheet:
-    """Blended rows that are not all finished yet."""
+class _RowAccumulator:
+    """Sums of weighted probabilities over rows that are not finished yet."""
 
     def __init__(self, classes: int, top: int, left: int, height: int, width: int) -> None:
         self.top, self.left, self.width = top, left, width
         self.sum = np.zeros((classes, height, width), np.float32)
         self.seen = np.zeros((height, width), np.bool_)
 
-    def add(self, plan: Plan, k: int, j: int, probability: FloatArray, rows: tuple[int, int]) -> None:
+    def add(self, plan: TilePlan, k: int, j: int, probability: FloatArray, rows: tuple[int, int]) -> None:
         """Add a tile's weighted probabilities, clipped to the rows and columns of the window."""
         low, high = rows
         left, right = plan.cols.support(j)
@@ -321,9 +323,9 @@ class _Sheet:
             self.top = until
 
 
-def _any_seen(sheet: _Sheet, cols: tuple[int, int], rows: tuple[int, int]) -> bool:
-    left, right = max(cols[0] - sheet.left, 0), cols[1] - sheet.left
-    return bool(sheet.seen[rows[0] - sheet.top : rows[1] - sheet.top, left:right].any())
+def _any_seen(accumulator: _RowAccumulator, cols: tuple[int, int], rows: tuple[int, int]) -> bool:
+    left, right = max(cols[0] - accumulator.left, 0), cols[1] - accumulator.left
+    return bool(accumulator.seen[rows[0] - accumulator.top : rows[1] - accumulator.top, left:right].any())
 
 
 def round_up(pixels: int, step: int) -> int:
@@ -337,17 +339,17 @@ def round_up(pixels: int, step: int) -> int:
 
 
 TILE = 512
-"""Side of a tile where the receptive field asks for no larger one."""
+"""Side of a tile unless the receptive field requires a larger one."""
 UNBOUNDED_OVERLAP = 128
-"""Overlap for a network without a bound: its map depends on the tiles whatever the overlap, and a flag says so."""
-LARGE = 1024
+"""Overlap for a network without a bound: its map depends on the tiles for any overlap, which is flagged."""
+LARGE_TILE = 1024
 """Side up to which a tile grows to hold six overlaps, so that a pixel is predicted 1.44 times on average; beyond it
-three are enough (2.25 times), because the features of a tile have to fit into memory."""
+three are enough (2.25 times), because the features of a tile must fit into memory."""
 
 
 def plan_tiles(
     model: nn.Module, height: int, width: int, tile: int | None, overlap: int | None
-) -> tuple[Plan, tuple[str, ...]]:
+) -> tuple[TilePlan, tuple[str, ...]]:
     """Plan the tiles of a scene for a network.
 
     Args:
@@ -358,26 +360,26 @@ def plan_tiles(
         overlap: Pixels that neighbors share; twice the receptive field, rounded up, where None.
 
     Returns:
-        The tiles, and flags that say where the map may differ from that of the whole scene.
+        The tiles, and flags where the map may differ from that of the whole scene.
 
     Raises:
         UsageError: Tile and overlap are no multiples of what the network can be shifted by, or the tile is too small.
     """
     field = receptive_field(model)
-    step = lcm(ALIGN, field.stride)
+    step = lcm(TILE_ALIGN, field.stride)
     if overlap is None:
         overlap = round_up(UNBOUNDED_OVERLAP if field.reach is None else 2 * field.reach, step)
-        if tile is not None and 2 * overlap > tile:  # the tile was asked for: as much overlap as it can hold
+        if tile is not None and 2 * overlap > tile:  # the tile is given: the largest overlap that fits
             overlap = tile // 2 // step * step
     if tile is None:
-        tile = round_up(max(TILE, min(6 * overlap, LARGE), 3 * overlap), step)
+        tile = round_up(max(TILE, min(6 * overlap, LARGE_TILE), 3 * overlap), step)
     enough = field.reach is not None and 2 * field.reach <= overlap
     margin = max(field.reach or 0, overlap // 4) if enough else overlap // 4
-    plan = Plan.of(height, width, tile, overlap, margin, field.stride)
-    return plan, () if plan.count == 1 else _flags(field, overlap)
+    plan = TilePlan.of(height, width, tile, overlap, margin, field.stride)
+    return plan, () if plan.count == 1 else _overlap_flags(field, overlap)
 
 
-def _flags(field: ReceptiveField, overlap: int) -> tuple[str, ...]:
+def _overlap_flags(field: ReceptiveField, overlap: int) -> tuple[str, ...]:
     if field.reach is None:
         return ("receptive field unknown: how far the network looks has no bound, so other tiles give another map",)
     if 2 * field.reach > overlap:

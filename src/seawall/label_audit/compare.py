@@ -14,7 +14,7 @@ from seawall.geo.raster import Grid, open_raster, write_cog
 from seawall.labels.agreement import TrustRow, compare_masks, disagreement_map, trust_table
 from seawall.labels.registration import positional_error
 from seawall.labels.vector import VECTOR_FORMATS, rasterize_layer
-from seawall.result import Row
+from seawall.result import ResultRow
 
 SOURCE_ROLES = ("first", "second", "reference")
 DISAGREEMENT_COLORS = {0: (222, 211, 180, 255), 1: (33, 102, 172, 255), 2: (178, 24, 43, 255), 3: (244, 165, 30, 255)}
@@ -40,7 +40,7 @@ class ComparedSource:
 
 def compare_label_files(
     first: Path, second: Path, *, reference: Path | None, out: Path | None, value: int, all_touched: bool
-) -> tuple[Row, list[Row], Sequence[tuple[str, str]]]:
+) -> tuple[ResultRow, list[ResultRow], Sequence[tuple[str, str]]]:
     """Compare two masks; at least one is a raster, and vector layers are burned onto its grid.
 
     Returns:
@@ -92,7 +92,7 @@ def _source_flags(sources: Mapping[str, ComparedSource], *, at_limit: bool) -> d
     return flags
 
 
-def _trust_columns(t: TrustRow) -> Row:
+def _trust_columns(t: TrustRow) -> ResultRow:
     far = "" if np.isinf(t.high_m) else f"{t.high_m:g}"
     return {
         "meters from shore": f"{t.low_m:g}-{far}" if far else f"{t.low_m:g} and more", "pixels": t.pixels, "agreement": t.agreement,

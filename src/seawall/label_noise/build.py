@@ -119,7 +119,7 @@ def build_noise(name: str, settings: Mapping[str, Setting], context: NoiseContex
         raise UsageError(
             f"{name}.classes: expected {len(context.classes)} as the chips have, got {filled['classes']}; leave it out"
         )
-    return cast(LabelNoise, registry.build("noise", name, {**settings, **filled}))
+    return registry.build("noise", name, {**settings, **filled})
 
 
 def build_noise_of_chips(
@@ -264,7 +264,7 @@ def parse_noise(text: str, settings: Mapping[str, Setting] | None = None) -> Lab
         (0.1, True)
     """
     name, given = parse_noise_settings(text)
-    return cast(LabelNoise, build("noise", name, {**(settings or {}), **given}))
+    return build("noise", name, {**(settings or {}), **given})
 
 
 def parse_noise_settings(text: str) -> tuple[str, dict[str, Setting]]:

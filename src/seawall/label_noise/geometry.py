@@ -27,7 +27,7 @@ from seawall.label_noise.label_view import (
 from seawall.label_noise.morphology import shoreline_distance
 from seawall.label_noise.pixels import correlated_field
 from seawall.registry import register
-from seawall.result import Row
+from seawall.result import ResultRow
 from seawall.rng import Keys
 from seawall.types import Batch
 
@@ -154,7 +154,7 @@ class Shift:
         nothing = np.zeros((1, 1), np.int64)  # a step depends on the keys alone
         return tuple(self.step(LabelView(nothing, nothing == 0, 0, own, i)) for i in range(len(batch)))
 
-    def describe(self, batch: Batch, keys: Keys) -> tuple[Row, ...]:
+    def describe(self, batch: Batch, keys: Keys) -> tuple[ResultRow, ...]:
         """Return how far the label of each chip moves, in pixels down and right and in meters."""
         return tuple(
             {"shift_rows": rows, "shift_cols": cols, "shift_m": math.hypot(rows, cols) * self.gsd_m}

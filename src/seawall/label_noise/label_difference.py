@@ -13,7 +13,7 @@ from seawall.arrays import BoolArray
 from seawall.errors import DataError
 from seawall.label_noise.label_view import allowance
 from seawall.label_noise.morphology import distance_to
-from seawall.result import Row
+from seawall.result import ResultRow
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise
 
@@ -78,7 +78,7 @@ class LabelDifference:
 class DescribedNoise(Protocol):
     """A noise that reports further values for each chip, such as the shift that it drew."""
 
-    def describe(self, batch: Batch, keys: Keys) -> tuple[Row, ...]:
+    def describe(self, batch: Batch, keys: Keys) -> tuple[ResultRow, ...]:
         """Return values for each chip, from the batch before the noise and the keys that the noise is called with."""
 
 

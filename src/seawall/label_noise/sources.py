@@ -22,7 +22,7 @@ from seawall.label_noise.pixels import correlated_field
 from seawall.labels.indices import UNDEFINED_LABEL, parse_rule
 from seawall.labels.registration import positional_error
 from seawall.registry import register
-from seawall.result import Row
+from seawall.result import ResultRow
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise
 
@@ -326,11 +326,11 @@ class WrongSource:
         changed = path.stat().st_mtime_ns if path.is_file() else 0
         return _rasterized_layer(str(path), changed, self.place(chip), self.all_touched)
 
-    def describe(self, batch: Batch, keys: Keys) -> tuple[Row, ...]:
+    def describe(self, batch: Batch, keys: Keys) -> tuple[ResultRow, ...]:
         """Return the positional error of a vector layer against the label of each chip; nothing for other sources."""
         if not is_vector(self.source):
             return ({},) * len(batch)
-        found: list[Row] = []
+        found: list[ResultRow] = []
         for i, chip in enumerate(batch.chips):
             layer, valid = self.layer(chip), (batch.valid & batch.seen)[i].cpu().numpy()
             water = batch.label[i].cpu().numpy() == self.klass

@@ -207,7 +207,7 @@ class Sum:
             raise UsageError(
                 f"sum.terms: expected losses with weights above 0, got {dict(self.terms)}; drop the others"
             )
-        object.__setattr__(self, "parts", tuple(cast(Loss, build("loss", name)) for name in self.terms))
+        object.__setattr__(self, "parts", tuple(build("loss", name) for name in self.terms))
 
     def __call__(self, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         terms = [
@@ -229,10 +229,10 @@ def as_loss(value: object) -> Loss:
     if isinstance(value, str):
         terms = dict(_term(term) for term in value.split("+"))
         name = next(iter(terms))
-        return cast(Loss, build("loss", name)) if terms == {name: 1.0} else Sum(terms)
+        return build("loss", name) if terms == {name: 1.0} else Sum(terms)
     if isinstance(value, Mapping) and "name" in value:
         settings = cast(Mapping[str, Setting], {key: entry for key, entry in value.items() if key != "name"})
-        return cast(Loss, build("loss", str(value["name"]), settings))
+        return build("loss", str(value["name"]), settings)
     if callable(value):
         return cast(Loss, value)
     raise UsageError(f'loss: expected a name such as "ce + dice", got {value!r}; see `seawall methods loss`')

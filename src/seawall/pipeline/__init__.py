@@ -1,1 +1,1 @@
-"""The stages of a run: gather chips, learn from them, measure what was learned, survey a scene."""
+"""The stages of a run: chips and split, training, evaluation, scene map; and the verbs on a trained model."""

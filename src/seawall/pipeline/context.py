@@ -1,19 +1,26 @@
-"""Where a run lives and what it was asked."""
+"""The context of a run, which its stages share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from seawall.recipe import Recipe
 from seawall.records import RecordLog
-from seawall.result import Progress, of_stage
+from seawall.result import Progress, StageProgress, stage_progress
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where a run lives and what it was asked."""
+class RunContext:
+    """A run: what its stages share.
+
+    Args:
+        recipe: The experiment.
+        folder: Folder of the run.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        resume: Continue from what the folder has.
+        progress: Called as progress(stage, done, total, note).
+    """
 
     recipe: Recipe
     folder: Path
@@ -23,9 +30,9 @@ class Run:
 
     @property
     def log(self) -> RecordLog:
-        """The rows measured so far."""
+        """The log of the rows measured so far."""
         return RecordLog(self.folder / "records.jsonl")
 
-    def say(self, stage: str) -> Callable[[int, int, str], None]:
+    def stage_progress(self, stage: str) -> StageProgress:
         """Return the progress callback of one stage."""
-        return of_stage(self.progress, stage)
+        return stage_progress(self.progress, stage)

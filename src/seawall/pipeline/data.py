@@ -1,4 +1,4 @@
-"""Chips of a recipe, and their split."""
+"""The chips of a recipe, and their split."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from seawall.data.splits import Split, split_chips
 from seawall.errors import RecipeError
 from seawall.geo.radiometry import Hints
 from seawall.labels.indices import parse_rule
-from seawall.pipeline.context import Run
-from seawall.pipeline.validate import vet_data
+from seawall.pipeline.context import RunContext
+from seawall.pipeline.validate import validate_data
 
 
-def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...]]:
-    """Return the chips of a recipe, curated once and shared by every run with the same data section.
+def load_chips(run: RunContext, folder: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...]]:
+    """Return the chips of a recipe and (item, reason) of those that failed.
 
-    Simulated scenes depend on the seed as well; files do not.
+    Chips are curated once and shared by every run with the same data section. Simulated scenes depend on the seed as
+    well; files do not.
     """
     data = run.recipe.data
     source = os.path.expandvars(data.source)
@@ -31,26 +32,26 @@ def gather(run: Run, home: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...
             f"data.source: expected {source} to be set in the environment, got nothing; export it or write the path"
         )
     if data.kind == "chips" or (data.kind == "auto" and is_chip_folder(Path(source))):
-        vet_data(data, "chips")
+        validate_data(data, "chips")
         return ChipFolder.open(Path(source)), ()
-    vet_data(data, "simulated" if source == "simulated" else "files")
-    seed = run.recipe.seed if source == "simulated" else None  # files are what they are whatever the seed
+    validate_data(data, "simulated" if source == "simulated" else "files")
+    seed = run.recipe.seed if source == "simulated" else None  # files do not depend on the seed
     text = json.dumps([data.model_dump(mode="json"), source, seed], sort_keys=True)
-    folder = home / f"{data.sensor}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+    chip_folder = folder / f"{data.sensor}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
     cover = data.labels == "cover"
     scenes = Simulated(
         data.count, data.size, data.sensor, data.bands, 10.0, run.recipe.seed, data.clouds, cover, frame=data.frame
     )
     made = curate_chips(
-        scenes if source == "simulated" else source, folder,
+        scenes if source == "simulated" else source, chip_folder,
         kind="auto" if source == "simulated" else data.kind, sensor=data.sensor, select=data.select, bands=data.bands,
         names=data.names, group=data.group, gsd_m=data.gsd_m, hints=Hints(gain=data.gain, offset=data.offset),
         label_map=data.label_map or None, labeler=None if data.labels in ("truth", "cover") else parse_rule(data.labels),
-        progress=run.say("chips"),
+        progress=run.stage_progress("chips"),
     )  # fmt: skip
     return made.folder, made.failed
 
 
-def divide(run: Run, chips: ChipFolder) -> Split:
-    """Return the split that the recipe asks for, or the one that a corrupted chip folder keeps."""
+def make_split(run: RunContext, chips: ChipFolder) -> Split:
+    """Return the split of the recipe, or the one stored in a corrupted chip folder."""
     return split_chips(chips, run.recipe.split_settings)

@@ -1,4 +1,4 @@
-"""What the models do on held-out chips, clean and attacked."""
+"""Evaluation of the models on held-out chips, clean and attacked."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from seawall.evaluation.measurement import ChipSource, check_and_evaluate, most_
 from seawall.evaluation.sanity_checks import QUICK_CHECKS
 from seawall.inference.backends import find_device
 from seawall.models.water_index import ThresholdNet
-from seawall.pipeline.context import Run
-from seawall.pipeline.training import maker, spec_of_chips
-from seawall.pipeline.validate import baseline_name, cases_of
+from seawall.pipeline.context import RunContext
+from seawall.pipeline.training import model_factory, spec_of_chips
+from seawall.pipeline.validate import attack_cases, baseline_name
 from seawall.types import ModelSpec, SegmentationModel
 
 
-def measure(run: Run, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
+def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
     """Evaluate every model on the held-out chips; the clean network and the baselines under attack as well."""
     recipe, log = run.recipe, run.log
     first = next(iter(models))
-    attacked = {first: models[first], **dict(baselines(run, chips, split))}
-    cases = [CLEAN_CASE, *cases_of(recipe, cast(ModelSpec, models[first].spec))]
+    attacked = {first: models[first], **dict(baseline_models(run, chips, split))}
+    cases = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
     source = ChipSource.of_folder(chips, split.test)
     for name, model in {**attacked, **models}.items():
 
-        def say(case: Case, name: str = name) -> Callable[[int, int, str], None]:
-            return run.say(f"{name}: {case.method} {case.threat_text}".rstrip())
+        def case_progress(case: Case, name: str = name) -> Callable[[int, int, str], None]:
+            return run.stage_progress(f"{name}: {case.method} {case.threat_text}".rstrip())
 
         check_and_evaluate(
             model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN_CASE], log=log,
             recipe=lambda case: recipe.id, name=name, seed=recipe.seed,
-            checks=QUICK_CHECKS if recipe.interrogation else None, progress=say, fit=lambda: whole_chips(chips, split.train),
+            checks=QUICK_CHECKS if recipe.interrogation else None, progress=case_progress, fit=lambda: whole_chips(chips, split.train),
         )  # fmt: skip
         if name == first:
             _write_examples(run, chips, split, name, model, *example_cases(cases))
 
 
 def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:
-    """Return the attack that the page shows: the last under its last threat, or one on the whole image with its restricted twin.
+    """Return the cases of the report's examples: the last one, or a whole-image attack and its restricted variant, if any.
 
     Example:
         >>> from seawall.attacks.fischer import Fischer
@@ -61,36 +61,36 @@ def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:
         act = case.attack
         if isinstance(act, Fischer) and act.noise == "whole":
             part = replace(act, noise="restricted")
-            twin = next((c for c in cases if c.attack == part and c.threat_text == case.threat_text), None)
-            if twin is not None:
-                return case, twin
+            variant = next((c for c in cases if c.attack == part and c.threat_text == case.threat_text), None)
+            if variant is not None:
+                return case, variant
     return cases[-1], None
 
 
 def _write_examples(
-    run: Run, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case, restricted: Case | None
+    run: RunContext, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case, restricted: Case | None
 ) -> None:
-    """Write the examples of the page that are not there yet; the recipe may ask for more of them later."""
+    """Write the examples of the report that do not exist yet; a resumed run may have a higher number of them."""
     if case.attack is None:
         return
     folder, net = run.folder / "examples", cast(SegmentationModel, model)
-    there = {
-        str(said.get("chip"))
-        for said in (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
-        if (said.get("model"), said.get("method"), said.get("threat")) == (name, case.method, case.threat_text)
+    existing = {
+        str(example.get("chip"))
+        for example in (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
+        if (example.get("model"), example.get("method"), example.get("threat")) == (name, case.method, case.threat_text)
     }
-    missed = [id_ for id_ in most_mixed_chips(chips, split.test, run.recipe.examples) if id_ not in there]
-    if missed:
+    missing = [id_ for id_ in most_mixed_chips(chips, split.test, run.recipe.examples) if id_ not in existing]
+    if missing:
         [case] = fit_set_attacks([case], net, lambda: whole_chips(chips, split.train), run.recipe.seed)
         write_examples(
-            net, whole_chips(chips, missed), case, folder, name=name, seed=run.recipe.seed, restricted=restricted
+            net, whole_chips(chips, missing), case, folder, name=name, seed=run.recipe.seed, restricted=restricted
         )
 
 
-def baselines(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the models without training, named by their index."""
+def baseline_models(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the models without training, named by their index and rule."""
     for method in run.recipe.baselines:
-        model = maker(method)(spec_of_chips(chips))
+        model = model_factory(method)(spec_of_chips(chips))
         if method.settings.get("rule") == "otsu":
             cast(ThresholdNet, model).fit(whole_chips(chips, split.train))
         yield baseline_name(method), model

@@ -1,4 +1,4 @@
-"""The map of a whole scene, and how far it is from the truth where the scene is a simulated one."""
+"""The map of a whole scene, and its agreement with the truth of a simulated scene."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from seawall.geo.preview import write_preview
 from seawall.geo.raster import open_raster, write_cog
 from seawall.inference.predict import predict_scene
 from seawall.inference.products import NODATA, SceneResult
+from seawall.inference.safe_scene import is_safe
 from seawall.io import write_atomic
-from seawall.pipeline.context import Run
+from seawall.pipeline.context import RunContext
 from seawall.simulate.scene import simulate_s1, simulate_s2
 
-ROWS = 512
+COMPARED_ROWS = 512
 """Rows that are compared at once."""
 
 
-def survey(run: Run, chips: ChipFolder, model: nn.Module, weights: Path | None = None) -> dict[str, str]:
+def map_scene(run: RunContext, chips: ChipFolder, model: nn.Module, weights: Path | None = None) -> dict[str, str]:
     """Map the recipe's scene with the clean network and return the paths of the maps.
 
     The truth of a simulated scene is compared with the map in `scenes/scene.truth.json`.
 
     Args:
         run: The run; the maps go into its folder `scenes`.
-        chips: The chips that the network learned from.
+        chips: The chips that the network was trained on.
         model: The clean network.
-        weights: File that it was read from; a copy is written beside the maps where None.
+        weights: File of the network; if None, a copy is written beside the maps.
     """
     scene = run.recipe.scene
     if scene is None:
@@ -46,23 +47,24 @@ def survey(run: Run, chips: ChipFolder, model: nn.Module, weights: Path | None =
     if scene.source == "simulated":
         source, truth = simulate_input(chips, scene.size, run.recipe.seed, home)
     result = predict_scene(
-        model, source, home, name="scene", device=run.device, resume=run.resume, progress=run.say("scene"),
+        model, source, home, name="scene", device=run.device, resume=run.resume, progress=run.stage_progress("scene"),
         weights=weights,
     )  # fmt: skip
-    write_preview(source, home / "scene.preview.npz", digest=result.scene)
-    if truth is not None and result.klass == "water":  # the only class that the truth is of
-        facts = compare_with_truth(result, home / result.files["class"], truth)
-        write_atomic(home / "scene.truth.json", json.dumps(facts, indent=1))
+    if not is_safe(source):  # previews are of raster files
+        write_preview(source, home / "scene.preview.npz", digest=result.scene)
+    if truth is not None and result.klass == "water":  # the truth is of water
+        agreement = compare_with_truth(result, home / result.files["class"], truth)
+        write_atomic(home / "scene.truth.json", json.dumps(agreement, indent=1))
     return {layer: str(home / file) for layer, file in result.files.items()}
 
 
 def simulate_input(chips: ChipFolder, size: int, seed: int, home: Path) -> tuple[Path, Path]:
-    """Simulate the scene to map and its water mask, unless both are there; remove what a killed run left of them.
+    """Simulate the scene to map and its water mask, unless both exist; remove unfinished files of a killed run.
 
-    The size is in the names, for the run's folder is named by what decides its training and its rows alone.
+    The size is in the file names, because the recipe's id, which names the run folder, does not depend on it.
 
     Args:
-        chips: The bands come from them.
+        chips: Chips with the bands of the scene.
         size: Side of the scene in pixels.
         seed: Seed of the experiment.
         home: Folder for the two rasters.
@@ -74,7 +76,7 @@ def simulate_input(chips: ChipFolder, size: int, seed: int, home: Path) -> tuple
     for name in (path.name, truth.name):
         for stale in (*home.glob(f".{name}.*.part"), *home.glob(f".{name}.*.stage")):
             stale.unlink()
-    if path.exists() and truth.exists():  # whole, and of this seed and these bands
+    if path.exists() and truth.exists():  # complete: they are renamed when finished
         return path, truth
     make = simulate_s1 if "VV" in chips.bands or "VH" in chips.bands else simulate_s2
     made = make("scene", size, chips.bands, seed=seed)
@@ -95,26 +97,26 @@ def simulate_input(chips: ChipFolder, size: int, seed: int, home: Path) -> tuple
 
 
 @dataclass(frozen=True)
-class _Counts:
-    """Pixels of a map against the truth, over some of the pixels that were seen."""
+class _PixelCounts:
+    """Pixel counts of a map against the truth: in both, in the map, in the truth, and compared."""
 
     both: int = 0
     mapped: int = 0
-    there: int = 0
+    true: int = 0
     pixels: int = 0
 
-    def add(self, says: BoolArray, wet: BoolArray, where: BoolArray) -> _Counts:
-        says, wet = says & where, wet & where
-        return _Counts(
-            self.both + int((says & wet).sum()),
-            self.mapped + int(says.sum()),
-            self.there + int(wet.sum()),
+    def add(self, mapped: BoolArray, true: BoolArray, where: BoolArray) -> _PixelCounts:
+        mapped, true = mapped & where, true & where
+        return _PixelCounts(
+            self.both + int((mapped & true).sum()),
+            self.mapped + int(mapped.sum()),
+            self.true + int(true.sum()),
             self.pixels + int(where.sum()),
         )
 
     @property
     def iou(self) -> float | None:
-        return _ratio(self.both, self.mapped + self.there - self.both)
+        return _quotient(self.both, self.mapped + self.true - self.both)
 
 
 def compare_with_truth(result: SceneResult, classes: Path, truth: Path) -> dict[str, str | int | float | None]:
@@ -131,11 +133,11 @@ def compare_with_truth(result: SceneResult, classes: Path, truth: Path) -> dict[
         georeference), pixels, clear_iou and clear_pixels for the pixels that no cloud hides, and a note.
     """
     index = result.classes.index(result.klass)
-    seen, clear, true_m2 = _Counts(), _Counts(), 0.0
+    seen, clear, true_m2 = _PixelCounts(), _PixelCounts(), 0.0
     with open_raster(truth) as source, rasterio.open(classes) as layer:
         areas = source.grid.row_areas_m2()
-        for row in range(0, source.grid.height, ROWS):
-            height = min(ROWS, source.grid.height - row)
+        for row in range(0, source.grid.height, COMPARED_ROWS):
+            height = min(COMPARED_ROWS, source.grid.height - row)
             got = layer.read(1, window=rasterio.windows.Window(0, row, source.grid.width, height))
             wet, bare = source.read((row, 0, height, source.grid.width), source.bands)[0] == 1
             known = got != NODATA
@@ -146,21 +148,21 @@ def compare_with_truth(result: SceneResult, classes: Path, truth: Path) -> dict[
     return {
         "klass": result.klass,
         "iou": seen.iou,
-        "precision": _ratio(seen.both, seen.mapped),
-        "recall": _ratio(seen.both, seen.there),
+        "precision": _quotient(seen.both, seen.mapped),
+        "recall": _quotient(seen.both, seen.true),
         "true_km2": None if areas is None else true_m2 / 1e6,
         "mapped_km2": result.area_km2,
         "expected_km2": result.expected_km2,
         "pixels": seen.pixels,
         "clear_iou": clear.iou,
         "clear_pixels": clear.pixels,
-        "note": _note(seen, clear),
+        "note": _truth_note(seen, clear),
     }
 
 
-def _note(seen: _Counts, clear: _Counts) -> str:
+def _truth_note(seen: _PixelCounts, clear: _PixelCounts) -> str:
     text = "The truth is exact, also where a cloud or its shadow hides the ground"
-    hidden = _ratio(seen.pixels - clear.pixels, seen.pixels)
+    hidden = _quotient(seen.pixels - clear.pixels, seen.pixels)
     if not hidden or clear.iou is None:
         return f"{text}."
     return (
@@ -169,5 +171,5 @@ def _note(seen: _Counts, clear: _Counts) -> str:
     )
 
 
-def _ratio(part: int, whole: int) -> float | None:
+def _quotient(part: int, whole: int) -> float | None:
     return part / whole if whole else None

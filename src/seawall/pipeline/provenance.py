@@ -1,4 +1,4 @@
-"""What a run says about itself: its data, its machine, how long each stage took."""
+"""Provenance of a run: its data, its environment, and the time of each stage."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from seawall.version import code_version
 
 
 @dataclass(frozen=True)
-class Clock:
-    """The facts file: what the data is and how long each stage took, added up over resumes."""
+class RunMetadata:
+    """The facts.json of a run: its data, and the seconds of each stage, summed over resumes."""
 
     path: Path
 
-    def note(self, **facts: object) -> None:
-        """Set facts."""
+    def update(self, **values: object) -> None:
+        """Set values; the others stay."""
         write_atomic(
-            self.path, json.dumps({**self._facts(), **facts, "version": __version__}, indent=1, sort_keys=True)
+            self.path, json.dumps({**self._read(), **values, "version": __version__}, indent=1, sort_keys=True)
         )
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds of a stage; one that was finished before only looks again, and that is not counted."""
-        done = cast(list[str], self._facts().get("finished", []))
+    def time_stage(self, stage: str) -> Iterator[None]:
+        """Add the seconds of a stage; those of a stage that was finished before are not counted again."""
+        done = cast(list[str], self._read().get("finished", []))
         if stage in done:
             yield
             return
@@ -47,20 +47,20 @@ class Clock:
             self._add(stage, start)
             raise
         self._add(stage, start)
-        self.note(finished=[*done, stage])
+        self.update(finished=[*done, stage])
 
     def _add(self, stage: str, start: float) -> None:
-        seconds = cast(dict[str, float], self._facts().get("seconds", {}))
-        self.note(seconds={**seconds, stage: round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)})
+        seconds = cast(dict[str, float], self._read().get("seconds", {}))
+        self.update(seconds={**seconds, stage: round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)})
 
-    def _facts(self) -> dict[str, object]:
+    def _read(self) -> dict[str, object]:
         if not self.path.exists():
             return {}
         return cast(dict[str, object], json.loads(self.path.read_text(encoding="utf-8")))
 
 
 def data_facts(chips: ChipFolder, split: Split) -> dict[str, object]:
-    """Return what the report says about chips and split."""
+    """Return the facts on chips and split for the report."""
     return {
         "chips": len(chips.rows),
         "unit": chips.unit,
@@ -75,7 +75,7 @@ def data_facts(chips: ChipFolder, split: Split) -> dict[str, object]:
 
 
 def environment() -> dict[str, str]:
-    """Return versions and machine."""
+    """Return software versions and the machine."""
     return {
         "seawall": __version__,
         "code": code_version(),
@@ -87,24 +87,24 @@ def environment() -> dict[str, str]:
     }
 
 
-def note_environment(folder: Path) -> tuple[str, ...]:
-    """Write versions and machine to env.json, and keep the earlier ones of a resumed run beside them.
+def record_environment(folder: Path) -> tuple[str, ...]:
+    """Write software versions and the machine to env.json, with those of earlier runs in the same folder.
 
-    Each entry of "history", which is there from the second on, says how many rows of records.jsonl were there
-    before it, so that every row can be traced to the code that made it.
+    If they changed, "history" lists them in order; "rows_before" is the number of rows in records.jsonl at that
+    time, so that every row can be traced to the code that made it.
 
     Returns:
         The code versions that took part, oldest first.
     """
     path, now = folder / "env.json", environment()
-    said = cast(dict[str, object], json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-    history = cast(list[dict[str, object]], said.pop("history", [{**said, "rows_before": 0}] if said else []))
+    stored = cast(dict[str, object], json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    history = cast(list[dict[str, object]], stored.pop("history", [{**stored, "rows_before": 0}] if stored else []))
     if not history or {k: v for k, v in history[-1].items() if k != "rows_before"} != now:
-        history.append({**now, "rows_before": _lines(folder / "records.jsonl")})
+        history.append({**now, "rows_before": _count_lines(folder / "records.jsonl")})
     known = {**now, "history": history} if len(history) > 1 else now
     write_atomic(path, json.dumps(known, indent=1, sort_keys=True))
     return tuple(dict.fromkeys(str(entry.get("code", entry.get("seawall", ""))) for entry in history))
 
 
-def _lines(path: Path) -> int:
+def _count_lines(path: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.exists() else 0

@@ -1,6 +1,6 @@
-"""The main job: chips -> split -> train -> evaluate -> attack -> corrupted labels -> scene map -> report.
+"""`seawall run`: chips -> split -> train -> evaluate -> attack -> corrupted labels -> scene map -> report.
 
-Each stage reads what the one before left in the run folder, so a killed run goes on where it stopped.
+Each stage reads the files of the one before from the run folder, so a killed run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -18,154 +18,162 @@ from seawall.io import RunLock, write_atomic
 from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.consistency import with_consistency_flags
 from seawall.models.weights import read_spec
-from seawall.pipeline.context import Run
-from seawall.pipeline.data import divide, gather
-from seawall.pipeline.evaluation import measure
-from seawall.pipeline.mapping import survey
-from seawall.pipeline.provenance import Clock, data_facts, note_environment
-from seawall.pipeline.training import check, learn, maker, realize, spec_of_chips, train_one, training_of
-from seawall.pipeline.validate import check_distinct, vet
+from seawall.pipeline.context import RunContext
+from seawall.pipeline.data import load_chips, make_split
+from seawall.pipeline.evaluation import evaluate_models
+from seawall.pipeline.mapping import map_scene
+from seawall.pipeline.provenance import RunMetadata, data_facts, record_environment
+from seawall.pipeline.training import (
+    measure_label_noise,
+    model_factory,
+    spec_of_chips,
+    train_network,
+    train_networks,
+    training_settings,
+    validation_metrics,
+)
+from seawall.pipeline.validate import check_distinct_names, validate_recipe
 from seawall.recipe import Recipe
 from seawall.report.page import write_report
 from seawall.result import Progress
-from seawall.training.checkpoint import differences
+from seawall.training.checkpoint import describe_differences
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run leaves behind.
+class RunOutcome:
+    """The result of a run.
 
     Args:
         run: The run.
         page: The report.
         maps: Path of each layer of the scene.
         failed: (item, reason) of chips that were left out.
-        code: Code versions that made the rows, oldest first; more than one after a resume with other code.
+        code: Versions of the code that made the rows, oldest first; several after a resume with other code.
     """
 
-    run: Run
+    run: RunContext
     page: Path
     maps: Mapping[str, str]
     failed: tuple[tuple[str, str], ...]
     code: tuple[str, ...] = ()
 
 
-def execute(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress) -> Outcome:
+def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress) -> RunOutcome:
     """Run a recipe from chips to report in `out/<recipe id>`.
 
     Raises:
-        RunError: Another process works in that folder.
+        RunError: Another process works in that folder, or it holds another experiment.
     """
     folder = out / recipe.id
-    run = Run(recipe, folder, device, resume, progress)
-    vet(recipe)
+    run = RunContext(recipe, folder, device, resume, progress)
+    validate_recipe(recipe)
     with RunLock(folder):
         if not resume:
-            _clear(folder)
+            _clear_folder(folder)
         write_atomic(folder / "recipe.toml", recipe.to_toml())
-        code = note_environment(folder)
-        clock = Clock(folder / "facts.json")
-        with clock.timed("chips"):
-            chips, failed = gather(run, out / "chips")
-        split = divide(run, chips)
-        clock.note(data=data_facts(chips, split))
-        same_experiment(run, chips, split)
-        clock.note(monitor=training_of(run, chips, split).monitor)
-        _rehearse(run, chips, split)
-        clock.note(noises=realize(run, chips, split))
-        with clock.timed("training"):
-            models = dict(learn(run, chips, split))
-        with clock.timed("evaluation"):
-            measure(run, chips, split, models)
-        with clock.timed("scene"):
+        code = record_environment(folder)
+        metadata = RunMetadata(folder / "facts.json")
+        with metadata.time_stage("chips"):
+            chips, failed = load_chips(run, out / "chips")
+        split = make_split(run, chips)
+        metadata.update(data=data_facts(chips, split))
+        check_same_experiment(run, chips, split)
+        metadata.update(monitor=training_settings(run, chips, split).monitor)
+        _check_models(run, chips, split)
+        metadata.update(noises=measure_label_noise(run, chips, split))
+        with metadata.time_stage("training"):
+            models = dict(train_networks(run, chips, split))
+        with metadata.time_stage("evaluation"):
+            evaluate_models(run, chips, split, models)
+        with metadata.time_stage("scene"):
             name, network = next(iter(models.items()))
-            maps = survey(run, chips, network, folder / "models" / name / "model.safetensors")
+            maps = map_scene(run, chips, network, folder / "models" / name / "model.safetensors")
         write_report(folder)
-    return Outcome(run, folder / "report.html", maps, failed, code)
+    return RunOutcome(run, folder / "report.html", maps, failed, code)
 
 
-def _rehearse(run: Run, chips: ChipFolder, split: Split) -> None:
-    """Build what comes after training: a band that an index lacks is said now, not after an hour."""
-    check_distinct(run.recipe, spec_of_chips(chips))
+def _check_models(run: RunContext, chips: ChipFolder, split: Split) -> None:
+    """Build the baselines and cases before the training, so that a missing band is found early."""
+    check_distinct_names(run.recipe, spec_of_chips(chips))
     for method in run.recipe.baselines:
-        maker(method)(spec_of_chips(chips))
+        model_factory(method)(spec_of_chips(chips))
 
 
 def train_only(
     recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress
 ) -> tuple[dict[str, str | int | float | None], list[dict[str, str | int | float | None]], tuple[tuple[str, str], ...]]:
-    """Split a chip folder and train one network; return facts, a table of the validation figures, and nothing failed."""
+    """Split a chip folder and train one network; return facts, a table of the validation figures, and no failures."""
     for key in ("attacks", "suites", "noises", "baselines", "scene"):
         if getattr(recipe, key):
             raise RecipeError(
                 f"{key}: expected nothing of it in a training, got some; put it into a recipe for `seawall run`"
             )
-    vet(recipe)
-    run = Run(recipe, out, device, resume, progress)
-    chips, _ = gather(run, out)
-    split = divide(run, chips)
-    training = training_of(run, chips, split)
+    validate_recipe(recipe)
+    run = RunContext(recipe, out, device, resume, progress)
+    chips, _ = load_chips(run, out)
+    split = make_split(run, chips)
+    training = training_settings(run, chips, split)
     with RunLock(out):
-        same_experiment(run, chips, split)
+        check_same_experiment(run, chips, split)
         write_atomic(out / "recipe.toml", recipe.to_toml())
-        code = note_environment(out)
-        model = train_one(run, chips, split, recipe.networks[0])
+        code = record_environment(out)
+        model = train_network(run, chips, split, recipe.networks[0])
     table: list[dict[str, str | int | float | None]] = [
-        {"metric": name, "value": value} for name, value in check(model, chips, split.val).items()
+        {"metric": name, "value": value} for name, value in validation_metrics(model, chips, split.val).items()
     ]
     weights = out / "models" / recipe.model.name / "model.safetensors"
     facts: dict[str, str | int | float | None] = {
         "weights": str(weights), "train": len(split.train), "val": len(split.val), "test": len(split.test),
-        "split": split.how, "chosen by": training.monitor, **other_code(code),
+        "split": split.how, "chosen by": training.monitor, **code_facts(code),
     }  # fmt: skip
     return facts, table, ()
 
 
-def label_facts(run: Run) -> dict[str, str]:
-    """Return, for each network that learned from wrong labels, the noise that was asked for and the change that it made."""
+def label_noise_facts(run: RunContext) -> dict[str, str]:
+    """Return, for each network trained on label noise, the noise of the recipe and the change that it made."""
     noises = json.loads((run.folder / "facts.json").read_text(encoding="utf-8")).get("noises", {})
     return {
-        f"labels of {name}": f"{told['noise']} {told['vary']} {told['rate']:g} asked, {told['changed_share']:.1%} of the training pixels changed"
-        for name, told in noises.items()
+        f"labels of {name}": f"{noise['noise']} {noise['vary']} {noise['rate']:g} asked, {noise['changed_share']:.1%} of the training pixels changed"
+        for name, noise in noises.items()
     }
 
 
-def other_code(versions: Sequence[str]) -> dict[str, str]:
-    """Return a fact that says which code took part, where it was not one alone."""
+def code_facts(versions: Sequence[str]) -> dict[str, str]:
+    """Return the code versions of a run as a fact, if there are several."""
     return {"code": ", then ".join(versions)} if len(versions) > 1 else {}
 
 
-def same_experiment(run: Run, chips: ChipFolder, split: Split) -> None:
-    """Refuse to go on in a folder that other settings or other chips made; write down what decides its numbers.
+def check_same_experiment(run: RunContext, chips: ChipFolder, split: Split) -> None:
+    """Refuse a folder of another experiment; write the settings and chip digests of this one into it.
 
     Raises:
-        RunError: The folder was made by another experiment; names what differs.
+        RunError: Settings or chips differ from those in the folder; names them.
     """
     path = run.folder / "experiment.json"
-    now = _flat(run.recipe.deciding) | {
+    now = _flatten(run.recipe.deciding) | {
         f"chips.{part}": digest_chips(chips, ids) for part, ids in split.parts().items()
     }
     if run.resume and path.exists():
-        was = _flat(Recipe(name=run.recipe.name).deciding) | json.loads(path.read_text(encoding="utf-8"))
-        if changes := differences(was, now):
+        was = _flatten(Recipe(name=run.recipe.name).deciding) | json.loads(path.read_text(encoding="utf-8"))
+        if changes := describe_differences(was, now):
             raise RunError(
                 f"{run.folder}: expected the experiment that was begun here, got {changes}; undo the change, choose another folder, or start over with --no-resume"
             )
     write_atomic(path, json.dumps(now, indent=1, sort_keys=True))
 
 
-def _flat(tree: Mapping[str, object], under: str = "") -> dict[str, str]:
-    """Return plain values by dotted keys, as texts."""
+def _flatten(tree: Mapping[str, object], under: str = "") -> dict[str, str]:
+    """Return the leaves of a tree as texts, by dotted keys."""
     found: dict[str, str] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found |= _flat(value, f"{under}{key}.")
+            found |= _flatten(value, f"{under}{key}.")
         else:
             found[f"{under}{key}"] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return found
 
 
-def summary(run: Run) -> list[dict[str, str | float | None]]:
+def summarize_run(run: RunContext) -> list[dict[str, str | float | None]]:
     """Return one row per model, method and threat: IoU and accuracy on the held-out chips with interval and flags."""
     spec = read_spec(run.folder / "models" / run.recipe.model.name / "model.safetensors")
     klass = "water" if "water" in spec.classes else spec.classes[-1]
@@ -188,7 +196,7 @@ def summary(run: Run) -> list[dict[str, str | float | None]]:
     ]  # fmt: skip
 
 
-def _clear(folder: Path) -> None:
+def _clear_folder(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.name != ".lock":
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()

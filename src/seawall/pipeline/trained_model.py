@@ -1,4 +1,4 @@
-"""Verbs on a model that is there already: measure it, attack it, map scenes with it."""
+"""Verbs on a trained model: evaluate it, attack it, map scenes with it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from seawall.evaluation.case import CLEAN_CASE, Case
 from seawall.evaluation.measurement import ChipSource, check_and_evaluate, recipe_ids, records_of_cases
 from seawall.evaluation.sanity_checks import SanityChecks
 from seawall.inference.backends import Runtime, find_device
-from seawall.inference.predict import Survey, predict_many
+from seawall.inference.predict import predict_many
 from seawall.inference.products import slug_of
+from seawall.inference.settings import PredictSettings
 from seawall.inputs import Sample, as_batch, as_model
 from seawall.io import RunLock
 from seawall.metrics.aggregate import aggregate_records
@@ -31,17 +32,17 @@ from seawall.models.weights import load_model, spec_of, split_of
 from seawall.pipeline.validate import threat_for
 from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
-from seawall.result import Failed, MutableRow, Progress, of_stage
+from seawall.result import Failed, MutableRow, Progress, stage_progress
 from seawall.threat.model import ThreatModel
-from seawall.types import SegmentationModel
+from seawall.types import Attack, SegmentationModel
 
 
 def evaluate_chips(
     weights: Path, chips: Path, out: Path, *, part: str, device: str, progress: Progress
 ) -> tuple[MutableRow, list[MutableRow], Failed]:
-    """Measure weights on a chip folder; rows go to `out/records.jsonl`."""
-    target = _open(weights, chips, part, device)
-    measured = _measured(target, [CLEAN_CASE], out, 0, progress)
+    """Evaluate weights on a chip folder; rows go to `out/records.jsonl`."""
+    target = _open_target(weights, chips, part, device)
+    measured = _measure_target(target, [CLEAN_CASE], out, 0, progress)
     rows = [row for row in aggregate_records(measured) if not row.chip and not row.group]
     found = {(r.metric, r.klass): r for r in rows}
 
@@ -61,40 +62,40 @@ def evaluate_chips(
     ]
     overall = {name: value(name) for name in ("miou.pooled", "accuracy.pooled", "ece.pooled", "srip.iou")}
     facts: MutableRow = {name: number for name, number in overall.items() if number is not None}
-    return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **_explained(measured)}, table, ()
+    return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **_flag_facts(measured)}, table, ()
 
 
 def attack_chips(
     model: Path | SegmentationModel, data: Path | Sample, threat: str | ThreatModel, *, method: Sequence[str], suite: str, out: Path | None,
     part: str, seed: int, device: str, interrogation: bool, progress: Progress,
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
-    """Attack a model on chips with the named attacks and the members of a suite; clean and worst case stand beside."""
+    """Attack a model on chips with the named attacks and the members of a suite; the table has clean and worst case too."""
     if not threat:
-        raise UsageError('attack: expected a threat such as "linf 1% reflectance", got none; say norm, size and unit')
-    acts: dict[str, object] = {name: registry.build("attack", name) for name in method}
-    acts |= dict(attacks_of(parse_suite(suite))) if suite else {}
-    acts = acts or {"pgd": registry.build("attack", "pgd")}
-    target = _open(model, data, part, device)
+        raise UsageError('attack: expected a threat such as "linf 1% reflectance", got none; give norm, size and unit')
+    attacks: dict[str, Attack] = {name: registry.build("attack", name) for name in method}
+    attacks |= dict(attacks_of(parse_suite(suite))) if suite else {}
+    attacks = attacks or {"pgd": registry.build("attack", "pgd")}
+    target = _open_target(model, data, part, device)
     spec = spec_of(target.net)
-    told = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
-    cases = [CLEAN_CASE, *(Case(name, act, told) for name, act in acts.items())]
-    with _folder(out, data) as home:
-        rows = _measured(target, cases, home, seed, progress, interrogation)
+    parsed = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
+    cases = [CLEAN_CASE, *(Case(name, attack, parsed) for name, attack in attacks.items())]
+    with _row_folder(out, data) as home:
+        rows = _measure_target(target, cases, home, seed, progress, interrogation)
     klass = "water" if "water" in spec.classes else spec.classes[-1]
-    table = robustness_card(rows, list(acts), str(told), klass)
+    table = robustness_card(rows, list(attacks), str(parsed), klass)
     kept: MutableRow = {"rows": str(home / "records.jsonl")} if home.exists() else {}
-    return {"class": klass, **target.facts, **kept, **_explained(rows)}, table, ()
+    return {"class": klass, **target.facts, **kept, **_flag_facts(rows)}, table, ()
 
 
-def _explained(rows: Sequence[Record]) -> MutableRow:
-    """Return what every flag of these rows means and what to do."""
+def _flag_facts(rows: Sequence[Record]) -> MutableRow:
+    """Return the explanation of every flag of these rows."""
     flags = dict.fromkeys(flag for row in rows for flag in row.flags)
     return {f"flag {flag}": f"{explain(flag).means} {explain(flag).do}" for flag in flags}
 
 
 @contextmanager
-def _folder(out: Path | None, data: Path | Sample) -> Iterator[Path]:
-    """Rows of a chip folder stay on disk, so that a killed attack resumes; those of a batch in memory need not."""
+def _row_folder(out: Path | None, data: Path | Sample) -> Iterator[Path]:
+    """Give the folder for the rows: on the disk for a chip folder, so that a killed attack resumes; temporary for a batch."""
     if out is not None or isinstance(data, Path):
         yield out or Path("runs/attack")
         return
@@ -107,15 +108,17 @@ def map_scenes(
     memory_mib: int, device: str, resume: bool, progress: Progress,
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Map a scene, a folder or a manifest of scenes."""
-    survey = Survey(klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names))
+    settings = PredictSettings(
+        klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names)
+    )
     report = predict_many(
         load_model(weights),
         scene,
         out,
-        survey=survey,
+        settings=settings,
         device=device,
         resume=resume,
-        progress=of_stage(progress, "scenes"),
+        progress=stage_progress(progress, "scenes"),
         weights=weights,
     )
     table: list[MutableRow] = [
@@ -146,44 +149,44 @@ class _Target:
     facts: MutableRow
 
 
-def _open(model: Path | SegmentationModel, data: Path | Sample, part: str, device: str) -> _Target:
+def _open_target(model: Path | SegmentationModel, data: Path | Sample, part: str, device: str) -> _Target:
     check_part(part)
     if not isinstance(data, Path):
         if part not in ("auto", "all"):
             raise UsageError(
-                f"part: expected all or auto for a Batch, got {part!r}; a Batch does not say what its chips are, so choose them yourself"
+                f"part: expected all or auto for a Batch, got {part!r}; a Batch has no record of a split, so select its chips beforehand"
             )
-        net = _net(model, None, device)
+        net = _load_network(model, None, device)
         batch = as_batch(data, spec_of(net))
         return _Target(net, ChipSource.of_batch(batch), {"chips": len(batch)})
     folder = ChipFolder.open(data)
-    net = _net(model, folder, device)
+    net = _load_network(model, folder, device)
     chosen = select_chips(folder, split_of(net), part)
     return _Target(net, ChipSource.of_folder(folder, chosen.ids, chosen.flags), dict(chosen.facts()))
 
 
-def _net(model: Path | SegmentationModel, chips: ChipFolder | None, device: str) -> nn.Module:
+def _load_network(model: Path | SegmentationModel, chips: ChipFolder | None, device: str) -> nn.Module:
     if not isinstance(model, Path):
         net = as_model(model)
-        return net if device == "auto" else net.to(find_device(device))  # a module of the caller's stays where it is
-    home = find_device(device)
+        return net if device == "auto" else net.to(find_device(device))  # the caller's module stays on its device
+    torch_device = find_device(device)
     if chips is None:
-        return load_model(model).to(home)
-    return load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit).to(home)
+        return load_model(model).to(torch_device)
+    return load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit).to(torch_device)
 
 
-def _measured(
+def _measure_target(
     target: _Target, cases: Sequence[Case], out: Path, seed: int, progress: Progress, interrogation: bool = True
 ) -> list[Record]:
     ask = SanityChecks() if interrogation else None
     recipe = recipe_ids(target.net, target.chips, seed, ask)
 
-    def say(case: Case) -> Callable[[int, int, str], None]:
-        return of_stage(progress, f"{case.method} {case.threat_text}".rstrip())
+    def case_progress(case: Case) -> Callable[[int, int, str], None]:
+        return stage_progress(progress, f"{case.method} {case.threat_text}".rstrip())
 
     with RunLock(out):
         log = RecordLog(out / "records.jsonl")
         check_and_evaluate(
-            target.net, target.chips, cases, log=log, recipe=recipe, name=type(target.net).__name__, seed=seed, checks=ask, progress=say
+            target.net, target.chips, cases, log=log, recipe=recipe, name=type(target.net).__name__, seed=seed, checks=ask, progress=case_progress
         )  # fmt: skip
         return with_consistency_flags(records_of_cases(log, cases, recipe, target.chips))

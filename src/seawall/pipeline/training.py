@@ -20,25 +20,26 @@ from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
 from seawall.metrics.counts import confusion
 from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, set_split
-from seawall.pipeline.context import Run
-from seawall.pipeline.worker import job_of
-from seawall.recipe import Method, Network
+from seawall.modules import to_device_of
+from seawall.pipeline.context import RunContext
+from seawall.pipeline.worker import training_job
+from seawall.recipe import MethodSection, Network
 from seawall.rng import Keys
 from seawall.training.checkpoint import History
-from seawall.training.configuration import MEAN, Training, default_monitor, make_training
+from seawall.training.configuration import MEAN_IOU, Training, default_monitor, make_training
 from seawall.training.launch import run_processes
 from seawall.training.loop import fit
-from seawall.types import ModelSpec, Objective
+from seawall.types import ModelSpec
 
 
-def learn(run: Run, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
+def train_networks(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
     """Yield the network trained on clean labels, then one per label noise and rate."""
     for network in run.recipe.networks:
-        yield network.name, train_one(run, chips, split, network)
+        yield network.name, train_network(run, chips, split, network)
 
 
-def labels_of(run: Run, chips: ChipFolder, split: Split, network: Network) -> CorruptedLabels | None:
-    """Return the labels that a network learns from, or None where they are the folder's own.
+def corrupted_labels(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> CorruptedLabels | None:
+    """Return the corrupted labels that a network is trained on, or None if it has no label noise.
 
     Raises:
         UsageError: The noise does not fit the chips.
@@ -49,18 +50,18 @@ def labels_of(run: Run, chips: ChipFolder, split: Split, network: Network) -> Co
     return CorruptedLabels(chips, noise, run.recipe.seed, run.folder / "labels" / network.name)
 
 
-def realize(run: Run, chips: ChipFolder, split: Split) -> dict[str, dict[str, float | int | str]]:
-    """Corrupt the training labels of every label noise, and return what each really changes.
+def measure_label_noise(run: RunContext, chips: ChipFolder, split: Split) -> dict[str, dict[str, float | int | str]]:
+    """Corrupt the training labels by every label noise; return the share of pixels that each changes, by network.
 
     Raises:
-        DataError: A rate above 0 changes nothing; a network trained on it would be the clean one under another name.
+        DataError: A rate above 0 changes nothing, so that the network would equal the clean one.
     """
     found: dict[str, dict[str, float | int | str]] = {}
     for network in run.recipe.networks:
-        noise, labels = network.noise, labels_of(run, chips, split, network)
+        noise, labels = network.noise, corrupted_labels(run, chips, split, network)
         if noise is None or labels is None:
             continue
-        changed, valid = _changed(chips, labels, split.train)
+        changed, valid = _count_changed(chips, labels, split.train)
         if network.rate > 0 and not any(changed):
             raise DataError(
                 f"noises.{noise.name}: expected {noise.vary} {network.rate:g} to change labels of {len(changed)} training chips, "
@@ -79,8 +80,8 @@ def realize(run: Run, chips: ChipFolder, split: Split) -> dict[str, dict[str, fl
     return found
 
 
-def _changed(chips: ChipFolder, labels: CorruptedLabels, ids: Sequence[str]) -> tuple[list[int], int]:
-    """Return how many valid pixels differ in each chip, and how many are valid in all."""
+def _count_changed(chips: ChipFolder, labels: CorruptedLabels, ids: Sequence[str]) -> tuple[list[int], int]:
+    """Return the number of changed valid pixels of each chip, and the number of valid pixels of all."""
     changed, valid = [], 0
     for id_ in ids:
         plane = labels(id_)
@@ -90,39 +91,39 @@ def _changed(chips: ChipFolder, labels: CorruptedLabels, ids: Sequence[str]) -> 
     return changed, valid
 
 
-def train_one(run: Run, chips: ChipFolder, split: Split, network: Network) -> nn.Module:
-    """Train one network, or load it where its training is complete."""
+def train_network(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> nn.Module:
+    """Train one network, or load it if its training is complete."""
     devices = run.recipe.training.devices
     if devices > 1:
         run_processes(
-            "seawall.pipeline.run.worker", job_of(run, chips, network), devices, f"train {network.name}",
-            run.say(f"train {network.name}"),
+            "seawall.pipeline.worker", training_job(run, chips, network), devices, f"train {network.name}",
+            run.stage_progress(f"train {network.name}"),
         )  # fmt: skip
     else:
-        train_here(run, chips, split, network)
+        train_in_process(run, chips, split, network)
     return load_model(run.folder / "models" / network.name / "model.safetensors")
 
 
-def train_here(run: Run, chips: ChipFolder, split: Split, network: Network) -> History:
-    """Train one network in this process, which may be one of several that share the training."""
+def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> History:
+    """Train one network in this process, which may be one of several of a distributed training."""
     recipe = run.recipe
-    training = training_of(run, chips, split)
+    training = training_settings(run, chips, split)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
-        model = maker(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
+        model = model_factory(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
     set_split(model, record_split(chips, split))
     mean, std = chips.mean_std(split.train)
     cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
-    labels = labels_of(run, chips, split, network)
+    labels = corrupted_labels(run, chips, split, network)
     feed = PatchFeed(
         chips, split.train, training.patch, training.batch, training.patches_per_epoch, recipe.seed,
         recipe.training.balance, recipe.training.augment, training.workers, labels,
     )  # fmt: skip
     return fit(
         model,
-        cast(Objective, registry.build("objective", network.objective.name, network.objective.settings)),
+        registry.build("objective", network.objective.name, network.objective.settings),
         feed,
-        lambda trained: check(trained, chips, split.val),
+        lambda trained: validation_metrics(trained, chips, split.val),
         training,
         run.folder / "models" / network.name,
         device=run.device,
@@ -137,52 +138,51 @@ def train_here(run: Run, chips: ChipFolder, split: Split, network: Network) -> H
             "balance": recipe.training.balance,
         },
         metrics=metric_names(chips.classes),
-        progress=run.say(f"train {network.name}"),
+        progress=run.stage_progress(f"train {network.name}"),
     )
 
 
-def training_of(run: Run, chips: ChipFolder, split: Split) -> Training:
-    """Return the settings of a recipe's trainings, with the metric that will choose the weights.
+def training_settings(run: RunContext, chips: ChipFolder, split: Split) -> Training:
+    """Return the settings of a recipe's trainings, with the metric that selects the weights.
 
-    Without a wish that is the IoU of water, or the mean over the classes where no validation chip has water.
+    By default it is the IoU of water, or the mean over the classes if no validation chip has water.
 
     Raises:
-        UsageError: The metric that is asked for cannot be, or no validation pixel has its class.
+        UsageError: The monitored metric is unknown, or no validation pixel has its class.
     """
     training, classes = make_training(run.recipe.training.settings), chips.classes
     counts = np.sum([chips.row(id_).class_counts for id_ in split.val], axis=0)
-    there = {f"val.iou.{name}": int(n) for name, n in zip(classes, counts, strict=True)}
+    pixels = {f"val.iou.{name}": int(n) for name, n in zip(classes, counts, strict=True)}
     if not training.monitor:
-        usual = default_monitor(classes)
-        return replace(training, monitor=usual if there.get(usual) else MEAN)
+        default = default_monitor(classes)
+        return replace(training, monitor=default if pixels.get(default) else MEAN_IOU)
     if training.monitor not in metric_names(classes):
         raise UsageError(
             f"training.monitor: expected one of the validation figures, got {training.monitor!r}; {did_you_mean(training.monitor, metric_names(classes))}"
         )
-    if there.get(training.monitor, 1) == 0:
+    if pixels.get(training.monitor, 1) == 0:
         raise UsageError(
             f"training.monitor: expected a class of the {len(split.val)} validation chips, got {training.monitor!r} without a pixel; "
-            f"use {MEAN}, or another split"
+            f"use {MEAN_IOU}, or another split"
         )
     return training
 
 
 def metric_names(classes: Sequence[str]) -> list[str]:
-    """Return what `check` measures."""
-    return [*(f"val.iou.{name}" for name in classes), MEAN]
+    """Return the names of the validation metrics."""
+    return [*(f"val.iou.{name}" for name in classes), MEAN_IOU]
 
 
-def check(model: nn.Module, chips: ChipFolder, ids: Iterable[str]) -> dict[str, float | None]:
-    """Return the figures that choose the best epoch: IoU per class, pooled over the validation chips, and their mean.
+def validation_metrics(model: nn.Module, chips: ChipFolder, ids: Iterable[str]) -> dict[str, float | None]:
+    """Return the metrics that select the best epoch: IoU per class, pooled over the validation chips, and their mean.
 
     The IoU of a class that is neither labelled nor predicted is undefined, None; the mean is over the others.
     """
     classes = chips.classes
     counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
-    device = next(model.parameters()).device
     with torch.no_grad():
         for batch in whole_chips(chips, tuple(ids)):
-            pred = model(batch.image.to(device)).argmax(1).cpu()
+            pred = model(to_device_of(model, batch).image).argmax(1).cpu()
             counts += confusion(pred, batch.label, batch.valid, len(classes)).sum(0)
     hit = counts.diagonal().double()
     union = counts.sum(0) + counts.sum(1) - hit
@@ -193,10 +193,10 @@ def check(model: nn.Module, chips: ChipFolder, ids: Iterable[str]) -> dict[str, 
 
 
 def spec_of_chips(chips: ChipFolder) -> ModelSpec:
-    """Return what a model of these chips needs."""
+    """Return the specification of a model for these chips."""
     return ModelSpec(chips.bands, chips.classes, chips.unit, chips.gsd_m)
 
 
-def maker(method: Method) -> Callable[[ModelSpec], nn.Module]:
-    """Return what builds a registered model."""
+def model_factory(method: MethodSection) -> Callable[[ModelSpec], nn.Module]:
+    """Return a registered model with its settings, called with a specification."""
     return cast(Callable[[ModelSpec], nn.Module], registry.build("model", method.name, method.settings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seawall.recipe import Method, Noise, Threats
+from seawall.recipe import AttackSection, MethodSection, NoiseSection
 from seawall.report.charts import ChartRow, CurvePoint, Series, bar_chart, line_chart, series_color
 from seawall.report.elements import BulletList, Chart, DefinitionList, PageBlock, Paragraphs, Section, Table
 from seawall.report.formatting import (
@@ -194,7 +194,7 @@ def _short_name(index: RecordIndex, model: str) -> str:
     return index.noises[model].label if model in index.noises else index.display_name(model)
 
 
-def _method_text(method: Method) -> str:
+def _method_text(method: MethodSection) -> str:
     settings = _settings_text(method.settings)
     return display_name(method.name) + (f" ({settings})" if settings else "")
 
@@ -203,12 +203,12 @@ def _settings_text(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items() if not isinstance(value, dict))
 
 
-def _attack_text(attack: Threats) -> str:
-    name = _method_text(Method(name=attack.name, settings=attack.settings))
+def _attack_text(attack: AttackSection) -> str:
+    name = _method_text(MethodSection(name=attack.name, settings=attack.settings))
     return f"{attack.called or name} within {threat_sizes_text(attack.threats)}"
 
 
-def _noise_text(noise: Noise) -> str:
+def _noise_text(noise: NoiseSection) -> str:
     rates = [percent_text(r) if r <= 1 else number_text(r) for r in noise.rates]
     way = f", by {_method_text(noise.objective)}" if noise.objective else ""
-    return f"{_method_text(Method(name=noise.name, settings=noise.settings))} at {join_words(rates)}{way}"
+    return f"{_method_text(MethodSection(name=noise.name, settings=noise.settings))} at {join_words(rates)}{way}"

@@ -1,6 +1,6 @@
-"""Checkpoints of a training: whole or absent, two at a time, and read without unpickling anything.
+"""Checkpoints and history of a training; checkpoints are written atomically, and read without unpickling.
 
-A checkpoint is a sealed safetensors file: the model's and the optimizer's tensors, and everything else as JSON.
+A checkpoint is a safetensors file with a digest: the tensors of model and optimizer, and the rest as JSON.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from seawall.errors import ModelError, RunError
 from seawall.io import write_atomic
 from seawall.models.weights import pack_safetensors, state_of, unpack_safetensors
 
-KEPT = 2
+KEPT_CHECKPOINTS = 2
 
 
 @dataclass
-class Standing:
-    """Where a training stands; with the tensors, all that resuming needs.
+class TrainingState:
+    """The state of a training; with the tensors, all that resuming needs.
 
     Args:
         epoch: Epochs done.
-        step: Steps done in the epoch under way.
+        step: Steps done in the current epoch.
         loss: Sum of the losses of those steps.
         seconds: Time spent in that epoch.
         best: Best value of the monitored metric.
-        best_epoch: Where it was.
-        stale: Checks since then.
-        ending: How the training ended; "" while it goes on.
+        best_epoch: Its epoch.
+        stale: Validations since then.
+        ending: How the training ended; "" before its end.
         rows: History rows of the epochs done.
-        versions: Code that took part, oldest first, as `seawall.version.code_version` names it.
+        versions: Versions of the code, oldest first, as `seawall.version.code_version` names them.
     """
 
     epoch: int = 0
@@ -53,10 +53,10 @@ class Standing:
 
 
 class Checkpoints:
-    """The checkpoints in a folder; the newest whole one counts.
+    """The checkpoints in a folder; the newest undamaged one is loaded.
 
     Args:
-        folder: They live in it as <epoch>-<step>.safetensors.
+        folder: Holds them as <epoch>-<step>.safetensors.
         identity: What decides the result; a checkpoint of another training is refused.
     """
 
@@ -64,42 +64,42 @@ class Checkpoints:
         self.folder = folder
         self.identity = dict(identity)
 
-    def save(self, standing: Standing, model: nn.Module, optimizer: Optimizer, scaler: Mapping[str, Any]) -> None:
+    def save(self, state: TrainingState, model: nn.Module, optimizer: Optimizer, scaler: Mapping[str, Any]) -> None:
         """Write a checkpoint, then drop all but the two newest.
 
         Raises:
             RunError: The disk is full or the folder cannot be written; the earlier checkpoints stay.
         """
         tensors = {f"model.{name}": tensor for name, tensor in state_of(model).items()}
-        state = optimizer.state_dict()
+        optimizer_state = optimizer.state_dict()
         plain: dict[str, dict[str, Any]] = {}
-        for index, slots in state["state"].items():
+        for index, slots in optimizer_state["state"].items():
             for name, slot in slots.items():
                 if isinstance(slot, Tensor):
                     tensors[f"optimizer.{index}.{name}"] = slot.detach().to("cpu", copy=True).contiguous()
                 else:
                     plain.setdefault(str(index), {})[name] = slot
         meta = {
-            "standing": json.dumps(asdict(standing)),
+            "standing": json.dumps(asdict(state)),
             "identity": json.dumps(self.identity),
-            "optimizer": json.dumps({"groups": state["param_groups"], "plain": plain}),
+            "optimizer": json.dumps({"groups": optimizer_state["param_groups"], "plain": plain}),
             "scaler": json.dumps(dict(scaler)),
         }
-        path = self.folder / f"{standing.epoch:06d}-{standing.step:09d}.safetensors"
+        path = self.folder / f"{state.epoch:06d}-{state.step:09d}.safetensors"
         try:
             write_atomic(path, pack_safetensors(tensors, meta)[0])
-            for old in self._newest()[KEPT:]:
+            for old in self._newest()[KEPT_CHECKPOINTS:]:
                 old.unlink(missing_ok=True)
         except OSError as full:
             raise RunError(
                 f"{path}: expected to write a checkpoint, got {full.strerror or full}; free the disk and run again, the training goes on from the last one"
             ) from full
 
-    def load(self, model: nn.Module, optimizer: Optimizer) -> tuple[Standing, Mapping[str, Any]] | None:
-        """Fill the model and the optimizer from the newest whole checkpoint.
+    def load(self, model: nn.Module, optimizer: Optimizer) -> tuple[TrainingState, Mapping[str, Any]] | None:
+        """Load the newest undamaged checkpoint into the model and the optimizer.
 
         Returns:
-            Where the training stands and the state of the precision's scaler, or None where there is no checkpoint.
+            The state of the training and of the gradient scaler, or None without a checkpoint.
 
         Raises:
             RunError: The checkpoint is of another training, naming what differs, or every checkpoint is damaged.
@@ -112,9 +112,9 @@ class Checkpoints:
                 damage.append(str(bad))
                 continue
             self._same(path, json.loads(meta["identity"]))
-            _fill_model(model, _under("model.", tensors))
-            _fill_optimizer(optimizer, json.loads(meta["optimizer"]), _under("optimizer.", tensors))
-            return _standing(json.loads(meta["standing"])), json.loads(meta["scaler"])
+            _fill_model(model, _with_prefix("model.", tensors))
+            _fill_optimizer(optimizer, json.loads(meta["optimizer"]), _with_prefix("optimizer.", tensors))
+            return _read_state(json.loads(meta["standing"])), json.loads(meta["scaler"])
         if damage:
             raise RunError(f"{damage[0]} (no earlier checkpoint is whole; train again with resume=False)")
         return None
@@ -128,17 +128,17 @@ class Checkpoints:
         return sorted(self.folder.glob("*.safetensors"), reverse=True)
 
     def _same(self, path: Path, was: Mapping[str, str]) -> None:
-        if changes := differences(was, self.identity):
+        if changes := describe_differences(was, self.identity):
             raise RunError(
                 f"{path.parent.parent}: expected the training that was begun here, got {changes}; undo the change, choose another folder, or start over without resuming"
             )
 
 
-def differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Return which keys differ, with both values; "" where none does.
+def describe_differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return the keys that differ, with both values; "" if none does.
 
     Example:
-        >>> differences({"lr": "1", "seed": "0"}, {"lr": "2", "seed": "0"})
+        >>> describe_differences({"lr": "1", "seed": "0"}, {"lr": "2", "seed": "0"})
         'lr 2 (was 1)'
     """
     keys = sorted(key for key in {*was, *now} if was.get(key) != now.get(key))
@@ -146,18 +146,18 @@ def differences(was: Mapping[str, str], now: Mapping[str, str]) -> str:
     return ", ".join(f"{key} {now.get(key)} (was {was.get(key)})" for key in keys[:5]) + more
 
 
-def sweep(folder: Path) -> None:
-    """Remove the unfinished files that killed writers left in a folder; only for the one that holds its lock."""
+def remove_unfinished(folder: Path) -> None:
+    """Remove unfinished files of killed writers from a folder; only for the process that holds its lock."""
     for leftover in folder.rglob(".*.part"):
         leftover.unlink(missing_ok=True)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _standing(said: Mapping[str, Any]) -> Standing:
-    return Standing(**{f.name: said[f.name] for f in fields(Standing) if f.name in said})
+def _read_state(stored: Mapping[str, Any]) -> TrainingState:
+    return TrainingState(**{f.name: stored[f.name] for f in fields(TrainingState) if f.name in stored})
 
 
 def _fill_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -170,16 +170,16 @@ def _fill_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         ) from bad
 
 
-def _fill_optimizer(optimizer: Optimizer, said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _fill_optimizer(optimizer: Optimizer, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     parameters = list(_parameters(optimizer))
-    state: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in said["plain"].items()}
+    state: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in stored["plain"].items()}
     for name, tensor in tensors.items():
         index, slot = name.split(".", 1)
         like = parameters[int(index)]
-        # The memory layout of the parameter: elementwise arithmetic must take the same path as before.
+        # In the memory layout of the parameter, so that elementwise arithmetic gives the same bits as before.
         tensor = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
         state.setdefault(int(index), {})[slot] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": said["groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": stored["groups"]})
 
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
@@ -187,24 +187,24 @@ def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-Row = Mapping[str, float | int | bool | None]
+HistoryRow = Mapping[str, float | int | bool | None]
 
 
 @dataclass(frozen=True)
 class History:
-    """How a training went.
+    """The history of a training.
 
     Args:
-        rows: One per epoch: epoch, step, loss, lr, seconds, the metrics of the check, and whether it was the best.
-        best: Best value of the monitored metric; None without a check.
+        rows: One per epoch: epoch, step, loss, lr, seconds, the validation metrics, and whether it was the best.
+        best: Best value of the monitored metric; None without a validation.
         best_epoch: The epoch whose weights are kept.
         ending: "finished" or "early".
         weights: The file with the kept weights.
-        monitor: The metric that chose them.
-        versions: Code that took part, oldest first; more than one after a resume with other code.
+        monitor: The metric that selected them.
+        versions: Versions of the code, oldest first; several after a resume with other code.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[HistoryRow, ...]
     best: float | None
     best_epoch: int
     ending: str
@@ -214,31 +214,31 @@ class History:
 
     @property
     def seconds(self) -> float:
-        """Time of all epochs, checks included."""
+        """Seconds of all epochs, validations included."""
         return sum(float(row["seconds"] or 0) for row in self.rows)
 
 
 class HistoryLog:
-    """Writes rows to history.jsonl and, if asked, to TensorBoard.
+    """Writes rows to history.jsonl and, optionally, to TensorBoard.
 
     Args:
         folder: Where history.jsonl and tb/ go.
-        rows: Rows of the epochs before a resume; what the file has beyond them belongs to lost work and goes.
+        rows: Rows of the epochs before a resume; later rows in the file are removed.
         tensorboard: Write curves too.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[Row], *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, rows: Sequence[HistoryRow], *, tensorboard: bool) -> None:
         self.path = folder / "history.jsonl"
         self._rows = list(rows)
         self._curves = None
         self._write()
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not every caller wants it
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and not always needed
 
             step = int(rows[-1]["step"] or 0) + 1 if rows else 0
             self._curves = SummaryWriter(str(folder / "tb"), purge_step=step)
 
-    def append(self, row: Row) -> None:
+    def append(self, row: HistoryRow) -> None:
         """Write one epoch."""
         self._rows.append(row)
         self._write()
@@ -255,27 +255,15 @@ class HistoryLog:
             self._curves.close()
 
     def _write(self) -> None:
-        # A row per epoch is little: the whole file each time is never torn, and needs no repair after a kill.
+        # Written whole at every epoch, so that a kill leaves no incomplete line.
         write_atomic(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._rows))
 
 
-def read_history(path: Path) -> tuple[Row, ...]:
-    """Return the rows of a history.jsonl.
-
-    Raises:
-        RunError: A line is not a row.
-    """
-    try:
-        return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError) as bad:
-        raise RunError(f"{path}: expected a training history, got {bad}; train again") from bad
-
-
-def finite(value: float | None) -> float | None:
-    """Return the value, or None where it is not a number: undefined is None.
+def finite_metric(value: float | None) -> float | None:
+    """Return the value, or None if it is not finite.
 
     Example:
-        >>> finite(float("nan")) is None
+        >>> finite_metric(float("nan")) is None
         True
     """
     return None if value is None or not math.isfinite(value) else float(value)

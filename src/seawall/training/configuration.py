@@ -1,4 +1,4 @@
-"""How a network is trained: the settings, and the learning rate they give at every step."""
+"""Settings of a training, and the learning rate of every step."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from seawall.errors import UsageError, did_you_mean
+from seawall.errors import UsageError, did_you_mean, first_error
 
 if TYPE_CHECKING:
-    from seawall.types import Setting  # its module loads torch, which reading a recipe does not need
+    from seawall.types import Setting  # that module loads torch, which reading a recipe does not need
 
-HARMLESS = ("save_s", "tensorboard", "workers")
-"""Settings that change no weight: a resume may change them, and they are in no id."""
+NOT_DECIDING = ("save_s", "tensorboard", "workers")
+"""Settings that change no weight: a resume may change them, and no id depends on them."""
 
-MEAN = "val.iou.mean"
+MEAN_IOU = "val.iou.mean"
 
 
 def default_monitor(classes: Sequence[str]) -> str:
-    """Return the metric that chooses the weights where no other is asked for.
+    """Return the metric that selects the weights by default.
 
     Example:
         >>> default_monitor(("land", "water")), default_monitor(("forest", "field"))
         ('val.iou.water', 'val.iou.mean')
     """
-    return "val.iou.water" if "water" in classes else MEAN
+    return "val.iou.water" if "water" in classes else MEAN_IOU
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Training:
             rises along a cosine during the warm-up and falls along one to lr / 10000.
         warmup: Share of all steps over which the rate rises; linearly except in "onecycle".
         clip: Largest norm of the gradient; 0 does not clip.
-        precision: "32-true", or mixed precision on hardware that gains from it.
+        precision: "32-true", or mixed precision, which is faster on some hardware.
         patience: Checks without improvement until training stops; 0 never stops early.
-        monitor: Metric of the check that chooses the best weights; "" is "val.iou.water" where there is such a class,
+        monitor: Validation metric that selects the best weights; "" is "val.iou.water" where there is such a class,
             and the mean over the classes, "val.iou.mean", where there is none.
         better: Whether a higher or a lower value of it is better.
         check_every: Epochs between checks; the last epoch is always checked.
@@ -103,7 +103,7 @@ class Training:
 
     @property
     def patches_per_epoch(self) -> int:
-        """How many patches a feed must give per epoch: `patches(..., count=training.patches_per_epoch)`."""
+        """Number of patches per epoch that a feed must give: `patches(..., count=training.patches_per_epoch)`."""
         return self.steps_per_epoch * self.accumulate * self.batch
 
 
@@ -124,10 +124,7 @@ def make_training(settings: Mapping[str, Setting]) -> Training:
     try:
         return TypeAdapter(Training).validate_python(dict(settings))
     except ValidationError as bad:
-        first = bad.errors()[0]
-        raise UsageError(
-            f"training.{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first.get('input')!r}; see docs/recipes.md"
-        ) from bad
+        raise UsageError(f"{first_error(bad, 'training')}; see docs/recipes.md") from bad
 
 
 def learning_rate(training: Training, step: int) -> float:
@@ -138,13 +135,13 @@ def learning_rate(training: Training, step: int) -> float:
         >>> [round(learning_rate(training, step), 3) for step in (0, 5, 10)]
         [2.0, 1.0, 0.0]
     """
-    rise = math.ceil(training.warmup * training.steps)
-    if step < rise:
-        share = (step + 1) / rise
+    warmup = math.ceil(training.warmup * training.steps)
+    if step < warmup:
+        share = (step + 1) / warmup
         if training.schedule != "onecycle":
             return training.lr * share
         return training.lr * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * share)) / 2)
-    share = (step - rise) / max(1, training.steps - 1 - rise)
+    share = (step - warmup) / max(1, training.steps - 1 - warmup)
     falling = (1 + math.cos(math.pi * share)) / 2
     factor: Mapping[str, float] = {
         "constant": 1.0,

@@ -1,4 +1,4 @@
-"""Where a training runs: devices, and what its processes share."""
+"""Distributed training: devices, shards of batches, and reduction of gradients over processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Value = TypeVar("Value")
 
 
 def start_fabric(device: str, devices: int, training: Training) -> Fabric:
-    """Return a launched Fabric; above one process, the program is started once more for each.
+    """Return a launched Fabric; with several processes, the program is started once more for each.
 
     Raises:
         UsageError: This machine has no such device.
@@ -48,8 +48,8 @@ def start_fabric(device: str, devices: int, training: Training) -> Fabric:
     return fabric
 
 
-def share_of(batch: Batch, rank: int, world: int) -> Batch:
-    """Return every world-th image; a process that is left without one takes the first, with nothing valid.
+def shard(batch: Batch, rank: int, world: int) -> Batch:
+    """Return the images of one process, every world-th; without any, the first image with no valid pixel.
 
     Raises:
         DataError: The batch is empty.
@@ -61,14 +61,14 @@ def share_of(batch: Batch, rank: int, world: int) -> Batch:
     indices = range(rank, len(batch), world)
     if indices:
         return batch.select(list(indices))
-    spare = batch.select([0])
-    return replace(spare, valid=torch.zeros_like(spare.valid))
+    first = batch.select([0])
+    return replace(first, valid=torch.zeros_like(first.valid))
 
 
-def add_up(fabric: Fabric, model: nn.Module, loss: Tensor, failed: bool = False) -> tuple[Tensor, bool]:
-    """Sum loss and gradients over the processes and average running statistics, in one message.
+def all_reduce_gradients(fabric: Fabric, model: nn.Module, loss: Tensor, failed: bool = False) -> tuple[Tensor, bool]:
+    """Sum loss and gradients over the processes and average running statistics, in one all-reduce.
 
-    Not DistributedDataParallel: an objective gets the model itself, and may attack it or run it twice.
+    DistributedDataParallel does not fit: an objective gets the model itself, and may attack it or run it twice.
 
     Args:
         fabric: The processes.
@@ -97,20 +97,20 @@ def add_up(fabric: Fabric, model: nn.Module, loss: Tensor, failed: bool = False)
 
 
 class OtherProcessError(RunError):
-    """Another process of this training failed; that one's error says why."""
+    """Another process of this training failed, with its own error."""
 
 
-def on_first(fabric: Fabric, work: Callable[[], Value]) -> Value:
-    """Do something on the first process alone and give its result to all; if it fails, it fails on all.
+def on_rank_zero(fabric: Fabric, work: Callable[[], Value]) -> Value:
+    """Call a function on rank 0 and broadcast its result; an exception there raises on all processes.
 
-    Without this the others would wait for ever in the next message.
+    Otherwise the others would wait forever in the next collective call.
 
     Args:
         fabric: The processes.
-        work: Its result must be plain values, which are sent.
+        work: The function; its result is pickled for the broadcast.
 
     Raises:
-        OtherProcessError: It failed on the first process; there its own exception is raised.
+        OtherProcessError: It failed on rank 0, where its own exception is raised.
     """
     if fabric.world_size == 1:
         return work()
@@ -130,11 +130,11 @@ def on_first(fabric: Fabric, work: Callable[[], Value]) -> Value:
 
 
 @contextmanager
-def at_home(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Train on the device, and leave the model where and as it was."""
-    home, mode = next(model.parameters()).device, model.training
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move the model to a device; afterwards back, into its former mode."""
+    former, mode = next(model.parameters()).device, model.training
     model.to(device)
     try:
         yield
     finally:
-        model.to(home).train(mode)
+        model.to(former).train(mode)

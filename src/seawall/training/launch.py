@@ -1,4 +1,4 @@
-"""Being asked to stop, and one job in several processes of this machine, started as torchrun starts them."""
+"""Signal handling, and one job in several processes of this machine, started as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from seawall.errors import RunError, SeawallError, StoppedError
 from seawall.result import StageProgress
 
 GRACE_S = 20.0
-"""How long the other processes may take to end after one has failed or all were asked to stop."""
+"""Seconds that the other processes have to end after one failed or a signal came."""
 
 
 @contextmanager
-def listening(where: str) -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into an event; a second one acts as it did before.
+def handle_signals(where: str) -> Iterator[threading.Event]:
+    """Set an event at the first SIGINT or SIGTERM; a second one is handled as before.
 
     Args:
-        where: What is being done, for the message.
+        where: The work, for the message.
 
     Raises:
-        StoppedError: One came and the work inside ended without looking at it, however late it came.
+        StoppedError: A signal came and the work inside ended without raising.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -42,12 +42,12 @@ def listening(where: str) -> Iterator[threading.Event]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         event.set()
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
-        signal.signal(number, hear)
+        signal.signal(number, handle)
     try:
         yield event
     finally:
@@ -58,8 +58,8 @@ def listening(where: str) -> Iterator[threading.Event]:
 
 
 @dataclass
-class _Child:
-    """One process and what it has sent: its error, and whether that began the failure (2), may have (1) or echoes it (0)."""
+class _WorkerProcess:
+    """One process, and its error with a weight: 2 is a cause of the failure, 1 may be one, 0 is a consequence."""
 
     rank: int
     process: subprocess.Popen[str]
@@ -76,10 +76,10 @@ def run_processes(module: str, job: Mapping[str, object], count: int, where: str
     others are stopped, and its error is raised here. SIGINT and SIGTERM are passed on to all.
 
     Args:
-        module: A module that calls `seawall.training.launch.worker`.
+        module: A module that calls `seawall.training.launch.run_worker`.
         job: Plain values.
         count: How many processes.
-        where: What is being done, for messages.
+        where: The work, for messages.
         progress: Called with what the first process reports.
 
     Raises:
@@ -87,43 +87,43 @@ def run_processes(module: str, job: Mapping[str, object], count: int, where: str
         RunError: A process was killed.
         StoppedError: SIGINT or SIGTERM came.
     """
-    told: queue.Queue[tuple[int, dict[str, object]]] = queue.Queue()
-    with listening(where) as stopped:
+    messages: queue.Queue[tuple[int, dict[str, object]]] = queue.Queue()
+    with handle_signals(where) as stopped:
         port = _free_port()
-        children: list[_Child] = []
+        children: list[_WorkerProcess] = []
         try:
             for rank in range(count):
-                children.append(_start(module, rank, count, told, port))
-                _send(children[-1], job)
-            _watch(children, told, stopped, progress)
+                children.append(_start(module, rank, count, messages, port))
+                _send_job(children[-1], job)
+            _watch(children, messages, stopped, progress)
             failed = [child for child in children if child.process.poll()]  # by themselves, not by what follows
         finally:
             for child in children:
                 child.process.kill()
                 child.process.wait()
         if failed and not stopped.is_set():
-            raise _reason(failed, where)
+            raise _root_error(failed, where)
 
 
-def worker(run: Callable[[Mapping[str, object], StageProgress], None]) -> None:
+def run_worker(run: Callable[[Mapping[str, object], StageProgress], None]) -> None:
     """Run the job that `run_processes` sends on standard input, and send back progress and errors.
 
-    The process ends when the one that started it is gone.
+    The process ends when its parent ends.
     """
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no message
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print does not belong to the messages
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     first = os.environ.get("RANK") == "0"
 
-    def tell(done: int, total: int, note: str = "") -> None:
+    def report(done: int, total: int, note: str = "") -> None:
         if first:
             channel.write(json.dumps({"progress": [done, total, note]}) + "\n")
 
     try:
-        run(job, tell)
+        run(job, report)
     except Exception as bad:
-        # A broken group of processes must not be asked to end in an orderly way, so the process leaves at once.
+        # An orderly exit would wait for the broken process group, so the process exits at once.
         kind = next((k.__name__ for k in type(bad).__mro__ if getattr(errors, k.__name__, None) is k), "")
         weight = (0 if type(bad).__name__ == "OtherProcessError" else 2) if kind else 1
         text = str(bad) if kind else f"{type(bad).__name__}: {bad}"
@@ -132,7 +132,9 @@ def worker(run: Callable[[Mapping[str, object], StageProgress], None]) -> None:
         os._exit(1)
 
 
-def _start(module: str, rank: int, count: int, told: queue.Queue[tuple[int, dict[str, object]]], port: int) -> _Child:
+def _start(
+    module: str, rank: int, count: int, messages: queue.Queue[tuple[int, dict[str, object]]], port: int
+) -> _WorkerProcess:
     environment = {
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0",
@@ -143,44 +145,44 @@ def _start(module: str, rank: int, count: int, told: queue.Queue[tuple[int, dict
         [sys.executable, "-m", module], env=environment, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
     )  # fmt: skip
-    child = _Child(rank, process, log)
+    child = _WorkerProcess(rank, process, log)
 
     def read() -> None:
         for line in process.stdout or ():
-            told.put((rank, json.loads(line)))
+            messages.put((rank, json.loads(line)))
 
     child.lines = threading.Thread(target=read, daemon=True)
     child.lines.start()
     return child
 
 
-def _send(child: _Child, job: Mapping[str, object]) -> None:
+def _send_job(child: _WorkerProcess, job: Mapping[str, object]) -> None:
     try:
         if child.process.stdin is not None:
             child.process.stdin.write(json.dumps(job) + "\n")
-            child.process.stdin.flush()  # it stays open: its end tells the process that this one is gone
+            child.process.stdin.flush()  # it stays open: its end tells the process that its parent ended
     except BrokenPipeError:
-        pass  # it is gone already, and its exit code says so below
+        pass  # it ended already; its exit code is read below
 
 
 def _watch(
-    children: list[_Child],
-    told: queue.Queue[tuple[int, dict[str, object]]],
+    children: list[_WorkerProcess],
+    messages: queue.Queue[tuple[int, dict[str, object]]],
     stopped: threading.Event,
     progress: StageProgress,
 ) -> None:
-    """Pass progress on until all have ended; after a failure or a wish to stop, for a while longer at most."""
+    """Forward progress until all processes end; after a failure or a signal, for at most `GRACE_S` seconds."""
     until: float | None = None
-    asked = False
-    while any(child.process.poll() is None for child in children) or not told.empty():
+    terminated = False
+    while any(child.process.poll() is None for child in children) or not messages.empty():
         try:
-            rank, message = told.get(timeout=0.1)
+            rank, message = messages.get(timeout=0.1)
         except queue.Empty:
             pass
         else:
-            _take(children[rank], message, progress)
-        if stopped.is_set() and not asked:
-            asked = True
+            _handle_message(children[rank], message, progress)
+        if stopped.is_set() and not terminated:
+            terminated = True
             for child in children:
                 child.process.terminate()
         if until is None and any(child.process.poll() for child in children):
@@ -190,26 +192,26 @@ def _watch(
     for child in children:
         if child.lines is not None:
             child.lines.join(1.0)
-    while not told.empty():
-        rank, message = told.get()
-        _take(children[rank], message, progress)
+    while not messages.empty():
+        rank, message = messages.get()
+        _handle_message(children[rank], message, progress)
 
 
-def _take(child: _Child, message: Mapping[str, object], progress: StageProgress) -> None:
-    if isinstance(said := message.get("progress"), list):
-        progress(int(said[0]), int(said[1]), str(said[2]))
+def _handle_message(child: _WorkerProcess, message: Mapping[str, object], progress: StageProgress) -> None:
+    if isinstance(values := message.get("progress"), list):
+        progress(int(values[0]), int(values[1]), str(values[2]))
     else:
         child.error = getattr(errors, str(message["error"]))(str(message["text"]))
         child.weight = int(str(message["weight"]))
 
 
-def _reason(failed: list[_Child], where: str) -> SeawallError:
-    """Return the error that began it: before a silent death, and that before what a broken connection makes of it."""
-    told = sorted((child for child in failed if child.error is not None), key=lambda child: -child.weight)
-    silent = [child for child in failed if child.error is None]
-    if told and told[0].error is not None and (told[0].weight == 2 or not silent):
-        return told[0].error
-    child = silent[0]
+def _root_error(failed: list[_WorkerProcess], where: str) -> SeawallError:
+    """Return the first cause: a sent error, else a process that died without one, else a consequence of either."""
+    reported = sorted((child for child in failed if child.error is not None), key=lambda child: -child.weight)
+    died = [child for child in failed if child.error is None]
+    if reported and reported[0].error is not None and (reported[0].weight == 2 or not died):
+        return reported[0].error
+    child = died[0]
     child.log.seek(0)
     last = (child.log.read().strip().splitlines() or ["no message"])[-1]
     return RunError(

@@ -1,13 +1,13 @@
-"""The training loop, on Lightning Fabric: devices, processes, precision; exact resume after any kill.
+"""The training loop, on Lightning Fabric: devices, processes, precision, and exact resume after a kill.
 
 Every step is a pure function of the checkpoint, the seed and the feed: the learning rate is a function of the
-step, randomness belongs to chips, and layers that draw (dropout) are seeded per step. So a run that was killed
-and resumed on one process ends with the bits of one that was not.
+step, randomness belongs to chips, and layers with random numbers (dropout) are seeded per step. So a training that
+was killed and resumed on one process gives the same bits as one that was not.
 
-With several processes each takes every n-th image of every batch, and its gradient counts by its share of valid
-pixels. The result equals that of one process up to rounding, if the loss is a mean over valid pixels (ce, bce,
-focal) and no layer mixes images (norm "pixel" or "group"); region losses and batch norms see their own images only,
-and the running statistics of batch norms are averaged over the processes. What fails on one process fails on all.
+With several processes each takes every n-th image of every batch, and its gradient is weighted by its share of
+valid pixels. The result equals that of one process up to rounding, if the loss is a mean over valid pixels (ce, bce,
+focal) and no layer mixes images (norm "pixel" or "group"); region losses and batch norms see the images of their process only,
+and the running statistics of batch norms are averaged over the processes. An error on one process stops all.
 """
 
 from __future__ import annotations
@@ -31,24 +31,40 @@ from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_y
 from seawall.io import RunLock
 from seawall.models.blocks import Standardize
 from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of, tensors_digest
+from seawall.modules import eval_mode
 from seawall.result import StageProgress
 from seawall.rng import Keys
-from seawall.training.checkpoint import Checkpoints, History, HistoryLog, Row, Standing, finite, sweep
-from seawall.training.configuration import HARMLESS, Training, default_monitor, learning_rate, make_training
-from seawall.training.distributed import OtherProcessError, add_up, at_home, on_first, share_of, start_fabric
-from seawall.training.launch import listening
+from seawall.training.checkpoint import (
+    Checkpoints,
+    History,
+    HistoryLog,
+    HistoryRow,
+    TrainingState,
+    finite_metric,
+    remove_unfinished,
+)
+from seawall.training.configuration import NOT_DECIDING, Training, default_monitor, learning_rate, make_training
+from seawall.training.distributed import (
+    OtherProcessError,
+    all_reduce_gradients,
+    on_device,
+    on_rank_zero,
+    shard,
+    start_fabric,
+)
+from seawall.training.launch import handle_signals
 from seawall.types import Batch, Objective
 from seawall.version import code_version
 
-__all__ = ["Check", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit", "make_training"]
+__all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit", "make_training"]
 
 Feed = Callable[[int], Iterable[Batch]]
-Check = Callable[[nn.Module], Mapping[str, float | None]]
+Validation = Callable[[nn.Module], Mapping[str, float | None]]
 
 
 @runtime_checkable
 class SeekableFeed(Protocol):
-    """A feed that can begin in the middle of an epoch, so that a resume need not make the batches before."""
+    """A feed that can start in the middle of an epoch, so that a resume skips the batches before."""
 
     def __call__(self, epoch: int, /) -> Iterable[Batch]: ...
     def starting_at(self, epoch: int, batch: int, /) -> Iterable[Batch]: ...
@@ -62,7 +78,7 @@ def fit(
     model: nn.Module,
     objective: Objective,
     feed: Feed,
-    check: Check | None,
+    check: Validation | None,
     training: Training,
     folder: Path | str,
     *,
@@ -78,55 +94,55 @@ def fit(
 
     Args:
         model: A module with a `spec`; its `standardize` is fitted on the training pixels beforehand.
-        objective: What is minimized; it gets this very model, never a wrapper.
+        objective: What is minimized; it gets the model itself, not a wrapper.
         feed: Epoch to batches, at least `steps_per_epoch * accumulate` of them and the same ones every time. A
-            `SeekableFeed` is not asked for what a resumed epoch has already done.
-        check: Model in eval mode to metrics, on one process; the monitored one chooses the weights. Without
-            a check the last weights are kept, and so they are while the monitored one is undefined (None).
+            `SeekableFeed` starts at the first batch that a resumed epoch lacks.
+        check: Validation: model in eval mode to metrics, on one process; the monitored one selects the weights. Without
+            it, or while the monitored metric is undefined (None), the last weights are kept.
         training: The settings.
         folder: Gets model.safetensors, history.jsonl, checkpoints/ and tb/.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         devices: Processes; above 1 the program is started once more for each, unless torchrun or
             `seawall.training.launch.run_processes` already did.
         resume: Go on from the checkpoint in the folder; False starts over.
-        seed: Names the random streams of the objective.
+        seed: Seed of the random numbers of the objective.
         context: More that decides the result, such as the digest of the data; a resume with another is refused.
-        metrics: Names of what the check returns, where they are known: a monitor that is none of them is then
-            refused before the first step and not after the first epoch.
+        metrics: Names of the validation metrics, if known; an unknown monitor is then refused before the first
+            step instead of after the first epoch.
         progress: Called with steps done, steps in all, and a line of text.
 
     Raises:
         RunError: The folder is in use, was begun with other settings, or training diverged.
-        StoppedError: SIGINT or SIGTERM came, even if in the last step or check; what was done is saved.
+        StoppedError: SIGINT or SIGTERM came, even in the last step or validation; the state is saved.
         OtherProcessError: Another process of this training failed.
         UsageError: The feed is too short, or the check lacks the monitored metric.
         ModelError: The model has no spec or parameters, or its normalization was not fitted.
     """
     folder = Path(folder)
-    _ready(model, training, check)
+    _check_model(model, training, check)
     training = replace(training, monitor=training.monitor or default_monitor(spec_of(model).classes))
     if check is not None and metrics is not None:
         _check_monitor(training, metrics)
     fabric = start_fabric(device, devices, training)
     with ExitStack() as held:
-        on_first(fabric, lambda: _enter(held, RunLock(folder)))
-        stopped = held.enter_context(listening(str(folder)))
+        on_rank_zero(fabric, lambda: _enter(held, RunLock(folder)))
+        stopped = held.enter_context(handle_signals(str(folder)))
         held.enter_context(torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []))
-        held.enter_context(at_home(model, fabric.device))
+        held.enter_context(on_device(model, fabric.device))
         identity = _identity(model, objective, training, seed, {**(context or {}), "devices": str(fabric.world_size)})
-        run = _Run(fabric, model, objective, training, folder, identity, seed, progress, stopped)
+        run = _TrainingRun(fabric, model, objective, training, folder, identity, seed, progress, stopped)
         held.callback(run.close)
         run.begin(resume)
-        while not run.at.ending:
+        while not run.state.ending:
             model.train()
             for batches in run.steps(feed):
-                run.descend(batches)
+                run.take_step(batches)
             run.end_epoch(check)
         return run.finish()
 
 
-class _Run:
-    """One training under way: what the loop in `fit` does at each turn."""
+class _TrainingRun:
+    """A running training: the steps of the loop in `fit`."""
 
     def __init__(
         self,
@@ -143,37 +159,39 @@ class _Run:
         self.fabric, self.model, self.objective, self.training = fabric, model, objective, training
         self.folder, self.seed, self.progress, self.stopped = folder, seed, progress, stopped
         self.checkpoints = Checkpoints(folder / "checkpoints", identity)
-        self.plain = _optimizer(model, training)
-        self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.plain))
-        self.at = Standing()
+        self.base_optimizer = _optimizer(model, training)
+        self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.base_optimizer))
+        self.state = TrainingState()
         self.failure: Exception | None = None
         self.log: HistoryLog | None = None
         self.saved_s = self.began_s = time.monotonic()
 
     def begin(self, resume: bool) -> None:
         """Load the checkpoint if there is one."""
-        on_first(self.fabric, lambda: self._sweep(resume))
-        found = self.checkpoints.load(self.model, self.plain) if resume else None
+        on_rank_zero(self.fabric, lambda: self._clean_folder(resume))
+        found = self.checkpoints.load(self.model, self.base_optimizer) if resume else None
         if found:
-            self.at, scaler = found
+            self.state, scaler = found
             if scaler:
                 self.fabric.strategy.precision.load_state_dict(dict(scaler))
-        if self.at.versions[-1:] != [code_version()] and not self.at.ending:
-            self.at.versions.append(code_version())
+        if self.state.versions[-1:] != [code_version()] and not self.state.ending:
+            self.state.versions.append(code_version())
             if found and self.progress is not None and self.fabric.is_global_zero:
-                note = f"goes on with seawall {code_version()}, begun with {', '.join(self.at.versions[:-1]) or 'an older one'}"
-                self.progress(self.at.epoch * self.training.steps_per_epoch + self.at.step, self.training.steps, note)
-        self.began_s = time.monotonic() - self.at.seconds
-        on_first(self.fabric, self._open_log)
+                note = f"goes on with seawall {code_version()}, begun with {', '.join(self.state.versions[:-1]) or 'an older one'}"
+                self.progress(
+                    self.state.epoch * self.training.steps_per_epoch + self.state.step, self.training.steps, note
+                )
+        self.began_s = time.monotonic() - self.state.seconds
+        on_rank_zero(self.fabric, self._open_log)
 
     def steps(self, feed: Feed) -> Iterator[list[Batch]]:
-        """Yield the batches of each step of this epoch that is still to do; none after a failure to make them."""
-        size, done = self.training.accumulate, self.at.step * self.training.accumulate
+        """Yield the batches of each remaining step of this epoch; an empty list after an error of the feed."""
+        size, done = self.training.accumulate, self.state.step * self.training.accumulate
         if isinstance(feed, SeekableFeed):
-            source = iter(feed.starting_at(self.at.epoch, done))
+            source = iter(feed.starting_at(self.state.epoch, done))
         else:
-            source = islice(feed(self.at.epoch), done, None)
-        while self.at.step < self.training.steps_per_epoch:
+            source = islice(feed(self.state.epoch), done, None)
+        while self.state.step < self.training.steps_per_epoch:
             yield self._next(source, size)
 
     def _next(self, source: Iterator[Batch], size: int) -> list[Batch]:
@@ -181,7 +199,7 @@ class _Run:
             batches = [batch.to(self.fabric.device) for batch in islice(source, size)]
             if len(batches) < size:
                 raise UsageError(
-                    f"feed: expected {self.training.steps_per_epoch * size} batches in epoch {self.at.epoch}, got fewer; "
+                    f"feed: expected {self.training.steps_per_epoch * size} batches in epoch {self.state.epoch}, got fewer; "
                     f"lower training.steps_per_epoch, or ask the loader for count={self.training.patches_per_epoch} patches"
                 )
         except Exception as bad:
@@ -190,7 +208,7 @@ class _Run:
         return batches
 
     def _fail(self, bad: Exception) -> None:
-        """Raise at once on a process that is alone; else remember it until the others can be told."""
+        """Raise in a single process; with several, keep the error until the others are informed."""
         if self.fabric.world_size == 1:
             raise bad
         self.failure = self.failure or bad
@@ -203,15 +221,15 @@ class _Run:
                 f"{self.folder}: expected every process to go on, got a failure of another; see its error"
             )
 
-    def descend(self, batches: Sequence[Batch]) -> None:
+    def take_step(self, batches: Sequence[Batch]) -> None:
         """Take one optimizer step."""
-        fabric, step = self.fabric, self.at.epoch * self.training.steps_per_epoch + self.at.step
+        fabric, step = self.fabric, self.state.epoch * self.training.steps_per_epoch + self.state.step
         rate = learning_rate(self.training, step)
-        for group in self.plain.param_groups:
+        for group in self.base_optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(Keys(self.seed, (f"step{step}.{fabric.global_rank}",), ("layers",)).number(0))
-        mine = [share_of(batch, fabric.global_rank, fabric.world_size) for batch in batches]
-        shares, stop = self._shares(mine)
+        mine = [shard(batch, fabric.global_rank, fabric.world_size) for batch in batches]
+        shares, stop = self._pixel_shares(mine)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=fabric.device)
         try:
@@ -219,7 +237,7 @@ class _Run:
                 total += self._backward(batch, share)
         except Exception as bad:
             self._fail(bad)
-        summed, failed = add_up(fabric, self.model, total, self.failure is not None)
+        summed, failed = all_reduce_gradients(fabric, self.model, total, self.failure is not None)
         self._raise_if(failed)
         value = float(summed)
         if not math.isfinite(value):
@@ -227,10 +245,10 @@ class _Run:
         if self.training.clip:
             fabric.clip_gradients(self.model, self.optimizer, max_norm=self.training.clip, error_if_nonfinite=False)
         self.optimizer.step()
-        self.at.step += 1
-        self.at.loss += value
-        self._tell(step + 1, value)
-        self._save_inside(stop)
+        self.state.step += 1
+        self.state.loss += value
+        self._report(step + 1, value)
+        self._save_within_epoch(stop)
 
     def _backward(self, batch: Batch, share: float) -> Tensor:
         """Add the gradients of a batch and return its share of the step's loss."""
@@ -240,35 +258,35 @@ class _Run:
         self.fabric.backward(loss)
         return loss.detach()
 
-    def end_epoch(self, check: Check | None) -> None:
-        """Check, log and save an epoch, and say whether it was the last."""
-        at, training = self.at, self.training
-        last = at.epoch + 1 == training.epochs
-        due = check is not None and (last or (at.epoch + 1) % training.check_every == 0)
+    def end_epoch(self, check: Validation | None) -> None:
+        """Validate, log and save an epoch, and decide whether it is the last."""
+        state, training = self.state, self.training
+        last = state.epoch + 1 == training.epochs
+        due = check is not None and (last or (state.epoch + 1) % training.check_every == 0)
         metrics = self._metrics(check) if check is not None and due else {}
         best = check is None or (due and self._improves(metrics))
         if best:
-            at.best, at.best_epoch, at.stale = metrics.get(training.monitor), at.epoch, 0
+            state.best, state.best_epoch, state.stale = metrics.get(training.monitor), state.epoch, 0
         elif due:
-            at.stale += 1
-        row: Row = {
-            "epoch": at.epoch,
-            "step": (at.epoch + 1) * training.steps_per_epoch,
-            "loss": at.loss / training.steps_per_epoch,
-            "lr": self.plain.param_groups[0]["lr"],
+            state.stale += 1
+        row: HistoryRow = {
+            "epoch": state.epoch,
+            "step": (state.epoch + 1) * training.steps_per_epoch,
+            "loss": state.loss / training.steps_per_epoch,
+            "lr": self.base_optimizer.param_groups[0]["lr"],
             "seconds": time.monotonic() - self.began_s,
             **metrics,
             "best": best,
         }
-        at.epoch, at.step, at.loss, at.seconds = at.epoch + 1, 0, 0.0, 0.0
-        at.rows.append(row)
-        at.ending = "finished" if last else "early" if training.patience and at.stale >= training.patience else ""
-        on_first(self.fabric, lambda: self._keep(row, best))
+        state.epoch, state.step, state.loss, state.seconds = state.epoch + 1, 0, 0.0, 0.0
+        state.rows.append(row)
+        state.ending = "finished" if last else "early" if training.patience and state.stale >= training.patience else ""
+        on_rank_zero(self.fabric, lambda: self._save_epoch(row, best))
         self.began_s = time.monotonic()
 
-    def _keep(self, row: Row, best: bool) -> None:
-        """Write what an epoch leaves."""
-        self._guard()
+    def _save_epoch(self, row: HistoryRow, best: bool) -> None:
+        """Write weights, history and checkpoint of an epoch."""
+        self._check_weights()
         if best:
             save_model(self.folder / "model.safetensors", self.model)
         if self.log is not None:
@@ -276,7 +294,7 @@ class _Run:
         self._save()
 
     def finish(self) -> History:
-        """Give the model its best weights."""
+        """Load the best weights into the model and return the history."""
         self.fabric.barrier()
         weights = self.folder / "model.safetensors"
         if not weights.exists():
@@ -284,24 +302,26 @@ class _Run:
                 f"{weights}: expected the weights of a finished training, got no file; train again with resume=False"
             )
         load_model(weights, into=self.model)
-        at, monitor = self.at, self.training.monitor
-        return History(tuple(at.rows), at.best, at.best_epoch, at.ending, weights, monitor, tuple(at.versions))
+        state, monitor = self.state, self.training.monitor
+        return History(
+            tuple(state.rows), state.best, state.best_epoch, state.ending, weights, monitor, tuple(state.versions)
+        )
 
     def close(self) -> None:
         """Close the logs."""
         if self.log is not None:
             self.log.close()
 
-    def _sweep(self, resume: bool) -> None:
-        sweep(self.folder)
+    def _clean_folder(self, resume: bool) -> None:
+        remove_unfinished(self.folder)
         if not resume:
             self.checkpoints.clear()
 
     def _open_log(self) -> None:
-        self.log = HistoryLog(self.folder, self.at.rows, tensorboard=self.training.tensorboard)
+        self.log = HistoryLog(self.folder, self.state.rows, tensorboard=self.training.tensorboard)
 
-    def _shares(self, mine: Sequence[Batch]) -> tuple[list[float], bool]:
-        """Return each batch's share of the step's valid pixels over all processes, and whether one was asked to stop."""
+    def _pixel_shares(self, mine: Sequence[Batch]) -> tuple[list[float], bool]:
+        """Return each batch's share of the step's valid pixels over all processes, and whether one got a signal."""
         world = self.fabric.world_size
         if world == 1 and len(mine) == 1:
             return [1.0], self.stopped.is_set()
@@ -314,53 +334,53 @@ class _Run:
         valid, stop = float(total[0]), bool(total[1] > 0)
         return [float(count) / valid if valid else 0.0 for count in counts], stop
 
-    def _metrics(self, check: Check) -> dict[str, float | None]:
-        """Run the check on one process and share what it returns."""
+    def _metrics(self, check: Validation) -> dict[str, float | None]:
+        """Run the validation on rank 0 and broadcast its metrics."""
 
         def run() -> dict[str, float | None]:
-            self.model.eval()
-            values = {name: finite(value) for name, value in check(self.model).items()}
+            with eval_mode(self.model):
+                values = {name: finite_metric(value) for name, value in check(self.model).items()}
             _check_monitor(self.training, list(values))
             return values
 
-        return on_first(self.fabric, run)
+        return on_rank_zero(self.fabric, run)
 
     def _improves(self, metrics: Mapping[str, float | None]) -> bool:
-        value, best = metrics.get(self.training.monitor), self.at.best
+        value, best = metrics.get(self.training.monitor), self.state.best
         if best is None:
-            return True  # as long as the metric is undefined nothing can be chosen, and the last weights are kept
+            return True  # as long as the metric is undefined, the last weights are kept
         if value is None:
             return False
         return value > best if self.training.better == "higher" else value < best
 
-    def _save_inside(self, stop: bool) -> None:
-        """Save where it is due, and leave where someone asked to."""
-        inside = self.at.step < self.training.steps_per_epoch
+    def _save_within_epoch(self, stop: bool) -> None:
+        """Save a checkpoint if it is due, and raise if a signal came."""
+        within = self.state.step < self.training.steps_per_epoch
         due = 0 < self.training.save_s <= time.monotonic() - self.saved_s
-        if inside and (stop or due):
-            self.at.seconds = time.monotonic() - self.began_s
+        if within and (stop or due):
+            self.state.seconds = time.monotonic() - self.began_s
             if stop:
-                on_first(self.fabric, self._save_whole)  # every process is here: a stop was agreed upon
+                on_rank_zero(self.fabric, self._save_whole)  # on all processes: they share the flag
             elif self.fabric.is_global_zero:
                 try:
                     self._save_whole()
                 except Exception as bad:
                     self._fail(bad)
-        if inside and stop:
+        if within and stop:
             raise StoppedError(
-                f"{self.folder}: training stopped after epoch {self.at.epoch}, step {self.at.step}; the same command goes on from there"
+                f"{self.folder}: training stopped after epoch {self.state.epoch}, step {self.state.step}; the same command goes on from there"
             )
 
     def _save_whole(self) -> None:
-        self._guard()
+        self._check_weights()
         self._save()
 
     def _save(self) -> None:
         scaler = self.fabric.strategy.precision.state_dict()
-        self.checkpoints.save(self.at, self.model, self.plain, scaler)
+        self.checkpoints.save(self.state, self.model, self.base_optimizer, scaler)
         self.saved_s = time.monotonic()
 
-    def _guard(self) -> None:
+    def _check_weights(self) -> None:
         try:
             check_finite(state_of(self.model), "weights")
         except ModelError as bad:
@@ -368,17 +388,17 @@ class _Run:
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
-            f"{self.folder}: expected a finite loss, got {what} in epoch {self.at.epoch}, step {self.at.step}; "
+            f"{self.folder}: expected a finite loss, got {what} in epoch {self.state.epoch}, step {self.state.step}; "
             "lower training.lr or look for wrong values in the chips (the last good checkpoint is kept)"
         )
 
-    def _tell(self, done: int, loss: float) -> None:
+    def _report(self, done: int, loss: float) -> None:
         if self.progress is None or not self.fabric.is_global_zero:
             return
-        monitored = self.at.rows[-1].get(self.training.monitor) if self.at.rows else None
+        monitored = self.state.rows[-1].get(self.training.monitor) if self.state.rows else None
         metric = "" if monitored is None else f", {self.training.monitor} {monitored:.3f}"
         self.progress(
-            done, self.training.steps, f"epoch {self.at.epoch + 1}/{self.training.epochs}, loss {loss:.4f}{metric}"
+            done, self.training.steps, f"epoch {self.state.epoch + 1}/{self.training.epochs}, loss {loss:.4f}{metric}"
         )
 
 
@@ -393,7 +413,7 @@ def _check_monitor(training: Training, metrics: Sequence[str]) -> None:
         )
 
 
-def _ready(model: nn.Module, training: Training, check: Check | None) -> None:
+def _check_model(model: nn.Module, training: Training, check: Validation | None) -> None:
     spec_of(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError(
@@ -406,12 +426,12 @@ def _ready(model: nn.Module, training: Training, check: Check | None) -> None:
             )
     if training.patience and check is None:
         raise UsageError(
-            "training.patience: expected a check to be patient with, got none; give a check or patience = 0"
+            "training.patience: expected a validation to stop early by, got none; give a check or patience = 0"
         )
 
 
 def _optimizer(model: nn.Module, training: Training) -> Optimizer:
-    # Decaying norms and biases shrinks what the next layer undoes; it only costs.
+    # Norms and biases are not decayed: the next layer would compensate for it.
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups: list[dict[str, Any]] = [
@@ -427,10 +447,10 @@ def _optimizer(model: nn.Module, training: Training) -> Optimizer:
 def _identity(
     model: nn.Module, objective: Objective, training: Training, seed: int, context: Mapping[str, str]
 ) -> dict[str, str]:
-    """What decides the result, as texts that a message can show."""
+    """Return the settings and digests that decide the result, as texts."""
     settings = asdict(training)
-    for harmless in HARMLESS:
-        settings.pop(harmless)
+    for name in NOT_DECIDING:
+        settings.pop(name)
     scaling = {name: t for name, t in state_of(model).items() if "standardize." in name}
     return {
         **{f"training.{key}": str(value) for key, value in settings.items()},

@@ -1,10 +1,11 @@
-"""Adversarial training: the loss on images that an adversary made for the network as it is now."""
+"""Adversarial training: the loss on adversarial examples against the current network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,11 +16,14 @@ from seawall.geo.sensors import band_noise
 from seawall.losses.segmentation import CrossEntropyLoss, LossField
 from seawall.registry import register
 from seawall.rng import Keys
+from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
-from seawall.types import Attack, Batch, SegmentationModel
+from seawall.types import Batch, SegmentationModel
 
-Plain = bool | int | float | str | tuple[float, ...]
-"""What a setting of an attack can be; pydantic cannot follow the recursive `Setting`."""
+AttackParameter = bool | int | float | str | tuple[float, ...]
+"""Type of an attack's setting; pydantic does not support the recursive `Setting`."""
+
+AttackFunction = Callable[[SegmentationModel, Batch, ThreatModel, Keys], Tensor]
 
 
 @register("objective", "adversarial", paper="arXiv:1706.06083")
@@ -27,14 +31,14 @@ Plain = bool | int | float | str | tuple[float, ...]
 class Adversarial:
     """The loss of the logits of attacked images against the labels.
 
-    Two steps teach a segmentation network next to nothing (arXiv:2306.12941, table 2); take three or more.
+    Use three steps or more: two give hardly any robustness in segmentation (arXiv:2306.12941, table 2).
 
     Args:
         loss: A loss, or in a recipe its name, such as "ce + dice".
-        threat: What the adversary may do, as text with its unit.
+        threat: Threat model, as text with its unit.
         attack: Registered name of the attack.
         attack_settings: Its settings.
-        share: Share of the images that are attacked; the rest are learned clean.
+        share: Share of the images that are attacked; the others are used clean.
 
     Paper: Madry et al. 2018, arXiv:1706.06083, eq. 2.1; Croce, Singh, Hein 2024, arXiv:2306.12941, section 4: every
     image attacked. Differs: the loss counts valid pixels only.
@@ -47,8 +51,8 @@ class Adversarial:
     loss: LossField = field(default_factory=CrossEntropyLoss)
     threat: str = "linf 1% reflectance"
     attack: str = "pgd"
-    attack_settings: Mapping[str, Plain] = field(
-        default_factory=lambda: {"steps": 3, "step": 0.5, "keep": "last"}  # "last" saves the pass that judges
+    attack_settings: Mapping[str, AttackParameter] = field(
+        default_factory=lambda: {"steps": 3, "step": 0.5, "keep": "last"}  # "last" needs no forward pass to compare
     )
     share: float = 1.0
 
@@ -57,16 +61,16 @@ class Adversarial:
             raise UsageError(
                 f"adversarial: expected a share above 0 and up to 1, got {self.share}; 1 attacks every image"
             )
-        _ = self._act
+        _ = self._attack
 
     @cached_property
-    def _act(self) -> Attack:
-        return registry.build("attack", self.attack, self.attack_settings)
+    def _attack(self) -> AttackFunction:
+        return cast(AttackFunction, registry.build("attack", self.attack, self.attack_settings))
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
         threat = parse_threat(self.threat, model.spec, noise=band_noise(model.spec.bands))
-        image = self._act(model, batch, threat, keys.fold("attack"))
+        image = self._attack(model, batch, threat, keys.fold("attack"))
         if self.share < 1:
-            hit = (keys.fold("share").uniform((1,)) < self.share).to(image.device)
-            image = torch.where(hit[:, :, None, None], image, batch.image)
+            attacked = (keys.fold("share").uniform((1,)) < self.share).to(image.device)
+            image = torch.where(attacked[:, :, None, None], image, batch.image)
         return self.loss(model(image.detach()), batch.label, batch.valid)

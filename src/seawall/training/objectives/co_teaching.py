@@ -1,4 +1,4 @@
-"""Co-teaching: of two networks, each learns only from the pixels that the other finds easy."""
+"""Co-teaching: each of two networks is trained on the pixels where the other has a small loss."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
 
-_EPOCH = re.compile(r"@(\d+)\.\d+$")
+_PATCH_EPOCH = re.compile(r"@(\d+)\.\d+$")
 
 
 @register("objective", "co-teaching", paper="arXiv:1804.06872", smoke={"rate": 0.1}, traits=("peers",))
 @final
 @dataclass(frozen=True)
 class CoTeaching:
-    """Two networks hand each other the pixels of small loss; what both find hard is left out, late in training.
+    """Two networks select the pixels of small loss for each other; pixels of large loss are left out, increasingly.
 
-    The model must be "twins", which holds both networks. An objective has no state: how far training is comes from
-    the ids of the patches, "<chip>@<epoch>.<index>", so that a resumed training goes on as it was.
+    The model must be "twins", which holds both networks. An objective has no state: the epoch is read from the
+    ids of the patches, "<chip>@<epoch>.<index>", so that a resume changes nothing.
 
     Paper: Han et al. 2018, arXiv:1804.06872, algorithm 1, keep rate 1 - rate * min(epoch / ramp, 1). Differs: pixels
-    instead of images, and the keep rate holds within each given class, so that a rare class is not left out whole.
+    instead of images, and the keep rate holds within each given class, so that a rare class is not left out completely.
 
     Args:
-        rate: Share of wrong labels that is expected, which is left out in the end.
-        ramp: Epochs until it is.
+        rate: Expected share of wrong labels; this share is left out after the ramp.
+        ramp: Epochs until then.
         within: "class" keeps the share within each given class, "batch" over all pixels of the batch.
     """
 
@@ -59,21 +59,23 @@ class CoTeaching:
         classes = check_input(one, batch.label, batch.valid)
         losses = [pixel_cross_entropy(logits, batch.label) for logits in (one, two)]
         keep = self.keep(batch.chips)
-        easy = [small(loss.detach(), batch.label, batch.valid, keep, classes, self.within) for loss in losses]
-        return masked_mean(losses[0], easy[1]) + masked_mean(losses[1], easy[0])
+        selected = [
+            small_loss_pixels(loss.detach(), batch.label, batch.valid, keep, classes, self.within) for loss in losses
+        ]
+        return masked_mean(losses[0], selected[1]) + masked_mean(losses[1], selected[0])
 
     def keep(self, chips: tuple[str, ...]) -> float:
-        """Return the share of the pixels to learn from, by the epoch in the ids; without one training is far.
+        """Return the share of the pixels to train on, by the epoch in the ids; without one, that after the ramp.
 
         Example:
             >>> CoTeaching(0.2, ramp=10).keep(("a@5.0",)), CoTeaching(0.2).keep(("a",))
             (0.9, 0.8)
         """
-        epochs = [int(found[1]) for chip in chips if (found := _EPOCH.search(chip))]
+        epochs = [int(found[1]) for chip in chips if (found := _PATCH_EPOCH.search(chip))]
         return 1 - self.rate * min((max(epochs) if epochs else self.ramp) / self.ramp, 1.0)
 
 
-def small(loss: Tensor, label: Tensor, valid: Tensor, keep: float, classes: int, within: str) -> Tensor:
+def small_loss_pixels(loss: Tensor, label: Tensor, valid: Tensor, keep: float, classes: int, within: str) -> Tensor:
     """Return the share `keep` of the valid pixels with the smallest loss, in each class or over all: bool (B, H, W)."""
     parts = [valid] if within == "batch" else [valid & (label == k) for k in range(classes)]
     chosen = torch.zeros_like(valid)

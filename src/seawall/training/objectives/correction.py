@@ -1,4 +1,4 @@
-"""Loss correction: the network learns the true classes, and a transition matrix accounts for the wrong labels."""
+"""Loss correction for label noise with a known transition matrix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Matrix = tuple[tuple[float, ...], ...]
 @final
 @dataclass(frozen=True)
 class ForwardCorrected:
-    """Cross-entropy between the labels as given and what the network's true classes would be labelled as.
+    """Cross-entropy of the given labels under the predicted distribution, multiplied by the transition matrix.
 
     Paper: Patrini et al. 2017, arXiv:1609.03683, theorem 2. Differs: over valid pixels.
 
@@ -53,7 +53,7 @@ class ForwardCorrected:
 @final
 @dataclass(frozen=True)
 class BackwardCorrected:
-    """Cross-entropy of every class, mixed by the inverse matrix: on average over the labels it is the clean one.
+    """Cross-entropy of every class, weighted by the inverse matrix; its expectation is the loss on clean labels.
 
     Unbiased, but its terms can be negative and large: the forward correction is steadier.
 
@@ -89,7 +89,7 @@ def forward_corrected(logits: Tensor, label: Tensor, valid: Tensor, matrix: Matr
         >>> round(half.item(), 4)  # the identity leaves cross-entropy
         0.6931
     """
-    classes = _same_size(check_input(logits, label, valid), matrix)
+    classes = _check_size(check_input(logits, label, valid), matrix)
     log = logits.float().log_softmax(1)
     odds = torch.tensor(matrix, dtype=log.dtype, device=log.device).log()
     # one column of the matrix per pixel, that of its label: (B, K, H, W)
@@ -99,7 +99,7 @@ def forward_corrected(logits: Tensor, label: Tensor, valid: Tensor, matrix: Matr
 
 def backward_corrected(logits: Tensor, label: Tensor, valid: Tensor, matrix: Matrix) -> Tensor:
     """Return the mean of sum_j (T^-1)_yj (-log p_j) over valid pixels."""
-    classes = _same_size(check_input(logits, label, valid), matrix)
+    classes = _check_size(check_input(logits, label, valid), matrix)
     log = logits.float().log_softmax(1)
     inverse = torch.linalg.inv(torch.tensor(matrix, dtype=torch.float64)).to(log)
     row = inverse[label.clamp(0, classes - 1)].movedim(-1, 1)
@@ -110,7 +110,7 @@ def read_matrix(matrix: Matrix | str) -> Matrix:
     """Return a matrix, from the file that `seawall audit-labels` wrote if it is a path.
 
     Raises:
-        DataError: The file holds none.
+        DataError: The file has no matrix.
     """
     if not isinstance(matrix, str):
         return matrix
@@ -124,18 +124,18 @@ def read_matrix(matrix: Matrix | str) -> Matrix:
 
 
 def check_matrix(name: str, matrix: Matrix) -> None:
-    """Refuse what is no transition matrix.
+    """Check that a matrix is a transition matrix.
 
     Raises:
-        UsageError: It is not square, a row does not sum to 1, or a label comes from no class.
+        UsageError: It is not square, a row does not sum to 1, or a column is all 0.
     """
     size = len(matrix)
     for i, row in enumerate(matrix):
-        fine = len(row) == size and all(math.isfinite(p) and p >= 0 for p in row) and abs(sum(row) - 1) < 1e-3
-        if not fine or size < 2:
+        valid = len(row) == size and all(math.isfinite(p) and p >= 0 for p in row) and abs(sum(row) - 1) < 1e-3
+        if not valid or size < 2:
             raise UsageError(
                 f"{name}.matrix: expected {max(size, 2)} shares that sum to 1 in row {i}, got {list(row)}; "
-                "row i says how class i is labelled"
+                "row i holds the probabilities of the labels of class i"
             )
     empty = [j for j in range(size) if all(row[j] == 0 for row in matrix)]
     if empty:
@@ -144,7 +144,7 @@ def check_matrix(name: str, matrix: Matrix) -> None:
         )
 
 
-def _same_size(classes: int, matrix: Matrix) -> int:
+def _check_size(classes: int, matrix: Matrix) -> int:
     if len(matrix) != classes:
         raise UsageError(f"matrix: expected {classes} rows, got {len(matrix)}; give one per class of the model")
     return classes

@@ -1,4 +1,4 @@
-"""Learning from labels as they are."""
+"""Supervised training on the labels as they are."""
 
 from __future__ import annotations
 

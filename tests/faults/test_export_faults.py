@@ -1,4 +1,4 @@
-"""Layers of two maps are never presented as one, whenever the work is cut short, and a full disk costs no painting."""
+"""Layers of two maps are never presented as one, whenever the work is cut short, and a full disk costs no prediction."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from torch import nn
 from seawall.errors import RunError
 from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import Grid, write_cog
-from seawall.inference.export import finished
+from seawall.inference.export import read_finished
 from seawall.inference.predict import predict_scene
 from seawall.types import ModelSpec
 
@@ -102,16 +102,16 @@ def test_a_kill_between_any_two_renames_never_mixes_two_maps(scene, tmp_path, ol
             said = json.loads((home / "a.json").read_text())["result"]
             assert set(found.values()) == {said["key"]}, step
             assert set(found) == set(said["files"].values()), step
-            assert finished(home, "a", said["key"]) is not None, step
+            assert read_finished(home, "a", said["key"]) is not None, step
         assert len(set(found.values())) <= 1, step  # not even without the JSON
         model = Pixel(20.0)
         again = predict_scene(model, scene, home)
         assert again.digests == fresh.digests
-        assert model.calls <= (0 if step else 1)  # what was painted is taken up
+        assert model.calls <= (0 if step else 1)  # finished windows are reused
         assert not list(home.glob(".*.part"))
     assert kills >= (8 if older else 4)
     if older:
-        assert finished(out, "a", first.key) is not None
+        assert read_finished(out, "a", first.key) is not None
 
 
 def test_an_error_between_two_renames_puts_the_older_map_back(scene, tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_an_error_between_two_renames_puts_the_older_map_back(scene, tmp_path, m
         patch.setattr("seawall.geo.cog.Path.replace", broken)
         with pytest.raises(RunError, match="a full disk"):
             predict_scene(Pixel(20.0), scene, out)
-    assert finished(out, "a", first.key) is not None
+    assert read_finished(out, "a", first.key) is not None
     assert set(layers(out).values()) == {first.key}
 
 
@@ -139,7 +139,7 @@ def test_a_map_of_another_class_leaves_no_layer_of_the_older_one(scene, tmp_path
     assert sorted(layers(tmp_path / "out")) == ["a.class.tif", "a.land.tif", "a.uncertainty.tif"]
 
 
-def test_a_full_disk_at_the_end_costs_no_painting(scene, tmp_path, monkeypatch):
+def test_a_full_disk_at_the_end_costs_no_prediction(scene, tmp_path, monkeypatch):
     out = tmp_path / "out"
 
     def full(self, *piece, **at):
@@ -178,7 +178,7 @@ mount -t tmpfs -o size={size} tmpfs {disk}
 import json, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
-from test_publish_faults import Pixel
+from test_export_faults import Pixel
 from seawall.errors import SeawallError
 from seawall.inference.predict import predict_scene
 said = []

@@ -15,9 +15,9 @@ from seawall.errors import UsageError
 from seawall.geo.raster import Grid, open_raster, write_cog
 from seawall.inference.predict import predict_scene
 from seawall.models.water_index import WaterIndexThreshold
-from seawall.pipeline.context import Run
-from seawall.pipeline.mapping import compare_with_truth, simulate_input, survey
-from seawall.recipe import Recipe, Scene
+from seawall.pipeline.context import RunContext
+from seawall.pipeline.mapping import compare_with_truth, map_scene, simulate_input
+from seawall.recipe import Recipe, SceneSection
 from seawall.simulate.scene import simulate_s2
 from seawall.types import ModelSpec
 
@@ -27,8 +27,8 @@ CHIPS = SimpleNamespace(bands=BANDS)
 
 
 def run_of(tmp_path, size=160):
-    recipe = Recipe(name="t", seed=3, scene=Scene(source="simulated", size=size))
-    return Run(recipe, tmp_path, "cpu", True, lambda *said: None)
+    recipe = Recipe(name="t", seed=3, scene=SceneSection(source="simulated", size=size))
+    return RunContext(recipe, tmp_path, "cpu", True, lambda *said: None)
 
 
 class Fixed(nn.Module):
@@ -85,7 +85,7 @@ def test_nothing_there_and_nothing_mapped_has_no_ratio(tmp_path):
 
 def test_the_truth_of_the_runs_own_scene_is_kept_and_compared(tmp_path):
     run = run_of(tmp_path)
-    maps = survey(run, CHIPS, WaterIndexThreshold(index="mndwi")(SPEC))
+    maps = map_scene(run, CHIPS, WaterIndexThreshold(index="mndwi")(SPEC))
     facts = json.loads((tmp_path / "scenes" / "scene.truth.json").read_text())
     made = simulate_s2("scene", 160, BANDS, seed=3)
     with open_raster(tmp_path / "scenes" / "input-160.truth.tif") as truth:
@@ -102,11 +102,11 @@ def test_the_truth_of_the_runs_own_scene_is_kept_and_compared(tmp_path):
 
 def test_an_older_run_without_the_truth_gets_it(tmp_path):
     run = run_of(tmp_path)
-    survey(run, CHIPS, WaterIndexThreshold(index="mndwi")(SPEC))
+    map_scene(run, CHIPS, WaterIndexThreshold(index="mndwi")(SPEC))
     before = (tmp_path / "scenes" / "input-160.tif").read_bytes()
     (tmp_path / "scenes" / "input-160.truth.tif").unlink()
     (tmp_path / "scenes" / "scene.truth.json").unlink()
-    survey(run, CHIPS, WaterIndexThreshold(index="mndwi")(SPEC))
+    map_scene(run, CHIPS, WaterIndexThreshold(index="mndwi")(SPEC))
     assert (tmp_path / "scenes" / "scene.truth.json").exists()
     assert (tmp_path / "scenes" / "input-160.tif").read_bytes() == before
 
@@ -121,7 +121,7 @@ def test_what_a_killed_run_left_of_its_input_is_swept(tmp_path):
 
 def test_the_truth_is_of_water_and_of_nothing_else(tmp_path):
     model = Fixed(ModelSpec(BANDS, ("field", "forest"), "reflectance", 10.0))
-    survey(run_of(tmp_path), CHIPS, model)
+    map_scene(run_of(tmp_path), CHIPS, model)
     assert not (tmp_path / "scenes" / "scene.truth.json").exists()
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from seawall.errors import ImageryError, ModelError, RadiometryError, RunError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Grid, write_cog
-from seawall.inference.output_buffer import Canvas
+from seawall.inference.output_buffer import OutputBuffer
 from seawall.inference.predict import predict_many, predict_scene
 from seawall.types import ModelSpec
 
@@ -209,7 +209,7 @@ def test_an_interrupted_run_is_taken_up(scene, tmp_path, out):
 
 
 @pytest.mark.parametrize("damage", ["pixels", "ledger", "torn", "settings", "short"])
-def test_what_is_not_whole_or_of_another_run_is_painted_again(scene, tmp_path, out, damage):
+def test_what_is_not_whole_or_of_another_run_is_written_again(scene, tmp_path, out, damage):
     with pytest.raises(KeyboardInterrupt):
         predict_scene(Pixel(), scene, out, tile=64, overlap=32, progress=interrupt_after(70))
     part = out / ".a.part"
@@ -248,7 +248,7 @@ CHILD = """
 import sys, time, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
-from test_infer_faults import Pixel
+from test_predict_faults import Pixel
 from seawall.inference.predict import predict_scene
 predict_scene(Pixel(), {scene!r}, {out!r}, tile=64, overlap=32, progress=lambda *said: time.sleep(0.02))
 """
@@ -363,19 +363,19 @@ def test_another_error_of_the_network_is_not_taken_for_memory(scene, out):
     assert "RuntimeError: mat1" in report.failed[0][1]
 
 
-def test_a_canvas_takes_windows_in_any_order(tmp_path):
-    canvas = Canvas(tmp_path / "c", "k", ("a", "b"), 40, 30)
-    assert canvas.open() == {}
+def test_a_buffer_takes_windows_in_any_order(tmp_path):
+    buffer = OutputBuffer(tmp_path / "c", "k", ("a", "b"), 40, 30)
+    assert buffer.open() == {}
     rng = np.random.default_rng(0)
     whole = {layer: rng.integers(0, 255, (40, 30), dtype=np.uint8) for layer in ("a", "b")}
     windows = [(20, 10, 20, 20), (0, 0, 20, 10), (20, 0, 20, 10), (0, 10, 20, 20)]
     for row, col, height, width in windows:
         at = (slice(row, row + height), slice(col, col + width))
-        canvas.paint((row, col, height, width), {k: v[at] for k, v in whole.items()}, {"n": row})
-    assert set(canvas.open()) == set(windows)
+        buffer.write((row, col, height, width), {k: v[at] for k, v in whole.items()}, {"n": row})
+    assert set(buffer.open()) == set(windows)
     for layer, pixels in whole.items():
-        assert (np.concatenate([rows for _, rows in canvas.rows(layer, 7)]) == pixels).all()
-    assert Canvas(tmp_path / "c", "other", ("a", "b"), 40, 30).open() == {}
+        assert (np.concatenate([rows for _, rows in buffer.rows(layer, 7)]) == pixels).all()
+    assert OutputBuffer(tmp_path / "c", "other", ("a", "b"), 40, 30).open() == {}
     assert json.loads((tmp_path / "c" / "canvas.json").read_text())["key"] == "other"
 
 
@@ -383,7 +383,7 @@ MEMORY = """
 import resource, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
-from test_infer_faults import Pixel
+from test_predict_faults import Pixel
 from seawall.inference.predict import predict_scene
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 predict_scene(Pixel(), {small!r}, {out!r}, tile=256)

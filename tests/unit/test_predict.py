@@ -14,12 +14,12 @@ from torch import nn
 from seawall.errors import ModelError, PartialError, UsageError
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference import predict
-from seawall.inference.predict import Survey, find_scenes, model_digest, predict_many, predict_scene
-from seawall.inference.products import NODATA, SCALE, Question, Totals, encode, palette, tally
-from seawall.inference.scene import pieces
-from seawall.inference.settings import clean_name
-from seawall.inference.stac_items import acquired
-from seawall.inference.tiling import Plan, Strip
+from seawall.inference.predict import find_scenes, model_digest, predict_many, predict_scene
+from seawall.inference.products import NODATA, SCALE, ReportedClass, Totals, class_palette, count_strip, encode_layers
+from seawall.inference.scene import cut_window
+from seawall.inference.settings import PredictSettings, clean_name
+from seawall.inference.stac_items import acquisition_time
+from seawall.inference.tiling import Strip, TilePlan
 from seawall.models.adapter import adapt
 from seawall.types import ModelSpec
 
@@ -102,7 +102,7 @@ def test_products_are_cogs_that_say_what_they_hold(tmp_path):
             assert "SEAWALL_COMPLETE" in source.tags()
             assert source.tags()["QUANTITY"]
             if layer == "class":
-                assert source.colormap(1)[1][:3] == palette(("land", "water"))[1]
+                assert source.colormap(1)[1][:3] == class_palette(("land", "water"))[1]
                 assert source.colormap(1)[NODATA][3] == 0
 
 
@@ -266,12 +266,12 @@ def test_names_are_safe():
 
 
 def test_acquisition_times():
-    assert acquired("x.tif", {}) is None
-    assert acquired("x.tif", {"ACQUISITION_DATETIME": "2021-07-15T10:00:00Z"}).hour == 10
-    assert acquired("x_20219999T101010.tif", {}) is None
-    assert acquired("x.tif", {}, "2021-07-15").isoformat() == "2021-07-15T00:00:00+00:00"
+    assert acquisition_time("x.tif", {}) is None
+    assert acquisition_time("x.tif", {"ACQUISITION_DATETIME": "2021-07-15T10:00:00Z"}).hour == 10
+    assert acquisition_time("x_20219999T101010.tif", {}) is None
+    assert acquisition_time("x.tif", {}, "2021-07-15").isoformat() == "2021-07-15T00:00:00+00:00"
     with pytest.raises(UsageError, match="expected a time"):
-        acquired("x.tif", {}, "yesterday")
+        acquisition_time("x.tif", {}, "yesterday")
 
 
 @pytest.mark.parametrize(
@@ -288,14 +288,14 @@ def test_acquisition_times():
 )
 def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(UsageError, match="expected"):
-        Survey(**settings)
+        PredictSettings(**settings)
 
 
 def test_counts_by_hand():
     p = np.array([[[0.9, 0.5], [0.1, 0.3]]], np.float32)
     strip = Strip(0, 0, np.concatenate([1 - p, p]), np.array([[True, True], [True, False]]))
-    question = Question(1, (0.2, 0.8))
-    total = tally(strip, question, np.array([100.0, 50.0]))
+    question = ReportedClass(1, (0.2, 0.8))
+    total = count_strip(strip, question, np.array([100.0, 50.0]))
     assert (total.pixels, total.seen, total.unsure) == (4, 3, 1)
     assert total.class_pixels == (2, 1)
     assert total.class_m2 == (150.0, 100.0)
@@ -303,8 +303,8 @@ def test_counts_by_hand():
     assert (total.low_m2, total.high_m2, total.unsure_m2) == (100.0, 200.0, 100.0)
     assert (total + total).class_m2 == (300.0, 200.0)
     assert Totals.of(json.loads(json.dumps(total.plain()))) == total
-    assert tally(strip, question, None).class_m2 is None
-    layers = encode(strip, question)
+    assert count_strip(strip, question, None).class_m2 is None
+    layers = encode_layers(strip, question)
     assert layers["probability"].tolist() == [[225, 125], [25, NODATA]]
     assert layers["class"].tolist() == [[1, 0], [0, NODATA]]
     assert layers["uncertainty"][0, 1] == 250
@@ -313,7 +313,7 @@ def test_counts_by_hand():
 @pytest.mark.parametrize("block", [(512, 512), (1, 3000), (7, 3000), (256, 128)])
 def test_pieces_cover_a_window_once(block):
     covered = np.zeros((1200, 3000), int)
-    for row, col, height, width in pieces((100, 50, 900, 2900), block, 13):
+    for row, col, height, width in cut_window((100, 50, 900, 2900), block, 13):
         covered[row : row + height, col : col + width] += 1
     assert (covered[100:1000, 50:2950] == 1).all()
     assert covered.sum() == 900 * 2900
@@ -355,7 +355,7 @@ def test_unsure_begins_at_its_first_probability_and_ends_before_its_second():
     p = np.array([[[0.2, 0.2, 0.8, np.nextafter(np.float32(0.2), 0, dtype=np.float32), 0.5]]], np.float32)
     strip = Strip(0, 0, np.concatenate([1 - p, p]), np.ones((1, 5), bool))
     low, high = float(np.float32(0.2)), float(np.float32(0.8))
-    total = tally(strip, Question(1, (low, high)), np.array([10.0]))
+    total = count_strip(strip, ReportedClass(1, (low, high)), np.array([10.0]))
     assert (total.unsure, total.unsure_m2) == (3, 30.0)  # 0.2, 0.2 and 0.5
     assert (total.low_m2, total.high_m2) == (10.0, 40.0)  # 0.8; and 0.2, 0.2, 0.5, 0.8
     assert total.low_m2 + total.unsure_m2 == total.high_m2
@@ -363,21 +363,21 @@ def test_unsure_begins_at_its_first_probability_and_ends_before_its_second():
 
 def test_the_memory_that_is_asked_for_is_in_mebibytes(tmp_path, monkeypatch):
     rooms = []
-    cut = predict.panels
+    cut = predict.column_panels
 
     def watched(plan, bands, classes, chunk, room):
         rooms.append(room)
         return cut(plan, bands, classes, chunk, room)
 
-    monkeypatch.setattr(predict, "panels", watched)
+    monkeypatch.setattr(predict, "column_panels", watched)
     predict_scene(Ndwi(), write_scene(tmp_path / "a.tif"), tmp_path, memory_mib=3)
     assert rooms == [3 * 1024 * 1024]
 
 
 def test_panels_hold_no_more_than_their_room():
-    plan = Plan.of(4000, 60000, 512, 64)
+    plan = TilePlan.of(4000, 60000, 512, 64)
     for room in (64, 128, 512):
-        wide = max(right - left for left, right in predict.panels(plan, 6, 2, 512, room * 2**20))
+        wide = max(right - left for left, right in predict.column_panels(plan, 6, 2, 512, room * 2**20))
         column = (512 + 512) * (4 * 6 + 1) + (512 + 512) * (4 * 2 + 1)
         assert wide * column <= room * 2**20
         assert wide * column >= room * 2**20 / 8  # and use a good part of it

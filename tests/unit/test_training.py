@@ -1,6 +1,7 @@
 """The loop: it learns, resumes to the bit, stops when asked, and refuses what would mislead."""
 
 import contextlib
+import json
 import math
 import os
 import signal
@@ -19,8 +20,7 @@ from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, read_spec
 from seawall.registry import build
 from seawall.training import loop
-from seawall.training.checkpoint import read_history
-from seawall.training.distributed import OtherProcessError, add_up, on_first
+from seawall.training.distributed import OtherProcessError, all_reduce_gradients, on_rank_zero
 from seawall.training.loop import DivergedError, Training, fit, make_training
 from seawall.training.objectives.supervised import Supervised
 from seawall.types import Batch, ModelSpec
@@ -61,6 +61,10 @@ def bits(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+def read_rows(path: Path) -> list[dict[str, float | None]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_it_learns_and_leaves_whole_files(tmp_path: Path) -> None:
     training = Training(epochs=6, steps_per_epoch=8, batch=4, lr=2e-2, tensorboard=True)
     told: list[tuple[int, int, str]] = []
@@ -79,13 +83,13 @@ def test_it_learns_and_leaves_whole_files(tmp_path: Path) -> None:
     assert accuracy(load_model(tmp_path / "model.safetensors"))["val.iou.water"] == history.best
     assert accuracy(model)["val.iou.water"] == history.best
     assert not model.training
-    assert read_history(tmp_path / "history.jsonl") == history.rows
+    assert read_rows(tmp_path / "history.jsonl") == list(history.rows)
     assert [row["step"] for row in history.rows] == [8, 16, 24, 32, 40, 48]
     assert history.rows[0]["val.nothing"] is None
     assert (
         max(row["val.iou.water"] for row in history.rows)
         == history.best
-        == history.rows[history.best_epoch]["val.iou.water"]
+        == list(history.rows)[history.best_epoch]["val.iou.water"]
     )
     assert told[-1][:2] == (48, 48) and "epoch 6/6" in told[-1][2]
     assert list((tmp_path / "tb").glob("events*"))
@@ -121,7 +125,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, norm: str, 
     fit(make(norm, 0.2), QUIET, toy, accuracy, training, tmp_path / "cut")
     assert bits(tmp_path / "cut") == bits(tmp_path / "whole")
     rows = [
-        [{**row, "seconds": 0} for row in read_history(tmp_path / name / "history.jsonl")] for name in ("cut", "whole")
+        [{**row, "seconds": 0} for row in read_rows(tmp_path / name / "history.jsonl")] for name in ("cut", "whole")
     ]
     assert rows[0] == rows[1]
 
@@ -371,13 +375,13 @@ def test_gradients_are_summed_and_running_statistics_averaged() -> None:
     QUIET(model, batch, None).backward()
     before = [p.grad.clone() for p in model.parameters()]
     running = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    loss, failed = add_up(Twin(), model, torch.tensor(1.5))
+    loss, failed = all_reduce_gradients(Twin(), model, torch.tensor(1.5))
     assert (float(loss), failed) == (3.0, False)
     for a, p in zip(before, model.parameters(), strict=True):
         torch.testing.assert_close(p.grad, 2 * a)
     for name, buffer in model.named_buffers():
         torch.testing.assert_close(buffer, running[name])
-    assert add_up(Twin(), model, torch.tensor(1.5), True)[1]
+    assert all_reduce_gradients(Twin(), model, torch.tensor(1.5), True)[1]
 
 
 class Pair:
@@ -402,15 +406,15 @@ def test_a_failure_of_one_process_is_told_to_the_others() -> None:
 
     first = Pair(True)
     with pytest.raises(OSError, match="disk"):
-        on_first(first, fail)
+        on_rank_zero(first, fail)
     assert first.sent == [(False, None)]
-    assert on_first(first, lambda: 7) == 7
+    assert on_rank_zero(first, lambda: 7) == 7
     with pytest.raises(OtherProcessError):
-        on_first(Pair(False, (False, None)), fail)
-    assert on_first(Pair(False, (True, 7)), fail) == 7, "only the first one works"
+        on_rank_zero(Pair(False, (False, None)), fail)
+    assert on_rank_zero(Pair(False, (True, 7)), fail) == 7, "only the first one works"
     model = make("pixel")
     for mine, other in ((False, 0), (True, 0), (False, 1), (True, 1)):
-        assert add_up(Pair(True, other), model, torch.tensor(1.0), mine)[1] is (mine or bool(other))
+        assert all_reduce_gradients(Pair(True, other), model, torch.tensor(1.0), mine)[1] is (mine or bool(other))
 
 
 def test_the_loss_of_an_epoch_is_the_mean_of_its_steps(tmp_path: Path) -> None:
@@ -643,7 +647,7 @@ def test_two_processes_train_as_one_and_fail_as_one(tmp_path: Path) -> None:
     one, two = (load_model(tmp_path / name / "model.safetensors") for name in ("alone", "first"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    losses = [[row["loss"] for row in read_history(tmp_path / name / "history.jsonl")] for name in ("alone", "first")]
+    losses = [[row["loss"] for row in read_rows(tmp_path / name / "history.jsonl")] for name in ("alone", "first")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     told = {line.removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith("FAILED")}
     assert told == {

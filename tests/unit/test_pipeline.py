@@ -24,15 +24,21 @@ from seawall.label_noise.build import (
     stored_label,
 )
 from seawall.pipeline import provenance
-from seawall.pipeline.context import Run
-from seawall.pipeline.data import gather
-from seawall.pipeline.provenance import note_environment
-from seawall.pipeline.run import same_experiment, train_only
-from seawall.pipeline.training import check, labels_of, realize, train_one, training_of
-from seawall.pipeline.validate import check_distinct
+from seawall.pipeline.context import RunContext
+from seawall.pipeline.data import load_chips
+from seawall.pipeline.provenance import record_environment
+from seawall.pipeline.run import check_same_experiment, train_only
+from seawall.pipeline.training import (
+    corrupted_labels,
+    measure_label_noise,
+    train_network,
+    training_settings,
+    validation_metrics,
+)
+from seawall.pipeline.validate import check_distinct_names
 from seawall.recipe import Recipe, make_recipe
-from seawall.training.checkpoint import differences
-from seawall.training.configuration import MEAN
+from seawall.training.checkpoint import describe_differences
+from seawall.training.configuration import MEAN_IOU
 from seawall.types import LabelNoise, ModelSpec
 from tiny import pair
 
@@ -60,9 +66,9 @@ def chips_of(root: Path, classes: tuple[str, ...] = COVER, count: int = 6, size:
     return writer.finish()
 
 
-def run_of(folder: Path, **keys: object) -> Run:
+def run_of(folder: Path, **keys: object) -> RunContext:
     tree = {"name": "x", **TINY, **keys}
-    return Run(make_recipe(tree), folder, "cpu", True, lambda stage, done, total, note="": None)
+    return RunContext(make_recipe(tree), folder, "cpu", True, lambda stage, done, total, note="": None)
 
 
 def on_all(chips: ChipFolder) -> Split:
@@ -98,7 +104,7 @@ def test_recipes_and_corrupt_give_the_same_labels_bit_for_bit(
     api.corrupt(chips.root, noise=[text], out=tmp_path / "corrupted", seed=3)
     made = ChipFolder.open(tmp_path / "corrupted")
     run = run_of(tmp_path / "run", seed=3, noises=[order])
-    labels = labels_of(run, chips, on_all(chips), run.recipe.networks[1])
+    labels = corrupted_labels(run, chips, on_all(chips), run.recipe.networks[1])
     assert labels is not None
     changed = 0
     for id_ in chips.ids:
@@ -110,7 +116,7 @@ def test_recipes_and_corrupt_give_the_same_labels_bit_for_bit(
 def test_a_recipe_dilates_water_whatever_its_place_and_flips_into_every_class(tmp_path: Path) -> None:
     chips = chips_of(tmp_path / "chips")
     run = run_of(tmp_path, noises=[{"name": "dilate", "rates": [0.1]}, {"name": "symmetric", "rates": [0.5]}])
-    dilated, flipped = (labels_of(run, chips, on_all(chips), network) for network in run.recipe.networks[1:])
+    dilated, flipped = (corrupted_labels(run, chips, on_all(chips), network) for network in run.recipe.networks[1:])
     before = [stored_label(chips.read(id_)) for id_ in chips.ids]
     for klass, grows in ((0, True), (1, False), (5, False)):
         was, now = (sum(int((p == klass).sum()) for p in planes) for planes in (before, map(dilated, chips.ids)))
@@ -122,7 +128,9 @@ def test_a_recipe_dilates_water_whatever_its_place_and_flips_into_every_class(tm
 def test_the_thirds_of_a_recipe_are_those_of_its_training_part(tmp_path: Path) -> None:
     chips = chips_of(tmp_path / "chips")
     run = run_of(tmp_path, noises=[{"name": "thirds", "rates": [0.2]}])
-    labels = labels_of(run, chips, Split(("c1", "c2", "c4"), ("c0",), ("c3", "c5"), "by hand"), run.recipe.networks[1])
+    labels = corrupted_labels(
+        run, chips, Split(("c1", "c2", "c4"), ("c0",), ("c3", "c5"), "by hand"), run.recipe.networks[1]
+    )
     grown = {}
     for id_ in ("c1", "c2", "c4"):
         was, now = stored_label(chips.read(id_)) == 0, labels(id_) == 0
@@ -154,9 +162,9 @@ def test_a_control_rate_of_zero_trains_the_clean_network(tmp_path: Path) -> None
     chips = chips_of(tmp_path / "chips", PAIR)
     split = Split(chips.ids[:4], chips.ids[4:5], chips.ids[5:], "by hand")
     run = run_of(tmp_path / "run", training={"settings": QUICK}, noises=[{"name": "dilate", "rates": [0.0, 0.1]}])
-    found = realize(run, chips, split)
+    found = measure_label_noise(run, chips, split)
     assert [found[f"unet@dilate-{rate}"]["changed_share"] > 0 for rate in ("0", "0.1")] == [False, True]
-    clean, control, noisy = (train_one(run, chips, split, network).state_dict() for network in run.recipe.networks)
+    clean, control, noisy = (train_network(run, chips, split, network).state_dict() for network in run.recipe.networks)
     assert all(torch.equal(clean[name], control[name]) for name in clean)
     assert not all(torch.equal(clean[name], noisy[name]) for name in clean)
 
@@ -165,7 +173,7 @@ def test_a_rate_that_changes_nothing_is_refused(tmp_path: Path) -> None:
     chips = chips_of(tmp_path / "chips", PAIR)
     run = run_of(tmp_path, noises=[{"name": "dilate", "rates": [0.0, 1e-9]}])
     with pytest.raises(DataError, match="budget 1e-09 to change labels of 6 training chips"):
-        realize(run, chips, on_all(chips))
+        measure_label_noise(run, chips, on_all(chips))
 
 
 def test_corrupted_labels_are_made_once_and_bounded_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,10 +184,10 @@ def test_corrupted_labels_are_made_once_and_bounded_in_memory(tmp_path: Path, mo
     monkeypatch.setattr(ChipNoise, "__call__", lambda self, chip: (made.append(chip.id), real(self, chip))[1])
     monkeypatch.setattr(build, "MEMORY_BYTES", 2 * 32 * 32)
     run = run_of(tmp_path / "run", training={"settings": QUICK}, noises=[{"name": "symmetric", "rates": [0.1, 0.2]}])
-    realize(run, chips, split)
+    measure_label_noise(run, chips, split)
     for network in run.recipe.networks[1:]:
-        train_one(run, chips, split, network)
-        labels = labels_of(run, chips, split, network)
+        train_network(run, chips, split, network)
+        labels = corrupted_labels(run, chips, split, network)
         planes = [labels(id_) for id_ in split.train]
         assert all(plane.dtype == np.uint8 for plane in planes)
         assert sum(plane.nbytes for plane in labels._recent.values()) <= 2 * 32 * 32
@@ -228,16 +236,16 @@ def test_the_validation_figures_are_iou_and_undefined_is_none(tmp_path: Path) ->
     label = np.zeros((4, 4))
     label[3] = 1  # pixels 12 to 15 are water
     chips = written(tmp_path / "a", label)
-    found = check(Green(0.095), chips, ["a"])  # says water from pixel 10 on: 4 hits, 2 false alarms
-    assert found == pytest.approx({"val.iou.land": 10 / 12, "val.iou.water": 4 / 6, MEAN: (10 / 12 + 4 / 6) / 2})
-    found = check(Green(0.125), chips, ["a"])  # from pixel 13 on: 3 hits, 1 miss
+    found = validation_metrics(Green(0.095), chips, ["a"])  # says water from pixel 10 on: 4 hits, 2 false alarms
+    assert found == pytest.approx({"val.iou.land": 10 / 12, "val.iou.water": 4 / 6, MEAN_IOU: (10 / 12 + 4 / 6) / 2})
+    found = validation_metrics(Green(0.125), chips, ["a"])  # from pixel 13 on: 3 hits, 1 miss
     assert found["val.iou.water"] == pytest.approx(3 / 4)
     dry = written(tmp_path / "b", np.zeros((4, 4)))
-    assert check(Green(1.0), dry, ["a"]) == {"val.iou.land": 1.0, "val.iou.water": None, MEAN: 1.0}
-    assert check(Green(1.0), written(tmp_path / "c", np.full((4, 4), 255)), ["a"]) == {
+    assert validation_metrics(Green(1.0), dry, ["a"]) == {"val.iou.land": 1.0, "val.iou.water": None, MEAN_IOU: 1.0}
+    assert validation_metrics(Green(1.0), written(tmp_path / "c", np.full((4, 4), 255)), ["a"]) == {
         "val.iou.land": None,
         "val.iou.water": None,
-        MEAN: None,
+        MEAN_IOU: None,
     }
 
 
@@ -246,9 +254,9 @@ def test_the_validation_figures_are_iou_and_undefined_is_none(tmp_path: Path) ->
     [
         (PAIR, {}, "val.iou.water"),
         (("sea", "water", "ice"), {}, "val.iou.water"),
-        (("field", "forest", "town"), {}, MEAN),
+        (("field", "forest", "town"), {}, MEAN_IOU),
         (("field", "forest", "town"), {"monitor": "val.iou.town"}, "val.iou.town"),
-        (PAIR, {"monitor": MEAN}, MEAN),
+        (PAIR, {"monitor": MEAN_IOU}, MEAN_IOU),
     ],
 )
 def test_the_monitor_goes_by_the_classes(
@@ -257,8 +265,8 @@ def test_the_monitor_goes_by_the_classes(
     chips = chips_of(tmp_path / "chips", classes, 3)
     split = Split(("c0",), ("c1",), ("c2",), "by hand")
     run = run_of(tmp_path / "run", training={"settings": {**QUICK, **settings}})
-    assert training_of(run, chips, split).monitor == chosen
-    train_one(run, chips, split, run.recipe.networks[0])
+    assert training_settings(run, chips, split).monitor == chosen
+    train_network(run, chips, split, run.recipe.networks[0])
 
 
 def test_a_monitor_that_cannot_be_is_refused_before_training(tmp_path: Path) -> None:
@@ -266,13 +274,13 @@ def test_a_monitor_that_cannot_be_is_refused_before_training(tmp_path: Path) -> 
     split = Split(("c0",), ("c1",), ("c2",), "by hand")
     run = run_of(tmp_path / "run", training={"settings": {**QUICK, "monitor": "val.iou.water"}})
     with pytest.raises(UsageError, match=r"val\.iou\.water"):
-        train_one(run, chips, split, run.recipe.networks[0])
+        train_network(run, chips, split, run.recipe.networks[0])
     assert not (tmp_path / "run").exists(), "nothing was begun"
     dry = written(tmp_path / "dry", np.zeros((4, 4)))
     only = Split(("a",), ("a",), ("a",), "by hand")
     with pytest.raises(UsageError, match="without a pixel"):
-        training_of(run_of(tmp_path, training={"settings": {"monitor": "val.iou.water"}}), dry, only)
-    assert training_of(run_of(tmp_path), dry, only).monitor == MEAN, "without a wish the mean takes its place"
+        training_settings(run_of(tmp_path, training={"settings": {"monitor": "val.iou.water"}}), dry, only)
+    assert training_settings(run_of(tmp_path), dry, only).monitor == MEAN_IOU, "without a wish the mean takes its place"
 
 
 def test_other_seeds_share_curated_files_and_not_simulated_scenes(tmp_path: Path) -> None:
@@ -280,7 +288,7 @@ def test_other_seeds_share_curated_files_and_not_simulated_scenes(tmp_path: Path
         pair(tmp_path / "in", f"place{i}", f"chip{i}", seed=i)
     for source, folders in ((str(tmp_path / "in"), 1), ("simulated", 2)):
         data = {"source": source} if source != "simulated" else {"count": 3, "size": 64, "bands": ["B03", "B08"]}
-        roots = {gather(run_of(tmp_path, seed=s, data=data), tmp_path / source[-3:])[0].root for s in (0, 1)}
+        roots = {load_chips(run_of(tmp_path, seed=s, data=data), tmp_path / source[-3:])[0].root for s in (0, 1)}
         assert len(roots) == folders
 
 
@@ -317,35 +325,37 @@ def test_only_the_test_chips_changed_and_it_is_refused(tmp_path: Path) -> None:
     chips = chips_of(tmp_path / "a", PAIR)
     split = Split(chips.ids[:4], chips.ids[4:5], chips.ids[5:], "by hand")
     run = run_of(tmp_path / "run")
-    same_experiment(run, chips, split)
-    same_experiment(run, chips, split)
+    check_same_experiment(run, chips, split)
+    check_same_experiment(run, chips, split)
     with pytest.raises(RunError, match=r"chips\.test"):
-        same_experiment(run, chips, Split(split.train, split.val, ("c4",), "by hand"))
-    same_experiment(replace(run, resume=False), chips, Split(split.train, split.val, ("c4",), "by hand"))
+        check_same_experiment(run, chips, Split(split.train, split.val, ("c4",), "by hand"))
+    check_same_experiment(replace(run, resume=False), chips, Split(split.train, split.val, ("c4",), "by hand"))
     path = run.folder / "experiment.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "training.devices"}))
-    same_experiment(run, chips, Split(split.train, split.val, ("c4",), "by hand"))  # a key that did not exist then
+    check_same_experiment(
+        run, chips, Split(split.train, split.val, ("c4",), "by hand")
+    )  # a key that did not exist then
 
 
 def test_differences_name_both_values() -> None:
-    assert differences({"a": "1"}, {"a": "1"}) == ""
-    assert differences({"a": "1", "b": "2"}, {"b": "3"}) == "a None (was 1), b 3 (was 2)"
+    assert describe_differences({"a": "1"}, {"a": "1"}) == ""
+    assert describe_differences({"a": "1", "b": "2"}, {"b": "3"}) == "a None (was 1), b 3 (was 2)"
 
 
 def test_another_code_version_is_noted_with_the_rows_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(note_environment(tmp_path)) == 1
+    assert len(record_environment(tmp_path)) == 1
     first = (tmp_path / "env.json").read_bytes()
-    assert len(note_environment(tmp_path)) == 1
+    assert len(record_environment(tmp_path)) == 1
     assert (tmp_path / "env.json").read_bytes() == first, "the same code again changes nothing"
     (tmp_path / "records.jsonl").write_text("{}\n" * 7)
     monkeypatch.setattr(provenance, "code_version", lambda: "9.9+new")
     old = json.loads(first)["code"]
-    assert note_environment(tmp_path) == (old, "9.9+new")
+    assert record_environment(tmp_path) == (old, "9.9+new")
     said = json.loads((tmp_path / "env.json").read_text())
     assert said["code"] == "9.9+new"
     assert [(entry["code"], entry["rows_before"]) for entry in said["history"]] == [(old, 0), ("9.9+new", 7)]
     (tmp_path / "records.jsonl").write_text("{}\n" * 9)
-    assert note_environment(tmp_path) == (old, "9.9+new")
+    assert record_environment(tmp_path) == (old, "9.9+new")
     assert len(json.loads((tmp_path / "env.json").read_text())["history"]) == 2
 
 
@@ -355,10 +365,12 @@ def test_methods_that_would_share_their_rows_are_refused() -> None:
     def of(**keys: object) -> Recipe:
         return make_recipe({"name": "x", **keys})
 
-    check_distinct(of(suites=[{"name": "seawall", "threats": ["linf 1% reflectance", "linf 2% reflectance"]}]), spec)
+    check_distinct_names(
+        of(suites=[{"name": "seawall", "threats": ["linf 1% reflectance", "linf 2% reflectance"]}]), spec
+    )
     twice = [{"name": "pgd", "threats": ["linf 1% reflectance"]}, {"name": "pgd", "threats": ["linf 0.01 reflectance"]}]
     with pytest.raises(RecipeError, match="'pgd' twice"):
-        check_distinct(of(attacks=twice), spec)
+        check_distinct_names(of(attacks=twice), spec)
     levels = [{"name": "threshold", "settings": {"index": "ndwi", "value": v}} for v in (0.0, 0.2)]
     with pytest.raises(RecipeError, match="'ndwi' twice"):
-        check_distinct(of(baselines=levels), spec)
+        check_distinct_names(of(baselines=levels), spec)

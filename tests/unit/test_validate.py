@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from seawall.errors import RecipeError, UsageError
-from seawall.pipeline.context import Run
-from seawall.pipeline.data import gather
+from seawall.pipeline.context import RunContext
+from seawall.pipeline.data import load_chips
 from seawall.pipeline.run import train_only
-from seawall.pipeline.validate import vet, vet_data
-from seawall.recipe import Data, Recipe, make_recipe
+from seawall.pipeline.validate import validate_data, validate_recipe
+from seawall.recipe import DataSection, Recipe, make_recipe
 from tiny import SIZE, marks, numbers, pair
 
 
-def run_of(recipe: Recipe, folder: Path) -> Run:
-    return Run(recipe, folder, "cpu", True, lambda stage, done, total, note: None)
+def run_of(recipe: Recipe, folder: Path) -> RunContext:
+    return RunContext(recipe, folder, "cpu", True, lambda stage, done, total, note: None)
 
 
 def test_a_recipe_says_what_files_do_not(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_recipe_says_what_files_do_not(tmp_path: Path) -> None:
         "source": str(tmp_path / "in"), "names": ["B03", "B08"], "group": "/(north)_", "gain": 4e-4, "offset": 0.0,
         "label_map": {0: 0, 7: 1},
     }  # fmt: skip
-    chips, failed = gather(run_of(make_recipe({"name": "x", "data": data}), tmp_path), tmp_path / "chips")
+    chips, failed = load_chips(run_of(make_recipe({"name": "x", "data": data}), tmp_path), tmp_path / "chips")
     assert not failed
     assert (chips.bands, list(chips.groups())) == (("B03", "B08"), ["north"])
     chip = chips.read(chips.ids[0])
@@ -40,9 +40,9 @@ def test_a_recipe_says_what_files_do_not(tmp_path: Path) -> None:
     [("chips", "bands", ("B03",)), ("chips", "labels", "ndwi > 0"), ("simulated", "gain", 1e-4), ("files", "count", 9)],
 )
 def test_a_key_without_effect_is_an_error(kind: str, key: str, value: object) -> None:
-    vet_data(Data(), kind)  # type: ignore[arg-type]
+    validate_data(DataSection(), kind)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=rf"data.{key}: expected no such key .* no effect"):
-        vet_data(Data(**{key: value}), kind)  # type: ignore[arg-type]
+        validate_data(DataSection(**{key: value}), kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_a_key_without_effect_is_an_error(kind: str, key: str, value: object) ->
 )
 def test_a_wrong_noise_is_found_before_any_training(noise: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        vet(make_recipe({"name": "x", "noises": [noise]}))
+        validate_recipe(make_recipe({"name": "x", "noises": [noise]}))
 
 
 def test_every_noise_can_be_vetted() -> None:
-    vet(
+    validate_recipe(
         make_recipe(
             {
                 "name": "x",
@@ -76,9 +76,11 @@ def test_every_noise_can_be_vetted() -> None:
 
 def test_a_threat_on_each_band_is_read_before_any_work() -> None:
     attacks = [{"name": "pgd", "threats": ["linf 1% reflectance bands=each"]}]
-    vet(make_recipe({"name": "x", "attacks": attacks}))
+    validate_recipe(make_recipe({"name": "x", "attacks": attacks}))
     with pytest.raises(UsageError, match="bands of the model"):
-        vet(make_recipe({"name": "x", "attacks": [{"name": "pgd", "threats": ["linf 1% reflectance bands=every"]}]}))
+        validate_recipe(
+            make_recipe({"name": "x", "attacks": [{"name": "pgd", "threats": ["linf 1% reflectance bands=every"]}]})
+        )
 
 
 def test_a_training_refuses_what_it_would_not_do(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from seawall.errors import ModelError, RunError, UsageError
-from seawall.inference.backends import export_onnx, find_device, open_runtime, out_of_memory
+from seawall.inference.backends import export_onnx, find_device, is_out_of_memory, open_runtime
 from seawall.types import ModelSpec
 
 needs_deploy = pytest.mark.skipif(
@@ -129,9 +129,9 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 def test_what_counts_as_out_of_memory():
-    assert out_of_memory(MemoryError())
-    assert out_of_memory(torch.OutOfMemoryError("x"))
-    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
-    assert not out_of_memory(RuntimeError("shapes do not match"))
-    assert not out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("out of memory"))
     assert find_device("auto").type in ("cpu", "cuda", "mps")
