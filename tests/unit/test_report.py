@@ -27,7 +27,7 @@ from seawall.report.formatting import DASH, ThreatLabel
 from seawall.report.label_noise import label_noise_section
 from seawall.report.page import write_report
 from seawall.report.published_tables import SRIP_TABLES, published_comparison
-from seawall.report.record_index import CLEAN_CASE, RecordIndex
+from seawall.report.record_index import CLEAN_METHOD, RecordIndex
 from seawall.report.robustness import robustness_section
 from seawall.report.run_reader import EpochFacts, NoiseFacts, RunFacts, RunFolder, read_run
 from seawall.report.run_section import label_source, learning_curves
@@ -93,7 +93,7 @@ def test_area_lost_counts_the_same_choice_of_attacks(attacked, tmp_path):
 
 
 def test_every_cell_names_its_record(attacked):
-    cell = attacked.cell(("unet", *CLEAN_CASE), "iou.pooled")
+    cell = attacked.cell(("unet", *CLEAN_METHOD), "iou.pooled")
     assert cell.text == "0.75"
     assert cell.key == "r|unet|clean||||iou.pooled|water"
 
@@ -105,10 +105,10 @@ def test_an_undefined_figure_is_a_dash_that_says_why():
         ("precision.pooled", "nothing was predicted"),
         ("iou.pooled", "neither"),
     ):
-        cell = index.cell(("unet", *CLEAN_CASE), metric)
+        cell = index.cell(("unet", *CLEAN_METHOD), metric)
         assert cell.text == "–"
         assert why in cell.title
-    assert "not measured" in index.cell(("unet", *CLEAN_CASE), "srip.iou").title
+    assert "not measured" in index.cell(("unet", *CLEAN_METHOD), "srip.iou").title
 
 
 def test_flags_travel_with_the_cell():
@@ -184,7 +184,7 @@ def test_calibration_bins_are_means_over_all_chips():
         for part, value in (("count", n), ("correct", 0.5 * n), ("confidence", 0.9 * n)):
             rows.append(row(f"calib.{part}.3", "", value, chip=chip))
         rows.append(row("calib.pixels", "", n, chip=chip))
-    found = reliability_bins(RecordIndex(rows, "water"), ("unet", *CLEAN_CASE))
+    found = reliability_bins(RecordIndex(rows, "water"), ("unet", *CLEAN_METHOD))
     assert found == [(pytest.approx(0.9), pytest.approx(0.5), 1.0)]
 
 

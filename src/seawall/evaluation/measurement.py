@@ -183,9 +183,9 @@ def settings_text(value: object) -> str:
     """
     if is_dataclass(value) and not isinstance(value, type):
         inner = ", ".join(f"{f.name}={settings_text(getattr(value, f.name))}" for f in fields(value))
-        return f"{_qualified_name(type(value))}({inner})"
+        return f"{_setting_name(type(value))}({inner})"
     if isinstance(value, nn.Module):
-        return f"{_qualified_name(type(value))}({weights_digest(value)})"
+        return f"{_setting_name(type(value))}({weights_digest(value)})"
     if isinstance(value, Tensor):
         return f"tensor({_hash_texts(repr(value.detach().cpu().contiguous().numpy().tobytes()))}, {tuple(value.shape)})"
     if isinstance(value, Mapping):
@@ -195,7 +195,7 @@ def settings_text(value: object) -> str:
     if value is None or isinstance(value, bool | int | float | str | Path):
         return repr(value)
     own = "" if callable(value) and hasattr(value, "__qualname__") else settings_text(getattr(value, "__dict__", {}))
-    return f"{_qualified_name(value if own == '' else type(value))}({own})"
+    return f"{_setting_name(value if own == '' else type(value))}({own})"
 
 
 def most_mixed_chips(chips: ChipFolder, ids: Iterable[str], count: int) -> tuple[str, ...]:
@@ -205,7 +205,7 @@ def most_mixed_chips(chips: ChipFolder, ids: Iterable[str], count: int) -> tuple
     return tuple(sorted(even, key=lambda id_: (-even[id_], id_))[:count])
 
 
-def _qualified_name(value: object) -> str:
+def _setting_name(value: object) -> str:
     """Return the name of a class or function, with a hash of its file where it is from another package."""
     module = str(getattr(value, "__module__", ""))
     outside = "" if module.split(".")[0] in ("seawall", "builtins") else f"@{module_digest(module)}"

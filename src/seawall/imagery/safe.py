@@ -164,7 +164,7 @@ def open_safe(path: Path, *, granule: str | None = None, unpack_to: Path | None 
     tree = _parse(metadata)
     baseline = _first_text(tree, "PROCESSING_BASELINE") or ""
     text = _first_text(tree, "BOA_QUANTIFICATION_VALUE") or _first_text(tree, "QUANTIFICATION_VALUE") or "0"
-    quantification = _parse_number(metadata, "quantification value", text)
+    quantification = _safe_number(metadata, "quantification value", text)
     if not quantification > 0:
         raise RadiometryError(f"{metadata}: expected a quantification value, got none; fetch the product again")
     chosen = _granule(root, granule)
@@ -257,7 +257,7 @@ def _manifest(root: Path) -> dict[str, Checksum]:
     return listed
 
 
-def _parse_number(where: Path, what: str, text: str) -> float:
+def _safe_number(where: Path, what: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -343,7 +343,7 @@ def _first_text(tree: Element, name: str) -> str | None:
 
 def _offset(where: Path, tree: Element, baseline: str) -> float:
     found = _elements(tree, "BOA_ADD_OFFSET") or _elements(tree, "RADIO_ADD_OFFSET")
-    values = {_parse_number(where, "offset", node.text or "0") for node in found}
+    values = {_safe_number(where, "offset", node.text or "0") for node in found}
     if len(values) > 1:
         raise RadiometryError(f"{where}: expected one offset for all bands, got {sorted(values)}; read the bands apart")
     if values:

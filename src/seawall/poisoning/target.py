@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,6 @@ from seawall.losses.segmentation import masked_mean
 from seawall.modules import eval_mode, to_device_of
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
-
-
-class Poison(Protocol):
-    """Modifies training chips: every chip of the batch is poisoned, with its own random stream."""
-
-    def __call__(self, batch: Batch, keys: Keys) -> Batch: ...
 
 
 @dataclass(frozen=True)

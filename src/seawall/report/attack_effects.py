@@ -14,10 +14,10 @@ from seawall.report.charts import ChartRow, CurvePoint, Series, bar_chart, line_
 from seawall.report.elements import Chart, PageBlock, Table, TableRow, table_row
 from seawall.report.formatting import ThreatLabel, percent_text, plural, ratio_text
 from seawall.report.record_index import (
-    CLEAN_CASE,
+    CLEAN_METHOD,
     ChipCounts,
+    MeasurementKey,
     RecordIndex,
-    SetupKey,
     TableCell,
     display_name,
     record_key_text,
@@ -53,13 +53,13 @@ class AttackedModel:
         """Name of the family of threats."""
         return self.threats[0].family_name
 
-    def setup(self, method: str, threat: ThreatLabel) -> SetupKey:
+    def setup(self, method: str, threat: ThreatLabel) -> MeasurementKey:
         """Return the key of one attack within one threat."""
         return (self.model, method, threat.text)
 
-    def worst_case_counts(self, threat: ThreatLabel) -> list[tuple[SetupKey, ChipCounts]]:
+    def worst_case_counts(self, threat: ThreatLabel) -> list[tuple[MeasurementKey, ChipCounts]]:
         """Return each chip's counts under the choice of attacks, no attack included, that makes the pooled IoU smallest."""
-        setups = [(self.model, *CLEAN_CASE), *(self.setup(method, threat) for method in self.methods)]
+        setups = [(self.model, *CLEAN_METHOD), *(self.setup(method, threat) for method in self.methods)]
         counts = [self.index.counts(setup) for setup in setups]
         chips = sorted(set().union(*counts))
         there = np.array([[chip in of_chip for chip in chips] for of_chip in counts])
@@ -85,7 +85,7 @@ def attacked_models(index: RecordIndex) -> list[AttackedModel]:
     found: dict[tuple[str, tuple[str, ...]], dict[str, list[ThreatLabel]]] = {}
     for model, method, text in index.setups:
         threat = index.threat(text)
-        if method in (CLEAN_CASE[0], WORST) or not threat.facts.norm or threat.facts.bands:
+        if method in (CLEAN_METHOD[0], WORST) or not threat.facts.norm or threat.facts.bands:
             continue
         found.setdefault((model, threat.family), {}).setdefault(method, []).append(threat)
     made = []
@@ -122,7 +122,7 @@ class BandEffect:
 
 def band_effects(index: RecordIndex, model: str) -> Mapping[tuple[str, ThreatLabel], list[BandEffect]]:
     """Return per attack and threat on all bands the loss of pooled IoU with each band alone."""
-    clean = index.value((model, *CLEAN_CASE), "iou.pooled", index.klass)
+    clean = index.value((model, *CLEAN_METHOD), "iou.pooled", index.klass)
     whole = {
         (method, threat.facts): threat
         for _, method, text in index.setups
@@ -144,7 +144,9 @@ def band_effects(index: RecordIndex, model: str) -> Mapping[tuple[str, ThreatLab
     return found
 
 
-def curve_point(index: RecordIndex, setup: SetupKey, metric: str, x: float, where: str, klass: str = "") -> CurvePoint:
+def curve_point(
+    index: RecordIndex, setup: MeasurementKey, metric: str, x: float, where: str, klass: str = ""
+) -> CurvePoint:
     """Return a metric with its interval and its flags as a point of a curve."""
     klass = klass or index.klass
     value, low, high = (index.value(setup, f"{metric}{end}", klass) for end in ("", ".low", ".high"))
@@ -153,7 +155,7 @@ def curve_point(index: RecordIndex, setup: SetupKey, metric: str, x: float, wher
 
 def area_tables(run: RunFolder, attacked: AttackedModel) -> list[PageBlock]:
     """Tabulate the water area that is lost and invented; nothing where the pixel size is unknown."""
-    index, clean = attacked.index, (attacked.model, *CLEAN_CASE)
+    index, clean = attacked.index, (attacked.model, *CLEAN_METHOD)
     sets = [("clean", clean, [(clean, c) for c in index.counts(clean).values()])]
     sets += [
         (threat.budget, attacked.setup(WORST, threat), attacked.worst_case_counts(threat))
@@ -185,7 +187,7 @@ def area_tables(run: RunFolder, attacked: AttackedModel) -> list[PageBlock]:
 
 
 def _area_km2(
-    run: RunFolder, index: RecordIndex, chosen: Sequence[tuple[SetupKey, ChipCounts]], part: str
+    run: RunFolder, index: RecordIndex, chosen: Sequence[tuple[MeasurementKey, ChipCounts]], part: str
 ) -> float | None:
     """Sum an area over chips, from the area rows, else from pixel counts and the ground sampling distance."""
     rows = [index.record(setup, f"area.{part}_km2", index.klass, chip=c.chip) for setup, c in chosen]
@@ -265,7 +267,7 @@ def size_tables(index: RecordIndex) -> list[PageBlock]:
     blocks: list[PageBlock] = []
     for attacked in attacked_models(index):
         threat = headline_budget(attacked)
-        columns = [("clean", (attacked.model, *CLEAN_CASE))]
+        columns = [("clean", (attacked.model, *CLEAN_METHOD))]
         columns += [(f"{display_name(m)}, {threat.budget}", attacked.setup(m, threat)) for m in attacked.methods]
         title = f"{index.display_name(attacked.model)}: small ponds against big rivers, under attack"
         table = size_table(index, title, columns, least=2, folded=attacked.model != index.models[0])

@@ -9,7 +9,7 @@ from seawall.report.attack_effects import attacked_models, headline_budget
 from seawall.report.charts import ReliabilityCurve, reliability_diagram, series_color
 from seawall.report.elements import Chart, PageBlock, Section, Table, table_row
 from seawall.report.formatting import ratio_text
-from seawall.report.record_index import CLEAN_CASE, RecordIndex, SetupKey, display_name
+from seawall.report.record_index import CLEAN_METHOD, MeasurementKey, RecordIndex, display_name
 
 MAX_BINS = 100
 MAX_CURVES = 5
@@ -60,11 +60,11 @@ def calibration_section(index: RecordIndex) -> Section | None:
     return Section("calibration", "How sure is it?", lead, blocks)
 
 
-def _diagram_setups(index: RecordIndex, setups: Sequence[SetupKey]) -> list[SetupKey]:
+def _diagram_setups(index: RecordIndex, setups: Sequence[MeasurementKey]) -> list[MeasurementKey]:
     """Return the setups of the diagram: the first model clean and under its strongest attacks, then other models."""
     measured = set(setups)
-    clean = [s for s in setups if s[1:] == CLEAN_CASE and s[0] not in index.noises]
-    harmful: list[SetupKey] = []
+    clean = [s for s in setups if s[1:] == CLEAN_METHOD and s[0] not in index.noises]
+    harmful: list[MeasurementKey] = []
     for attacked in attacked_models(index):
         if clean and attacked.model == clean[0][0] and not harmful:
             size = headline_budget(attacked)
@@ -73,7 +73,7 @@ def _diagram_setups(index: RecordIndex, setups: Sequence[SetupKey]) -> list[Setu
     return [*clean[:1], *harmful[:2], *clean[1:], *harmful[2:]][:MAX_CURVES] or list(setups[:MAX_CURVES])
 
 
-def _remaining_iou(index: RecordIndex, setup: SetupKey) -> float:
+def _remaining_iou(index: RecordIndex, setup: MeasurementKey) -> float:
     value = index.value(setup, "iou.pooled", index.klass)
     return 1.0 if value is None else value
 
@@ -82,16 +82,16 @@ def _three_digits(value: float | None) -> str:
     return ratio_text(value, 3)
 
 
-def _setup_name(index: RecordIndex, setup: SetupKey) -> str:
+def _setup_name(index: RecordIndex, setup: MeasurementKey) -> str:
     model, method, threat = setup
     return (
         index.display_name(model)
-        if method == CLEAN_CASE[0]
+        if method == CLEAN_METHOD[0]
         else f"{index.display_name(model)}, {display_name(method)}, {index.threat(threat).budget}"
     )
 
 
-def reliability_bins(index: RecordIndex, setup: SetupKey) -> list[tuple[float, float, float]]:
+def reliability_bins(index: RecordIndex, setup: MeasurementKey) -> list[tuple[float, float, float]]:
     """Return (confidence, accuracy, share of pixels) of every bin that holds pixels."""
     bins = []
     for i in range(MAX_BINS):

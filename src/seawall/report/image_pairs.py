@@ -12,7 +12,7 @@ from seawall.records import ThreatFacts
 from seawall.report import images
 from seawall.report.elements import ColorScale, ImageLayer, ImagePair, ImagePairs, PageBlock, Sentence, SmallImage
 from seawall.report.formatting import ThreatLabel, plural
-from seawall.report.record_index import CLEAN_CASE, RecordIndex, TableCell, display_name
+from seawall.report.record_index import CLEAN_METHOD, RecordIndex, TableCell, display_name
 from seawall.report.run_reader import ExampleFacts, RunFolder, read_example
 
 CHIP_SIDE = 320
@@ -94,7 +94,7 @@ def _chip_caption(index: RecordIndex, chip: str, example: ExampleFacts) -> Sente
     model, method, threat = example.model, example.method, example.threat
     where = f", {display_name(method)} within {index.threat(threat).budget}" if method else ""
     parts: list[str | TableCell] = [index.display_name(model) + where]
-    ious = [index.chip_iou((model, *CLEAN_CASE), chip), index.chip_iou((model, method, threat), chip)]
+    ious = [index.chip_iou((model, *CLEAN_METHOD), chip), index.chip_iou((model, method, threat), chip)]
     if all(cell.key for cell in ious):
         parts += [f": {index.klass} IoU ", ious[0], " becomes ", ious[1]]
     return (*parts, ".")

@@ -8,7 +8,7 @@ from seawall.report.attack_effects import curve_point
 from seawall.report.charts import CurvePoint, Series, line_chart, series_color
 from seawall.report.elements import Chart, PageBlock, Section, Table
 from seawall.report.formatting import DASH, percent_text, ratio_text
-from seawall.report.record_index import CLEAN_CASE, RecordIndex, TableCell, record_key_text
+from seawall.report.record_index import CLEAN_METHOD, RecordIndex, TableCell, record_key_text
 from seawall.report.run_reader import NoiseFacts
 from seawall.report.svg import ChartAxis
 
@@ -57,18 +57,18 @@ def _noise_chart(index: RecordIndex, base: str, noisy: Mapping[str, NoiseFacts])
 
 
 def _noise_point(index: RecordIndex, model: str, share: float) -> CurvePoint:
-    return curve_point(index, (model, *CLEAN_CASE), "iou.pooled", share, index.display_name(model))
+    return curve_point(index, (model, *CLEAN_METHOD), "iou.pooled", share, index.display_name(model))
 
 
 def _noise_table(index: RecordIndex, base: str, noisy: Mapping[str, NoiseFacts]) -> Table:
     def cells_of(model: str, metrics: Iterable[str]) -> list[TableCell]:
-        return [index.cell((model, *CLEAN_CASE), metric) for metric in metrics]
+        return [index.cell((model, *CLEAN_METHOD), metric) for metric in metrics]
 
     columns = [
-        (m, name) for m, name in NOISE_COLUMNS if any(index.cell((model, *CLEAN_CASE), m).key for model in noisy)
+        (m, name) for m, name in NOISE_COLUMNS if any(index.cell((model, *CLEAN_METHOD), m).key for model in noisy)
     ]
     metrics = [metric for metric, _ in columns]
-    start = index.value((base, *CLEAN_CASE), "iou.pooled", index.klass)
+    start = index.value((base, *CLEAN_METHOD), "iou.pooled", index.klass)
     rows: list[tuple[str | TableCell, ...]] = []
     if any(cell.key for cell in cells_of(base, metrics)):
         rows.append(("labels as they are", "0", percent_text(0.0), *cells_of(base, metrics), ""))
@@ -85,12 +85,12 @@ def _noise_table(index: RecordIndex, base: str, noisy: Mapping[str, NoiseFacts])
 
 def _change_cell(index: RecordIndex, model: str, start: float | None) -> TableCell:
     """Return the pooled IoU less that of the network trained without noise."""
-    found = index.record((model, *CLEAN_CASE), "iou.pooled", index.klass)
+    found = index.record((model, *CLEAN_METHOD), "iou.pooled", index.klass)
     if found is None or found.value is None or start is None:
         return TableCell(DASH, "undefined, because one of the two figures is")
     change = found.value - start
     sign = "+" if change > 0.005 else ""
-    flags = index.flags((model, *CLEAN_CASE))
+    flags = index.flags((model, *CLEAN_METHOD))
     return TableCell(
         sign + ratio_text(change),
         f"{ratio_text(found.value, 4)} less {ratio_text(start, 4)}",

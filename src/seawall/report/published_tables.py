@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from seawall.report.elements import BulletList, Section, Table, table_row
 from seawall.report.formatting import plural, ratio_text
-from seawall.report.record_index import CLEAN_CASE, RecordIndex, TableCell
+from seawall.report.record_index import CLEAN_METHOD, RecordIndex, TableCell
 from seawall.report.run_reader import RunFolder
 from seawall.report.run_section import label_source
 from seawall.report.scores import PUBLISHED_METRICS, is_measured
@@ -145,10 +145,10 @@ def published_comparison(run: RunFolder, index: RecordIndex) -> Section | None:
         theirs = [_published_cell(t.name, t.figures.get(metric)) for t in tables]
         rows.append(
             table_row(
-                called, *theirs, *(index.cell((m, *CLEAN_CASE), metric, format_value=_four_digits) for m in trained)
+                called, *theirs, *(index.cell((m, *CLEAN_METHOD), metric, format_value=_four_digits) for m in trained)
             )
         )
-    pooled = tuple(index.cell((m, *CLEAN_CASE), "iou.pooled", format_value=_four_digits) for m in trained)
+    pooled = tuple(index.cell((m, *CLEAN_METHOD), "iou.pooled", format_value=_four_digits) for m in trained)
     rows.append(
         table_row(f"For scale: pooled {index.klass} IoU", *(TableCell("–", "not published") for _ in tables), *pooled)
     )

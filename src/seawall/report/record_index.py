@@ -31,8 +31,8 @@ def display_name(name: str) -> str:
     return DISPLAY_NAMES.get(name, name)
 
 
-CLEAN_CASE = ("clean", "")
-SetupKey = tuple[str, str, str]
+CLEAN_METHOD = ("clean", "")
+MeasurementKey = tuple[str, str, str]
 """Model, method, threat."""
 
 
@@ -109,17 +109,19 @@ class RecordIndex:
         noise = self.noises[model]
         return f"{display_name(noise.model)}, {noise.label}"
 
-    def record(self, setup: SetupKey, metric: str, klass: str = "", group: str = "", chip: str = "") -> Record | None:
+    def record(
+        self, setup: MeasurementKey, metric: str, klass: str = "", group: str = "", chip: str = ""
+    ) -> Record | None:
         """Return the row of a metric, or None where it was not measured."""
         return self._rows.get((*setup, chip, group, metric, klass))
 
-    def value(self, setup: SetupKey, metric: str, klass: str = "", group: str = "") -> float | None:
+    def value(self, setup: MeasurementKey, metric: str, klass: str = "", group: str = "") -> float | None:
         """Return the value of a metric, None where it was not measured or is undefined."""
         found = self.record(setup, metric, klass, group)
         return found.value if found else None
 
     @cached_property
-    def setups(self) -> tuple[SetupKey, ...]:
+    def setups(self) -> tuple[MeasurementKey, ...]:
         """Every (model, method, threat) that was measured, in the order of the file, without the worst case."""
         return tuple(dict.fromkeys((r.model, r.method, r.threat) for r in self.measured))
 
@@ -134,8 +136,8 @@ class RecordIndex:
         return tuple(sorted({r.group for r in self.measured if r.group and r.method == "clean"}))
 
     @cached_property
-    def _counts(self) -> Mapping[tuple[SetupKey, str], Mapping[str, ChipCounts]]:
-        counts: dict[tuple[SetupKey, str], dict[str, ChipCounts]] = {}
+    def _counts(self) -> Mapping[tuple[MeasurementKey, str], Mapping[str, ChipCounts]]:
+        counts: dict[tuple[MeasurementKey, str], dict[str, ChipCounts]] = {}
         for r in self.measured:
             if r.chip and r.metric in ("tp", "fp", "fn") and r.value is not None:
                 chips = counts.setdefault(((r.model, r.method, r.threat), r.klass), {})
@@ -144,11 +146,11 @@ class RecordIndex:
                 chips[r.chip] = ChipCounts(r.chip, r.group, sums["tp"], sums["fp"], sums["fn"])
         return counts
 
-    def counts(self, setup: SetupKey, klass: str = "") -> Mapping[str, ChipCounts]:
+    def counts(self, setup: MeasurementKey, klass: str = "") -> Mapping[str, ChipCounts]:
         """Return the counts of every chip, for the page's class unless another is named."""
         return self._counts.get((setup, klass or self.klass), {})
 
-    def chip_iou(self, setup: SetupKey, chip: str) -> TableCell:
+    def chip_iou(self, setup: MeasurementKey, chip: str) -> TableCell:
         """Return the IoU of one chip, from its counts."""
         counts, row = self.counts(setup).get(chip), self.record(setup, "tp", self.klass, chip=chip)
         if counts is None or row is None:
@@ -161,7 +163,7 @@ class RecordIndex:
         per_class = ("iou", "f1", "precision", "recall", "dice", "specificity", "size", "area")
         return self.klass if metric.split(".")[0] in per_class else ""
 
-    def seconds(self, setup: SetupKey) -> float | None:
+    def seconds(self, setup: MeasurementKey) -> float | None:
         """Return the seconds over all chips; rows of one chip share one measurement."""
         spent: dict[str, float] = {}
         for r in self.measured:
@@ -171,25 +173,25 @@ class RecordIndex:
         return total or None
 
     @cached_property
-    def _flags(self) -> Mapping[SetupKey, tuple[str, ...]]:
-        found: dict[SetupKey, dict[str, None]] = {}
+    def _flags(self) -> Mapping[MeasurementKey, tuple[str, ...]]:
+        found: dict[MeasurementKey, dict[str, None]] = {}
         for r in self.rows:
             if r.flags:
                 found.setdefault((r.model, r.method, r.threat), {}).update(dict.fromkeys(r.flags))
         return {setup: tuple(names) for setup, names in found.items()}
 
-    def flags(self, setup: SetupKey) -> tuple[str, ...]:
+    def flags(self, setup: MeasurementKey) -> tuple[str, ...]:
         """Return the flags of all rows of a setup; the worst case has those of all attacks it is taken from."""
         return self._flags.get(setup, ())
 
     @property
-    def flagged(self) -> Mapping[SetupKey, tuple[str, ...]]:
+    def flagged(self) -> Mapping[MeasurementKey, tuple[str, ...]]:
         """Every setup that carries a flag, the worst case included."""
         return self._flags
 
     def cell(
         self,
-        setup: SetupKey,
+        setup: MeasurementKey,
         metric: str,
         klass: str | None = None,
         group: str = "",

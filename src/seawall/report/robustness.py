@@ -27,7 +27,7 @@ from seawall.report.formatting import (
     percent_text,
     plural,
 )
-from seawall.report.record_index import CLEAN_CASE, RecordIndex, TableCell, display_name, record_key_text
+from seawall.report.record_index import CLEAN_METHOD, RecordIndex, TableCell, display_name, record_key_text
 from seawall.report.run_reader import RunFolder
 from seawall.report.svg import ChartAxis
 
@@ -89,7 +89,7 @@ def _eps_tick(attacked: AttackedModel) -> Callable[[float], str]:
 
 
 def _attack_curves(run: RunFolder, attacked: AttackedModel) -> Chart:
-    index, setup = attacked.index, (attacked.model, *CLEAN_CASE)
+    index, setup = attacked.index, (attacked.model, *CLEAN_METHOD)
     series = [_worst_curve(attacked, pooled=True), _worst_curve(attacked, pooled=False)]
     start = curve_point(index, setup, "iou.pooled", 0.0, "clean")
     for i, method in enumerate(attacked.methods):
@@ -123,7 +123,7 @@ def _eps_title(attacked: AttackedModel) -> str:
 def _worst_curve(attacked: AttackedModel, *, pooled: bool) -> Series:
     metric = "iou.pooled" if pooled else "iou.per_chip"
     index = attacked.index
-    points = [curve_point(index, (attacked.model, *CLEAN_CASE), metric, 0.0, "clean")]
+    points = [curve_point(index, (attacked.model, *CLEAN_METHOD), metric, 0.0, "clean")]
     points += [
         curve_point(index, attacked.setup(WORST, threat), metric, threat.largest_eps, threat.budget)
         for threat in attacked.threats
@@ -184,7 +184,7 @@ def _budget_cells(attacked: AttackedModel, method: str, metric: str) -> list[Tab
         across = [_worst_case_cell(attacked, threat, metric) for threat in attacked.threats]
     else:
         across = [index.cell(attacked.setup(method, threat), metric) for threat in attacked.threats]
-    return [index.cell((attacked.model, *CLEAN_CASE), metric), *across]
+    return [index.cell((attacked.model, *CLEAN_METHOD), metric), *across]
 
 
 def _cost_cells(attacked: AttackedModel, method: str) -> tuple[TableCell | str, TableCell | str]:
@@ -246,7 +246,7 @@ def _winner_tables(attacked: AttackedModel) -> list[PageBlock]:
 
 
 def _chip_winner_table(attacked: AttackedModel) -> Table:
-    threat, index, clean = attacked.threats[-1], attacked.index, (attacked.model, *CLEAN_CASE)
+    threat, index, clean = attacked.threats[-1], attacked.index, (attacked.model, *CLEAN_METHOD)
     won = attacked.winners(threat)
     rows: list[TableRow] = []
     for chip, row in sorted(won.items())[:MAX_CHIP_ROWS]:

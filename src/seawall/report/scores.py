@@ -8,7 +8,7 @@ from dataclasses import replace
 from seawall.report.charts import ChartRow, interval_chart
 from seawall.report.elements import Chart, PageBlock, Section, Table, table_row
 from seawall.report.formatting import plural
-from seawall.report.record_index import CLEAN_CASE, RecordIndex, SetupKey
+from seawall.report.record_index import CLEAN_METHOD, MeasurementKey, RecordIndex
 from seawall.report.run_reader import RunFolder
 from seawall.report.svg import ChartAxis
 
@@ -48,12 +48,12 @@ def clean_scores(run: RunFolder, index: RecordIndex) -> Section | None:
     models = [
         m
         for m in index.models
-        if m not in index.noises and index.value((m, *CLEAN_CASE), "iou.pooled", index.klass) is not None
+        if m not in index.noises and index.value((m, *CLEAN_METHOD), "iou.pooled", index.klass) is not None
     ]
-    models = models or [m for m in index.models if index.counts((m, *CLEAN_CASE))]
+    models = models or [m for m in index.models if index.counts((m, *CLEAN_METHOD))]
     if not models:
         return None
-    n = len(index.counts((models[0], *CLEAN_CASE)))
+    n = len(index.counts((models[0], *CLEAN_METHOD)))
     places = len(index.groups)
     lead = (
         f"Test part: {plural(n, 'chip')} from {plural(places, 'place')}. Counts come first, ratios last: every figure below is "
@@ -69,9 +69,9 @@ def clean_scores(run: RunFolder, index: RecordIndex) -> Section | None:
 def _interval_plot(index: RecordIndex, models: Sequence[str]) -> Chart:
     rows = []
     for i, model in enumerate(models):
-        cell = index.cell((model, *CLEAN_CASE), "iou.pooled")
-        low, high = (index.value((model, *CLEAN_CASE), f"iou.pooled.{end}", index.klass) for end in ("low", "high"))
-        value = index.value((model, *CLEAN_CASE), "iou.pooled", index.klass)
+        cell = index.cell((model, *CLEAN_METHOD), "iou.pooled")
+        low, high = (index.value((model, *CLEAN_METHOD), f"iou.pooled.{end}", index.klass) for end in ("low", "high"))
+        value = index.value((model, *CLEAN_METHOD), "iou.pooled", index.klass)
         kind = "c0" if i == 0 else "muted"
         rows.append(ChartRow(index.display_name(model), value, low, high, kind, cell.title, cell.text, cell.flags))
     drawing = interval_chart(
@@ -87,9 +87,9 @@ def score_table(
 ) -> Table:
     """Return a table of models by metrics, with the best of each column marked."""
     kept = [c for c in columns if any(is_measured(index, m, c[0]) for m in models)]
-    rows = [[index.cell((model, *CLEAN_CASE), metric) for metric, _, _ in kept] for model in models]
+    rows = [[index.cell((model, *CLEAN_METHOD), metric) for metric, _, _ in kept] for model in models]
     for j, (metric, _, _) in enumerate(kept):
-        values = [index.value((m, *CLEAN_CASE), metric, index.class_of(metric)) for m in models]
+        values = [index.value((m, *CLEAN_METHOD), metric, index.class_of(metric)) for m in models]
         known = [v for v in values if v is not None]
         for i, value in enumerate(values):
             if len(known) > 1 and value == max(known):
@@ -101,7 +101,7 @@ def score_table(
 
 
 def is_measured(index: RecordIndex, model: str, metric: str) -> bool:
-    return index.record((model, *CLEAN_CASE), metric, index.class_of(metric)) is not None
+    return index.record((model, *CLEAN_METHOD), metric, index.class_of(metric)) is not None
 
 
 def srip_table(index: RecordIndex, models: Sequence[str]) -> Table | None:
@@ -125,7 +125,7 @@ def srip_table(index: RecordIndex, models: Sequence[str]) -> Table | None:
 def _by_place(index: RecordIndex, models: Sequence[str]) -> list[PageBlock]:
     rows = []
     for group in index.groups:
-        cells = [index.cell((m, *CLEAN_CASE), "iou.pooled", group=group) for m in models]
+        cells = [index.cell((m, *CLEAN_METHOD), "iou.pooled", group=group) for m in models]
         if any(cell.key for cell in cells):
             rows.append(table_row(group, *cells))
     if len(rows) < 2:
@@ -142,7 +142,7 @@ def _by_class(index: RecordIndex, models: Sequence[str]) -> list[PageBlock]:
     if len(classes) < 3:
         return []
     rows = tuple(
-        table_row(klass, *(index.cell((m, *CLEAN_CASE), "iou.pooled", klass=klass) for m in models))
+        table_row(klass, *(index.cell((m, *CLEAN_METHOD), "iou.pooled", klass=klass) for m in models))
         for klass in classes
     )
     return [
@@ -155,13 +155,18 @@ def _by_class(index: RecordIndex, models: Sequence[str]) -> list[PageBlock]:
 
 
 def _by_size(index: RecordIndex, models: Sequence[str]) -> list[PageBlock]:
-    columns = [(index.display_name(model), (model, *CLEAN_CASE)) for model in models]
+    columns = [(index.display_name(model), (model, *CLEAN_METHOD)) for model in models]
     table = size_table(index, "Small ponds against big rivers", columns)
     return [table] if table else []
 
 
 def size_table(
-    index: RecordIndex, title: str, columns: Sequence[tuple[str, SetupKey]], *, least: int = 1, folded: bool = False
+    index: RecordIndex,
+    title: str,
+    columns: Sequence[tuple[str, MeasurementKey]],
+    *,
+    least: int = 1,
+    folded: bool = False,
 ) -> Table | None:
     """Tabulate the recall by size of the water body.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from seawall.report.attack_effects import attacked_models
 from seawall.report.elements import Sentence
 from seawall.report.formatting import area_text, percent_text, plural, ratio_text
-from seawall.report.record_index import CLEAN_CASE, RecordIndex, SetupKey, TableCell
+from seawall.report.record_index import CLEAN_METHOD, MeasurementKey, RecordIndex, TableCell
 from seawall.report.robustness import headline_cell
 from seawall.report.run_reader import MappedScene, NoiseFacts, RunFolder
 from seawall.report.scenes import scene_cell, share_difference, truth_words
@@ -37,9 +37,9 @@ def best_baseline(run: RunFolder, index: RecordIndex) -> tuple[str, TableCell] |
         (scene_cell, m)
         for m in index.models
         if m != mine and m not in run.trained and m not in index.noises
-        and (scene_cell := index.value((m, *CLEAN_CASE), "iou.pooled", index.klass)) is not None
+        and (scene_cell := index.value((m, *CLEAN_METHOD), "iou.pooled", index.klass)) is not None
     ]  # fmt: skip
-    return (max(known)[1], index.cell((max(known)[1], *CLEAN_CASE), "iou.pooled")) if known else None
+    return (max(known)[1], index.cell((max(known)[1], *CLEAN_METHOD), "iou.pooled")) if known else None
 
 
 def summary_sentences(run: RunFolder, index: RecordIndex) -> tuple[Sentence, ...]:
@@ -57,7 +57,7 @@ def summary_sentences(run: RunFolder, index: RecordIndex) -> tuple[Sentence, ...
 
 
 def _accuracy_sentences(run: RunFolder, index: RecordIndex, model: str) -> list[Sentence]:
-    setup: SetupKey = (model, *CLEAN_CASE)
+    setup: MeasurementKey = (model, *CLEAN_METHOD)
     iou = index.cell(setup, "iou.pooled")
     if not iou.key:
         return []
@@ -106,7 +106,7 @@ def _label_noise_sentences(index: RecordIndex, model: str) -> list[Sentence]:
     if most is None:
         return []
     name, noise = most
-    cell = index.cell((name, *CLEAN_CASE), "iou.pooled")
+    cell = index.cell((name, *CLEAN_METHOD), "iou.pooled")
     change = f"{noise.noise} changed {noise.changed_text} of the pixels ({noise.rate_text} asked for)"
     return [(f"Trained on masks of which {change}, it reaches ", cell, ".")]
 
@@ -140,12 +140,12 @@ def key_numbers(run: RunFolder, index: RecordIndex) -> tuple[KeyNumber, ...]:
     """Return up to five key numbers."""
     model = main_model(run, index)
     made = []
-    iou = index.cell((model, *CLEAN_CASE), "iou.pooled")
+    iou = index.cell((model, *CLEAN_METHOD), "iou.pooled")
     if iou.key:
         other = best_baseline(run, index)
         beside = f"{index.display_name(other[0])}: {other[1].text}" if other else "all test pixels together"
         made.append(KeyNumber(f"{run.klass} IoU, pooled", iou, beside))
-        per_chip = index.cell((model, *CLEAN_CASE), "iou.per_chip")
+        per_chip = index.cell((model, *CLEAN_METHOD), "iou.per_chip")
         made.append(KeyNumber(f"{run.klass} IoU, per chip", per_chip, "small waters count as much as large"))
     made += [_truth_number(scene, name) for name, scene in run.scenes.items() if scene.truth is not None][:1]
     held = [a for a in attacked_models(index) if a.model == model]
@@ -154,7 +154,7 @@ def key_numbers(run: RunFolder, index: RecordIndex) -> tuple[KeyNumber, ...]:
         made.append(KeyNumber("under attack", cell, f"worst case within {threat.budget}"))
     most = _most_corrupted(index, model)
     if most is not None:
-        made.append(KeyNumber("after wrong labels", index.cell((most[0], *CLEAN_CASE), "iou.pooled"), most[1].label))
+        made.append(KeyNumber("after wrong labels", index.cell((most[0], *CLEAN_METHOD), "iou.pooled"), most[1].label))
     return tuple(made)
 
 

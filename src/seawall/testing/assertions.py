@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from seawall.registry import Entry, build
 from seawall.types import Batch
 
-Method = TypeVar("Method")
+Made = TypeVar("Method")
 
 
-def made(entry: Entry, protocol: type[Method]) -> Method:
+def made(entry: Entry, protocol: type[Made]) -> Made:
     """Return the method with its cheap settings.
 
     Args:

@@ -32,7 +32,7 @@ def check_stays_in_the_threat_set(entry: Entry) -> None:
     """Every threat model is kept: norm, bounds, bands, region, sign, spectrum."""
     model, batch = _uneven(), ground_batch()
     for name, threat in THREATS.items():
-        adv = _run(entry, model, batch, threat)
+        adv = _run_attack(entry, model, batch, threat)
         back = threat.project(adv, batch.image, batch.seen)
         assert torch.allclose(adv, back, rtol=0, atol=2e-6), f"{name}: the result leaves the threat set"
         far = threat.distance(adv, batch.image)
@@ -42,7 +42,7 @@ def check_stays_in_the_threat_set(entry: Entry) -> None:
 def check_shape_dtype_device_finite_detached(entry: Entry) -> None:
     """The result is an image like the one that came."""
     batch = ground_batch()
-    adv = _run(entry, _uneven(), batch)
+    adv = _run_attack(entry, _uneven(), batch)
     assert adv.shape == batch.image.shape, f"expected {tuple(batch.image.shape)}, got {tuple(adv.shape)}"
     assert adv.dtype == batch.image.dtype, f"expected {batch.image.dtype}, got {adv.dtype}"
     assert adv.device == batch.image.device, f"expected {batch.image.device}, got {adv.device}"
@@ -55,7 +55,7 @@ def check_inputs_untouched(entry: Entry) -> None:
     for threat in (LINF, LINF.scaled(0)):
         batch = ground_batch()
         before = copy_batch(batch)
-        adv = _run(entry, _uneven(), batch, threat)
+        adv = _run_attack(entry, _uneven(), batch, threat)
         assert same_batch(batch, before), "the attack wrote to its batch"
         adv.add_(1.0)
         assert same_batch(batch, before), "the result shares memory with the batch"
@@ -65,7 +65,7 @@ def check_model_left_as_found(entry: Entry) -> None:
     """Values, gradients, buffers, modes and what wants gradients are as before."""
     model = uneven_model()
     before = snapshot(model)
-    _run(entry, model, ground_batch())
+    _run_attack(entry, model, ground_batch())
     assert same_snapshot(before, snapshot(model)), "the attack changed the model"
 
 
@@ -83,7 +83,7 @@ def check_model_left_as_found_after_an_exception(entry: Entry) -> None:
         handle = model.register_forward_pre_hook(fail)
         before = snapshot(model)
         try:
-            _run(entry, model, ground_batch())
+            _run_attack(entry, model, ground_batch())
         except KeyboardInterrupt:
             pass
         else:
@@ -98,10 +98,10 @@ def check_only_its_keys(entry: Entry) -> None:
     """Randomness comes from the keys alone: no global state, the same keys give the same bits."""
     batch = ground_batch()
     with quiet_random():
-        first = _run(entry, _uneven(), batch)
+        first = _run_attack(entry, _uneven(), batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12345)
-        assert same_bits(first, _run(entry, _uneven(), batch)), "the same keys gave another result"
+        assert same_bits(first, _run_attack(entry, _uneven(), batch)), "the same keys gave another result"
 
 
 def check_images_do_not_see_each_other(entry: Entry) -> None:
@@ -109,28 +109,30 @@ def check_images_do_not_see_each_other(entry: Entry) -> None:
     if "set" in entry.traits:
         return  # the trait is asserted below
     model, batch = _uneven(), ground_batch()
-    whole = _run(entry, model, batch)
+    whole = _run_attack(entry, model, batch)
     for i in range(len(batch)):
-        alone = _run(entry, model, batch.select([i]))
+        alone = _run_attack(entry, model, batch.select([i]))
         assert torch.allclose(whole[i : i + 1], alone, rtol=0, atol=1e-6), "an image's attack depends on its batch"
-    turned = _run(entry, model, batch.select([2, 0, 1]))
+    turned = _run_attack(entry, model, batch.select([2, 0, 1]))
     assert torch.allclose(whole[[2, 0, 1]], turned, rtol=0, atol=1e-6), "an image's attack depends on its place"
 
 
 def check_labels_of_invalid_pixels_mean_nothing(entry: Entry) -> None:
     """Whatever an invalid pixel's label says, the result is the same."""
     batch = ground_batch()
-    first = _run(entry, _uneven(), batch)
+    first = _run_attack(entry, _uneven(), batch)
     for value in (0, 1, 255, -1):
         other = replace(batch, label=torch.where(batch.valid, batch.label, value))
-        assert same_bits(first, _run(entry, _uneven(), other)), f"label {value} of invalid pixels changed the result"
+        assert same_bits(first, _run_attack(entry, _uneven(), other)), (
+            f"label {value} of invalid pixels changed the result"
+        )
 
 
 def check_unseen_pixels_never_touched(entry: Entry) -> None:
     """Pixels without data stay as they are, to the bit."""
     batch = ground_batch()
     for name, threat in THREATS.items():
-        adv = _run(entry, _uneven(), batch, threat)
+        adv = _run_attack(entry, _uneven(), batch, threat)
         there = ~batch.seen[:, None].expand_as(adv)
         assert torch.equal(adv[there], batch.image[there]), f"{name}: an unseen pixel was touched"
 
@@ -139,13 +141,13 @@ def check_zero_budget_is_identity(entry: Entry) -> None:
     """eps = 0 gives the clean image, to the bit."""
     batch = ground_batch()
     for threat in (LINF.scaled(0), ThreatModel("l2", 0.0), ThreatModel("linf", (0.0, 0.0))):
-        assert same_bits(_run(entry, _uneven(), batch, threat), batch.image), "eps 0 changed the image"
+        assert same_bits(_run_attack(entry, _uneven(), batch, threat), batch.image), "eps 0 changed the image"
 
 
 def check_hurts_a_linear_model(entry: Entry) -> None:
     """Accuracy on a linear model falls; a weak attack must not raise it."""
     model, batch = linear_model(), ground_batch(size=16)
-    before, after = accuracy(model, batch).mean(), accuracy(model, batch, _run(entry, model, batch)).mean()
+    before, after = accuracy(model, batch).mean(), accuracy(model, batch, _run_attack(entry, model, batch)).mean()
     if "weak" in entry.traits:
         assert after <= before + 0.02, f"accuracy rose from {before:.3f} to {after:.3f}"
     else:
@@ -158,7 +160,7 @@ def check_reaches_the_linear_optimum(entry: Entry) -> None:
         return
     model, batch = linear_model(), ground_batch(size=16)
     least, corner = worst_accuracy(model, batch, LINF)
-    got = accuracy(model, batch, _run(entry, model, batch))
+    got = accuracy(model, batch, _run_attack(entry, model, batch))
     # a pixel on the border may fall either way by rounding
     logits = model(corner).detach()
     border = ((logits[:, 0] - logits[:, 1]).abs() < 1e-4) & batch.valid
@@ -175,40 +177,42 @@ def check_smallest_batches(entry: Entry) -> None:
     empty = replace(one, valid=torch.zeros_like(one.valid))
     dark = replace(empty, seen=torch.zeros_like(one.seen), image=torch.zeros_like(one.image))
     for name, batch in (("one image", one), ("one valid pixel", single), ("none valid", empty), ("none seen", dark)):
-        adv = _run(entry, model, batch)
+        adv = _run_attack(entry, model, batch)
         assert adv.shape == batch.image.shape and bool(adv.isfinite().all()), f"{name}: not a finite image"
         assert torch.allclose(adv, LINF.project(adv, batch.image, batch.seen), atol=2e-6), f"{name}: outside the set"
     image, label, seen, valid = (torch.cat([part, part]) for part in (one.image, one.label, one.seen, one.valid))
     mixed = Batch(image, label, seen, valid & torch.tensor([True, False])[:, None, None], ("a", "b"))
-    assert bool(_run(entry, model, mixed).isfinite().all()), "an image without valid pixels spoils its batch"
+    assert bool(_run_attack(entry, model, mixed).isfinite().all()), "an image without valid pixels spoils its batch"
 
 
 def check_works_where_gradients_are_off(entry: Entry) -> None:
     """Inside no_grad and inference_mode, where evaluation loops run, the result is the same."""
     model, batch = _uneven(), ground_batch()
-    usual = _run(entry, model, batch)
+    usual = _run_attack(entry, model, batch)
     with torch.no_grad():
-        assert same_bits(usual, _run(entry, model, batch)), "no_grad changed the result"
+        assert same_bits(usual, _run_attack(entry, model, batch)), "no_grad changed the result"
     with torch.inference_mode():
-        assert same_bits(usual, _run(entry, model, copy_batch(batch)).clone()), "inference_mode changed the result"
+        assert same_bits(usual, _run_attack(entry, model, copy_batch(batch)).clone()), (
+            "inference_mode changed the result"
+        )
 
 
 def check_traits(entry: Entry) -> None:
     """Each declared trait is true."""
     model, batch = _uneven(), ground_batch(size=16)
     if "stochastic" in entry.traits:
-        assert not same_bits(_run(entry, model, batch), _run(entry, model, batch, seed=1)), (
+        assert not same_bits(_run_attack(entry, model, batch), _run_attack(entry, model, batch, seed=1)), (
             "stochastic: keys change nothing"
         )
     if "black-box" in entry.traits:
-        _run(entry, cast(SegmentationModel, _Blind(model)), batch)  # must not ask for gradients
+        _run_attack(entry, cast(SegmentationModel, _Blind(model)), batch)  # must not ask for gradients
     if "targeted" in entry.traits:
         goal = getattr(made(entry, Attack), "goal", None)
         assert goal is not None and goal.targeted, "targeted: its default goal is not"
     if "weak" in entry.traits:
         linear = linear_model()
         least, _ = worst_accuracy(linear, batch, LINF)
-        got = accuracy(linear, batch, _run(entry, linear, batch))
+        got = accuracy(linear, batch, _run_attack(entry, linear, batch))
         assert bool((got > least + 1e-6).any()), "weak: it reaches the optimum of a linear model"
     if "set" in entry.traits:
         attack, segmenter = made(entry, SetAttack), cast(SegmentationModel, model)
@@ -220,7 +224,7 @@ def check_traits(entry: Entry) -> None:
             assert same_bits(alone, whole[i : i + 1]), "set: the fitted noise depends on what it is put on"
     if "min-norm" in entry.traits:
         wide = ThreatModel("linf", 0.5)
-        far = wide.distance(_run(entry, model, batch, wide), batch.image)
+        far = wide.distance(_run_attack(entry, model, batch, wide), batch.image)
         assert bool((far < 0.9 * wide.radius).all()), f"min-norm: it uses the whole budget, {far} of {wide.radius}"
 
 
@@ -241,7 +245,7 @@ def _uneven() -> nn.Module:
     return uneven_model().eval()
 
 
-def _run(
+def _run_attack(
     entry: Entry, model: nn.Module | SegmentationModel, batch: Batch, threat: ThreatModel = LINF, seed: int = 0
 ) -> Tensor:
     attack = made(entry, Attack)

@@ -13,7 +13,7 @@ from seawall.types import Batch, Loss
 
 def check_finite_scalar_with_gradient(entry: Entry) -> None:
     """A finite scalar with a finite gradient that reaches valid pixels alone."""
-    batch, logits = _given()
+    batch, logits = _loss_inputs()
     value = _loss(entry)(logits, batch.label, batch.valid)
     assert value.ndim == 0 and bool(value.isfinite()), f"expected a finite scalar, got {value}"
     (grad,) = torch.autograd.grad(value, logits)
@@ -24,7 +24,7 @@ def check_finite_scalar_with_gradient(entry: Entry) -> None:
 
 def check_invalid_pixels_mean_nothing(entry: Entry) -> None:
     """Whatever labels and logits of invalid pixels say, the loss is the same."""
-    batch, logits = _given()
+    batch, logits = _loss_inputs()
     usual = _loss(entry)(logits, batch.label, batch.valid)
     for value in (0, 1, 255, -1):
         label = torch.where(batch.valid, batch.label, value)
@@ -36,7 +36,7 @@ def check_invalid_pixels_mean_nothing(entry: Entry) -> None:
 
 def check_nothing_valid_is_zero(entry: Entry) -> None:
     """Without valid pixels the loss is 0 and its gradient is finite."""
-    batch, logits = _given()
+    batch, logits = _loss_inputs()
     value = _loss(entry)(logits, batch.label, torch.zeros_like(batch.valid))
     assert float(value.detach()) == 0.0, f"expected 0 without valid pixels, got {value}"
     if value.requires_grad:
@@ -45,7 +45,7 @@ def check_nothing_valid_is_zero(entry: Entry) -> None:
 
 def check_right_costs_less_than_wrong(entry: Entry) -> None:
     """A right and sure prediction costs less than a wrong and sure one; extreme logits stay finite."""
-    batch, _ = _given()
+    batch, _ = _loss_inputs()
     label = torch.where(batch.valid, batch.label, 0)
     sure = torch.nn.functional.one_hot(label, 2).movedim(-1, 1).float() * 200 - 100
     right, wrong = (_loss(entry)(logits, batch.label, batch.valid) for logits in (sure, -sure))
@@ -53,7 +53,7 @@ def check_right_costs_less_than_wrong(entry: Entry) -> None:
     assert right < wrong, f"right costs {right}, wrong costs {wrong}"
 
 
-def _given() -> tuple[Batch, Tensor]:
+def _loss_inputs() -> tuple[Batch, Tensor]:
     batch = ground_batch(images=2)
     return batch, linear_model()(batch.image).detach().requires_grad_()
 

@@ -14,7 +14,7 @@ from seawall.testing.assertions import made, quiet_random, same_bits
 from seawall.testing.fixtures import BANDS
 from seawall.types import Architecture, ModelSpec
 
-SPEC = ModelSpec(BANDS, ("land", "water"), "reflectance", 10.0)
+MODEL_SPEC = ModelSpec(BANDS, ("land", "water"), "reflectance", 10.0)
 SIZES = ((1, 1), (7, 5), (16, 16), (17, 33))
 
 
@@ -22,7 +22,7 @@ def check_logits_of_any_size(entry: Entry) -> None:
     """Images of every size give finite logits (B, K, H, W), and the module has the specification that it was built for."""
     model = _model(entry)
     spec = spec_of(model)
-    assert (spec.bands, spec.classes, spec.unit) == (SPEC.bands, SPEC.classes, SPEC.unit)
+    assert (spec.bands, spec.classes, spec.unit) == (MODEL_SPEC.bands, MODEL_SPEC.classes, MODEL_SPEC.unit)
     for height, width in SIZES:
         logits = model(_image(2, height, width))
         assert logits.shape == (2, 2, height, width), f"expected {(2, 2, height, width)}, got {tuple(logits.shape)}"
@@ -86,7 +86,7 @@ def check_weights_travel(entry: Entry) -> None:
 def _model(entry: Entry) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return made(entry, Architecture)(SPEC).eval()
+        return made(entry, Architecture)(MODEL_SPEC).eval()
 
 
 def _image(count: int, height: int, width: int) -> Tensor:

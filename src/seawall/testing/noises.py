@@ -12,47 +12,47 @@ from seawall.testing.assertions import copy_batch, made, quiet_random, same_batc
 from seawall.testing.fixtures import ground_batch
 from seawall.types import Batch, LabelNoise
 
-CLASSES = 2
+NOISE_CLASSES = 2
 
 
 def check_only_labels_change(entry: Entry) -> None:
     """Image and seen stay; the input is not written to; valid stays inside seen; labels stay classes."""
     batch = _lake()
     before = copy_batch(batch)
-    after = _run(entry, batch)
+    after = _run_noise(entry, batch)
     assert same_batch(batch, before), "the noise wrote to its batch"
     assert same_bits(after.image, batch.image) and same_bits(after.seen, batch.seen), "the image or seen changed"
     assert after.chips == batch.chips, "the chips changed"
     assert not bool((after.valid & ~after.seen).any()), "a pixel is valid but unseen"
     labels = after.label[after.valid]
     assert after.label.dtype == torch.int64, f"expected int64 labels, got {after.label.dtype}"
-    assert bool(((labels >= 0) & (labels < CLASSES)).all()), "a valid label is no class"
+    assert bool(((labels >= 0) & (labels < NOISE_CLASSES)).all()), "a valid label is no class"
 
 
 def check_only_its_keys(entry: Entry) -> None:
     """Randomness comes from the keys alone."""
     batch = _lake()
     with quiet_random():
-        first = _run(entry, batch)
+        first = _run_noise(entry, batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(999)
-        assert _same(first, _run(entry, batch)), "the same keys gave another result"
+        assert _same(first, _run_noise(entry, batch)), "the same keys gave another result"
 
 
 def check_images_do_not_see_each_other(entry: Entry) -> None:
     """A batch equals its images one by one."""
     batch = _lake()
-    whole = _run(entry, batch)
+    whole = _run_noise(entry, batch)
     for i in range(len(batch)):
-        assert _same(whole.select([i]), _run(entry, batch.select([i]))), "an image's noise depends on its batch"
+        assert _same(whole.select([i]), _run_noise(entry, batch.select([i]))), "an image's noise depends on its batch"
 
 
 def check_labels_of_invalid_pixels_mean_nothing(entry: Entry) -> None:
     """Whatever an invalid pixel's label says, valid pixels get the same."""
     batch = _lake()
-    first = _run(entry, batch)
+    first = _run_noise(entry, batch)
     for value in (0, 1, 255, -1):
-        other = _run(entry, replace(batch, label=torch.where(batch.valid, batch.label, value)))
+        other = _run_noise(entry, replace(batch, label=torch.where(batch.valid, batch.label, value)))
         assert _same(first, other), f"label {value} of invalid pixels changed the result"
 
 
@@ -70,7 +70,7 @@ def check_nothing_valid(entry: Entry) -> None:
     """A chip without labels comes back without labels."""
     batch = _lake()
     empty = replace(batch, valid=torch.zeros_like(batch.valid))
-    assert not bool(_run(entry, empty).valid.any()), "it made labels where there were none"
+    assert not bool(_run_noise(entry, empty).valid.any()), "it made labels where there were none"
 
 
 def _lake() -> Batch:
@@ -81,7 +81,7 @@ def _lake() -> Batch:
     return replace(batch, label=torch.where(batch.valid, lake, batch.label))
 
 
-def _run(entry: Entry, batch: Batch) -> Batch:
+def _run_noise(entry: Entry, batch: Batch) -> Batch:
     return made(entry, LabelNoise)(batch, Keys(0, batch.chips))
 
 

@@ -15,12 +15,12 @@ from seawall.testing.assertions import copy_batch, made, quiet_random, same_batc
 from seawall.testing.fixtures import ground_batch
 from seawall.types import Architecture, Batch, ModelSpec, Objective, SegmentationModel, Setting
 
-SPEC = ModelSpec(("B02", "B03"), ("land", "water"), "reflectance", 10.0)
+OBJECTIVE_SPEC = ModelSpec(("B02", "B03"), ("land", "water"), "reflectance", 10.0)
 
 
 def check_finite_scalar_with_gradient(entry: Entry) -> None:
     """A finite scalar whose gradient reaches the parameters of the model."""
-    model, batch = _given(entry)
+    model, batch = _objective_inputs(entry)
     value = _value(entry, model, batch)
     assert value.ndim == 0 and bool(value.isfinite()), f"expected a finite scalar, got {value}"
     grads = _gradients(value, model)
@@ -30,7 +30,7 @@ def check_finite_scalar_with_gradient(entry: Entry) -> None:
 
 def check_invalid_pixels_mean_nothing(entry: Entry) -> None:
     """Whatever the labels of invalid pixels are, the value is the same."""
-    model, batch = _given(entry)
+    model, batch = _objective_inputs(entry)
     usual = _value(entry, model, batch)
     for label in (0, 1, 255, -1):
         other = replace(batch, label=torch.where(batch.valid, batch.label, label))
@@ -39,7 +39,7 @@ def check_invalid_pixels_mean_nothing(entry: Entry) -> None:
 
 def check_nothing_valid_is_zero(entry: Entry) -> None:
     """Without valid pixels the value is 0 and no gradient is undefined."""
-    model, batch = _given(entry)
+    model, batch = _objective_inputs(entry)
     value = _value(entry, model, replace(batch, valid=torch.zeros_like(batch.valid)))
     assert float(value.detach()) == 0.0, f"expected 0 without valid pixels, got {value}"
     if value.requires_grad:
@@ -48,7 +48,7 @@ def check_nothing_valid_is_zero(entry: Entry) -> None:
 
 def check_only_its_keys(entry: Entry) -> None:
     """Randomness comes from the keys alone."""
-    model, batch = _given(entry)
+    model, batch = _objective_inputs(entry)
     with quiet_random():
         first = _value(entry, model, batch)
     with torch.random.fork_rng(devices=[]):
@@ -58,7 +58,7 @@ def check_only_its_keys(entry: Entry) -> None:
 
 def check_inputs_untouched(entry: Entry) -> None:
     """The batch and the weights are not written to."""
-    model, batch = _given(entry)
+    model, batch = _objective_inputs(entry)
     before, weights = copy_batch(batch), {name: value.clone() for name, value in model.named_parameters()}
     _value(entry, model, batch)
     assert same_batch(batch, before), "the objective wrote to its batch"
@@ -67,7 +67,7 @@ def check_inputs_untouched(entry: Entry) -> None:
 
 def check_descent_learns(entry: Entry) -> None:
     """Descent on the value makes a network right more often on the valid pixels that it learns from."""
-    model, batch = _given(entry)
+    model, batch = _objective_inputs(entry)
     before = _right(model, batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     for step in range(60):
@@ -79,14 +79,14 @@ def check_descent_learns(entry: Entry) -> None:
     assert after > max(before, 0.75), f"expected more than {max(before, 0.75):.2f} of the pixels, got {after:.2f}"
 
 
-def _given(entry: Entry) -> tuple[nn.Module, Batch]:
+def _objective_inputs(entry: Entry) -> tuple[nn.Module, Batch]:
     batch = ground_batch(images=4, size=16)
     small: Mapping[str, Setting] = {"width": 4, "depth": 1, "norm": "pixel"}
     make = build("model", "twins", {"settings": small}) if "peers" in entry.traits else build("model", "unet", small)
     assert isinstance(make, Architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = make(SPEC)
+        model = make(OBJECTIVE_SPEC)
     for layer in model.modules():
         if isinstance(layer, Standardize):
             layer.fit([0.3, 0.3], [0.06, 0.06])

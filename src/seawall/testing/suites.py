@@ -12,7 +12,7 @@ from seawall.testing.assertions import made
 from seawall.testing.fixtures import accuracy, ground_batch, linear_model, worst_accuracy
 from seawall.threat.model import ThreatModel
 
-LINF = ThreatModel("linf", 0.03, low=0.0)
+SUITE_THREAT = ThreatModel("linf", 0.03, low=0.0)
 
 
 def check_members_are_named_apart(entry: Entry) -> None:
@@ -32,9 +32,11 @@ def check_members_stay_in_the_threat_set(entry: Entry) -> None:
     model, batch = linear_model(), ground_batch(images=2)
     unseen = ~batch.seen[:, None].expand_as(batch.image)
     for member in made(entry, Suite).members():
-        adv = member.attack(model, batch, LINF, Keys(0, batch.chips))
-        far = LINF.distance(adv, batch.image)
-        assert bool((far <= LINF.radius * (1 + 1e-4) + 1e-6).all()), f"{member.name}: eps is {LINF.radius}, got {far}"
+        adv = member.attack(model, batch, SUITE_THREAT, Keys(0, batch.chips))
+        far = SUITE_THREAT.distance(adv, batch.image)
+        assert bool((far <= SUITE_THREAT.radius * (1 + 1e-4) + 1e-6).all()), (
+            f"{member.name}: eps is {SUITE_THREAT.radius}, got {far}"
+        )
         assert torch.equal(adv[unseen], batch.image[unseen]), f"{member.name}: an unseen pixel was touched"
 
 
@@ -43,7 +45,7 @@ def check_cost_is_what_is_stated(entry: Entry) -> None:
     model, batch = linear_model(), ground_batch(images=2)
     for member in made(entry, Suite).members():
         with count_passes(model) as passes:
-            member.attack(model, batch, LINF, Keys(0, batch.chips))
+            member.attack(model, batch, SUITE_THREAT, Keys(0, batch.chips))
         assert passes.backward <= (member.passes + 3) * len(batch), (
             f"{member.name}: expected at most {member.passes} passes per chip, got {passes.backward / len(batch)}"
         )
@@ -52,11 +54,13 @@ def check_cost_is_what_is_stated(entry: Entry) -> None:
 def check_the_worst_case_is_that_of_a_linear_model(entry: Entry) -> None:
     """Together the members find most of what can be taken from a linear model, in every image."""
     model, batch = linear_model(), ground_batch(images=3)
-    least, _ = worst_accuracy(model, batch, LINF)
+    least, _ = worst_accuracy(model, batch, SUITE_THREAT)
     clean = accuracy(model, batch)
     worst = clean
     for member in made(entry, Suite).members():
-        worst = torch.minimum(worst, accuracy(model, batch, member.attack(model, batch, LINF, Keys(0, batch.chips))))
+        worst = torch.minimum(
+            worst, accuracy(model, batch, member.attack(model, batch, SUITE_THREAT, Keys(0, batch.chips)))
+        )
     assert bool((worst <= least + 0.1 * (clean - least) + 1e-6).all()), f"expected {least}, got {worst}"
 
 

@@ -16,7 +16,7 @@ from seawall.uncertainty.predictor import Predictor
 
 def check_is_a_model_of_the_same_task(entry: Entry) -> None:
     """Called like a model it gives finite logits (B, K, H, W), and its specification is the model's."""
-    model, image = _given()
+    model, image = _model_and_image()
     wrapped = _wrapped(entry, model)
     assert wrapped.spec == model.spec, "the specification changed"
     logits = wrapped(image)
@@ -25,7 +25,7 @@ def check_is_a_model_of_the_same_task(entry: Entry) -> None:
 
 def check_probabilities(entry: Entry) -> None:
     """The probabilities sum to 1; entropy and disagreement of the passes lie within their bounds."""
-    model, image = _given()
+    model, image = _model_and_image()
     wrapped = _wrapped(entry, model)
     probability = wrapped(image).softmax(1)
     assert torch.allclose(probability.sum(1), torch.ones_like(probability[:, 0]), atol=1e-5)
@@ -39,7 +39,7 @@ def check_probabilities(entry: Entry) -> None:
 
 def check_images_do_not_see_each_other(entry: Entry) -> None:
     """A batch equals its images one by one."""
-    model, image = _given()
+    model, image = _model_and_image()
     wrapped = _wrapped(entry, model)
     whole = wrapped(image)
     for i in range(len(image)):
@@ -48,7 +48,7 @@ def check_images_do_not_see_each_other(entry: Entry) -> None:
 
 def check_only_its_keys(entry: Entry) -> None:
     """The same image gives the same logits to the bit, whatever the global random state."""
-    model, image = _given()
+    model, image = _model_and_image()
     wrapped = _wrapped(entry, model)
     with quiet_random():
         first = wrapped(image)
@@ -59,7 +59,7 @@ def check_only_its_keys(entry: Entry) -> None:
 
 def check_model_left_as_found(entry: Entry) -> None:
     """Weights, modes and hooks of the model stay."""
-    model, image = _given()
+    model, image = _model_and_image()
     before = snapshot(model)
     _wrapped(entry, model)(image)
     assert same_snapshot(before, snapshot(model)), "the model changed"
@@ -67,13 +67,13 @@ def check_model_left_as_found(entry: Entry) -> None:
 
 def check_gradient_reaches_the_image(entry: Entry) -> None:
     """The logits have a gradient to the image, so that what is deployed can be attacked as a whole."""
-    model, image = _given()
+    model, image = _model_and_image()
     image.requires_grad_()
     (grad,) = torch.autograd.grad(_wrapped(entry, model)(image)[:, 1].sum(), image)
     assert bool(grad.isfinite().all()) and bool((grad != 0).any()), "the gradient is not finite or zero everywhere"
 
 
-def _given() -> tuple[nn.Module, Tensor]:
+def _model_and_image() -> tuple[nn.Module, Tensor]:
     return uneven_model().eval(), ground_batch(images=2).image.clone()
 
 
