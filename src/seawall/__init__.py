@@ -20,7 +20,9 @@ if TYPE_CHECKING:
         curate,
         doctor,
         evaluate,
+        find_poisons,
         methods,
+        poison,
         predict,
         run,
         train,
@@ -46,7 +48,9 @@ _HOMES = {
         "curate",
         "doctor",
         "evaluate",
+        "find_poisons",
         "methods",
+        "poison",
         "predict",
         "run",
         "train",
@@ -67,7 +71,7 @@ _HOMES = {
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
     "corrupt", "curate",
-    "doctor", "entries", "evaluate", "find", "load_model", "methods", "parse_threat", "patches", "predict", "predict_many", "predict_scene",
+    "doctor", "entries", "evaluate", "find", "find_poisons", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
     "read_recipe", "register", "run", "save_model", "train", "whole_chips",
 ]  # fmt: skip
 

@@ -260,6 +260,7 @@ def predict(
     overlap: int | None = None,
     runtime: str = "torch",
     memory_mib: int = 512,
+    estimator: str = "",
     device: str = "auto",
     resume: bool = True,
     progress: Progress = no_progress,
@@ -276,6 +277,7 @@ def predict(
         overlap: Pixels that neighboring tiles share; by default as many as make the tiled map equal the whole one.
         runtime: torch, onnx or openvino; the last two need the extra "deploy".
         memory_mib: Memory for buffers; whatever the scene's size.
+        estimator: Estimator of uncertainty around the network, such as "tta" or "mc-dropout passes=10"; softmax by default.
         device: auto, cpu, cuda, or mps.
         resume: Reuse what an earlier run finished for the same model, scene and settings.
 
@@ -289,8 +291,8 @@ def predict(
     from seawall.pipeline import trained_model
 
     files, table, failed = trained_model.map_scenes(
-        Path(weights), Path(scene), Path(out), klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, device=device,
-        resume=resume, progress=progress,
+        Path(weights), Path(scene), Path(out), klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib,
+        estimator=estimator, device=device, resume=resume, progress=progress,
     )  # fmt: skip
     return Result(files, table, failed, done=len(table))
 

@@ -209,6 +209,7 @@ class Recipe(RecipeSection):
     model: MethodSection = MethodSection(name="unet")
     training: TrainingSection = TrainingSection()
     baselines: tuple[MethodSection, ...] = ()
+    estimators: tuple[MethodSection, ...] = ()
     attacks: tuple[AttackSection, ...] = ()
     suites: tuple[AttackSection, ...] = ()
     noises: tuple[NoiseSection, ...] = ()
@@ -334,7 +335,7 @@ def _fields_at(loc: list[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[str, type[BaseModel]] = {
         "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "objective": MethodSection,
-        "baselines": MethodSection, "attacks": AttackSection, "suites": AttackSection, "noises": NoiseSection, "scene": SceneSection,
+        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "noises": NoiseSection, "scene": SceneSection,
     }  # fmt: skip
     for step in loc:
         section = sections.get(step, section)

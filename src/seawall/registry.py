@@ -187,6 +187,28 @@ def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -
         raise _refusal(name, bad) from bad
 
 
+def parse_settings(kind: str, text: str) -> tuple[str, dict[str, str]]:
+    """Return name and settings of a text such as "seawall passes=30".
+
+    Raises:
+        UsageError: A word after the name is no `setting=value`, or there is no name.
+
+    Example:
+        >>> parse_settings("suite", "seawall passes=30")
+        ('seawall', {'passes': '30'})
+    """
+    name, *words = text.split() or [""]
+    settings: dict[str, str] = {}
+    for word in words:
+        key, found, value = word.partition("=")
+        if not found or not value:
+            raise UsageError(
+                f"{kind}: expected 'name setting=value', got {text!r}; see `seawall methods --kind {kind}`"
+            )
+        settings[key] = value
+    return name, settings
+
+
 def _refusal(name: str, bad: ValidationError, setting: str = "") -> UsageError:
     first = bad.errors()[0]
     where = setting or ".".join(map(str, first["loc"])) or name

@@ -1,7 +1,9 @@
 """Python on the pages of the documentation runs: each page from top to bottom, in a folder with what the reader has."""
 
 import importlib
+import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from seawall import attacks, registry
+from seawall import registry
 from seawall.geo.raster import Grid, write_cog
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model
+from seawall.testing.suite import checks
 from seawall.types import Batch, ModelSpec
 
 ROOT = Path(__file__).parents[2]
+_SPEC = importlib.util.spec_from_file_location("docs_build", ROOT / "docs/build.py")
+assert _SPEC and _SPEC.loader
+build = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(build)
 PAGES = [
     page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if "```python" in page.read_text()
 ]
@@ -79,19 +86,55 @@ def test_python_on_a_page_runs(page: Path, desk: Path) -> None:
         exec(compile(block, f"{page.name}, block {number}", "exec"), names)
 
 
-def test_the_method_of_the_page_works_by_being_dropped_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    method, own_test = blocks(ROOT / "docs/add-a-method.md")
-    body = method.split("class Mine", 1)[1].split('"""')[2]
-    assert len([line for line in body.splitlines() if line.strip()]) <= 10, "ten lines, as the page promises"
-    (tmp_path / "mine.py").write_text(method)
-    monkeypatch.setattr(attacks, "__path__", [*attacks.__path__, str(tmp_path)])
+def dropped_in() -> list[tuple[str, str]]:
+    """Return the path and the text of every file of the page."""
+    page = (ROOT / "docs/add-a-method.md").read_text(encoding="utf-8")
+    return re.findall(r"`src/(seawall/\S+)\.py`:\n\n```python\n(.*?)```", page, re.S)
+
+
+@pytest.mark.parametrize(("place", "text"), dropped_in(), ids=lambda value: value if "/" in value[:40] else "")
+def test_a_method_of_the_page_works_by_being_dropped_in(
+    place: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = place.replace("/", ".")
+    home, _, name = module.rpartition(".")
+    (kind,) = re.findall(r'@register\("([a-z-]+)", "mine"', text)
+    assert home in registry.HOMES[kind], f"a {kind} is not looked for in {home}"
+    for each in registry.HOMES:  # what is imported for the first time below would register in the copy alone
+        assert list(registry.entries(each))
+    (tmp_path / f"{name}.py").write_text(text)
+    package = importlib.import_module(home)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(registry, "_loaded", set(registry._loaded) - {"seawall.attacks"})
+    monkeypatch.setattr(registry, "_loaded", set(registry._loaded) - {home})
     try:
-        assert registry.find("attack", "mine").summary.startswith("One sentence")
-        space = SimpleNamespace()
-        exec(compile(own_test, "add-a-method.md", "exec"), vars(space))
-        space.test_mine()
+        entry = registry.find(kind, "mine")
+        assert entry.summary.endswith(".")
+        assert f"`{entry.name}`" in build.methods_page()
+        for check in checks(kind):
+            check(entry)
     finally:
-        sys.modules.pop("seawall.attacks.mine", None)
+        sys.modules.pop(module, None)
         importlib.invalidate_caches()
+
+
+@pytest.mark.parametrize(("place", "text"), dropped_in(), ids=lambda value: value if "/" in value[:40] else "")
+def test_a_file_of_the_page_passes_the_linter(place: str, text: str) -> None:
+    for words in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *words, "--stdin-filename", str(ROOT / f"src/{place}.py"), "-"],
+            input=text, capture_output=True, text=True, check=False, cwd=ROOT,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_kind_has_a_file_on_the_page() -> None:
+    kinds = {kind for _, text in dropped_in() for kind in re.findall(r'@register\("([a-z-]+)", "mine"', text)}
+    assert kinds == set(registry.HOMES)
+
+
+def test_the_test_of_a_package_of_ones_own_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_test = blocks(ROOT / "docs/add-a-method.md")[-1].replace('"mine"', '"fgsm"')
+    space = SimpleNamespace()
+    exec(compile(own_test, "add-a-method.md", "exec"), vars(space))
+    space.test_mine()

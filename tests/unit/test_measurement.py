@@ -83,7 +83,7 @@ def test_memory_is_bounded_by_a_batch(chips: ChipFolder, tmp_path: Path, monkeyp
             most = max(most, len(alive))
             yield batch
 
-    monkeypatch.setattr(measurement, "whole", counted)
+    monkeypatch.setattr(measurement, "whole_chips", counted)
     model = WaterIndexThreshold("ndwi")(SPEC)
     save_model(tmp_path / "m.safetensors", model)
     done: list[tuple[str, int, int]] = []

@@ -219,14 +219,14 @@ def test_relabelling_mends_and_then_stops():
     error = lambda said: np.mean([np.mean(said[c] != truth[c]) for c in truth])  # noqa: E731
     assert error(labels) > 0.13
     assert error(found.labels) < 0.04
-    assert found.why == "settled"
+    assert found.stop_reason == "settled"
     assert len(found.rounds) < 5
 
 
 def test_relabelling_keeps_its_budget_and_gives_back_what_was_better():
     truth, labels, judge = world()
     tight = relabel_in_rounds(labels, judge, 2, budget=0.01)
-    assert tight.why == "budget"
+    assert tight.stop_reason == "budget"
     assert all(np.array_equal(tight.labels[c], labels[c]) for c in truth)
 
     calls = []
@@ -236,7 +236,7 @@ def test_relabelling_keeps_its_budget_and_gives_back_what_was_better():
         return judge(now) if len(calls) == 1 else judge({c: 1 - v for c, v in now.items()})
 
     worse = relabel_in_rounds(labels, drunk, 2, rounds=3)
-    assert worse.why == "worse"
+    assert worse.stop_reason == "worse"
     assert all(np.array_equal(worse.labels[c], labels[c]) for c in truth)
     with pytest.raises(UsageError, match="shares"):
         relabel_in_rounds(labels, judge, 2, budget=math.nan)
@@ -256,7 +256,7 @@ def test_relabelling_counts_its_budget_against_the_labels_as_given():
         return lambda: [OutOfSample("c", np.stack([1 - water, water]), now["c"], np.ones((10, 10), bool))]
 
     found = relabel_in_rounds(given, judge, 2, rounds=5, budget=0.3)
-    assert found.why == "budget" and len(calls) == 2
+    assert found.stop_reason == "budget" and len(calls) == 2
     assert [round_.share for round_ in found.rounds] == [0.2]
     assert np.count_nonzero(found.labels["c"] != given["c"]) == 20
 

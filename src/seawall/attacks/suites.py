@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from seawall import registry
 from seawall.attacks.alma_prox import ALMAProx
@@ -25,7 +25,7 @@ from seawall.attacks.minimum_norm import DAG
 from seawall.attacks.pdpgd import PDPGD
 from seawall.errors import UsageError
 from seawall.registry import register
-from seawall.types import Attack, Setting
+from seawall.types import Attack
 
 
 class Member(NamedTuple):
@@ -42,6 +42,7 @@ class Member(NamedTuple):
     passes: int
 
 
+@runtime_checkable
 class Suite(Protocol):
     """A frozen value whose members are run one by one; the worst case over them is what counts."""
 
@@ -54,14 +55,7 @@ def parse_suite(text: str) -> Suite:
     Raises:
         UsageError: No suite of that name, or a setting is wrong.
     """
-    name, *words = text.split()
-    settings: dict[str, Setting] = {}
-    for word in words:
-        key, found, value = word.partition("=")
-        if not found or not value:
-            raise UsageError(f"suite: expected 'name setting=value', got {text!r}; write it like 'seawall passes=30'")
-        settings[key] = value
-    return registry.build("suite", name, settings)
+    return registry.build("suite", *registry.parse_settings("suite", text))
 
 
 def named_attacks(suite: Suite) -> Iterator[tuple[str, Attack]]:

@@ -16,7 +16,7 @@ from seawall.data.chip_format import IGNORE, decode_image, map_pixels
 from seawall.data.index import ChipHeader, ChipRow, read_index
 from seawall.errors import DataError, did_you_mean
 from seawall.geo.raster import Grid
-from seawall.io import is_inside
+from seawall.io import file_sha256, is_inside
 from seawall.types import Unit
 
 MAX_MAPPED_BYTES = 1024 * 2**20
@@ -219,8 +219,7 @@ class ChipFolder:
 
 def _check_sha256(path: Path, digest: str) -> None:
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
     except OSError as bad:
         raise DataError(f"{path}: expected a chip file, got none ({bad.strerror}); curate the folder again") from bad
     if found != digest:

@@ -16,6 +16,7 @@ from seawall.errors import DataError, ImageryError
 from seawall.geo.radiometry import Hints, Scale, hints_of
 from seawall.geo.raster import Grid, Raster, Window, open_raster
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
+from seawall.io import file_sha256
 
 NO_HINTS = Hints()
 UNIT_SAMPLE_SIDE = 96  # pixels: side of the windows from which a scene's unit is detected
@@ -267,8 +268,7 @@ def _size_and_mtime(path: Path) -> tuple[int, int]:
 @lru_cache(4096)
 def _file_digest(path: Path, size: int, changed: int) -> str:
     """Return the digest of a file; size and time in the cache key keep a scene from being read once per window."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 @lru_cache(8)

@@ -27,7 +27,7 @@ from seawall.data.index import (
 )
 from seawall.errors import DataError
 from seawall.geo.raster import Grid
-from seawall.io import write_atomic
+from seawall.io import file_sha256, write_atomic
 from seawall.split_record import SplitSettings
 
 JOURNAL_NAME = "journal.jsonl"
@@ -160,9 +160,8 @@ class ChipWriter:
             return False
         for path, digest in ((row.image, row.sha256), (row.label, row.label_sha256)):
             try:
-                with (self.root / path).open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                        return False
+                if file_sha256(self.root / path) != digest:
+                    return False
             except OSError:
                 return False
         return True

@@ -25,9 +25,9 @@ from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import CogWriter
 from seawall.inference.output_buffer import OutputBuffer, write_error
 from seawall.inference.products import NODATA, SCALE, SceneResult, class_palette, layer_names
-from seawall.inference.scene import SceneReader, digest_file
+from seawall.inference.scene import SceneReader
 from seawall.inference.stac_items import acquisition_time, model_item, scene_item
-from seawall.io import flush_to_disk, write_atomic
+from seawall.io import file_sha256, flush_to_disk, write_atomic
 from seawall.models.weights import save_model
 
 STAGED_BYTES_PER_PIXEL = 2.7
@@ -39,7 +39,7 @@ def read_finished(out: Path, name: str, key: str) -> SceneResult | None:
     try:
         stored = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["result"]
         result = TypeAdapter(SceneResult).validate_python(stored)
-        whole = all(digest_file(out / file) == result.digests[layer] for layer, file in result.files.items())
+        whole = all(file_sha256(out / file) == result.digests[layer] for layer, file in result.files.items())
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         return None
     return (
@@ -155,7 +155,7 @@ def _write_layers(result: SceneResult, scene: SceneReader, buffer: OutputBuffer,
             for row, pixels in buffer.rows(layer):
                 writer.write(pixels, row)
         _verify_layer(buffer, layer, path)
-    return replace(result, digests={layer: digest_file(staged / file) for layer, file in result.files.items()})
+    return replace(result, digests={layer: file_sha256(staged / file) for layer, file in result.files.items()})
 
 
 def _write_model(model: nn.Module, digest: str, path: Path, weights: Path | None) -> None:

@@ -19,6 +19,7 @@ from seawall.geo.raster import Raster, RasterSource, Window, open_raster
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 from seawall.imagery.safe import open_safe
 from seawall.inference.safe_scene import SafeSource, is_safe
+from seawall.io import file_sha256
 from seawall.types import FILL, ModelSpec
 
 SceneSource = RasterSource | SafeSource
@@ -135,9 +136,9 @@ def open_scene(
         scale, findings = _detect_scale(source, picked, spec, hints, sensor)
         texts = tuple(map(str, (*findings, *_geometry_findings(source, spec))))
         if isinstance(source, SafeSource):
-            name, digest = source.path.name, digest_files(source.files)
+            name, digest = source.path.name, file_sha256s(source.files)
         else:
-            name, digest = path.name, digest_file(path)
+            name, digest = path.name, file_sha256(path)
         yield SceneReader(name, source, picked, scale, spec, digest, texts)
 
 
@@ -217,15 +218,9 @@ def cut_window(window: Window, block: tuple[int, int], bands: int) -> Iterator[W
         r = below
 
 
-def digest_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_files(paths: Sequence[Path]) -> str:
+def file_sha256s(paths: Sequence[Path]) -> str:
     """Return a SHA-256 over the names and contents of files."""
-    return hashlib.sha256("".join(f"{path.name} {digest_file(path)}\n" for path in paths).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in paths).encode()).hexdigest()
 
 
 def _canonical(name: str, sensor: str) -> str:

@@ -30,7 +30,7 @@ from seawall import __version__
 from seawall.errors import UsageError
 from seawall.geo.grid import Grid
 from seawall.inference.products import NODATA, SCALE, SceneResult, class_palette, slug_of
-from seawall.inference.scene import digest_file
+from seawall.io import file_sha256
 from seawall.models.blocks import Standardize
 from seawall.models.weights import spec_of
 from seawall.types import ModelSpec
@@ -218,7 +218,7 @@ def _weights_asset(model: nn.Module, file: Path, folder: Path) -> pystac.Asset:
         "mlm:artifact_type": "safetensors",
         "bands": _band_objects(spec_of(model)),
         "file:size": file.stat().st_size,
-        "file:checksum": "1220" + digest_file(file),  # multihash: sha2-256, 32 bytes
+        "file:checksum": "1220" + file_sha256(file),  # multihash: sha2-256, 32 bytes
     }
     return pystac.Asset(
         quote(os.path.relpath(file, folder).replace(os.sep, "/")),

@@ -86,10 +86,10 @@ def compare_label_files(
 
 def _source_flags(sources: Mapping[str, ComparedSource], *, at_limit: bool) -> dict[str, str]:
     """Return every flag of every source, by its role; two files may have one name."""
-    flags = {f"flags of the {role}": "; ".join(source.flags) for role, source in sources.items() if source.flags}
+    facts = {f"flags of the {role}": "; ".join(source.flags) for role, source in sources.items() if source.flags}
     if at_limit:
-        flags["flags of the shift"] = "the best shift is the farthest that was tried: the true one may lie beyond"
-    return flags
+        facts["flags of the shift"] = "the best shift is the farthest that was tried: the true one may lie beyond"
+    return facts
 
 
 def _trust_columns(t: TrustRow) -> ResultRow:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -16,6 +15,7 @@ from torch import Tensor
 from seawall.errors import DataError, UsageError
 from seawall.geo.grid import Grid
 from seawall.geo.raster import read_raster
+from seawall.io import file_sha256
 from seawall.label_noise.label_view import Label, LabelView, allowance, change_labels, check_budget, check_class
 from seawall.label_noise.morphology import shoreline_distance
 from seawall.label_noise.pixels import correlated_field
@@ -120,7 +120,7 @@ def source_files_digest(noise: LabelNoise, chip: str) -> str:
 
 @lru_cache(64)
 def _source_digest(path: Path, changed_ns: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return file_sha256(path)
 
 
 def _array_path(folder: Path, chip: str) -> Path | None:

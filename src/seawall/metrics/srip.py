@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from seawall.arrays import DoubleArray
 from seawall.errors import DataError
+from seawall.labels.threshold import best_split
 from seawall.metrics.ratios import divide_or_nan, none_if_undefined
 
 GRAY_LEVELS = 256
@@ -28,15 +29,8 @@ def otsu_gray_level(picture: NDArray[np.uint8]) -> int:
         >>> otsu_gray_level(np.array([10, 10, 200, 201], np.uint8))
         10
     """
-    counts = np.bincount(picture.ravel(), minlength=GRAY_LEVELS).astype(np.float64)
-    total = counts.sum()
-    below = np.cumsum(counts)
-    moment = np.cumsum(counts * np.arange(GRAY_LEVELS))
-    above = total - below
-    split = (below > 0) & (above > 0)
-    gap = divide_or_nan(moment, below) - divide_or_nan(moment[-1] - moment, above)
-    between = np.where(split, below * above * gap**2, 0.0)
-    return int(np.argmax(between > between.max() * (1 - 1e-12))) if split.any() else 0
+    counts = np.bincount(picture.ravel(), minlength=GRAY_LEVELS)
+    return best_split(counts)[0] if np.count_nonzero(counts) > 1 else 0
 
 
 def binarize(picture: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seawall.errors import ModelError, UsageError
+from seawall.labels.indices import WATER_INDICES, WaterIndex
 from seawall.labels.threshold import MIN_SEPARABILITY, split_histogram
 from seawall.models.blocks import settings_of
 from seawall.modules import to_device_of
@@ -22,45 +23,6 @@ from seawall.types import FILL, Batch, ModelSpec
 FINE_BINS, OTSU_BINS = 65536, 256
 """Bins of the histogram over the range of an index, and of the one over the occurring values."""
 IndexName = Literal["ndwi", "mndwi", "awei_nsh", "awei_sh", "vv", "vh"]
-
-
-@dataclass(frozen=True)
-class IndexRule:
-    """A water index: its bands, its formula and its default threshold.
-
-    Args:
-        bands: Band ids in the order of the formula's arguments.
-        formula: Maps the bands to the index.
-        ratio: The formula divides by the sum of its bands, and is undefined where that is not above zero.
-        threshold: Published default.
-        span: Range of the histogram in a fit.
-        sign: 1 where water is above the threshold, -1 where it is below.
-    """
-
-    bands: tuple[str, ...]
-    formula: Callable[..., Tensor]
-    ratio: bool
-    threshold: float
-    span: tuple[float, float]
-    sign: int = 1
-
-
-INDEX_RULES: Mapping[str, IndexRule] = {
-    "ndwi": IndexRule(("B03", "B08"), lambda g, n: (g - n) / (g + n), True, 0.0, (-1, 1)),
-    "mndwi": IndexRule(("B03", "B11"), lambda g, s: (g - s) / (g + s), True, 0.0, (-1, 1)),
-    "awei_nsh": IndexRule(
-        ("B03", "B08", "B11", "B12"), lambda g, n, s, t: 4 * (g - s) - (0.25 * n + 2.75 * t), False, 0.0, (-4, 4)
-    ),
-    "awei_sh": IndexRule(
-        ("B02", "B03", "B08", "B11", "B12"),
-        lambda b, g, n, s, t: b + 2.5 * g - 1.5 * (n + s) - 0.25 * t,
-        False,
-        0.0,
-        (-4, 4),
-    ),
-    "vv": IndexRule(("VV",), lambda v: v, False, -13.45, (-35, 10), -1),
-    "vh": IndexRule(("VH",), lambda v: v, False, -20.0, (-40, 5), -1),
-}
 
 
 @register("model", "threshold", smoke={"index": "auto"})
@@ -119,9 +81,9 @@ class ThresholdNet(nn.Module):
         self.spec = spec
         self.index = settings.index if settings.index != "auto" else _first_index(spec)
         self.settings = settings
-        rule = INDEX_RULES[self.index]
+        rule = WATER_INDICES[self.index]
         _check_index_spec(spec, self.index, rule)
-        self.places = tuple(spec.bands.index(_find_band(band, spec.bands)) for band in rule.bands)
+        self.places = tuple(place for place in rule.channels(spec.bands) if place is not None)
         self.water = spec.classes.index("water")
         self.sharpness = settings.sharpness or (1.0 if rule.sign < 0 else 10.0)
         start = rule.threshold if settings.threshold is None else settings.threshold
@@ -139,7 +101,7 @@ class ThresholdNet(nn.Module):
                 f"{self.index}: expected a fitted threshold, got none; call model.fit(batches) on training images"
             )
         index, defined = self.measure(image)
-        z = self.sharpness * INDEX_RULES[self.index].sign * (index - self.threshold)
+        z = self.sharpness * WATER_INDICES[self.index].sign * (index - self.threshold)
         z = torch.where(defined, z, -self.sharpness)
         pair = [torch.zeros_like(z), z]
         return torch.stack(pair if self.water == 1 else pair[::-1], 1)
@@ -152,7 +114,7 @@ class ThresholdNet(nn.Module):
             )
         bands = [image[:, place] for place in self.places]
         defined = (image != FILL[self.spec.unit]).any(1)
-        rule = INDEX_RULES[self.index]
+        rule = WATER_INDICES[self.index]
         if rule.ratio:
             defined = defined & (sum(bands) > 1e-6)
             # Divide by 2 where undefined: a NaN would come back through the gradient.
@@ -170,7 +132,7 @@ class ThresholdNet(nn.Module):
         """
         if self.settings.rule != "otsu":
             raise UsageError(f'threshold.rule: expected "otsu" to fit, got {self.settings.rule!r}; set rule = "otsu"')
-        low, high = INDEX_RULES[self.index].span
+        low, high = WATER_INDICES[self.index].span
         counts = torch.zeros(FINE_BINS, dtype=torch.float64)
         for chips in batches:
             batch = to_device_of(self, chips)
@@ -195,31 +157,25 @@ def _histogram(fine: Tensor, low: float, high: float) -> tuple[NDArray[np.int64]
     return bins.astype(np.int64), np.asarray(edges, np.float64)
 
 
-def _find_band(band: str, bands: tuple[str, ...]) -> str:
-    """Return the band, or its substitute: the narrow near infrared for the wide one, as in HLS; "" without either."""
-    return next((name for name in (band, *{"B08": ("B8A",)}.get(band, ())) if name in bands), "")
-
-
 def _first_index(spec: ModelSpec) -> IndexName:
     order: tuple[IndexName, ...] = ("mndwi", "ndwi", "vv", "vh")
     for index in order:
-        if all(_find_band(band, spec.bands) for band in INDEX_RULES[index].bands):
+        if None not in WATER_INDICES[index].channels(spec.bands):
             return index
     raise ModelError(
         f"threshold: expected the bands of {', '.join(order)}, got {', '.join(spec.bands)}; train a network instead"
     )
 
 
-def _check_index_spec(spec: ModelSpec, index: str, rule: IndexRule) -> None:
-    lacking = [band for band in rule.bands if not _find_band(band, spec.bands)]
+def _check_index_spec(spec: ModelSpec, index: str, rule: WaterIndex) -> None:
+    lacking = [band for band, place in zip(rule.bands, rule.channels(spec.bands), strict=True) if place is None]
     if lacking:
         raise ModelError(
             f"{index}: expected the bands {', '.join(rule.bands)}, got none called {', '.join(lacking)}; choose an index of these bands"
         )
-    units = ("reflectance",) if rule.sign > 0 else ("sigma0_db", "gamma0_db")
-    if spec.unit not in units:
+    if spec.unit not in rule.units:
         raise ModelError(
-            f"{index}: expected {' or '.join(units)}, got {spec.unit}; a threshold has no meaning in another unit"
+            f"{index}: expected {' or '.join(rule.units)}, got {spec.unit}; a threshold has no meaning in another unit"
         )
     if len(spec.classes) != 2 or "water" not in spec.classes:
         raise ModelError(
@@ -248,7 +204,7 @@ def extreme_images(model: ThresholdNet, ball: Ball) -> tuple[Tensor, ...]:
         The images; none where the worst case has no closed form: in l2 the pixels share one budget, and beyond |t| = 1 a
         ratio needs a negative band.
     """
-    rule = INDEX_RULES[model.index]
+    rule = WATER_INDICES[model.index]
     if ball.norm != "linf" or (rule.ratio and not abs(float(model.threshold)) < 1):
         return ()
     if ball.spectrum is not None:
@@ -270,4 +226,4 @@ def _slopes(model: ThresholdNet) -> list[float]:
     """Return the sign of the derivative of the index with respect to each of its bands."""
     with torch.enable_grad():
         bands = [torch.ones((), requires_grad=True) for _ in model.places]
-        return [float(slope.sign()) for slope in torch.autograd.grad(INDEX_RULES[model.index].formula(*bands), bands)]
+        return [float(slope.sign()) for slope in torch.autograd.grad(WATER_INDICES[model.index].formula(*bands), bands)]

@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import nn
 
+from seawall import registry
 from seawall.attacks.fischer import Fischer
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
@@ -22,13 +23,18 @@ from seawall.models.water_index import ThresholdNet
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.training import model_factory, spec_of_chips
 from seawall.pipeline.validate import attack_cases, baseline_name
+from seawall.recipe import Recipe
 from seawall.types import ModelSpec, SegmentationModel
 
 
 def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
-    """Evaluate every model on the held-out chips; the clean network and the baselines under attack as well."""
+    """Evaluate every model on the held-out chips; the clean network and the baselines under attack as well.
+
+    An estimator of uncertainty around the clean network is a model of its own, "unet+tta", measured on clean images.
+    """
     recipe, log = run.recipe, run.log
     first = next(iter(models))
+    models = {**models, **dict(estimator_models(recipe, first, models[first]))}
     attacked = {first: models[first], **dict(baseline_models(run, chips, split))}
     cases = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
     source = ChipSource.of_folder(chips, split.test)
@@ -85,6 +91,13 @@ def _write_examples(
         write_examples(
             net, whole_chips(chips, missing), case, folder, name=name, seed=run.recipe.seed, restricted=restricted
         )
+
+
+def estimator_models(recipe: Recipe, name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the network with each of the recipe's estimators of uncertainty around it."""
+    for method in recipe.estimators:
+        wrapper = registry.build("uncertainty", method.name, method.settings)
+        yield f"{name}+{method.name}", wrapper(cast(SegmentationModel, model))
 
 
 def baseline_models(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:

@@ -74,13 +74,10 @@ def parse_poison(text: str, classes: Sequence[str]) -> object:
     Raises:
         UsageError: There is no such poison, setting or class.
     """
-    name, *words = text.split()
-    settings: dict[str, Setting] = {}
-    for word in words:
-        key, found, value = word.partition("=")
-        if not found or not value:
-            raise UsageError(f"poison: expected 'name setting=value', got {text!r}; write it like 'backdoor eps=0.1'")
-        settings[key] = class_index(value, classes) if key in ("klass", "to") else value
+    name, words = registry.parse_settings("poison", text)
+    settings: dict[str, Setting] = {
+        key: class_index(value, classes) if key in ("klass", "to") else value for key, value in words.items()
+    }
     return registry.build("poison", name, settings)
 
 

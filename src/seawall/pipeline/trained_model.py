@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
@@ -105,14 +106,18 @@ def _row_folder(out: Path | None, data: Path | Sample) -> Iterator[Path]:
 
 def map_scenes(
     weights: Path, scene: Path, out: Path, *, klass: str, names: Sequence[str], tile: int | None, overlap: int | None, runtime: Runtime,
-    memory_mib: int, device: str, resume: bool, progress: Progress,
+    memory_mib: int, estimator: str, device: str, resume: bool, progress: Progress,
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Map a scene, a folder or a manifest of scenes."""
     settings = PredictSettings(
         klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names)
     )
+    model: nn.Module = load_model(weights)
+    if estimator:
+        wrapper = registry.build("uncertainty", *registry.parse_settings("uncertainty", estimator))
+        model = wrapper(cast(SegmentationModel, model))
     report = predict_many(
-        load_model(weights),
+        model,
         scene,
         out,
         settings=settings,

@@ -31,6 +31,8 @@ def validate_recipe(recipe: Recipe) -> None:
     make_training(recipe.training.settings)
     for method in (recipe.model, *recipe.baselines):
         registry.build("model", method.name, method.settings)
+    for estimator in recipe.estimators:
+        registry.build("uncertainty", estimator.name, estimator.settings)
     for objective in (recipe.training.objective, *(n.objective for n in recipe.noises if n.objective)):
         registry.build("objective", objective.name, objective.settings)
     for attack in recipe.attacks:
@@ -131,7 +133,7 @@ def check_distinct_names(recipe: Recipe, spec: ModelSpec) -> None:
     """Refuse methods whose rows could not be told apart.
 
     Raises:
-        RecipeError: Two attacks or suite members have one name and one threat, or two baselines have one name.
+        RecipeError: Two attacks or suite members have one name and one threat, or two baselines or estimators have one name.
     """
     cases = [(case.method, case.threat_text) for case in attack_cases(recipe, spec)]
     if twice := [case for case in cases if cases.count(case) > 1]:
@@ -139,8 +141,8 @@ def check_distinct_names(recipe: Recipe, spec: ModelSpec) -> None:
             f"attacks: expected each name once per threat, got {twice[0][0]!r} twice under {twice[0][1]!r}; "
             "give one attack another `called`, or put one suite into another recipe"
         )
-    names = [recipe.model.name, *map(baseline_name, recipe.baselines)]
+    names = [recipe.model.name, *map(baseline_name, recipe.baselines), *(f"+{e.name}" for e in recipe.estimators)]
     if twice_named := [name for name in names if names.count(name) > 1]:
         raise RecipeError(
-            f"baselines: expected each name once, got {twice_named[0]!r} twice; put one of the two into another recipe"
+            f"baselines, estimators: expected each name once, got {twice_named[0]!r} twice; put one of the two into another recipe"
         )

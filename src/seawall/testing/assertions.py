@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from seawall.registry import Entry, build
 from seawall.types import Batch
 
-Made = TypeVar("Method")
+Made = TypeVar("Made")
 
 
 def made(entry: Entry, protocol: type[Made]) -> Made:

@@ -131,10 +131,10 @@ def on_rank_zero(fabric: Fabric, work: Callable[[], Value]) -> Value:
 
 @contextmanager
 def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move the model to a device; afterwards back, into its former mode."""
-    former, mode = next(model.parameters()).device, model.training
+    """Move the model to a device, and back afterwards."""
+    former = next(model.parameters()).device
     model.to(device)
     try:
         yield
     finally:
-        model.to(former).train(mode)
+        model.to(former)

@@ -1,0 +1,76 @@
+"""Estimators of uncertainty are reached from a recipe and from `seawall predict`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+
+from seawall.api import predict
+from seawall.errors import RecipeError, UsageError
+from seawall.geo.raster import Grid, write_cog
+from seawall.models.unet import UNet
+from seawall.models.weights import load_model, save_model
+from seawall.pipeline.evaluation import estimator_models
+from seawall.pipeline.validate import check_distinct_names, validate_recipe
+from seawall.recipe import make_recipe
+from seawall.types import ModelSpec
+from seawall.uncertainty.predictor import TTA, Predictor
+
+SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    model = UNet(4, 1, dropout=0.2)(SPEC)
+    model.standardize.fit([0.2, 0.2], [0.1, 0.1])
+    save_model(tmp_path / "net.safetensors", model.eval())
+    return tmp_path / "net.safetensors"
+
+
+def recipe(*names: str):
+    return make_recipe({"name": "x", "estimators": [{"name": name} for name in names]})
+
+
+def test_each_estimator_of_a_recipe_is_a_model_of_its_own(weights: Path) -> None:
+    found = dict(estimator_models(recipe("tta", "mc-dropout"), "unet", load_model(weights)))
+    assert list(found) == ["unet+tta", "unet+mc-dropout"]
+    assert all(isinstance(model, Predictor) for model in found.values())
+
+
+def test_unknown_and_repeated_estimators_are_refused_before_any_work() -> None:
+    with pytest.raises(UsageError, match="did you mean 'tta'"):
+        validate_recipe(recipe("ttaa"))
+    with pytest.raises(RecipeError, match="each name once"):
+        check_distinct_names(recipe("tta", "tta"), SPEC)
+
+
+def test_predict_maps_with_the_estimator_and_does_not_mix_it_with_the_plain_network(
+    tmp_path: Path, weights: Path
+) -> None:
+    image = np.random.default_rng(0).uniform(0.02, 0.4, (2, 64, 64)).astype(np.float32)
+    write_cog(
+        tmp_path / "s.tif", image, Grid(64, 64, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633"),
+        bands=SPEC.bands, nodata=float("nan"),
+    )  # fmt: skip
+
+    def probability(**settings: str) -> np.ndarray:
+        predict(weights, tmp_path / "s.tif", out=tmp_path / "maps", **settings)
+        with rasterio.open(tmp_path / "maps/s.water.tif") as file:
+            return file.read(1)
+
+    plain, mean = probability(), probability(estimator="tta")
+    with torch.no_grad():
+        want = TTA()(load_model(weights).eval())(torch.from_numpy(image)[None]).softmax(1)[0, 1]
+    scale = 1 / 250
+    assert np.abs(mean * scale - want.numpy()).max() < 0.01
+    assert np.abs(plain.astype(int) - mean.astype(int)).max() > 2
+    assert np.array_equal(probability(), plain)
+
+
+def test_an_unknown_estimator_is_refused(tmp_path: Path, weights: Path) -> None:
+    with pytest.raises(UsageError, match="mc-dropout"):
+        predict(weights, tmp_path / "s.tif", out=tmp_path / "maps", estimator="mc-dropuot")
