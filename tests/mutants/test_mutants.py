@@ -24,7 +24,7 @@ def test_it_fits_the_code_and_names_tests_that_exist(mutant: Mutant) -> None:
 
 
 def test_a_missed_bug_is_told_from_a_caught_one() -> None:
-    tests = ("tests/unit/test_keys.py",)
+    tests = ("tests/unit/test_rng.py",)
     seedless = Mutant(
         "keys", "the seed means nothing", "src/seawall/rng.py", "str(self.seed), *self.path", "*self.path", tests
     )
