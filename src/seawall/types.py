@@ -1,4 +1,4 @@
-"""The values that flow through the house, and the protocols at its seams.
+"""The values that flow through the package, and the protocols of methods.
 
 Images are always in data units (reflectance, dB), never normalized; `seen` and `valid` are the only
 truth about pixels. Shapes: B images, C bands, K classes, H x W pixels.
