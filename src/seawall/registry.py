@@ -17,10 +17,12 @@ from seawall.errors import SeawallError, UsageError, did_you_mean, expected
 from seawall.types import Architecture, Attack, LabelNoise, Loss, Objective, Setting, Wrapper
 
 if TYPE_CHECKING:
+    from seawall.attacks.losses import AttackLoss
     from seawall.attacks.suites import Suite
 
 HOMES: Mapping[str, tuple[str, ...]] = {
     "attack": ("seawall.attacks",),
+    "attack-loss": ("seawall.attacks",),
     "suite": ("seawall.attacks",),
     "noise": ("seawall.label_noise",),
     "poison": ("seawall.poisoning",),
@@ -155,6 +157,8 @@ def find(kind: str, name: str) -> Entry:
 
 @overload
 def build(kind: Literal["attack"], name: str, settings: Mapping[str, Setting] | None = None) -> Attack: ...
+@overload
+def build(kind: Literal["attack-loss"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackLoss: ...
 @overload
 def build(kind: Literal["loss"], name: str, settings: Mapping[str, Setting] | None = None) -> Loss: ...
 @overload

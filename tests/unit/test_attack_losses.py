@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.losses import (
-    ATTACK_LOSSES,
     AttackLoss,
     BalancedCrossEntropy,
     CosineLoss,
@@ -22,6 +21,7 @@ from seawall.attacks.losses import (
     not_yet_fooled,
 )
 from seawall.attacks.target import AttackTarget
+from seawall.registry import build, entries
 
 
 def ground(classes: int = 3, scale: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,23 +39,23 @@ def grad(loss: AttackLoss, logits: Tensor, there: AttackTarget) -> Tensor:
     return torch.autograd.grad(loss(logits, there).sum(), logits)[0]
 
 
-@pytest.mark.parametrize("name", sorted(ATTACK_LOSSES))
+@pytest.mark.parametrize("name", [entry.name for entry in entries("attack-loss")])
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_finite_at_extreme_logits_and_shaped_like_pixels(name: str, targeted: bool, classes: int) -> None:
     for scale in (0.0, 1.0, 1e3):
         logits, label, valid = ground(classes, scale)
         logits = logits.float().detach().requires_grad_()
-        value = ATTACK_LOSSES[name](logits, aim(label, valid, 0.5, targeted))
+        value = build("attack-loss", name)(logits, aim(label, valid, 0.5, targeted))
         assert value.shape == label.shape and bool(value.isfinite().all())
         assert bool(torch.autograd.grad(value.sum(), logits)[0].isfinite().all())
 
 
-@pytest.mark.parametrize("name", sorted(ATTACK_LOSSES))
+@pytest.mark.parametrize("name", [entry.name for entry in entries("attack-loss")])
 @pytest.mark.parametrize("targeted", [False, True])
 def test_climbing_moves_the_label_the_right_way(name: str, targeted: bool) -> None:
     logits, label, valid = ground(3, 1.0)
-    g = grad(ATTACK_LOSSES[name], logits, aim(label, valid, 0.0, targeted)).gather(1, label[:, None])
+    g = grad(build("attack-loss", name), logits, aim(label, valid, 0.0, targeted)).gather(1, label[:, None])
     assert bool((g >= -1e-12).all() if targeted else (g <= 1e-12).all()) and bool(g.any())
 
 

@@ -389,7 +389,7 @@ def test_python_takes_the_words_of_a_recipe(make: Callable[[], object], same: ob
     ("make", "says"),
     [
         (lambda: PGD(steps=2.5), r"pgd\.steps: expected .*got 2\.5"),  # type: ignore[arg-type]
-        (lambda: PGD(loss="jss"), "loss: unknown name 'jss'; did you mean 'js'"),  # type: ignore[arg-type]
+        (lambda: PGD(loss="jss"), "attack-loss: unknown name 'jss'; did you mean 'js'"),  # type: ignore[arg-type]
         (lambda: PGD(goal="hide"), "goal: expected a goal, got 'hide'"),  # type: ignore[arg-type]
         (lambda: PGD(goal=Hide), r"pgd\.goal: expected"),  # type: ignore[arg-type]
         (lambda: BIM(loss=3), r"bim\.loss: expected"),  # type: ignore[arg-type]
@@ -436,7 +436,7 @@ def test_a_loss_takes_its_settings_in_a_table() -> None:
     assert isinstance(made, APGD) and made.loss == TsallisCrossEntropy(-1.0, 0.5)
     with pytest.raises(UsageError, match="unknown setting 'frist'; did you mean 'first'"):
         build("attack", "tsallis", {"loss": {"name": "tsallis", "frist": -1}})
-    with pytest.raises(UsageError, match=r"loss tsallis\.first: expected .*got 'low'"):
+    with pytest.raises(UsageError, match=r"tsallis\.first: expected .*got 'low'"):
         build("attack", "tsallis", {"loss": {"name": "tsallis", "first": "low"}})
     with pytest.raises(UsageError, match=r"pgd\.loss: expected"):
         build("attack", "pgd", {"loss": {"first": 1.0}})

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Protocol, cast
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
-from pydantic import PlainValidator, TypeAdapter, ValidationError
+from pydantic import PlainValidator
 from torch import Tensor
 from torch.nn import functional
 
+from seawall import registry
 from seawall.attacks.target import AttackTarget, predicted_classes
-from seawall.errors import UsageError, did_you_mean, expected
+from seawall.errors import UsageError
+from seawall.registry import preset, register
 
 
+@runtime_checkable
 class AttackLoss(Protocol):
     """Logits (B, K, H, W) and a target to the loss of each pixel, (B, H, W); values of invalid pixels are ignored."""
 
@@ -61,6 +64,7 @@ def class_probability(logits: Tensor, target: AttackTarget) -> Tensor:
     return torch.exp(-functional.softplus(logit_gap(logits, target)))
 
 
+@register("attack-loss", "ce")
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of every pixel."""
@@ -72,6 +76,7 @@ class CrossEntropy:
 CROSS_ENTROPY = CrossEntropy()
 
 
+@register("attack-loss", "masked-ce", paper="arXiv:2306.12941")
 @dataclass(frozen=True)
 class MaskedCrossEntropy:
     """Cross-entropy of the pixels that are not yet fooled.
@@ -83,6 +88,7 @@ class MaskedCrossEntropy:
         return signed_cross_entropy(logits, target) * not_yet_fooled(logits, target)
 
 
+@register("attack-loss", "balanced-ce", paper="arXiv:2306.12941")
 @dataclass(frozen=True)
 class BalancedCrossEntropy:
     """Masked cross-entropy, each class weighted by one over its pixels.
@@ -114,6 +120,7 @@ class BalancedCrossEntropy:
         return weight
 
 
+@register("attack-loss", "seg", paper="arXiv:2207.12391")
 @dataclass(frozen=True)
 class SegPGDLoss:
     """Cross-entropy whose weight moves from the pixels not yet fooled to all pixels alike.
@@ -126,6 +133,7 @@ class SegPGDLoss:
         return signed_cross_entropy(logits, target) * torch.where(not_yet_fooled(logits, target), 1 - weight, weight)
 
 
+@register("attack-loss", "cos", paper="arXiv:2302.02213")
 @dataclass(frozen=True)
 class CosPGDLoss:
     """Cross-entropy weighted by how well a pixel's prediction aligns with its label.
@@ -144,6 +152,7 @@ class CosPGDLoss:
         return signed_cross_entropy(logits, target) * (1 - cosine if target.targeted else cosine)
 
 
+@register("attack-loss", "js", paper="arXiv:2306.12941")
 @dataclass(frozen=True)
 class JensenShannon:
     """Jensen-Shannon divergence of prediction and label: bounded, with a small gradient where p is near 0 or 1.
@@ -160,6 +169,7 @@ class JensenShannon:
         return -loss if target.targeted else loss
 
 
+@register("attack-loss", "sigmoid")
 @dataclass(frozen=True)
 class SigmoidCount:
     """A smooth count of the pixels that are predicted as the adversary wants: sigmoid(s * gap), s growing over the run.
@@ -192,6 +202,7 @@ class SigmoidCount:
         return -count_of_fooled if target.targeted else count_of_fooled
 
 
+@register("attack-loss", "spherical", paper="arXiv:2306.12941v1")
 @dataclass(frozen=True)
 class SphericalLoss:
     """Cosine of the logits with the label, over the pixels that are not yet fooled.
@@ -203,6 +214,7 @@ class SphericalLoss:
         return _signed(_cosine_with_target(logits, target), target) * not_yet_fooled(logits, target)
 
 
+@register("attack-loss", "cosine", paper="arXiv:2407.09150")
 @dataclass(frozen=True)
 class CosineLoss:
     """One minus the cosine of the raw logits with the label.
@@ -214,6 +226,7 @@ class CosineLoss:
         return 1 + _signed(_cosine_with_target(logits, target), target)
 
 
+@register("attack-loss", "tsallis", paper="Matyasko et al. 2026")
 @dataclass(frozen=True)
 class TsallisCrossEntropy:
     """Tsallis cross-entropy (1 - p^(1-q)) / (1 - q), q moving linearly over the run; q = 1 is cross-entropy.
@@ -236,6 +249,12 @@ class TsallisCrossEntropy:
         return -loss if target.targeted else loss
 
 
+preset(
+    "attack-loss", "cos-sigmoid", CosPGDLoss(sigmoid=True), paper="arXiv:2306.12941",
+    summary="CosPGD's loss with predictions squashed per class, as SEA does.",
+)  # fmt: skip
+
+
 def _of_target_class(values: Tensor, target: AttackTarget) -> Tensor:
     return values.gather(1, target.label[:, None])[:, 0]
 
@@ -249,22 +268,6 @@ def _signed(values: Tensor, target: AttackTarget) -> Tensor:
     return values if target.targeted else -values
 
 
-ATTACK_LOSSES: dict[str, AttackLoss] = {
-    "ce": CrossEntropy(),
-    "masked-ce": MaskedCrossEntropy(),
-    "balanced-ce": BalancedCrossEntropy(),
-    "seg": SegPGDLoss(),
-    "cos": CosPGDLoss(),
-    "cos-sigmoid": CosPGDLoss(sigmoid=True),
-    "js": JensenShannon(),
-    "sigmoid": SigmoidCount(),
-    "spherical": SphericalLoss(),
-    "cosine": CosineLoss(),
-    "tsallis": TsallisCrossEntropy(),
-}
-"""Losses by the names that recipes use: `loss = "masked-ce"`."""
-
-
 def parse_attack_loss(given: object) -> AttackLoss:
     """Return the loss of a name such as "masked-ce", or of a table with its settings; any other loss passes through.
 
@@ -276,30 +279,14 @@ def parse_attack_loss(given: object) -> AttackLoss:
         >>> parse_attack_loss({"name": "tsallis", "first": -1})
         TsallisCrossEntropy(first=-1.0, last=1.0)
     """
-    settings = dict(given) if isinstance(given, Mapping) else {}
-    name = settings.pop("name", None) if isinstance(given, Mapping) else given
-    if isinstance(name, str):
-        if name not in ATTACK_LOSSES:
-            raise UsageError(f"loss: unknown name {name!r}; {did_you_mean(name, ATTACK_LOSSES)}")
-        return _with_settings(name, settings) if settings else ATTACK_LOSSES[name]
-    if not callable(given) or isinstance(given, type):
-        raise ValueError(f"a pixel loss or one of {', '.join(ATTACK_LOSSES)}")
-    return cast(AttackLoss, given)
-
-
-def _with_settings(name: str, settings: Mapping[str, object]) -> AttackLoss:
-    default = ATTACK_LOSSES[name]
-    known = vars(default)
-    for key in settings:
-        if key not in known:
-            raise UsageError(f"loss {name}: unknown setting {key!r}; {did_you_mean(key, known)}")
-    try:
-        return TypeAdapter(type(default)).validate_python({**known, **settings})
-    except ValidationError as bad:
-        where = ".".join(map(str, bad.errors()[0]["loc"]))
-        raise UsageError(
-            f"loss {name}.{where}: {expected(bad.errors()[0]['msg'], bad.errors()[0].get('input'))}; give another value"
-        ) from bad
+    if isinstance(given, str):
+        return registry.build("attack-loss", given)
+    if isinstance(given, Mapping) and "name" in given:
+        settings = {key: value for key, value in given.items() if key != "name"}
+        return registry.build("attack-loss", str(given["name"]), settings)
+    if not isinstance(given, AttackLoss) or isinstance(given, type):
+        raise ValueError("a loss per pixel or its name; see `seawall methods --kind attack-loss`")
+    return given
 
 
 LossSetting = Annotated[AttackLoss, PlainValidator(parse_attack_loss)]
