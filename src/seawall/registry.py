@@ -19,10 +19,12 @@ from seawall.types import Architecture, Attack, LabelNoise, Loss, Objective, Set
 if TYPE_CHECKING:
     from seawall.attacks.losses import AttackLoss
     from seawall.attacks.suites import Suite
+    from seawall.attacks.target import AttackGoal
 
 HOMES: Mapping[str, tuple[str, ...]] = {
     "attack": ("seawall.attacks",),
     "attack-loss": ("seawall.attacks",),
+    "goal": ("seawall.attacks",),
     "suite": ("seawall.attacks",),
     "noise": ("seawall.label_noise",),
     "poison": ("seawall.poisoning",),
@@ -159,6 +161,8 @@ def find(kind: str, name: str) -> Entry:
 def build(kind: Literal["attack"], name: str, settings: Mapping[str, Setting] | None = None) -> Attack: ...
 @overload
 def build(kind: Literal["attack-loss"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackLoss: ...
+@overload
+def build(kind: Literal["goal"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackGoal: ...
 @overload
 def build(kind: Literal["loss"], name: str, settings: Mapping[str, Setting] | None = None) -> Loss: ...
 @overload

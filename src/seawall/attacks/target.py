@@ -4,21 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator
+from pydantic import PlainValidator
 from scipy import ndimage
 from torch import Tensor, nn
 
-from seawall.errors import DataError, ModelError, UsageError, did_you_mean
+from seawall import registry
+from seawall.errors import DataError, ModelError, UsageError
 from seawall.modules import eval_mode
+from seawall.registry import register
 from seawall.threat.model import ThreatModel
-from seawall.types import Batch, ModelSpec, SegmentationModel
+from seawall.types import Batch, ModelSpec, SegmentationModel, Setting
 
 
+@runtime_checkable
+class AttackGoal(Protocol):
+    """What the adversary wants of every valid pixel; `str(goal)` is the text that recipes use."""
+
+    @property
+    def targeted(self) -> bool:
+        """Whether pixels are pushed to the class of `class_map`, and not away from it."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether the target follows the model at every step."""
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the goal needs the model's logits on the clean image, one more forward pass."""
+
+    def class_map(self, spec: ModelSpec, batch: Batch, logits: Tensor | None) -> Tensor:
+        """Return the class (B, H, W) of each pixel that it is pushed to or away from."""
+
+
+@register("goal", "untargeted")
 @dataclass(frozen=True)
 class Untargeted:
     """As many valid pixels as possible wrong.
@@ -49,6 +72,7 @@ UNTARGETED = Untargeted()
 UNTARGETED_PREDICTION = Untargeted("prediction")
 
 
+@register("goal", "towards", smoke={"klass": "water"})
 @dataclass(frozen=True)
 class Towards:
     """Every valid pixel predicted as one class.
@@ -70,6 +94,7 @@ class Towards:
         return f"towards {self.klass}"
 
 
+@register("goal", "hide", paper="arXiv:1703.01101", smoke={"klass": "water"})
 @dataclass(frozen=True)
 class Hide:
     """No pixel predicted as one class, all others as they were predicted.
@@ -103,6 +128,7 @@ class Hide:
         return f"hide {self.klass}"
 
 
+@register("goal", "least-likely", paper="arXiv:1711.09856")
 @dataclass(frozen=True)
 class LeastLikely:
     """Every valid pixel predicted as the class of its smallest logit.
@@ -146,29 +172,35 @@ def nearest_other(prediction: Tensor, seen: Tensor, klass: int) -> Tensor:
     return torch.from_numpy(filled).to(prediction.device)
 
 
-def parse_goal(text: object) -> object:
-    """Return the goal of a text such as "hide water"; anything but text passes through.
+def parse_goal(given: object) -> AttackGoal:
+    """Return the goal of a text such as "hide water"; a goal passes through.
+
+    After the name of the goal come `setting=value`, the names of switches, or the value of the first setting.
 
     Raises:
         UsageError: The text is no goal.
+        ValueError: Neither a goal nor text.
 
     Example:
         >>> parse_goal("towards land"), parse_goal("least-likely moving")
         (Towards(klass='land'), LeastLikely(moving=True))
     """
-    if not isinstance(text, str):
-        return text
-    word, _, rest = text.strip().partition(" ")
-    fixed = {str(goal): goal for goal in (Untargeted(), Untargeted("prediction"), LeastLikely(), LeastLikely(True))}
-    if text.strip() in fixed:
-        return fixed[text.strip()]
-    if word in ("towards", "hide") and rest.strip():
-        return Towards(rest.strip()) if word == "towards" else Hide(rest.strip())
-    known = (*fixed, "towards <class>", "hide <class>")
-    raise UsageError(f"goal: expected a goal, got {text!r}; {did_you_mean(text, known)}")
+    if isinstance(given, AttackGoal) and not isinstance(given, type):
+        return given
+    if not isinstance(given, str):
+        raise ValueError('a goal or its text, such as "hide water"')
+    name, *words = given.split() or [""]
+    settings: dict[str, Setting] = {}
+    known = {f.name: f.type for f in fields(registry.find("goal", name).make)}
+    value = [word for word in words if "=" not in word and known.get(word) != "bool"]
+    settings |= {word: True for word in words if known.get(word) == "bool"}
+    settings |= {key: text for key, found, text in (word.partition("=") for word in words) if found}
+    if value and not known:
+        raise UsageError(f"goal: expected {name!r} alone, got {given!r}; it has no settings")
+    return registry.build("goal", name, settings | ({next(iter(known)): " ".join(value)} if value else {}))
 
 
-Goal = Annotated[Untargeted | Towards | Hide | LeastLikely, BeforeValidator(parse_goal)]
+Goal = Annotated[AttackGoal, PlainValidator(parse_goal)]
 """A goal, in Python as a value and in recipes as text: `goal = "hide water"`."""
 
 

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from seawall.registry import Entry, entries
-from seawall.testing import attack_losses, attacks, losses, models, noises, objectives, poisons, suites, uncertainty
+from seawall.testing import (
+    attack_losses,
+    attacks,
+    goals,
+    losses,
+    models,
+    noises,
+    objectives,
+    poisons,
+    suites,
+    uncertainty,
+)
 
 Check = Callable[[Entry], None]
 
 CHECKS: dict[str, list[Check]] = {
     "attack": attacks.CHECKS,
     "attack-loss": attack_losses.CHECKS,
+    "goal": goals.CHECKS,
     "loss": losses.CHECKS,
     "model": models.CHECKS,
     "noise": noises.CHECKS,
