@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from seawall.attacks.losses import AttackLoss
     from seawall.attacks.suites import Suite
     from seawall.attacks.target import AttackGoal
+    from seawall.poisoning.detection import PoisonDetector
 
 HOMES: Mapping[str, tuple[str, ...]] = {
     "attack": ("seawall.attacks",),
@@ -28,6 +29,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "suite": ("seawall.attacks",),
     "noise": ("seawall.label_noise",),
     "poison": ("seawall.poisoning",),
+    "detector": ("seawall.poisoning",),
     "loss": ("seawall.losses",),
     "objective": ("seawall.training.objectives",),
     "model": ("seawall.models",),
@@ -161,6 +163,8 @@ def find(kind: str, name: str) -> Entry:
 def build(kind: Literal["attack"], name: str, settings: Mapping[str, Setting] | None = None) -> Attack: ...
 @overload
 def build(kind: Literal["attack-loss"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackLoss: ...
+@overload
+def build(kind: Literal["detector"], name: str, settings: Mapping[str, Setting] | None = None) -> PoisonDetector: ...
 @overload
 def build(kind: Literal["goal"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackGoal: ...
 @overload

@@ -95,9 +95,9 @@ def test_the_search_ranks_every_chip_and_says_what_it_caught(tmp_path: Path, wei
     assert len(found.table) == 12
     assert found.facts["trusted"] == 20
     known = {json.loads(line)["chip"] for line in (tmp_path / "bad/poisons.jsonl").read_text().splitlines()}
-    assert found.facts["spectral.auc"] is not None
-    flagged = {row["chip"] for row in found.table if row["spectral.flagged"]}
-    assert found.facts["spectral.caught"] == pytest.approx(len(flagged & known) / len(known))
+    assert found.facts["spectral-signatures.auc"] is not None
+    flagged = {row["chip"] for row in found.table if row["spectral-signatures.flagged"]}
+    assert found.facts["spectral-signatures.caught"] == pytest.approx(len(flagged & known) / len(known))
     alone = find_poisons(weights, tmp_path / "bad")
     assert "promises nothing" in str(alone.facts["note"])
 

@@ -24,7 +24,7 @@ from seawall.models.weights import load_model, spec_of
 from seawall.modules import device_of, eval_mode
 from seawall.pipeline.corrupt_labels import select_part, split_settings
 from seawall.poisoning.clean_label import GradientMatching, MetaPoison
-from seawall.poisoning.detection import PoisonDetection, activation_clustering, activations, spectral_signatures
+from seawall.poisoning.detection import activations
 from seawall.poisoning.target import PoisonTarget, choose_chips
 from seawall.result import Failed, MutableRow, Progress
 from seawall.rng import Keys
@@ -252,7 +252,7 @@ def together(folder: ChipFolder, ids: Sequence[str]) -> Batch:
 def find_poisoned(
     weights: Path, chips: Path, *, trusted: Path | None, alarms: float, layer: str, device: str, progress: Progress
 ) -> tuple[MutableRow, list[MutableRow], Failed]:
-    """Rank the chips of a folder by how suspect they are of being poisoned, with two detectors.
+    """Rank the chips of a folder by how suspect they are of being poisoned, with every registered detector.
 
     Args:
         weights: A network that learned from these chips.
@@ -275,26 +275,26 @@ def find_poisoned(
     known_clean = ChipFolder.open(trusted) if trusted else None
     clean = activations(model, block, whole_chips(known_clean, known_clean.ids))[1] if known_clean else None
     progress("features", 2, 2, "")
-    verdicts: dict[str, PoisonDetection] = {
-        "spectral": spectral_signatures(ids, features, trusted=clean, alarms=alarms),
-        "clusters": activation_clustering(ids, features, trusted=clean, alarms=alarms),
+    found = {
+        entry.name: registry.build("detector", entry.name, {"alarms": alarms})(ids, features, clean)
+        for entry in registry.entries("detector")
     }
     known = poisoned_ids(chips)
     table: list[MutableRow] = [
         {
             "chip": id_,
-            **{f"{name}.score": float(verdict.scores[i]) for name, verdict in verdicts.items()},
-            **{f"{name}.flagged": int(verdict.flagged[i]) for name, verdict in verdicts.items()},
+            **{f"{name}.score": float(detection.scores[i]) for name, detection in found.items()},
+            **{f"{name}.flagged": int(detection.flagged[i]) for name, detection in found.items()},
         }
         for i, id_ in enumerate(ids)
     ]
-    table.sort(key=lambda row: -float(row["spectral.score"] or 0))
+    table.sort(key=lambda row: -float(row["spectral-signatures.score"] or 0))
     facts: MutableRow = {"chips": len(ids), "trusted": 0 if clean is None else len(clean)}
-    for name, verdict in verdicts.items():
-        facts[f"{name}.flagged"] = int(verdict.flagged.sum())
+    for name, detection in found.items():
+        facts[f"{name}.flagged"] = int(detection.flagged.sum())
         if known:
-            facts[f"{name}.caught"], facts[f"{name}.false_alarms"] = verdict.rates(known)
-            facts[f"{name}.auc"] = verdict.auc(known)
+            facts[f"{name}.caught"], facts[f"{name}.false_alarms"] = detection.rates(known)
+            facts[f"{name}.auc"] = detection.auc(known)
     if clean is None:
         facts["note"] = "without trusted chips the cut-off promises nothing; the scores rank"
     return facts, table, []

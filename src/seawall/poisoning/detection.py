@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torch.nn import functional
 from seawall.arrays import DoubleArray
 from seawall.errors import DataError, UsageError
 from seawall.modules import eval_mode, to_device_of
+from seawall.registry import register
 from seawall.types import Batch
 
 
@@ -101,6 +103,54 @@ def activations(
     return tuple(chips), np.stack(rows)
 
 
+@runtime_checkable
+class PoisonDetector(Protocol):
+    """Ids, features (N, D) of the chips and, if there are any, of trusted chips (M, D) to scores and flags."""
+
+    def __call__(
+        self, chips: Sequence[str], features: DoubleArray, trusted: DoubleArray | None = None
+    ) -> PoisonDetection: ...
+
+
+@register("detector", "spectral-signatures", paper="arXiv:1811.00636")
+@dataclass(frozen=True)
+class SpectralSignatures:
+    """Distance along the direction in which the chips differ most; see `spectral_signatures`.
+
+    Args:
+        share: Expected share of poisoned chips, where no chips are trusted.
+        alarms: With trusted chips, the share of clean chips that may be flagged.
+    """
+
+    share: float | None = None
+    alarms: float = 0.05
+
+    def __call__(
+        self, chips: Sequence[str], features: DoubleArray, trusted: DoubleArray | None = None
+    ) -> PoisonDetection:
+        share = None if trusted is not None else self.share
+        return spectral_signatures(chips, features, share, trusted=trusted, alarms=self.alarms)
+
+
+@register("detector", "activation-clustering", paper="arXiv:1811.03728")
+@dataclass(frozen=True)
+class ActivationClustering:
+    """Nearness to the smaller of two clusters; see `activation_clustering`.
+
+    Args:
+        seed: Seed of the clustering.
+        alarms: With trusted chips, the share of clean chips that may be flagged.
+    """
+
+    seed: int = 0
+    alarms: float = 0.05
+
+    def __call__(
+        self, chips: Sequence[str], features: DoubleArray, trusted: DoubleArray | None = None
+    ) -> PoisonDetection:
+        return activation_clustering(chips, features, seed=self.seed, trusted=trusted, alarms=self.alarms)
+
+
 def spectral_signatures(
     chips: Sequence[str],
     features: DoubleArray,
@@ -112,7 +162,8 @@ def spectral_signatures(
     """Score chips by how far they lie along the direction in which the chips differ most.
 
     Paper: Tran et al. 2018, arXiv:1811.00636, algorithm 1, whose cut-off needs the true share. Differs: with trusted
-    chips the cut-off follows from their scores, and distances count from their median.
+    chips the cut-off follows from their scores, and distances count from the median. The direction is then that of all chips,
+    the trusted among them: fitted to the others alone it would fit their noise, and flag more clean chips than asked.
 
     Args:
         chips: Ids.
@@ -127,8 +178,7 @@ def spectral_signatures(
         DataError: The features are not one finite vector per chip.
         UsageError: Share, alarms or the number of trusted chips is invalid, or both share and trusted are given.
     """
-    x = _center_features(chips, features)
-    known = _center_trusted(chips, features, trusted, alarms)
+    x = _centered_features(chips, features, trusted, alarms)
     if share is not None and (trusted is not None or not 0 <= share <= 1):
         raise UsageError(
             f"spectral-signatures.share: expected a share in [0, 1] or trusted chips, got {share} "
@@ -136,11 +186,10 @@ def spectral_signatures(
         )
     direction = np.linalg.svd(x, full_matrices=False)[2][0] if len(x) > 1 else np.zeros(x.shape[1])
     along = x @ direction
-    if known is not None:
-        reference = known @ direction
-        scores = np.abs(along - np.median(reference))
-        flags = conformal_flags(scores, np.abs(reference - np.median(reference)), alarms)
-        return PoisonDetection(tuple(chips), scores, flags, "spectral-signatures")
+    if trusted is not None:
+        scores = np.abs(along - np.median(along))
+        flags = conformal_flags(scores[: len(chips)], scores[len(chips) :], alarms)
+        return PoisonDetection(tuple(chips), scores[: len(chips)], flags, "spectral-signatures")
     scores = along**2
     if share is None:
         flagged = robust_z(along) > 2.5
@@ -181,10 +230,9 @@ def activation_clustering(
         DataError: The features are not one finite vector per chip.
         UsageError: Alarms or the number of trusted chips is invalid.
     """
-    x = _center_features(chips, features)
-    known = _center_trusted(chips, features, trusted, alarms)
+    x = _centered_features(chips, features, trusted, alarms)
     if len(x) < 4:
-        return PoisonDetection(tuple(chips), np.zeros(len(x)), np.zeros(len(x), bool), "activation-clustering")
+        return PoisonDetection(tuple(chips), np.zeros(len(chips)), np.zeros(len(chips), bool), "activation-clustering")
     _, sizes, axes = np.linalg.svd(x, full_matrices=False)
     kept = min(10, len(sizes), len(x) - 2)
     low = x @ axes[:kept].T
@@ -193,11 +241,9 @@ def activation_clustering(
     means = np.stack([low[cluster == k].mean(0) for k in (0, 1)])
     distance = np.linalg.norm(low[:, None] - means[None], axis=2)
     scores = _minor_cluster_score(distance, minor)
-    if known is not None:
-        reference = _minor_cluster_score(np.linalg.norm((known @ axes[:kept].T)[:, None] - means[None], axis=2), minor)
-        return PoisonDetection(
-            tuple(chips), scores, conformal_flags(scores, reference, alarms), "activation-clustering"
-        )
+    if trusted is not None:
+        flags = conformal_flags(scores[: len(chips)], scores[len(chips) :], alarms)
+        return PoisonDetection(tuple(chips), scores[: len(chips)], flags, "activation-clustering")
     inside, outside = distance[np.arange(len(x)), cluster], distance[np.arange(len(x)), 1 - cluster]
     separation = float(np.mean((outside - inside) / np.maximum(np.maximum(outside, inside), 1e-12)))
     poisoned = np.mean(cluster == minor) <= smallest and separation >= gap
@@ -230,25 +276,21 @@ def robust_z(values: DoubleArray) -> DoubleArray:
     return distance / scale if scale > 0 else np.where(distance > 0, np.inf, 0.0)
 
 
-def _center_features(chips: Sequence[str], features: DoubleArray) -> DoubleArray:
-    if features.ndim != 2 or len(features) != len(chips) or not len(chips) or not np.isfinite(features).all():
-        raise DataError(
-            f"detector: expected a finite vector for each of {len(chips)} chips, got {features.shape}; use `activations`"
-        )
-    return np.asarray(features - features.mean(0), np.float64)
-
-
 def _minor_cluster_score(distance: DoubleArray, minor: int) -> DoubleArray:
     """Return the relative difference of the distances to the large and to the small cluster's center, in [-1, 1]."""
     return np.asarray((distance[:, 1 - minor] - distance[:, minor]) / np.maximum(distance.sum(1), 1e-12))
 
 
-def _center_trusted(
+def _centered_features(
     chips: Sequence[str], features: DoubleArray, trusted: DoubleArray | None, alarms: float
-) -> DoubleArray | None:
-    """Return trusted features less the mean of the chips' features; None without any."""
+) -> DoubleArray:
+    """Return the features of the chips and then those of the trusted ones, less the mean of them all."""
+    if features.ndim != 2 or len(features) != len(chips) or not len(chips) or not np.isfinite(features).all():
+        raise DataError(
+            f"detector: expected a finite vector for each of {len(chips)} chips, got {features.shape}; use `activations`"
+        )
     if trusted is None:
-        return None
+        return np.asarray(features - features.mean(0), np.float64)
     if trusted.ndim != 2 or trusted.shape[1] != features.shape[1] or not np.isfinite(trusted).all():
         raise DataError(
             f"detector: expected finite trusted features (M, {features.shape[1]}), got {trusted.shape}; use `activations` "
@@ -259,4 +301,5 @@ def _center_trusted(
             f"detector.alarms: expected a rate in (0, 1) with at least 1 / alarms - 1 trusted chips, got {alarms} and "
             f"{len(trusted)} chips; trust more chips or allow more alarms"
         )
-    return np.asarray(trusted - features.mean(0), np.float64)
+    both = np.concatenate([features, trusted]).astype(np.float64)
+    return np.asarray(both - both.mean(0))

@@ -8,6 +8,7 @@ from seawall.registry import Entry, entries
 from seawall.testing import (
     attack_losses,
     attacks,
+    detectors,
     goals,
     losses,
     models,
@@ -23,6 +24,7 @@ Check = Callable[[Entry], None]
 CHECKS: dict[str, list[Check]] = {
     "attack": attacks.CHECKS,
     "attack-loss": attack_losses.CHECKS,
+    "detector": detectors.CHECKS,
     "goal": goals.CHECKS,
     "loss": losses.CHECKS,
     "model": models.CHECKS,
