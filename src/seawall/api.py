@@ -531,7 +531,7 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     """List the registered methods, or the settings of one.
 
     Args:
-        kind: attack, suite, noise, poison, model, loss, objective or uncertainty; empty lists all kinds.
+        kind: attack, attack-loss, goal, suite, noise, poison, detector, model, loss, objective or uncertainty; empty lists all.
         name: Show the settings of this method.
 
     Command:

@@ -91,7 +91,7 @@ def make_terrain(scene: str, size: int = 256, gsd_m: float = 10.0, seed: int = 0
     moist, region = power_law_noise(rng, shape, 1800 / gsd_m, 3.0, step=2)
     water = Water(rng, params, shape, gsd_m, hills, rough)
     # A bridge is at most half a kilometer long.
-    roads = _roads(rng, params, shape, gsd_m) & (distance_to_mask(water.share < 0.5) * gsd_m < 250)
+    roads = _roads(rng, params, shape, gsd_m) & (distance_to_mask(water.share < 0.5) < 250 / gsd_m)
     # A bridge hides most of the water under it.
     share = np.where(roads, np.float32(0.3) * water.share, water.share)
     wet = share >= 0.5
