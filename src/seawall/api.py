@@ -398,8 +398,9 @@ def find_poisons(
 
     Args:
         weights: A network that learned from the chips.
-        chips: The chip folder that it learned from; where it has a poisons.jsonl, what was caught is counted.
-        trusted: Folder of chips that are known to be clean and that the network did not learn from: they give the cut-off.
+        chips: The chip folder that it learned from, of which its training part is searched; where the folder has a poisons.jsonl, what was
+            caught is counted.
+        trusted: Folder of chips that are known to be clean: those that the network neither learned from nor was chosen by give the cut-off.
         alarms: With trusted chips, the share of clean chips that may be flagged, on average.
         layer: Module whose features are looked at; empty for the last one before the logits.
         device: auto, cpu, or a CUDA device.

@@ -15,12 +15,13 @@ from seawall import registry
 from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
+from seawall.data.selection import select_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.inference.backends import find_device
 from seawall.io import RunLock, write_atomic
 from seawall.label_noise.build import chip_batch
-from seawall.models.weights import load_model, spec_of
+from seawall.models.weights import load_model, spec_of, split_of
 from seawall.modules import device_of, eval_mode
 from seawall.pipeline.corrupt_labels import select_part, split_settings
 from seawall.poisoning.clean_label import GradientMatching, MetaPoison
@@ -256,8 +257,8 @@ def find_poisoned(
 
     Args:
         weights: A network that learned from these chips.
-        chips: The folder.
-        trusted: Folder of chips that are known to be clean and that the network did not learn from.
+        chips: The folder; by the split in the weights, the chips that the network learned from are searched.
+        trusted: Folder of chips that are known to be clean; those that the network learned from or was chosen by are left out.
         alarms: With trusted chips, the share of clean chips that may be flagged.
         layer: Name of the module whose features are looked at; "" for the last one before the logits.
         device: Where the network runs.
@@ -268,12 +269,16 @@ def find_poisoned(
     """
     model = load_model(weights).to(find_device(device))
     folder = ChipFolder.open(chips)
-    block = find_layer(model, layer, torch.from_numpy(folder.read(folder.ids[0]).image)[None])
+    record = split_of(model)
+    learned = select_chips(folder, record, "train").ids if record is not None else folder.ids
+    block = find_layer(model, layer, torch.from_numpy(folder.read(learned[0]).image)[None])
     progress("features", 0, 2, str(chips))
-    ids, features = activations(model, block, whole_chips(folder, folder.ids))
+    ids, features = activations(model, block, whole_chips(folder, learned))
     progress("features", 1, 2, str(trusted or ""))
-    known_clean = ChipFolder.open(trusted) if trusted else None
-    clean = activations(model, block, whole_chips(known_clean, known_clean.ids))[1] if known_clean else None
+    clean = None
+    if trusted is not None:
+        checked = ChipFolder.open(trusted)
+        clean = activations(model, block, whole_chips(checked, select_chips(checked, record, "auto").ids))[1]
     progress("features", 2, 2, "")
     found = {
         entry.name: registry.build("detector", entry.name, {"alarms": alarms})(ids, features, clean)
