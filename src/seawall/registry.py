@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_type_hints, overload
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from seawall.errors import SeawallError, UsageError, did_you_mean, expected
+from seawall.errors import SeawallError, UsageError, did_you_mean, first_error
 from seawall.types import Architecture, Attack, LabelNoise, Loss, Objective, Setting, Wrapper
 
 if TYPE_CHECKING:
@@ -222,11 +222,8 @@ def parse_settings(kind: str, text: str) -> tuple[str, dict[str, str]]:
 
 
 def _refusal(name: str, bad: ValidationError, setting: str = "") -> UsageError:
-    first = bad.errors()[0]
-    where = setting or ".".join(map(str, first["loc"])) or name
-    return UsageError(
-        f"{name}.{where}: {expected(first['msg'], first.get('input'))}; see `seawall methods --name {name}`"
-    )
+    where = f"{name}.{setting}" if setting else name
+    return UsageError(f"{first_error(bad, where)}; see `seawall methods --name {name}`")
 
 
 def _convert_settings(method: type, name: str) -> None:

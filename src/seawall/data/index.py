@@ -14,7 +14,7 @@ from typing import get_args
 from affine import Affine
 from pydantic import TypeAdapter, ValidationError
 
-from seawall.errors import DataError
+from seawall.errors import DataError, first_error
 from seawall.geo.raster import Grid
 from seawall.io import write_atomic
 from seawall.split_record import SplitRecord
@@ -177,7 +177,7 @@ def load_row(plain: Mapping[str, object], where: str) -> ChipRow:
     try:
         row = _ROW.validate_python(dict(plain))
     except ValidationError as bad:
-        raise DataError(f"{where}: {_validation_text(bad)}; curate the folder again") from bad
+        raise DataError(f"{where}: {first_error(bad)[:300]}; curate the folder again") from bad
     check_id(row.id, where)
     for path in (row.image, row.label):
         if Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
@@ -252,7 +252,7 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
     try:
         header = _HEADER.validate_python(head)
     except ValidationError as bad:
-        raise DataError(f"{path}: {_validation_text(bad)}; curate the folder again") from bad
+        raise DataError(f"{path}: {first_error(bad)[:300]}; curate the folder again") from bad
     chips = tuple(load_row(row, f"{path} row {i}") for i, row in enumerate(rows))
     repeated = [id_ for id_, n in Counter(row.id for row in chips).items() if n > 1]
     if repeated:
@@ -264,8 +264,3 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
                     f"{path}: expected {len(header.classes)} class counts, got {len(counts)} for {row.id!r}; curate the folder again"
                 )
     return header, chips
-
-
-def _validation_text(bad: ValidationError) -> str:
-    first = bad.errors()[0]
-    return f"expected {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}, got {first.get('input')!r}"[:300]

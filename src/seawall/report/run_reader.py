@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from seawall.errors import RecipeError, RunError
+from seawall.errors import RecipeError, RunError, first_error
 from seawall.recipe import Recipe, read_recipe
 from seawall.records import Record, read_records
 from seawall.report.formatting import DASH, number_text, percent_text
@@ -294,9 +294,7 @@ def _validated(model: type[FileT], path: Path, unreadable: list[str]) -> FileT |
     try:
         return None if found is None else model.model_validate(found)
     except ValidationError as bad:
-        first = bad.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        unreadable.append(f"{path.name}: {where}: {first['msg']}; left out")
+        unreadable.append(f"{path.name}: {first_error(bad)}; left out")
         return None
 
 
