@@ -82,7 +82,7 @@ def method_rows(kind: str = "") -> list[ResultRow]:
 
 
 def setting_rows(kind: str, name: str) -> tuple[ResultRow, list[ResultRow]]:
-    """Return a row on a method, and a row per setting of it.
+    """Return a row on a method with the module that defines it, and a row per setting.
 
     Raises:
         UsageError: There is no such method.
@@ -97,7 +97,12 @@ def setting_rows(kind: str, name: str) -> tuple[ResultRow, list[ResultRow]]:
         {"setting": f.name, "type": str(f.type), "default": "required" if f.default is MISSING else repr(f.default)}
         for f in fields(entry.make)
     ]
-    return {"kind": entry.kind, "name": entry.name, "summary": entry.summary, "paper": entry.paper}, rows
+    about: ResultRow = {
+        "kind": entry.kind, "name": entry.name, "summary": entry.summary, "paper": entry.paper, "module": entry.make.__module__,
+    }  # fmt: skip
+    if others := [other.kind for other in found[1:]]:
+        about = {**about, "also of kind": f"{', '.join(others)}; add --kind"}
+    return about, rows
 
 
 def _torch_warning(version: str) -> str:

@@ -159,3 +159,11 @@ def test_a_full_output_device_is_one_line() -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
+
+
+def test_a_method_says_its_module_and_the_other_kinds_of_its_name() -> None:
+    facts = json.loads(cli("methods", "--name", "js", "--json").out)["facts"]
+    assert (facts["kind"], facts["module"]) == ("attack", "seawall.attacks.apgd")
+    assert facts["also of kind"].startswith("attack-loss")
+    loss = json.loads(cli("methods", "--name", "js", "--kind", "attack-loss", "--json").out)["facts"]
+    assert loss["module"] == "seawall.attacks.losses" and "also of kind" not in loss
