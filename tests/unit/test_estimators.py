@@ -1,6 +1,7 @@
 """Estimators of uncertainty are reached from a recipe and from `seawall predict`."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from seawall.errors import RecipeError, UsageError
 from seawall.geo.raster import Grid, write_cog
 from seawall.models.unet import UNet
 from seawall.models.weights import load_model, save_model
-from seawall.pipeline.evaluation import estimator_models
+from seawall.pipeline.evaluation import estimator_facts, estimator_models
 from seawall.pipeline.validate import check_distinct_names, validate_recipe
 from seawall.recipe import make_recipe
+from seawall.records import Record
+from seawall.report.record_index import RecordIndex
+from seawall.report.run_reader import EstimatorFacts
+from seawall.report.summary import best_baseline
 from seawall.types import ModelSpec
 from seawall.uncertainty.predictor import TTA, Predictor
 
@@ -36,7 +41,7 @@ def recipe(*names: str):
 
 
 def test_each_estimator_of_a_recipe_is_a_model_of_its_own(weights: Path) -> None:
-    found = dict(estimator_models(recipe("tta", "mc-dropout"), "unet", load_model(weights)))
+    found = dict(estimator_models(recipe("tta", "mc-dropout"), load_model(weights)))
     assert list(found) == ["unet+tta", "unet+mc-dropout"]
     assert all(isinstance(model, Predictor) for model in found.values())
 
@@ -74,3 +79,16 @@ def test_predict_maps_with_the_estimator_and_does_not_mix_it_with_the_plain_netw
 def test_an_unknown_estimator_is_refused(tmp_path: Path, weights: Path) -> None:
     with pytest.raises(UsageError, match="mc-dropout"):
         predict(weights, tmp_path / "s.tif", out=tmp_path / "maps", estimator="mc-dropuot")
+
+
+def test_the_report_names_the_network_and_the_estimator_and_takes_neither_for_a_baseline() -> None:
+    facts = {name: EstimatorFacts(**fact) for name, fact in estimator_facts(recipe("tta")).items()}
+    counts = {"tp": 40.0, "fp": 5.0, "fn": 5.0}
+    rows = [
+        Record("r", model, "clean", "", "c0", "g", metric, "water", value, 50)
+        for model in ("unet", "unet+tta") for metric, value in counts.items()
+    ]  # fmt: skip
+    index = RecordIndex(rows, "water", estimators=facts)
+    assert [index.display_name(model) for model in index.models] == ["U-Net", "U-Net with tta"]
+    run = SimpleNamespace(trained={"unet": object()}, recipe=None)
+    assert best_baseline(run, index) is None  # type: ignore[arg-type]

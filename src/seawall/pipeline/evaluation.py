@@ -34,7 +34,7 @@ def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Ma
     """
     recipe, log = run.recipe, run.log
     first = next(iter(models))
-    models = {**models, **dict(estimator_models(recipe, first, models[first]))}
+    models = {**models, **dict(estimator_models(recipe, models[first]))}
     attacked = {first: models[first], **dict(baseline_models(run, chips, split))}
     cases = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
     source = ChipSource.of_folder(chips, split.test)
@@ -93,11 +93,17 @@ def _write_examples(
         )
 
 
-def estimator_models(recipe: Recipe, name: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def estimator_facts(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Return network and estimator of each model that is an estimator around the clean network, by the model's name."""
+    name = recipe.model.name
+    return {f"{name}+{e.name}": {"model": name, "estimator": e.name} for e in recipe.estimators}
+
+
+def estimator_models(recipe: Recipe, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the network with each of the recipe's estimators of uncertainty around it."""
-    for method in recipe.estimators:
+    for name, method in zip(estimator_facts(recipe), recipe.estimators, strict=True):
         wrapper = registry.build("uncertainty", method.name, method.settings)
-        yield f"{name}+{method.name}", wrapper(cast(SegmentationModel, model))
+        yield name, wrapper(cast(SegmentationModel, model))
 
 
 def baseline_models(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:

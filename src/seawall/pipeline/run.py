@@ -20,7 +20,7 @@ from seawall.metrics.consistency import with_consistency_flags
 from seawall.models.weights import read_spec
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
-from seawall.pipeline.evaluation import evaluate_models
+from seawall.pipeline.evaluation import estimator_facts, evaluate_models
 from seawall.pipeline.mapping import map_scene
 from seawall.pipeline.provenance import RunMetadata, data_facts, record_environment
 from seawall.pipeline.training import (
@@ -81,6 +81,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         metadata.update(monitor=training_settings(run, chips, split).monitor)
         _check_models(run, chips, split)
         metadata.update(noises=measure_label_noise(run, chips, split))
+        metadata.update(estimators=estimator_facts(recipe))
         with metadata.time_stage("training"):
             models = dict(train_networks(run, chips, split))
         with metadata.time_stage("evaluation"):

@@ -47,7 +47,7 @@ def write_report(run: Path) -> Path:
 
 def render_page(run: RunFolder) -> str:
     """Return the page's HTML."""
-    index = RecordIndex(run.records, run.klass, run.facts.noises)
+    index = RecordIndex(run.records, run.klass, run.facts.noises, run.facts.estimators)
     environment = Environment(
         loader=PackageLoader("seawall.report", "."),
         autoescape=True,

@@ -11,7 +11,7 @@ from seawall.metrics.consistency import with_consistency_flags
 from seawall.metrics.worst_case import WORST, worst_case
 from seawall.records import Record
 from seawall.report.formatting import DASH, ThreatLabel, count_text, ratio_text
-from seawall.report.run_reader import NoiseFacts
+from seawall.report.run_reader import EstimatorFacts, NoiseFacts
 
 DISPLAY_NAMES = {
     "unet": "U-Net", "dense-unet": "dense U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
@@ -77,12 +77,17 @@ class RecordIndex:
         records: Rows of a run; aggregates are computed from the counts among them.
         klass: The class that figures of one class are about.
         noises: The label noise of each network that was trained on noisy labels, by its name.
+        estimators: The network and the estimator of each model that is one around a network, by its name.
     """
 
-    def __init__(self, records: Iterable[Record], klass: str, noises: Mapping[str, NoiseFacts] | None = None) -> None:
+    def __init__(
+        self, records: Iterable[Record], klass: str, noises: Mapping[str, NoiseFacts] | None = None,
+        estimators: Mapping[str, EstimatorFacts] | None = None,
+    ) -> None:  # fmt: skip
         given = with_consistency_flags(records)
         self.klass = klass
         self.noises = noises or {}
+        self.estimators = estimators or {}
         self._rows: dict[tuple[str, ...], Record] = {}
         self.rows = (*aggregate_records(given), *worst_case(given), *given)
         for record in self.rows:
@@ -104,6 +109,9 @@ class RecordIndex:
 
     def display_name(self, model: str) -> str:
         """Return a model's name for readers, with the noise of its training labels where there was one."""
+        if model in self.estimators:
+            around = self.estimators[model]
+            return f"{display_name(around.model)} with {around.estimator}"
         if model not in self.noises:
             return display_name(model)
         noise = self.noises[model]

@@ -89,11 +89,24 @@ class NoiseFacts(RunFile):
         return f"{self.noise} {self.rate_text}{changed}{objective}"
 
 
+class EstimatorFacts(RunFile):
+    """The estimator of uncertainty around a network.
+
+    Args:
+        model: The network.
+        estimator: Registered name of the estimator.
+    """
+
+    model: str = ""
+    estimator: str = ""
+
+
 class RunFacts(RunFile):
-    """The file facts.json: data, label noise, seconds per stage, version."""
+    """The file facts.json: data, label noise, estimators, seconds per stage, version."""
 
     data: DataFacts = DataFacts()
     noises: Mapping[str, NoiseFacts] = Field(default_factory=dict)
+    estimators: Mapping[str, EstimatorFacts] = Field(default_factory=dict)
     seconds: Mapping[str, float] = Field(default_factory=dict)
     version: str = ""
 
