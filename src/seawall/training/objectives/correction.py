@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seawall.errors import DataError, UsageError
+from seawall.label_noise.label_view import check_transition_matrix
 from seawall.losses.segmentation import check_input, masked_mean
 from seawall.registry import register
 from seawall.rng import Keys
@@ -129,14 +129,8 @@ def check_matrix(name: str, matrix: Matrix) -> None:
     Raises:
         UsageError: It is not square, a row does not sum to 1, or a column is all 0.
     """
+    check_transition_matrix(name, matrix, tolerance=1e-3)
     size = len(matrix)
-    for i, row in enumerate(matrix):
-        valid = len(row) == size and all(math.isfinite(p) and p >= 0 for p in row) and abs(sum(row) - 1) < 1e-3
-        if not valid or size < 2:
-            raise UsageError(
-                f"{name}.matrix: expected {max(size, 2)} shares that sum to 1 in row {i}, got {list(row)}; "
-                "row i holds the probabilities of the labels of class i"
-            )
     empty = [j for j in range(size) if all(row[j] == 0 for row in matrix)]
     if empty:
         raise UsageError(
