@@ -15,7 +15,6 @@ from seawall.data.index import ChipHeader
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 from seawall.label_audit import cross_validation
-from seawall.label_audit.audit import audit_chips
 from seawall.label_audit.confident_learning import combined_evidence, tail_evidence
 from seawall.label_audit.contact_sheet import NO_DATA_COLOR, SUSPECT_COLOR, ContactCard, chip_preview, montage
 from seawall.label_audit.training_dynamics import TrainingDynamics, label_margin
@@ -280,7 +279,7 @@ def audit_and_relabel(chips, home, weights=None, **settings):
         "folds": 2, "model": "unet", "epochs": 1, "rule": "", "worst": 1, "seed": 0, "device": "cpu",
         "progress": lambda *_: None, "relabel": home / "relabelled", **settings,
     }  # fmt: skip
-    return audit_chips(chips.root, home / "out", weights=weights, **settings)[0]
+    return api.audit_labels(chips.root, out=home / "out", weights=weights, **settings).facts
 
 
 def test_relabel_writes_a_folder_with_the_wrong_labels_changed_and_the_images_as_they_were(tmp_path):
