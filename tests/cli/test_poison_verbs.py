@@ -79,7 +79,7 @@ def test_crafted_poisons_need_weights_and_a_target_and_leave_both_labels_and_tar
     chips = ChipFolder.open(chip_folder(tmp_path / "chips"))
     with pytest.raises(UsageError, match="--weights and --target"):
         poison(chips.root, poison=name, share=0.4, out=tmp_path / "none")
-    poison(chips.root, poison=name, share=0.4, weights=weights, target="chip3:4,4,8,8", to="land", out=tmp_path / "bad")
+    poison(chips.root, poison=name, share=0.9, weights=weights, target="chip3:4,4,8,8", to="land", out=tmp_path / "bad")
     bad = ChipFolder.open(tmp_path / "bad")
     moved = {id_: np.abs(bad.read(id_).image - chips.read(id_).image).max() for id_ in chips.ids}
     assert moved["chip3"] == 0

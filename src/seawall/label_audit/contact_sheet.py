@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.arrays import BoolArray, ByteArray
-from seawall.geo.preview import COMPOSITES
+from seawall.geo.preview import rgb_composite
 from seawall.io import write_atomic
 from seawall.report.images import CLASS_COLORS, data_url, encode_png, thin_out
 
@@ -49,7 +49,7 @@ class ContactCard:
 
     def panels(self) -> list[ByteArray]:
         """Return four pictures (H, W, 3): image, label, guess, and the suspect pixels over the image."""
-        picture = chip_preview(self.image, self.seen, self.bands)
+        picture = rgb_composite(self.image, self.seen, self.bands, unseen=NO_DATA_COLOR[0])
         over = (picture.astype(np.float32) * 0.55).astype(np.uint8)
         over[self.wrong] = SUSPECT_COLOR
         return [picture, _class_colors(self.label, self.valid), _class_colors(self.guess, self.seen), over]
@@ -69,23 +69,6 @@ class ContactCard:
         if row.get("aum") is not None:
             parts.append(f"margin {float(row['aum'] or 0):.2f}")
         return "   ".join(parts)
-
-
-def chip_preview(image: NDArray[np.float32], seen: BoolArray, bands: Sequence[str]) -> ByteArray:
-    """Return (H, W, 3) uint8: natural or infrared color, or the first band in gray; unseen pixels are gray.
-
-    Each channel is stretched between the 2nd and 98th percentile of its seen pixels.
-    """
-    triple = next((t for t in COMPOSITES if set(t) <= set(bands)), None)
-    at = [bands.index(band) for band in triple] if triple else [0, 0, 0]
-    made = np.full((*image.shape[1:], 3), NO_DATA_COLOR[0], np.uint8)
-    if not seen.any():
-        return made
-    for channel, band in enumerate(at):
-        low, high = np.percentile(image[band][seen], (2, 98))
-        scaled = np.clip((image[band] - low) / max(float(high - low), 1e-6), 0, 1) * 255
-        made[..., channel] = np.where(seen, scaled, NO_DATA_COLOR[channel]).astype(np.uint8)
-    return made
 
 
 def write_contact_sheet(out: Path, cards: Sequence[ContactCard], classes: Sequence[str], source: str) -> Path:
