@@ -333,7 +333,7 @@ def _scene(folder: Path, side: int = 480) -> None:
         key="0" * 64, model="0" * 64, scene="0" * 64, classes=CLASSES, klass="water", unit="reflectance", radiometry="reflectance", height=side,
         width=side, seen_share=float(seen.mean()), share=float(mapped.sum() / seen.sum()), area_km2=km2, expected_km2=1.01 * km2,
         low_km2=0.96 * km2, high_km2=1.07 * km2, unsure_km2=0.11 * km2, unsure_share=0.043,
-        class_km2={"land": float(seen.sum()) * 1e-4 - km2, "water": km2}, unsure=(0.3, 0.7), flags=("the acquisition time is unknown",), seconds=9.5,
+        class_km2={"land": float(seen.sum()) * 1e-4 - km2, "water": km2}, unsure=(0.3, 0.7), flags=("acquisition-time-unknown",), seconds=9.5,
     )  # fmt: skip
     grid = Grid(side, side, from_origin(500000, 9600000, 10, 10), "EPSG:32720")
     _json(folder / "reach.json", scene_item(result, grid, None, folder, "models/model.json", "input-480.tif"))

@@ -76,7 +76,7 @@ def test_every_flag_of_every_source_is_told(tmp_path: Path) -> None:
     done = cli("compare-labels", mask(tmp_path / "a.tif", 12), away, "--json")
     told = json.loads(done.out)["facts"]
     assert done.code == 0
-    assert told["flags of the second"] == "the layer misses the scene: all land; the layer was reprojected"
+    assert told["flags of the second"] == "layer-misses-scene: all land; layer-reprojected"
     assert told["iou"] == 0.0
     (tmp_path / "other").mkdir()
     twin = mask(tmp_path / "other" / "a.tif", 0)
@@ -84,14 +84,14 @@ def test_every_flag_of_every_source_is_told(tmp_path: Path) -> None:
         "facts"
     ]
     assert "flags of the first" not in told
-    assert told["flags of the second"] == "no pixel has the value 1: all land"
-    assert "misses the scene" in told["flags of the reference"]
+    assert told["flags of the second"] == "no-such-value: 1, all land"
+    assert "layer-misses-scene" in told["flags of the reference"]
 
 
 def test_a_layer_without_features_and_one_in_meters_without_a_crs(tmp_path: Path) -> None:
     raster = mask(tmp_path / "a.tif", 12)
     told = json.loads(cli("compare-labels", raster, feature_file(tmp_path / "b.geojson", []), "--json").out)["facts"]
-    assert told["flags of the second"].startswith("the layer has no features: all land")
+    assert told["flags of the second"].startswith("layer-empty: all land")
     meters = feature_file(
         tmp_path / "c.geojson", [[[500000, 4000000], [500100, 4000000], [500100, 3999900], [500000, 4000000]]]
     )

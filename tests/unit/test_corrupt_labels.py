@@ -284,7 +284,7 @@ def test_a_vector_layer_is_a_wrong_source(tmp_path, suffix):
     expected[4:24, 5:15] = 1
     assert np.array_equal(made.read("c0").label, expected) and np.array_equal(made.read("c1").label, expected)
     assert not made.read("c2").label.any()  # the layer has no lake there
-    assert rows["c2"]["layer_flags"] == "the layer misses the scene: all land"
+    assert rows["c2"]["layer_flags"] == "layer-misses-scene: all land"
     assert rows["c0"]["layer_flags"] == ""
     assert rows["c0"]["layer_shift_m"] == pytest.approx(30.0) and rows["c0"]["layer_cols"] == -3
     assert rows["c0"]["layer_iou"] == pytest.approx(7 / 13) and rows["c0"]["layer_iou_shifted"] == 1.0

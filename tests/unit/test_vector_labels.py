@@ -65,7 +65,7 @@ def test_geojson_is_reprojected(tmp_path):
     found = rasterize_layer(path, GRID)
     assert np.array_equal(found.mask, expected(3, 4, 5, 6))
     assert found.reprojected and found.crs == "EPSG:4326"
-    assert found.flags == ("the layer was reprojected",)
+    assert found.flags == ("layer-reprojected",)
     assert found.spacing_m == pytest.approx(55, abs=6)
 
 
@@ -95,7 +95,7 @@ def test_a_layer_that_misses_the_scene_is_all_land_and_flagged(tmp_path):
     found = rasterize_layer(path, GRID)
     assert not found.mask.any()
     assert found.misses and found.used == 0
-    assert found.flags == ("the layer misses the scene: all land",)
+    assert found.flags == ("layer-misses-scene: all land",)
     far = write(tmp_path / "far.geojson", [shapely.box(100, -40, 101, -39)], crs="EPSG:4326", kind="Polygon")
     assert rasterize_layer(far, GRID).misses
     nothing = write(tmp_path / "nothing.gpkg", [], kind="Polygon")
@@ -129,7 +129,7 @@ def test_invalid_geometries_are_repaired_or_skipped_and_counted(tmp_path):
     assert found.used == 2
     assert found.mask[10:12, 10:12].all()
     assert found.mask[4, 1] and found.mask[4, 6] and not found.mask[1, 4]
-    assert "1 invalid geometries repaired" in found.flags
+    assert "geometries-repaired: 1" in found.flags
     # in a GeoJSON the empty ones come too, since no index of bounds leaves them out
     text = {"type": "FeatureCollection", "features": [
         {"type": "Feature", "properties": {}, "geometry": g}
@@ -150,7 +150,7 @@ def test_a_ring_cut_short_is_no_crash(tmp_path):
     found = rasterize_layer(path, GRID)
     assert np.array_equal(found.mask, expected(1, 1, 3, 3))
     assert (found.features, found.used) == (2, 1)
-    assert found.flags != ("the layer was reprojected",)
+    assert found.flags != ("layer-reprojected",)
 
 
 def test_holes_and_nested_collections(tmp_path):

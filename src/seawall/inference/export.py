@@ -80,7 +80,7 @@ def export_products(
         model_file = f"models/model-{result.model[:12]}.json"
         taken = acquisition_time(result.source, scene.source.tags, when)
         if taken is None:
-            result = replace(result, flags=(*result.flags, "the acquisition time is unknown"))
+            result = replace(result, flags=(*result.flags, "acquisition-time-unknown"))
         result = replace(result, seconds=time.monotonic() - begin)
         item = scene_item(result, scene.source.grid, taken, staged, model_file, os.path.relpath(scene.source.path, out))
         _write_model(model, result.model, out / model_file, weights)

@@ -88,7 +88,7 @@ def _source_flags(sources: Mapping[str, ComparedSource], *, at_limit: bool) -> d
     """Return every flag of every source, by its role; two files may have one name."""
     facts = {f"flags of the {role}": "; ".join(source.flags) for role, source in sources.items() if source.flags}
     if at_limit:
-        facts["flags of the shift"] = "the best shift is the farthest that was tried: the true one may lie beyond"
+        facts["flags of the shift"] = "shift-at-limit: the true one may lie beyond"
     return facts
 
 
@@ -123,7 +123,5 @@ def _read_source(path: Path, grid: Grid, value: int, all_touched: bool) -> Compa
     with open_raster(path) as source:
         data, seen = source.read(bands=source.bands[:1])
     mask = (data[0] == value) & seen
-    flags = (
-        ["no pixel is known"] if not seen.any() else [] if mask.any() else [f"no pixel has the value {value}: all land"]
-    )
+    flags = ["nothing-known"] if not seen.any() else [] if mask.any() else [f"no-such-value: {value}, all land"]
     return ComparedSource(path, mask, seen, tuple(flags))

@@ -75,14 +75,14 @@ class VectorMask:
         """Remarks on how far the mask can be trusted."""
         remarks = []
         if self.empty:
-            remarks.append("the layer has no features: all land")
+            remarks.append("layer-empty: all land")
         elif self.misses:
-            remarks.append("the layer misses the scene: all land")
+            remarks.append("layer-misses-scene: all land")
         if self.reprojected:
-            remarks.append("the layer was reprojected")
+            remarks.append("layer-reprojected")
         if self.repaired:
-            remarks.append(f"{self.repaired} invalid geometries repaired")
-        remarks += [f"{n} features skipped: {reason}" for reason, n in sorted(self.skipped.items())]
+            remarks.append(f"geometries-repaired: {self.repaired}")
+        remarks += [f"features-skipped: {n}, {reason}" for reason, n in sorted(self.skipped.items())]
         return tuple(remarks)
 
 

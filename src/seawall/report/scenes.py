@@ -22,7 +22,7 @@ from seawall.report.elements import (
     Table,
     table_row,
 )
-from seawall.report.flags import warning_flags
+from seawall.report.flags import find_flag, warning_flags
 from seawall.report.formatting import DASH, area_text, count_text, duration_text, percent_text, ratio_text
 from seawall.report.record_index import TableCell
 from seawall.report.run_reader import TRUTH_SUFFIX, MappedScene, RunFolder, finite_or_none
@@ -173,7 +173,7 @@ def _scene_facts(run: RunFolder, scene: MappedScene) -> tuple[tuple[str, str], .
         ("Source", f"{result.source} (simulated)" if _is_simulated(run) else result.source),
         ("Where", _bbox_text(scene.bbox) + (" (made up)" if _is_simulated(run) and scene.bbox else "")),
         ("When", scene.properties.datetime or ("made up, at no time" if _is_simulated(run) else "not known")),
-        ("To know", "; ".join(result.flags)),
+        ("To know", " ".join(known.means if (known := find_flag(text)) else f"{text}." for text in result.flags)),
         ("Time to map", duration_text(finite_or_none(result.seconds))),
     ]
     return tuple((term, what) for term, what in items if what and not what.startswith(DASH))
