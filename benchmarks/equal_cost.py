@@ -27,7 +27,6 @@ from seawall.attacks.apgd import APGD
 from seawall.attacks.gradient import PGD, PAdam
 from seawall.attacks.losses import CosPGDLoss, JensenShannon, TsallisCrossEntropy
 from seawall.attacks.suites import SEA, Seawall, Suite
-from seawall.attacks.target import Attack
 from seawall.data.loader import whole_chips
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
@@ -35,7 +34,7 @@ from seawall.pipeline.training import train_network
 from seawall.pipeline.validate import threat_for
 from seawall.recipe import Recipe, make_recipe
 from seawall.rng import Keys
-from seawall.types import Batch, SegmentationModel
+from seawall.types import Attack, Batch, SegmentationModel
 
 ARCHITECTURES: Mapping[str, Mapping[str, object]] = {
     "unet": {"width": 8, "depth": 3},

@@ -38,7 +38,6 @@ from seawall.attacks.losses import (
 )
 from seawall.attacks.square import Square
 from seawall.attacks.suites import SEA, Halmosi, Member, Seawall, Suite
-from seawall.attacks.target import Attack
 from seawall.data.loader import whole_chips
 from seawall.evaluation.sanity_checks import SanityChecks
 from seawall.metrics.worst_case import worst_each, worst_ratio
@@ -50,7 +49,7 @@ from seawall.pipeline.validate import threat_for
 from seawall.recipe import Recipe, make_recipe
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
-from seawall.types import Batch, SegmentationModel
+from seawall.types import Attack, Batch, SegmentationModel
 
 
 def recipe(given: argparse.Namespace, adversarial: bool) -> Recipe:

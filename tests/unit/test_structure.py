@@ -1,9 +1,11 @@
 """The source tree keeps its rules: one name means one thing, and one rule has one home."""
 
 import ast
+import importlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,14 @@ def test_files_can_be_read_in_one_go() -> None:
     lines = {str(p.relative_to(SOURCE)): len(p.read_text(encoding="utf-8").splitlines()) for p in FILES}
     lines.pop("api.py")  # the reference of the verbs, one docstring each
     assert not {name: count for name, count in lines.items() if count > MOST_LINES}
+
+
+@pytest.mark.parametrize("script", sorted((SOURCE.parents[1] / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_imports_is_there(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("seawall"):
+            module = importlib.import_module(str(node.module))
+            lost = [
+                a.name for a in node.names if not hasattr(module, a.name) and not find_spec(f"{node.module}.{a.name}")
+            ]
+            assert not lost, f"{node.module} has no {', '.join(lost)}"
