@@ -1,8 +1,10 @@
 """The page as a whole, of a made-up run: offline, whole, deterministic, and safe from what the run folder says."""
 
+import fcntl
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import tomllib
@@ -264,12 +266,17 @@ size = 128
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """A real run, as small as it gets."""
-    home = tmp_path_factory.mktemp("real")
-    (home / "r.toml").write_text(RECIPE)
-    done = cli("run", home / "r.toml", "--out", home / "runs")
-    assert done.code == 0, done.err
-    (home / "printed.txt").write_text(done.out)
+    """A real run, as small as it gets; the first worker makes it, and all of them only read it."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "real"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "printed.txt").exists():
+            (home / "r.toml").write_text(RECIPE)
+            done = cli("run", home / "r.toml", "--out", home / "runs")
+            assert done.code == 0, done.err
+            (home / "printed.txt").write_text(done.out)
     return next(path for path in (home / "runs").iterdir() if path.name != "chips")
 
 
