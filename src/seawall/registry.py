@@ -95,7 +95,7 @@ def register(
         if known and (known.make.__module__, known.make.__qualname__) != (method.__module__, method.__qualname__):
             raise UsageError(f"register: {kind} {name!r} is taken by {known.make.__module__}; choose another name")
         if kind in CONVERTED:
-            _convert_settings(method, name)
+            _convert_settings(method, kind, name)
         _entries[kind, name] = Entry(kind, name, method, paper, dict(smoke or {}), frozenset(traits))
         return method
 
@@ -196,7 +196,7 @@ def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -
     try:
         return TypeAdapter(make).validate_python(given)
     except ValidationError as bad:
-        raise _refusal(name, bad) from bad
+        raise _refusal(kind, name, bad) from bad
 
 
 def parse_settings(kind: str, text: str) -> tuple[str, dict[str, str]]:
@@ -221,12 +221,12 @@ def parse_settings(kind: str, text: str) -> tuple[str, dict[str, str]]:
     return name, settings
 
 
-def _refusal(name: str, bad: ValidationError, setting: str = "") -> UsageError:
-    where = f"{name}.{setting}" if setting else name
-    return UsageError(f"{first_error(bad, where)}; see `seawall methods --name {name}`")
+def _refusal(kind: str, name: str, bad: ValidationError, setting: str = "") -> UsageError:
+    where = f"{kind} {name}.{setting}" if setting else f"{kind} {name}"  # one name may be of several kinds
+    return UsageError(f"{first_error(bad, where)}; see `seawall methods --kind {kind} --name {name}`")
 
 
-def _convert_settings(method: type, name: str) -> None:
+def _convert_settings(method: type, kind: str, name: str) -> None:
     """Let the constructor of a method take what a recipe takes, such as `loss="js"`, and refuse what a recipe refuses."""
     plain = method.__init__  # type: ignore[misc]
     names = [f.name for f in fields(method) if f.init]
@@ -248,7 +248,7 @@ def _convert_settings(method: type, name: str) -> None:
         try:
             return adapters()[key].validate_python(value)
         except ValidationError as bad:
-            raise _refusal(name, bad, key) from bad
+            raise _refusal(kind, name, bad, key) from bad
 
     method.__init__ = init  # type: ignore[misc]
 

@@ -45,7 +45,7 @@ def test_goals_are_text_in_recipes(goal: object) -> None:
 
 @pytest.mark.parametrize("text", ["hide", "hidden water", "towards ", "least likely", "", 3])
 def test_text_that_is_no_goal(text: object) -> None:
-    with pytest.raises(UsageError, match=r"goal|hide\.klass|towards\.klass"):
+    with pytest.raises(UsageError, match="goal"):
         build("attack", "pgd", {"goal": text})  # type: ignore[dict-item]
 
 
@@ -436,7 +436,7 @@ def test_a_loss_takes_its_settings_in_a_table() -> None:
     assert isinstance(made, APGD) and made.loss == TsallisCrossEntropy(-1.0, 0.5)
     with pytest.raises(UsageError, match="unknown setting 'frist'; did you mean 'first'"):
         build("attack", "tsallis", {"loss": {"name": "tsallis", "frist": -1}})
-    with pytest.raises(UsageError, match=r"tsallis\.first: expected .*got 'low'"):
+    with pytest.raises(UsageError, match=r"loss tsallis\.first: expected .*got 'low'"):
         build("attack", "tsallis", {"loss": {"name": "tsallis", "first": "low"}})
     with pytest.raises(UsageError, match=r"pgd\.loss: expected"):
         build("attack", "pgd", {"loss": {"first": 1.0}})

@@ -38,7 +38,8 @@ class Net(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         self.calls += 1
-        return self.conv(self.norm(image))
+        # image by image: a convolution over a smaller batch may differ in the last bits, and resuming must not
+        return torch.cat([self.conv(one[None]) for one in self.norm(image)])
 
 
 def chips(count: int = 6, size: int = 24) -> Batch:
@@ -156,13 +157,7 @@ def test_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
         model = Net()
         run(log, [chips()], model)
         assert 0 < model.calls <= 5
-        got, want = measured(list(RecordLog(path))), measured(whole)
-        assert got.keys() == want.keys()
-        for key, (
-            value,
-            *rest,
-        ) in want.items():  # sums of what a smaller batch gives differ in the last bits of float32
-            assert got[key] == (value if value is None else pytest.approx(value, rel=1e-6), *rest)
+        assert measured(list(RecordLog(path))) == measured(whole)
         assert not missing_chips(
             RecordLog(path), GROUPS, recipe="r", name="unet", classes=SPEC.classes, groups=GROUPS, attacks=CASES
         )
