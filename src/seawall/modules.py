@@ -1,4 +1,4 @@
-"""Helpers for any torch module: its device, a context for eval mode, and a forward pass that checks for in-place writes."""
+"""Helpers for any torch module: its device, contexts for a device and for eval mode, and a forward pass that checks for in-place writes."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move a model to a device, and back afterwards."""
+    former = device_of(model) or device
+    try:
+        model.to(device)
+        yield
+    finally:
+        model.to(former)
 
 
 def checked_forward(model: SegmentationModel | nn.Module, image: Tensor) -> Tensor:

@@ -29,6 +29,17 @@ FILL: Mapping[str, float] = {"reflectance": 0.0, "sigma0_db": -30.0, "gamma0_db"
 """What an unseen pixel holds, per unit: a finite, dark value, so that no NaN reaches a network."""
 
 
+def class_index(name: str, classes: Sequence[str]) -> int:
+    """Return the index of a class.
+
+    Raises:
+        UsageError: There is no class of that name.
+    """
+    if name not in classes:
+        raise UsageError(f"class: expected one of {', '.join(classes)}, got {name!r}; name one of these")
+    return classes.index(name)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What a model needs to be used rightly; it travels inside the weights file.
@@ -57,11 +68,7 @@ class ModelSpec:
         Raises:
             UsageError: The model has no class of that name.
         """
-        if name not in self.classes:
-            raise UsageError(
-                f"class: expected one of {', '.join(self.classes)}, got {name!r}; use a class of the model"
-            )
-        return self.classes.index(name)
+        return class_index(name, self.classes)
 
     def mapped_class(self, asked: str = "") -> str:
         """Return the class that maps and areas are of: the one asked for, else water, else the second of two.

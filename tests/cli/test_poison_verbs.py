@@ -11,7 +11,7 @@ from seawall.api import find_poisons, poison
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.writer import ChipWriter
-from seawall.errors import UsageError
+from seawall.errors import ModelError, UsageError
 from seawall.models.unet import UNet
 from seawall.models.weights import save_model
 from seawall.types import ModelSpec
@@ -106,7 +106,7 @@ def test_the_search_ranks_every_chip_and_says_what_it_caught(tmp_path: Path, wei
     ("settings", "says"),
     [
         ({"poison": "backdor"}, "backdoor"),
-        ({"poison": "backdoor klass=lake"}, "unknown name 'lake'"),
+        ({"poison": "backdoor klass=lake"}, "expected one of land, water, got 'lake'"),
         ({"poison": "backdoor eps"}, "setting=value"),
         ({"poison": "backdoor", "share": 2.0}, "share"),
         ({"poison": "backdoor", "share": 0.1}, "at least one chip"),
@@ -119,3 +119,28 @@ def test_what_cannot_be_is_refused(tmp_path: Path, settings: dict[str, object], 
     chip_folder(tmp_path / "chips", 4)
     with pytest.raises(UsageError, match=says):
         poison(tmp_path / "chips", out=tmp_path / "bad", **{"share": 0.5, **settings})
+
+
+def test_chips_of_another_folder_do_not_stay_among_the_poisoned(tmp_path: Path) -> None:
+    other = ChipWriter(tmp_path / "bad", HEADER)
+    other.write("stranger", "place", np.full((2, 24, 24), 0.1, np.float32), np.ones((24, 24), np.uint8))
+    other.finish()
+    chips = ChipFolder.open(chip_folder(tmp_path / "chips", 4))
+    poison(chips.root, poison="backdoor", share=0.5, out=tmp_path / "bad")
+    assert ChipFolder.open(tmp_path / "bad").ids == chips.ids
+
+
+@pytest.mark.parametrize("verb", ["poison", "find-poisons"])
+def test_weights_of_other_bands_are_refused(tmp_path: Path, verb: str) -> None:
+    chip_folder(tmp_path / "chips", 4)
+    save_model(
+        tmp_path / "other.safetensors", UNet(4, 1)(ModelSpec(("B02", "B03"), ("land", "water"), "reflectance", 10.0))
+    )
+    with pytest.raises(ModelError, match="B02"):
+        if verb == "poison":
+            poison(
+                tmp_path / "chips", poison="gradient-matching steps=1", share=0.5, weights=tmp_path / "other.safetensors",
+                target="chip0", out=tmp_path / "bad",
+            )  # fmt: skip
+        else:
+            find_poisons(tmp_path / "other.safetensors", tmp_path / "chips")

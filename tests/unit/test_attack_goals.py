@@ -1,8 +1,12 @@
-"""Hide's target against brute force."""
+"""Hide's target against brute force, and goals as text."""
 
+from dataclasses import make_dataclass
+
+import pytest
 import torch
 
-from seawall.attacks.target import Hide, nearest_other
+from seawall import registry
+from seawall.attacks.target import Hide, nearest_other, parse_goal
 from seawall.testing.fixtures import linear_model
 from seawall.types import Batch
 
@@ -37,3 +41,18 @@ def test_hide_leaves_other_pixels_and_falls_back_to_the_runner_up() -> None:
     assert not two.any()  # with two classes the target is all land
     dark = Batch.of(batch.image, label, seen=torch.tensor([[[True, True, False]]] * 2))
     assert Hide("water").class_map(spec, dark, logits)[1].tolist() == [[2, 0, 0]]  # an unseen pixel lends no class
+
+
+def test_a_switch_is_known_whether_annotations_are_text_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for annotation in (bool, "bool"):
+        made = make_dataclass(
+            "Turned", [("klass", str), ("all", annotation, False)], frozen=True,
+            namespace={
+                "targeted": True, "moving": False, "needs_logits": False, "class_map": lambda self, spec, batch, logits: batch.label,
+                "__module__": "seawall.attacks.target", "__doc__": "A goal.",
+            },
+        )  # fmt: skip
+        registry._entries["goal", "turned"] = registry.Entry("goal", "turned", made)
+        assert parse_goal("turned water all") == made("water", True)
+        assert parse_goal("turned water") == made("water", False)

@@ -10,6 +10,7 @@ import pytest
 import rasterio
 
 from seawall.geo.preview import PREVIEW_SIDE, Stretch, write_preview
+from seawall.report import scenes
 from seawall.report.image_pairs import example_chips
 from seawall.report.record_index import RecordIndex
 from seawall.report.run_reader import DataFacts, MappedScene, RunFacts, RunFolder, SceneFacts, SceneTruth, read_run
@@ -244,3 +245,11 @@ def test_strips_make_the_picture_of_the_whole(tmp_path):
     assert (picture == Stretch.of(thin, seen)(thin, seen)).all() and PREVIEW_SIDE == 900
     with rasterio.open(source) as back:
         assert back.height == 600
+
+
+def test_a_flag_with_a_detail_keeps_it_and_a_bare_one_is_explained() -> None:
+    assert (
+        scenes._flag_sentence("features-skipped: 3, points have no area") == "features-skipped: 3, points have no area"
+    )
+    assert scenes._flag_sentence("acquisition-time-unknown").startswith("Nothing says when the scene was acquired")
+    assert scenes._flag_sentence("odd") == "odd"

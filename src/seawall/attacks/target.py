@@ -192,8 +192,9 @@ def parse_goal(given: object) -> AttackGoal:
     name, *words = given.split() or [""]
     settings: dict[str, Setting] = {}
     known = {f.name: f.type for f in fields(registry.find("goal", name).make)}
-    value = [word for word in words if "=" not in word and known.get(word) != "bool"]
-    settings |= {word: True for word in words if known.get(word) == "bool"}
+    switches = {key for key, type_ in known.items() if type_ in ("bool", bool)}
+    value = [word for word in words if "=" not in word and word not in switches]
+    settings |= dict.fromkeys(switches.intersection(words), True)
     settings |= {key: text for key, found, text in (word.partition("=") for word in words) if found}
     if value and not known:
         raise UsageError(f"goal: expected {name!r} alone, got {given!r}; it has no settings")

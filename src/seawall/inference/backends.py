@@ -22,7 +22,7 @@ from seawall.errors import ModelError, RunError, UsageError, did_you_mean
 from seawall.inference.tiling import Predict
 from seawall.io import write_atomic
 from seawall.models.weights import spec_of
-from seawall.modules import checked_forward, device_of, eval_mode
+from seawall.modules import checked_forward, eval_mode, on_device
 from seawall.types import ModelSpec
 
 Runtime = Literal["torch", "onnx", "openvino"]
@@ -57,7 +57,7 @@ def open_runtime(
     spec = spec_of(model)
     if runtime == "torch":
         torch_device = find_device(device)
-        with _eval_on_device(model, torch_device):
+        with eval_mode(model), on_device(model, torch_device):
             yield lambda images: _predict_torch(model, spec, torch_device, temperature, images)
         return
     if device not in ("auto", "cpu"):
@@ -117,7 +117,7 @@ def export_onnx(model: nn.Module, path: Path) -> None:
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
-    with TemporaryDirectory(prefix="seawall-") as folder, _eval_on_device(model, torch.device("cpu")):
+    with TemporaryDirectory(prefix="seawall-") as folder, eval_mode(model), on_device(model, torch.device("cpu")):
         raw = Path(folder) / "raw.onnx"
         free = {0: torch.export.Dim("n"), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
         try:
@@ -235,14 +235,3 @@ def _check_export(model: nn.Module, raw: Path, spec: ModelSpec, path: Path) -> N
 def _example_image(spec: ModelSpec, count: int, side: int) -> torch.Tensor:
     draw = torch.rand(count, len(spec.bands), side, side, generator=torch.Generator().manual_seed(0))
     return draw * 25 - 27 if spec.unit.endswith("_db") else draw * 0.4
-
-
-@contextmanager
-def _eval_on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    home = device_of(model) or device
-    with eval_mode(model):
-        try:
-            model.to(device)
-            yield
-        finally:
-            model.to(home)

@@ -18,18 +18,18 @@ from seawall.data.loader import whole_chips
 from seawall.data.selection import select_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError, did_you_mean
-from seawall.inference.backends import find_device
 from seawall.io import RunLock, write_atomic
 from seawall.label_noise.build import chip_batch
-from seawall.models.weights import load_model, spec_of, split_of
+from seawall.models.weights import spec_of, split_of
 from seawall.modules import device_of, eval_mode
 from seawall.pipeline.corrupt_labels import select_part, split_settings
+from seawall.pipeline.trained_model import load_network
 from seawall.poisoning.clean_label import GradientMatching, MetaPoison
 from seawall.poisoning.detection import activations
 from seawall.poisoning.target import PoisonTarget, choose_chips
 from seawall.result import Failed, MutableRow, Progress
 from seawall.rng import Keys
-from seawall.types import Batch, Poison, Setting
+from seawall.types import Batch, Poison, Setting, class_index
 
 POISONS_FILE = "poisons.jsonl"
 
@@ -80,17 +80,6 @@ def parse_poison(text: str, classes: Sequence[str]) -> object:
         key: class_index(value, classes) if key in ("klass", "to") else value for key, value in words.items()
     }
     return registry.build("poison", name, settings)
-
-
-def class_index(name: str, classes: Sequence[str]) -> int:
-    """Return the index of a class.
-
-    Raises:
-        UsageError: There is no such class.
-    """
-    if name not in classes:
-        raise UsageError(f"class: unknown name {name!r}; {did_you_mean(name, classes)}")
-    return list(classes).index(name)
 
 
 def poison_folder(
@@ -166,7 +155,7 @@ def poison_folder(
             rows.append(
                 {"chip": id_, "poison": poison, "seed": seed, "largest_change": float(moved.max(initial=0.0)), "labels_changed_px": flipped}
             )  # fmt: skip
-        writer.finish()
+        writer.finish(folder.ids)
         write_atomic(out / POISONS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     progress("poison", len(folder.ids), len(folder.ids), "")
     facts: MutableRow = {
@@ -193,7 +182,7 @@ def poisoned_chips(
     if isinstance(method, GradientMatching | MetaPoison):
         if aim is None or weights is None:
             raise UsageError("poison: expected --weights and --target for a crafted poison, got none; name both")
-        return _crafted(method, folder, picked, aim, load_model(weights), seed)
+        return _crafted(method, folder, picked, aim, load_network(weights, folder, "cpu"), seed)
     if not isinstance(method, Poison):
         raise UsageError(f"poison: expected a poison, got {type(method).__name__}; see `seawall methods --kind poison`")
     if aim is not None or weights is not None:
@@ -267,8 +256,8 @@ def find_poisoned(
     Raises:
         UsageError: There is no such layer, or there are too few trusted chips.
     """
-    model = load_model(weights).to(find_device(device))
     folder = ChipFolder.open(chips)
+    model = load_network(weights, folder, device)
     record = split_of(model)
     learned = select_chips(folder, record, "train").ids if record is not None else folder.ids
     block = find_layer(model, layer, torch.from_numpy(folder.read(learned[0]).image)[None])

@@ -161,16 +161,17 @@ def _open_target(model: Path | SegmentationModel, data: Path | Sample, part: str
             raise UsageError(
                 f"part: expected all or auto for a Batch, got {part!r}; a Batch has no record of a split, so select its chips beforehand"
             )
-        net = _load_network(model, None, device)
+        net = load_network(model, None, device)
         batch = as_batch(data, spec_of(net))
         return _Target(net, ChipSource.of_batch(batch), {"chips": len(batch)})
     folder = ChipFolder.open(data)
-    net = _load_network(model, folder, device)
+    net = load_network(model, folder, device)
     chosen = select_chips(folder, split_of(net), part)
     return _Target(net, ChipSource.of_folder(folder, chosen.ids, chosen.flags), dict(chosen.facts()))
 
 
-def _load_network(model: Path | SegmentationModel, chips: ChipFolder | None, device: str) -> nn.Module:
+def load_network(model: Path | SegmentationModel, chips: ChipFolder | None, device: str) -> nn.Module:
+    """Return a network on its device; one from a file must have the bands, classes and unit of the chips, if there are any."""
     if not isinstance(model, Path):
         net = as_model(model)
         return net if device == "auto" else net.to(find_device(device))  # the caller's module stays on its device

@@ -107,6 +107,10 @@ def activations(
 class PoisonDetector(Protocol):
     """Ids, features (N, D) of the chips and, if there are any, of trusted chips (M, D) to scores and flags."""
 
+    @property
+    def alarms(self) -> float:
+        """With trusted chips, the share of clean chips that may be flagged; a setting of every detector."""
+
     def __call__(
         self, chips: Sequence[str], features: DoubleArray, trusted: DoubleArray | None = None
     ) -> PoisonDetection: ...

@@ -173,10 +173,16 @@ def _scene_facts(run: RunFolder, scene: MappedScene) -> tuple[tuple[str, str], .
         ("Source", f"{result.source} (simulated)" if _is_simulated(run) else result.source),
         ("Where", _bbox_text(scene.bbox) + (" (made up)" if _is_simulated(run) and scene.bbox else "")),
         ("When", scene.properties.datetime or ("made up, at no time" if _is_simulated(run) else "not known")),
-        ("To know", " ".join(known.means if (known := find_flag(text)) else f"{text}." for text in result.flags)),
+        ("To know", "; ".join(_flag_sentence(text) for text in result.flags)),
         ("Time to map", duration_text(finite_or_none(result.seconds))),
     ]
     return tuple((term, what) for term, what in items if what and not what.startswith(DASH))
+
+
+def _flag_sentence(text: str) -> str:
+    """Return the meaning of a flag; a text that holds more than the name of a flag stays as it is."""
+    known = find_flag(text)
+    return known.means.rstrip(".") if known and known.id == text else text
 
 
 def _bbox_text(bbox: tuple[float, ...]) -> str:

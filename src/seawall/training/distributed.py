@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar, cast
 
@@ -127,14 +126,3 @@ def on_rank_zero(fabric: Fabric, work: Callable[[], Value]) -> Value:
     if not fine:
         raise OtherProcessError("training: expected every process to go on, got a failure of the first; see its error")
     return cast(Value, value)
-
-
-@contextmanager
-def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move the model to a device, and back afterwards."""
-    former = next(model.parameters()).device
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(former)

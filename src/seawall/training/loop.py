@@ -31,7 +31,7 @@ from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_y
 from seawall.io import RunLock
 from seawall.models.blocks import Standardize
 from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of, tensors_digest
-from seawall.modules import eval_mode
+from seawall.modules import eval_mode, on_device
 from seawall.result import StageProgress
 from seawall.rng import Keys
 from seawall.training.checkpoint import (
@@ -47,7 +47,6 @@ from seawall.training.configuration import NOT_DECIDING, Training, default_monit
 from seawall.training.distributed import (
     OtherProcessError,
     all_reduce_gradients,
-    on_device,
     on_rank_zero,
     shard,
     start_fabric,
