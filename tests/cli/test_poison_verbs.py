@@ -10,10 +10,12 @@ import torch
 from seawall.api import find_poisons, poison
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
+from seawall.data.splits import record_split, split_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import ModelError, UsageError
 from seawall.models.unet import UNet
-from seawall.models.weights import save_model
+from seawall.models.weights import save_model, set_split
+from seawall.split_record import SplitSettings
 from seawall.types import ModelSpec
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
@@ -100,6 +102,18 @@ def test_the_search_ranks_every_chip_and_says_what_it_caught(tmp_path: Path, wei
     assert found.facts["spectral-signatures.caught"] == pytest.approx(len(flagged & known) / len(known))
     alone = find_poisons(weights, tmp_path / "bad")
     assert "promises nothing" in str(alone.facts["note"])
+
+
+def test_chips_that_the_network_learned_from_are_no_trusted_chips(tmp_path: Path) -> None:
+    chips = ChipFolder.open(chip_folder(tmp_path / "chips", 16))
+    torch.manual_seed(0)
+    model = UNet(4, 1)(SPEC)
+    model.standardize.fit([0.2, 0.2], [0.1, 0.1])
+    split = split_chips(chips, SplitSettings())
+    set_split(model, record_split(chips, split))
+    save_model(tmp_path / "net.safetensors", model.eval())
+    found = find_poisons(tmp_path / "net.safetensors", chips.root, trusted=chips.root, alarms=0.25)
+    assert (found.facts["chips"], found.facts["trusted"]) == (len(split.train), len(split.test))
 
 
 @pytest.mark.parametrize(

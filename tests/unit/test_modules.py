@@ -14,7 +14,7 @@ from seawall.evaluation.evaluate import evaluate_model
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference.predict import predict_scene
 from seawall.models.water_index import WaterIndexThreshold
-from seawall.modules import checked_forward, device_of, eval_mode, to_device_of
+from seawall.modules import checked_forward, device_of, eval_mode, on_device, to_device_of
 from seawall.poisoning.detection import activations
 from seawall.records import RecordLog
 from seawall.types import Batch, ModelSpec
@@ -146,3 +146,12 @@ def test_a_chip_is_never_twice_in_a_batch():
         Batch.of(one.image, one.label, chips=("x", "x"))
     with pytest.raises(DataError, match="more than once"):
         one.select([0, 0])
+
+
+def test_a_model_is_moved_back_also_after_an_exception():
+    model = nn.BatchNorm1d(2).double()
+    moves = []
+    model.to = moves.append
+    with pytest.raises(ZeroDivisionError), on_device(model, torch.device("cuda")):
+        raise ZeroDivisionError
+    assert [str(device) for device in moves] == ["cuda", "cpu"]

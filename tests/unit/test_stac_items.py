@@ -130,6 +130,13 @@ def test_both_items_are_valid(tmp_path, model):
     assert "bands" not in about["properties"] or any("bands" in asset for asset in about["assets"].values())
 
 
+def test_the_ground_sampling_distance_is_that_of_the_training_pixels(tmp_path):
+    """A model trained at 30 m may map a scene of 10 m pixels; the item of the model has the model's distance."""
+    coarse = UNet(width=2, depth=1)(ModelSpec(SPEC.bands, SPEC.classes, SPEC.unit, 30.0))
+    coarse.standardize.fit([0.1, 0.2], [0.05, 0.3])
+    assert make(tmp_path, coarse.eval())[1]["properties"]["gsd"] == 30.0
+
+
 def test_the_asset_is_the_weights(tmp_path):
     model = unet()
     _, about, path, _ = make(tmp_path, model)
