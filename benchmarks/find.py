@@ -36,7 +36,7 @@ import torch
 from seawall import api
 from seawall.data.chips import Chip, ChipFolder
 from seawall.data.curate import curate_chips
-from seawall.data.simulated import Simulated
+from seawall.data.sources.simulated import Simulated
 from seawall.data.writer import ChipWriter
 from seawall.geo.raster import read_raster
 from seawall.label_audit.confident_learning import precision_recall

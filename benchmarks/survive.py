@@ -38,7 +38,7 @@ from seawall import registry
 from seawall.data.chips import Chip, ChipFolder
 from seawall.data.curate import curate_chips
 from seawall.data.loader import patches, whole_chips
-from seawall.data.simulated import Simulated
+from seawall.data.sources.simulated import Simulated
 from seawall.data.splits import Split, kfold_groups, split_groups
 from seawall.label_audit.confident_learning import OutOfSample, find_label_issues
 from seawall.label_audit.relabel import relabel_in_rounds

@@ -67,7 +67,7 @@ def curate(
     out: Path | str = Path("chips"),
     kind: str = "auto",
     select: str = "",
-    sensor: str = "s2",
+    sensor: str = "",
     bands: Sequence[str] = (),
     names: Sequence[str] = (),
     labels: str = "",
@@ -81,9 +81,9 @@ def curate(
     Args:
         source: A folder of image/label pairs, a CSV index, Sen1Floods11's layout, or a number of scenes to simulate.
         out: The chip folder to make or to continue.
-        kind: auto, pairs, index, sen1floods11 or simulated.
+        kind: Registered source, such as pairs or index, with settings of its own after its name; auto detects it.
         select: Keep ids of an index that start with this.
-        sensor: s1 or s2.
+        sensor: s1 or s2: which images of a source that has both; s2 if not given.
         bands: Band to keep, such as B03; give it once per band. All by default.
         names: Band name in file order, for files that name none; give it once per band.
         labels: Label by a rule such as "ndwi >= -0.25" instead of label files.
@@ -101,7 +101,7 @@ def curate(
     from seawall.labels.indices import parse_rule
 
     done = make(
-        source, Path(out), kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR_NAMES), bands=bands or None, names=names,
+        source, Path(out), kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR_NAMES) if sensor else None, bands=bands or None, names=names,
         labeler=parse_rule(labels) if labels else None, label_map=_label_map(label_map), group=group, gsd_m=gsd_m,
         progress=stage_progress(progress, "chips"),
     )  # fmt: skip

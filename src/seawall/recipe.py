@@ -37,7 +37,7 @@ class DataSection(RecipeSection):
     Args:
         source: "simulated", a chip folder, or anything that `seawall curate` reads. `$NAME` is taken
             from the environment.
-        kind: Layout of the source; "auto" detects it.
+        kind: A registered source, with settings of its own after its name; "auto" detects it, and "chips" is a chip folder.
         select: Keep source ids that start with this.
         sensor: "s1" or "s2".
         bands: Band ids to keep, in this order; empty keeps all.
@@ -57,7 +57,7 @@ class DataSection(RecipeSection):
     """
 
     source: str = "simulated"
-    kind: Literal["auto", "chips", "pairs", "index", "sen1floods11", "simulated"] = "auto"
+    kind: str = "auto"
     select: str = ""
     sensor: Literal["s1", "s2"] = "s2"
     bands: tuple[str, ...] = ()

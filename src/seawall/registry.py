@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from seawall.attacks.losses import AttackLoss
     from seawall.attacks.suites import Suite
     from seawall.attacks.target import AttackGoal
+    from seawall.data.raw_chips import ImageSource
     from seawall.poisoning.detection import PoisonDetector
 
 HOMES: Mapping[str, tuple[str, ...]] = {
@@ -34,13 +35,16 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "objective": ("seawall.training.objectives",),
     "model": ("seawall.models",),
     "uncertainty": ("seawall.uncertainty",),
+    "source": ("seawall.data.sources",),
 }
 """Where methods of a kind live; the modules there are imported on the first look-up."""
 
 CONVERTED = ("attack", "suite")
 """Kinds whose constructors convert and check their settings in Python too."""
 ANYTHING = ConfigDict(arbitrary_types_allowed=True)
-TRAITS = frozenset({"weak", "black-box", "min-norm", "stochastic", "targeted", "set", "clean-label", "peers"})
+TRAITS = frozenset(
+    {"weak", "black-box", "min-norm", "stochastic", "targeted", "set", "clean-label", "peers", "general"}
+)
 Method = TypeVar("Method", bound=type)
 
 
@@ -175,6 +179,8 @@ def build(kind: Literal["model"], name: str, settings: Mapping[str, Setting] | N
 def build(kind: Literal["noise"], name: str, settings: Mapping[str, Setting] | None = None) -> LabelNoise: ...
 @overload
 def build(kind: Literal["objective"], name: str, settings: Mapping[str, Setting] | None = None) -> Objective: ...
+@overload
+def build(kind: Literal["source"], name: str, settings: Mapping[str, Setting] | None = None) -> ImageSource: ...
 @overload
 def build(kind: Literal["suite"], name: str, settings: Mapping[str, Setting] | None = None) -> Suite: ...
 @overload

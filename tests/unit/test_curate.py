@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from seawall.data.curate import curate_chips
 from seawall.data.loader import class_shares
 from seawall.data.preparation import read_label
 from seawall.data.raw_chips import chip_windows
-from seawall.data.simulated import Simulated
-from seawall.data.sources import blank_value, scale_hints, scale_product
+from seawall.data.source_detection import detect_source
+from seawall.data.sources.index_table import blank_value, scale_hints, scale_product
+from seawall.data.sources.simulated import Simulated
 from seawall.data.splits import split_groups
 from seawall.errors import DataError, UsageError
 from seawall.geo.radiometry import Hints
@@ -260,7 +262,7 @@ def test_a_csv_index_says_bands_scale_and_groups(tmp_path):
     with pytest.raises(DataError, match="start with 'z'"):
         curate_chips(path, tmp_path / "o2", select="z")
     with pytest.raises(DataError, match="column 's3'"):
-        from seawall.data.sources import IndexTable
+        from seawall.data.sources.index_table import IndexTable
 
         IndexTable(path, "s3")
 
@@ -336,15 +338,56 @@ def test_label_values():
 def test_wrong_arguments(pairs, tmp_path):
     for settings, match in (
         ({"kind": "pair"}, "did you mean 'pairs'"),
-        ({"sensor": "s9"}, "sensor"),
         ({"chip": 4}, "chip"),
+        ({"kind": "simulated"}, "simulated.scenes: expected a valid integer"),
+        ({"kind": "pairs group=(.*)", "group": "(.)"}, "curate.group: expected it once"),
     ):
         with pytest.raises(UsageError, match=match):
             curate_chips(pairs, tmp_path / "out", **settings)
+    with pytest.raises(UsageError, match=r"sensor: expected 's1' or 's2'"):
+        curate_chips("2", tmp_path / "out", sensor="s9")
     with pytest.raises(DataError, match="nothing there"):
         curate_chips(tmp_path / "missing", tmp_path / "out")
-    with pytest.raises(UsageError, match="number of scenes"):
-        curate_chips(pairs, tmp_path / "out", kind="simulated")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("pairs", {"select": "a"}), ("pairs", {"sensor": "s1"}), ("index", {"names": ["B03"]}), ("index", {"group": "(.*)"}),
+        ("sen1floods11", {"hints": Hints(gain=1e-4)}), ("sen1floods11", {"product": "hls"}), ("sen1floods11", {"gsd_m": 20.0}),
+        ("simulated", {"label_map": {0: 1}}),
+    ],
+)  # fmt: skip
+def test_an_argument_without_effect_is_an_error(kind, settings, tmp_path):
+    (name,) = settings
+    with pytest.raises(
+        UsageError, match=f"curate.{name}: expected no such argument for the source '{kind}'.* no effect"
+    ):
+        curate_chips(tmp_path, tmp_path / "out", kind=kind, **settings)
+    if name not in ("gsd_m", "label_map"):  # these two are of the folder that is made as well
+        with pytest.raises(UsageError, match=f"curate.{name}: expected no such argument beside a source"):
+            curate_chips(Simulated(1, 32), tmp_path / "out", **settings)
+
+
+def test_the_layout_is_detected_and_never_guessed_between_two(pairs, tmp_path):
+    assert detect_source(pairs) == "pairs" and detect_source(Path("12")) == "simulated"
+    (pairs / "index.csv").write_text("id,s2\n")
+    assert detect_source(pairs) == "index", "a general layout comes after one of its own"
+    save(pairs / "more/Ghana_1_S1Hand.tif", picture(), bands=BANDS)
+    with pytest.raises(UsageError, match="the layout of one source, got index and sen1floods11; name one"):
+        detect_source(pairs)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("a")
+    with pytest.raises(DataError, match=r"a layout of index, pairs, .* got none of them; arrange the files"):
+        detect_source(tmp_path / "notes")
+
+
+def test_a_damaged_chip_folder_is_no_source_either(pairs, tmp_path):
+    curate_chips(pairs, tmp_path / "out")
+    index = tmp_path / "out/index.json"
+    index.write_text(index.read_text()[:-40])
+    with pytest.raises(UsageError, match="chip folder"):
+        curate_chips(tmp_path / "out", tmp_path / "again")
 
 
 def test_the_real_hls_chips(real_chips, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from affine import Affine
 from torch import nn
 
-from seawall.data.simulated import Simulated
+from seawall.data.sources.simulated import Simulated
 from seawall.errors import UsageError
 from seawall.geo.raster import Grid, open_raster, write_cog
 from seawall.inference.predict import predict_scene

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seawall import registry
+from seawall.data.source_detection import source_fields
 from seawall.errors import RecipeError, UsageError
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips
 from seawall.pipeline.run import train_only
-from seawall.pipeline.validate import validate_data, validate_recipe
+from seawall.pipeline.validate import SOURCE_KEYS, validate_data, validate_recipe
 from seawall.recipe import DataSection, Recipe, make_recipe
 from tiny import SIZE, marks, numbers, pair
 
@@ -37,12 +39,54 @@ def test_a_recipe_says_what_files_do_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "key", "value"),
-    [("chips", "bands", ("B03",)), ("chips", "labels", "ndwi > 0"), ("simulated", "gain", 1e-4), ("files", "count", 9)],
-)
+    [
+        ("chips", "bands", ("B03",)), ("chips", "labels", "ndwi > 0"), ("chips", "frame", 512), ("simulated", "gain", 1e-4),
+        ("simulated", "label_map", {1: 0}), ("pairs", "count", 9), ("pairs", "select", "a"), ("index", "group", "(.*)_"),
+        ("index", "labels", "cover"), ("sen1floods11", "gsd_m", 20.0), ("sen1floods11", "clouds", False),
+    ],
+)  # fmt: skip
 def test_a_key_without_effect_is_an_error(kind: str, key: str, value: object) -> None:
-    validate_data(DataSection(), kind)  # type: ignore[arg-type]
+    validate_data(DataSection(), kind)
     with pytest.raises(RecipeError, match=rf"data.{key}: expected no such key .* no effect"):
-        validate_data(DataSection(**{key: value}), kind)  # type: ignore[arg-type]
+        validate_data(DataSection(**{key: value}), kind)
+
+
+def test_every_key_of_a_source_names_a_field_of_some_source() -> None:
+    fields = {name for entry in registry.entries("source") for name in source_fields(entry.name)}
+    assert set(SOURCE_KEYS.values()) <= fields and set(SOURCE_KEYS) <= set(DataSection.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"kind": "pair"}, r"data.kind: unknown source 'pair'; did you mean 'pairs'"),
+        ({"kind": "chip"}, "did you mean 'chips'"),
+        ({"kind": "simulated clouts=true"}, "unknown setting 'clouts' of simulated; did you mean 'clouds'"),
+        ({"kind": "simulated scenes=4"}, "unknown setting 'scenes'"),
+    ],
+)
+def test_an_unknown_source_is_refused_with_a_guess_before_any_work(data: dict[str, str], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        validate_recipe(make_recipe({"name": "x", "data": data}))
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"kind": "index"}, "data.kind: expected auto or simulated for simulated scenes, got 'index'"),
+        ({"kind": "simulated size=64", "size": 128}, "data.size: expected it once, got 128"),
+        ({"source": "7", "count": 9}, "data.count: expected no such key"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(data: dict[str, object], says: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_chips(run_of(make_recipe({"name": "x", "data": data}), tmp_path), tmp_path)
+
+
+def test_settings_beside_the_kind_reach_the_source(tmp_path: Path) -> None:
+    data = {"kind": "simulated size=64 under_clouds=true", "count": 3, "bands": ["B03", "B08"]}
+    chips, _ = load_chips(run_of(make_recipe({"name": "x", "data": data}), tmp_path), tmp_path)
+    assert {(row.height, row.valid_share) for row in chips.rows} == {(64, 1.0)}, "labels count under clouds"
 
 
 @pytest.mark.parametrize(

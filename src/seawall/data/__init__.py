@@ -4,8 +4,10 @@ from seawall.data.chips import Chip, ChipFolder
 from seawall.data.curate import CurateEstimate, CurateReport, curate_chips
 from seawall.data.index import ChipHeader, ChipRow
 from seawall.data.loader import Sampler, class_shares, patches, whole_chips
-from seawall.data.simulated import Simulated
-from seawall.data.sources import IndexTable, Pairs, Sen1Floods11
+from seawall.data.sources.index_table import IndexTable
+from seawall.data.sources.pairs import Pairs
+from seawall.data.sources.sen1floods11 import Sen1Floods11
+from seawall.data.sources.simulated import Simulated
 from seawall.data.splits import (
     Split,
     check_disjoint,

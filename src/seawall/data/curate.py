@@ -15,14 +15,22 @@ from typing import Literal
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.preparation import EmptyChipError, Labeler, choose_header, name_bands, prepare_chip
-from seawall.data.raw_chips import NO_HINTS, ImageSource, RawChip, RejectedItem, SourceItem, sha256_text
-from seawall.data.sources import find_source
+from seawall.data.raw_chips import (
+    NO_HINTS,
+    ImageSource,
+    RawChip,
+    RejectedItem,
+    SourceItem,
+    known_hints,
+    sha256_text,
+)
+from seawall.data.source_detection import DETECT, make_source
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, RunError, SeawallError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.io import RunLock, write_atomic
 from seawall.result import StageProgress
-from seawall.types import Unit
+from seawall.types import Setting, Unit
 
 CURATION_VERSION = 2
 """Version of the rules by which stored numbers become a chip; chips made by other rules are made again."""
@@ -82,7 +90,7 @@ def curate_chips(
     source: str | Path | ImageSource,
     out: str | Path,
     *,
-    kind: str = "auto",
+    kind: str = DETECT,
     sensor: Literal["s1", "s2"] | None = None,
     select: str = "",
     bands: Sequence[str] | None = None,
@@ -103,10 +111,13 @@ def curate_chips(
 
     A second run keeps the chips whose source, settings and files are the same by content, and makes the others.
 
+    `sensor`, `select`, `names`, `hints`, `product`, `group`, `gsd_m` and `label_map` are fields of the source that they
+    are given to; a source without such a field refuses them.
+
     Args:
-        source: A folder, a CSV index, a number of scenes to simulate, or a `Source`.
+        source: A folder, a CSV index, a number of scenes to simulate, or a source.
         out: The chip folder to make or to go on with.
-        kind: Kind of source; "auto" detects it.
+        kind: A registered source, with settings of its own after its name ("simulated size=256"); "auto" detects it.
         sensor: "s1" or "s2": which images of an index, of Sen1Floods11 or of the simulation; "s2" if None.
         select: Ids of an index that start with this.
         bands: Bands to keep; all that the chips have if None. The folder's order is always by wavelength.
@@ -124,12 +135,15 @@ def curate_chips(
         progress: Called as the work goes on; first with the estimate.
 
     Raises:
-        UsageError: An argument is unknown or out of range.
+        UsageError: An argument is unknown, out of range or without effect.
         DataError: There is no chip to make, or the chips differ in bands, unit or resolution and no argument settles it.
         RunError: Another process works in the folder, or the disk is full.
     """
-    settled = find_source(
-        source, kind, sensor or "s2", select, names, hints, gsd_m, product, group, labeler is not None
+    asked: dict[str, Setting] = {
+        "sensor": sensor, "select": select, "names": tuple(names), "hints": known_hints(hints), "product": product, "group": group,
+    }  # fmt: skip
+    settled = _settle_source(
+        source, kind, {key: value for key, value in asked.items() if value}, gsd_m, label_map, labeler is None
     )
     label_map = settled.label_map if label_map is None else label_map
     task = _Curation(
@@ -160,6 +174,21 @@ class _Curation:
     def settings(self) -> str:
         """Settings that a chip's pixels depend on, beside its source."""
         return repr((CURATION_VERSION, self.classes, self.label_map, self.labeler, self.keep_empty))
+
+
+def _settle_source(
+    source: str | Path | ImageSource, kind: str, asked: dict[str, Setting], gsd_m: float | None, label_map: Mapping[int, int] | None,
+    labelled: bool,
+) -> ImageSource:  # fmt: skip
+    if not isinstance(source, str | Path):
+        for key, value in (asked if kind == DETECT else {"kind": kind, **asked}).items():
+            raise UsageError(f"curate.{key}: expected no such argument beside a source, got {value!r}; set its field")
+        return source
+    if gsd_m is not None:
+        asked["gsd_m"] = gsd_m
+    if label_map is not None:
+        asked["label_map"] = {str(raw): value for raw, value in label_map.items()}
+    return make_source(source, kind, asked, {"labelled": labelled})
 
 
 def _make_chips(task: _Curation) -> CurateReport:

@@ -212,11 +212,15 @@ def seal(header: Mapping[str, object], rows: Sequence[Mapping[str, object]]) -> 
 
 
 def is_chip_folder(folder: Path) -> bool:
-    """Tell whether a folder has an index of chips; other tools write an index.json too."""
+    """Tell whether a folder has an index of chips, damaged or not; other tools write an index.json too."""
     try:
-        plain = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = (folder / INDEX_NAME).read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return False
+    try:
+        plain = json.loads(text)
+    except ValueError:
+        return f'"format": "{CHIPS_FORMAT}"' in text
     header = plain.get("header") if isinstance(plain, dict) else None
     return isinstance(header, dict) and header.get("format") == CHIPS_FORMAT
 

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from seawall.data.chip_format import IGNORE
 from seawall.data.index import ChipHeader
 from seawall.data.raw_chips import RawChip, SourceItem, has_default_names
-from seawall.data.sources import band_order
 from seawall.data.writer import check_label
 from seawall.errors import DataError, RadiometryError
 from seawall.geo.nodata import nodata_rule
 from seawall.geo.radiometry import Detection, Finding, Scale, detect_unit, scale_for, to_physical
 from seawall.geo.raster import Grid
-from seawall.geo.sensors import are_sentinel_bands, resolve_bands
+from seawall.geo.sensors import OPTICAL_BANDS, RADAR_BANDS, are_sentinel_bands, resolve_bands
 from seawall.types import Unit
 
 MAX_GSD_RATIO = 2.0  # a larger or smaller ratio is another resolution; degrees near the poles stay within it
@@ -307,6 +306,12 @@ def choose_header(
             )
         gsd_m = round(sizes[len(sizes) // 2], 2)
     return ChipHeader(band_order(chosen), shared, tuple(classes), float(gsd_m), product, licence)
+
+
+def band_order(names: Sequence[str]) -> tuple[str, ...]:
+    """Sort canonical ids by wavelength, then polarization; names that are not canonical keep their order."""
+    order = (*OPTICAL_BANDS, *RADAR_BANDS)
+    return tuple(sorted(names, key=order.index)) if all(name in order for name in names) else tuple(names)
 
 
 def _chip_units(raw_chips: Mapping[str, RawChip]) -> dict[str, Unit]:

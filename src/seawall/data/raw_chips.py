@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from seawall.errors import DataError, ImageryError
 from seawall.geo.radiometry import Hints, Scale, hints_of
 from seawall.geo.raster import Grid, Raster, Window, open_raster
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
-from seawall.io import file_sha256
+from seawall.io import file_sha256, is_inside
 
 NO_HINTS = Hints()
 UNIT_SAMPLE_SIDE = 96  # pixels: side of the windows from which a scene's unit is detected
@@ -87,8 +88,9 @@ class RejectedItem(NamedTuple):
     skip: bool = False
 
 
+@runtime_checkable
 class ImageSource(Protocol):
-    """A source of chips, such as a folder of image files."""
+    """What curation needs of a source of chips, such as a folder of image files."""
 
     def items(self, chip: int) -> tuple[list[SourceItem], list[RejectedItem]]:
         """Return the items, and those that cannot become a chip."""
@@ -102,6 +104,22 @@ class ImageSource(Protocol):
     def label_map(self) -> Mapping[int, int] | None: ...
     @property
     def classes(self) -> tuple[str, ...] | None: ...
+
+
+class SourceLayout(Protocol):
+    """What the class of a registered source says of its layout, before there is one.
+
+    `example` is the smallest folder of the layout, as the content of each file by its path: "image" (reflectance of
+    four named bands x 10000), "radar" (VV and VH in dB) and "label" (0 and 1) are GeoTIFFs on one grid, anything else
+    is the text of the file. It is empty where the place is no folder. The contract writes it to disk.
+    """
+
+    example: ClassVar[Mapping[str, str]]
+
+    @classmethod
+    def claims(cls, place: Path) -> bool:
+        """Return whether the place looks like this layout, from names alone; False where there is nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -212,8 +230,44 @@ def chip_windows(shape: tuple[int, int], chip: int) -> list[tuple[str, Window]]:
     ]
 
 
-def add_file_items(made: list[SourceItem], lost: list[RejectedItem], item: FileItem, chip: int) -> None:
-    """Add an item, or its windows if its file is larger than a chip; an unreadable one is added to `lost`."""
+def check_source_folder(root: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        DataError: There is nothing, or a file.
+    """
+    if not root.is_dir():
+        got = "a file" if root.exists() else "nothing there"
+        raise DataError(f"{root}: expected a folder, got {got}; name the folder, or a CSV index")
+
+
+def clean_id(stem: str) -> str:
+    """Return an id for the name of a file.
+
+    Example:
+        >>> clean_id("south/lake 1")
+        'south_lake_1'
+    """
+    name = re.sub(r"[^A-Za-z0-9._@+=-]", "_", stem).strip("._")
+    return name[:120] or "chip"
+
+
+def add_file_items(made: list[SourceItem], lost: list[RejectedItem], item: FileItem, chip: int, root: Path) -> None:
+    """Add an item, or its windows if its file is larger than a chip.
+
+    One that is unreadable, or that a link leads out of the root, is added to `lost`.
+
+    Args:
+        made: The items so far.
+        lost: The rejected items so far.
+        item: An item whose shape is not known yet.
+        chip: Side of a chip in pixels.
+        root: The folder that its files must be in.
+    """
+    if away := [path for path in (item.image, item.label) if path is not None and not is_inside(root, path)]:
+        reason = f"{away[0]}: expected a file below {root}, got one that leaves it; copy the file there"
+        lost.append(RejectedItem(item.id, reason))
+        return
     try:
         with open_raster(item.image) as source:
             shape = (source.grid.height, source.grid.width)
@@ -228,8 +282,17 @@ def add_file_items(made: list[SourceItem], lost: list[RejectedItem], item: FileI
 
 def merge_hints(base: Hints, more: Hints) -> Hints:
     """Return hints in which those of `more` take precedence."""
-    given = {name: value for name, value in vars(more).items() if value is not None}
-    return replace(base, **given)
+    return replace(base, **known_hints(more))
+
+
+def known_hints(hints: Hints) -> dict[str, Any]:
+    """Return what hints say, as plain values by name.
+
+    Example:
+        >>> known_hints(Hints(gain=1e-4))
+        {'gain': 0.0001}
+    """
+    return {name: value for name, value in vars(hints).items() if value is not None}
 
 
 def sha256_text(*parts: str) -> str:

@@ -9,47 +9,59 @@ from pathlib import Path
 
 from seawall.data.chips import ChipFolder
 from seawall.data.curate import curate_chips
-from seawall.data.index import is_chip_folder
-from seawall.data.simulated import Simulated
+from seawall.data.raw_chips import ImageSource, known_hints
+from seawall.data.source_detection import make_source, source_fields
 from seawall.data.splits import Split, split_chips
 from seawall.errors import RecipeError
 from seawall.geo.radiometry import Hints
 from seawall.labels.indices import parse_rule
 from seawall.pipeline.context import RunContext
-from seawall.pipeline.validate import validate_data
+from seawall.pipeline.validate import CHIPS, SIMULATED, source_kind, validate_data
+from seawall.recipe import DataSection
+from seawall.types import Setting
+
+OWN_LABELS = ("truth", "cover")
+"""Values of `data.labels` that are no rule: the labels are the source's own."""
 
 
 def load_chips(run: RunContext, folder: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...]]:
     """Return the chips of a recipe and (item, reason) of those that failed.
 
-    Chips are curated once and shared by every run with the same data section. Simulated scenes depend on the seed as
-    well; files do not.
+    Chips are curated once and shared by every run with the same data section. Those of a source with a field `seed`, such
+    as simulated scenes, depend on the seed as well; files do not.
     """
     data = run.recipe.data
-    source = os.path.expandvars(data.source)
-    if "$" in source:
+    place = os.path.expandvars(data.source)
+    if "$" in place:
         raise RecipeError(
-            f"data.source: expected {source} to be set in the environment, got nothing; export it or write the path"
+            f"data.source: expected {place} to be set in the environment, got nothing; export it or write the path"
         )
-    if data.kind == "chips" or (data.kind == "auto" and is_chip_folder(Path(source))):
-        validate_data(data, "chips")
-        return ChipFolder.open(Path(source)), ()
-    validate_data(data, "simulated" if source == "simulated" else "files")
-    seed = run.recipe.seed if source == "simulated" else None  # files do not depend on the seed
-    text = json.dumps([data.model_dump(mode="json"), source, seed], sort_keys=True)
+    kind = source_kind(data, place)
+    validate_data(data, kind)
+    if kind == CHIPS:
+        return ChipFolder.open(Path(place)), ()
+    seed = run.recipe.seed if "seed" in source_fields(kind) else None
+    text = json.dumps([data.model_dump(mode="json"), place, seed], sort_keys=True)
     chip_folder = folder / f"{data.sensor}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
-    cover = data.labels == "cover"
-    scenes = Simulated(
-        data.count, data.size, data.sensor, data.bands, 10.0, run.recipe.seed, data.clouds, cover, frame=data.frame
-    )
     made = curate_chips(
-        scenes if source == "simulated" else source, chip_folder,
-        kind="auto" if source == "simulated" else data.kind, sensor=data.sensor, select=data.select, bands=data.bands,
-        names=data.names, group=data.group, gsd_m=data.gsd_m, hints=Hints(gain=data.gain, offset=data.offset),
-        label_map=data.label_map or None, labeler=None if data.labels in ("truth", "cover") else parse_rule(data.labels),
-        progress=run.stage_progress("chips"),
+        _recipe_source(data, place, kind, run.recipe.seed), chip_folder, bands=data.bands, gsd_m=data.gsd_m,
+        labeler=None if data.labels in OWN_LABELS else parse_rule(data.labels), progress=run.stage_progress("chips"),
     )  # fmt: skip
     return made.folder, made.failed
+
+
+def _recipe_source(data: DataSection, place: str, kind: str, seed: int) -> ImageSource:
+    offered: dict[str, Setting] = {
+        "sensor": data.sensor, "select": data.select, "names": data.names, "group": data.group, "bands": data.bands,
+        "hints": known_hints(Hints(gain=data.gain, offset=data.offset)), "size": data.size, "frame": data.frame,
+        "clouds": data.clouds, "seed": seed, "cover": data.labels == "cover", "labelled": data.labels in OWN_LABELS,
+    }  # fmt: skip
+    if data.gsd_m is not None:
+        offered["gsd_m"] = data.gsd_m
+    if data.label_map:
+        offered["label_map"] = {str(raw): value for raw, value in data.label_map.items()}
+    _, *settings = data.kind.split()  # checked before this: the source's own settings
+    return make_source(str(data.count) if place == SIMULATED else place, " ".join([kind, *settings]), {}, offered)
 
 
 def make_split(run: RunContext, chips: ChipFolder) -> Split:

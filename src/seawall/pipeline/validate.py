@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from seawall import registry
 from seawall.attacks.suites import named_attacks as attacks_of
-from seawall.errors import RecipeError, UsageError
+from seawall.data.index import is_chip_folder
+from seawall.data.source_detection import DETECT, detect_source, source_fields
+from seawall.errors import RecipeError, UsageError, did_you_mean
 from seawall.evaluation.case import Case
 from seawall.geo.sensors import band_noise, resolve_bands
 from seawall.label_noise.build import NoiseContext, build_noise
@@ -19,7 +21,17 @@ from seawall.threat.parser import parse_threat
 from seawall.training.configuration import make_training
 from seawall.types import ModelSpec, Unit
 
-SOURCE_NAMES = {"chips": "a chip folder", "simulated": "simulated scenes", "files": "files"}
+CHIPS = "chips"
+"""Kind of a source that is a chip folder already; nothing is curated."""
+
+SIMULATED = "simulated"
+"""What `data.source` says for scenes that are simulated; it is the name of their source too."""
+
+SOURCE_KEYS: Mapping[str, str] = {
+    **{key: key for key in ("select", "names", "group", "gsd_m", "label_map", "size", "frame", "clouds")},
+    "gain": "hints", "offset": "hints", "count": "scenes",
+}  # fmt: skip
+"""Keys of a data section that have an effect on a source with a certain field: key to field."""
 
 
 def validate_recipe(recipe: Recipe) -> None:
@@ -28,6 +40,7 @@ def validate_recipe(recipe: Recipe) -> None:
     Raises:
         UsageError: A method, a setting or a threat is wrong.
     """
+    _validate_kind(recipe.data)
     make_training(recipe.training.settings)
     for method in (recipe.model, *recipe.baselines):
         registry.build("model", method.name, method.settings)
@@ -73,20 +86,66 @@ def _recipe_bands(recipe: Recipe) -> tuple[str, ...]:
     return tuple(resolve_bands(recipe.data.bands or (("VV", "VH") if recipe.data.sensor == "s1" else S2_BANDS)))
 
 
-def validate_data(data: DataSection, kind: Literal["chips", "simulated", "files"]) -> None:
-    """Refuse keys of a data section that have no effect on its kind of source.
+def _validate_kind(data: DataSection) -> None:
+    name, settings = registry.parse_settings("source", data.kind)
+    names = [entry.name for entry in registry.entries("source")]
+    if name not in (known := (DETECT, CHIPS, *names)):
+        raise RecipeError(f"data.kind: unknown source {name!r}; {did_you_mean(name, known)}")
+    fields = source_fields(name)[1:] if name in names else ()
+    if unknown := [key for key in settings if key not in fields]:
+        raise RecipeError(f"data.kind: unknown setting {unknown[0]!r} of {name}; {did_you_mean(unknown[0], fields)}")
+
+
+def source_kind(data: DataSection, place: str) -> str:
+    """Return "chips" for a chip folder, else the name of the source that a recipe takes.
+
+    Args:
+        data: Section of the recipe.
+        place: Its source with the environment filled in.
 
     Raises:
-        RecipeError: A key has no effect on such a source.
+        RecipeError: Scenes are to be simulated by another source.
+        UsageError: No source has that name, or several claim the place.
+        DataError: There is nothing, or no source claims it.
     """
-    files = ("names", "group", "gsd_m", "gain", "offset", "label_map", "select")
-    simulated = ("count", "size", "clouds")
-    ignored = {"chips": (*files, *simulated, "bands", "labels"), "simulated": files, "files": simulated}[kind]
-    for key in ignored:
-        if (value := getattr(data, key)) != getattr(DataSection(), key):
+    name, _ = registry.parse_settings("source", data.kind)
+    if name == CHIPS or (name == DETECT and is_chip_folder(Path(place))):
+        return CHIPS
+    if place != SIMULATED:
+        return detect_source(Path(place)) if name == DETECT else name
+    if name not in (DETECT, SIMULATED):
+        raise RecipeError(
+            f"data.kind: expected {DETECT} or {SIMULATED} for simulated scenes, got {name!r}; name a folder as data.source"
+        )
+    return SIMULATED
+
+
+def validate_data(data: DataSection, kind: str) -> None:
+    """Refuse keys of a data section that have no effect on its source.
+
+    Args:
+        data: The section.
+        kind: A registered source, or "chips".
+
+    Raises:
+        RecipeError: The source has no field for a key, or gets it twice.
+    """
+    fields = () if kind == CHIPS else source_fields(kind)
+    ignored = {key for key, field in SOURCE_KEYS.items() if field not in fields}
+    ignored |= {"bands", "labels"} if kind == CHIPS else set()
+    ignored |= {"labels"} if data.labels == "cover" and "cover" not in fields else set()
+    ignored |= {"count"} if data.source != SIMULATED else set()
+    _, own = registry.parse_settings("source", data.kind)
+    for key, default in DataSection():
+        if (value := getattr(data, key)) == default:
+            continue
+        if key in ignored:
+            where = "a chip folder" if kind == CHIPS else f"the source {kind!r}"
             raise RecipeError(
-                f"data.{key}: expected no such key for {SOURCE_NAMES[kind]}, got {value!r}; it would have no effect, so remove it"
+                f"data.{key}: expected no such key for {where}, got {value!r}; it would have no effect, so remove it"
             )
+        if SOURCE_KEYS.get(key, key) in own:
+            raise RecipeError(f"data.{key}: expected it once, got {value!r} beside data.kind {data.kind!r}; remove one")
 
 
 def threat_for(text: str, spec: ModelSpec) -> ThreatModel:

@@ -15,6 +15,7 @@ from seawall.testing import (
     noises,
     objectives,
     poisons,
+    sources,
     suites,
     uncertainty,
 )
@@ -31,6 +32,7 @@ CHECKS: dict[str, list[Check]] = {
     "noise": noises.CHECKS,
     "objective": objectives.CHECKS,
     "poison": poisons.CHECKS,
+    "source": sources.CHECKS,
     "suite": suites.CHECKS,
     "uncertainty": uncertainty.CHECKS,
 }

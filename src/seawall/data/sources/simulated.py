@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -14,6 +16,7 @@ from seawall.data.raw_chips import RawChip, RejectedItem, SourceItem, chip_windo
 from seawall.errors import UsageError, did_you_mean
 from seawall.geo.radiometry import Hints, Scale
 from seawall.geo.raster import Window
+from seawall.registry import register
 from seawall.simulate.noise_fields import named_generator
 from seawall.simulate.scene import S2_BANDS, SimScene, simulate_s1, simulate_s2
 
@@ -64,6 +67,7 @@ class SimulatedItem:
         return sha256_text(repr(self.scene), self.group, str(self.window), __version__)
 
 
+@register("source", "simulated", smoke={"scenes": 2, "size": 32})
 @dataclass(frozen=True)
 class Simulated:
     """Simulated scenes; each scene is a group.
@@ -92,6 +96,12 @@ class Simulated:
     cover: bool = False
     under_clouds: bool = False
     frame: int = 0
+    example: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    @classmethod
+    def claims(cls, place: Path) -> bool:
+        """Return whether this is a number, of scenes, and no file of that name."""
+        return str(place).isdigit() and not place.exists()
 
     def __post_init__(self) -> None:
         if self.scenes < 1 or self.size < 16:

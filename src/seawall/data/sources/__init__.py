@@ -1,0 +1,1 @@
+"""Sources of chips, one module per layout; a file dropped in adds one."""
