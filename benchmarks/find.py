@@ -40,7 +40,7 @@ from seawall.data.sources.simulated import Simulated
 from seawall.data.writer import ChipWriter
 from seawall.geo.raster import read_raster
 from seawall.label_audit.confident_learning import precision_recall
-from seawall.labels.indices import parse_rule
+from seawall.labels.rules import parse_rule
 from seawall.pipeline.corrupt_labels import chip_batch, noise_for, stored_label
 from seawall.rng import Keys
 

@@ -98,7 +98,7 @@ def curate(
         seawall curate my/pairs --out chips/mine --group "(.*)_\\d+"
     """
     from seawall.data.curate import curate_chips as make
-    from seawall.labels.indices import parse_rule
+    from seawall.labels.rules import parse_rule
 
     done = make(
         source, Path(out), kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR_NAMES) if sensor else None, bands=bands or None, names=names,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from seawall.attacks.suites import Suite
     from seawall.attacks.target import AttackGoal
     from seawall.data.raw_chips import ImageSource
+    from seawall.labels.indices import WaterIndex
+    from seawall.labels.rules import LabelRule
     from seawall.poisoning.detection import PoisonDetector
 
 HOMES: Mapping[str, tuple[str, ...]] = {
@@ -36,14 +38,27 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "model": ("seawall.models",),
     "uncertainty": ("seawall.uncertainty",),
     "source": ("seawall.data.sources",),
+    "water-index": ("seawall.labels",),
+    "label-rule": ("seawall.labels",),
 }
 """Where methods of a kind live; the modules there are imported on the first look-up."""
 
-CONVERTED = ("attack", "suite")
+CONVERTED = ("attack", "suite", "label-rule")
 """Kinds whose constructors convert and check their settings in Python too."""
 ANYTHING = ConfigDict(arbitrary_types_allowed=True)
 TRAITS = frozenset(
-    {"weak", "black-box", "min-norm", "stochastic", "targeted", "set", "clean-label", "peers", "general"}
+    {
+        "weak",
+        "black-box",
+        "min-norm",
+        "stochastic",
+        "targeted",
+        "set",
+        "clean-label",
+        "peers",
+        "general",
+        "scale-invariant",
+    }
 )
 Method = TypeVar("Method", bound=type)
 
@@ -107,7 +122,7 @@ def register(
 
 
 def preset(
-    kind: str, name: str, value: object, *, paper: str, summary: str, differs: str = "", smoke: Mapping[str, Setting] | None = None,
+    kind: str, name: str, value: object, *, summary: str, paper: str = "", differs: str = "", smoke: Mapping[str, Setting] | None = None,
     traits: tuple[str, ...] = (),
 ) -> None:  # fmt: skip
     """Register a method with other default settings under a name of its own: `preset("attack", "js", APGD(loss="js"), ...)`.
@@ -118,8 +133,8 @@ def preset(
         kind: One of `HOMES`.
         name: How recipes and the command line call it.
         value: The method, a frozen dataclass with the settings of the preset.
-        paper: Where it comes from.
         summary: One sentence that ends in a period.
+        paper: Where it comes from; "" for no paper.
         differs: What differs from the paper; "" for nothing.
         smoke: Cheap settings for the contract suite.
         traits: Claims that choose contract checks; each declared trait is asserted true.
@@ -133,9 +148,8 @@ def preset(
         for f in fields(value)  # type: ignore[arg-type]
         if f.init
     ]
-    text = f"{summary}\n\nSettings: those of `{method.__name__}`.\n\nPaper: {paper}." + (
-        differs and f" Differs: {differs}."
-    )
+    source = (paper and f"\n\nPaper: {paper}.") + (differs and f" Differs: {differs}.")
+    text = f"{summary}\n\nSettings: those of `{method.__name__}`.{source}"
     made = make_dataclass(
         f"{method.__name__}[{name}]", settings, bases=(method,), frozen=True,
         namespace={"__doc__": text, "__module__": method.__module__, "name": name},
@@ -171,6 +185,10 @@ def build(kind: Literal["attack-loss"], name: str, settings: Mapping[str, Settin
 def build(kind: Literal["detector"], name: str, settings: Mapping[str, Setting] | None = None) -> PoisonDetector: ...
 @overload
 def build(kind: Literal["goal"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackGoal: ...
+@overload
+def build(kind: Literal["water-index"], name: str, settings: Mapping[str, Setting] | None = None) -> WaterIndex: ...
+@overload
+def build(kind: Literal["label-rule"], name: str, settings: Mapping[str, Setting] | None = None) -> LabelRule: ...
 @overload
 def build(kind: Literal["loss"], name: str, settings: Mapping[str, Setting] | None = None) -> Loss: ...
 @overload

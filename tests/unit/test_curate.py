@@ -21,7 +21,7 @@ from seawall.data.sources.simulated import Simulated
 from seawall.data.splits import split_groups
 from seawall.errors import DataError, UsageError
 from seawall.geo.radiometry import Hints
-from seawall.labels.indices import parse_rule
+from seawall.labels.rules import parse_rule
 
 BANDS = ("B2", "B3", "B4", "B8")
 AT = Affine(10, 0, 500000, 0, -10, 4000000)

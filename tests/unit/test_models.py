@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from seawall.errors import ModelError, UsageError
-from seawall.labels.indices import parse_rule
+from seawall.labels.rules import parse_rule
 from seawall.models.adapter import PROBABILITIES, adapt
 from seawall.models.blocks import Standardize, make_norm
 from seawall.models.dense_unet import DenseUNet

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from seawall.errors import DataError, RadiometryError, UsageError
-from seawall.labels.indices import INDICES, REPORT_RULE, awei_nsh, awei_sh, mndwi, ndwi, parse_rule, water_index
+from seawall.labels.indices import parse_index
+from seawall.labels.rules import REPORT_RULE, OtsuRule, ThresholdRule, parse_rule
 
 BANDS = ("B02", "B03", "B08", "B11", "B12")
+ndwi, mndwi, awei_nsh, awei_sh = (parse_index(name) for name in ("ndwi", "mndwi", "awei_nsh", "awei_sh"))
 
 
 def pixel(*values: float) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +35,7 @@ def test_same_as_spyndex(name, theirs):
         want = (
             want - 5.5 * s2
         )  # spyndex 0.12 lost the paper's parenthesis: it adds 2.75 swir2 instead of taking it away
-    index, defined = INDICES[name](image, np.ones((40, 50), bool), BANDS)
+    index, defined = parse_index(name)(image, np.ones((40, 50), bool), BANDS)
     assert defined.all() and index.dtype == np.float32
     np.testing.assert_allclose(index, want, rtol=1e-5, atol=1e-6)
 
@@ -74,7 +76,7 @@ def test_missing_band_shapes_and_names_are_refused():
     with pytest.raises(DataError, match="seen of shape"):
         ndwi(image, np.ones((2, 2), bool), ("B03", "B08"))
     with pytest.raises(UsageError, match="did you mean 'mndwi'"):
-        water_index("mndvi")
+        parse_index("mndvi")
     with pytest.raises(UsageError, match="for example"):
         parse_rule("ndwi about 0")
     with pytest.raises(UsageError, match="unknown name"):
@@ -95,8 +97,49 @@ def test_batches_and_the_inputs_stay_untouched():
 
 
 def test_the_reports_rule_is_one_line():
-    assert parse_rule("NDWI >= -0.25") == REPORT_RULE
-    assert parse_rule(str(REPORT_RULE)) == REPORT_RULE
+    rule = parse_rule(REPORT_RULE)
+    assert (
+        rule == parse_rule("NDWI >= -0.25") == ThresholdRule("ndwi", -0.25, inclusive=True) and str(rule) == REPORT_RULE
+    )
     image, seen = pixel(0, 0.375, 0.625, 0, 0)  # ndwi exactly -0.25, in binary too
-    assert REPORT_RULE(image, seen, BANDS, "reflectance").label.item() == 1
+    assert rule(image, seen, BANDS, "reflectance").label.item() == 1
     assert parse_rule("ndwi > -0.25")(image, seen, BANDS, "reflectance").label.item() == 0
+
+
+def test_radar_is_water_below_its_threshold():
+    image = np.float32([[[-20.0, -15.0, -14.9, -3.0]]])
+    seen = np.array([[True, True, True, False]])
+    for text, want in (("vv < -15", [1, 0, 0, 255]), ("VV <= -15", [1, 1, 0, 255])):
+        rule = parse_rule(text)
+        assert rule(image, seen, ("VV",), "sigma0_db").label.tolist() == [want] and parse_rule(str(rule)) == rule
+    lake = np.random.default_rng(0).normal(np.repeat([-22.0, -8.0], 2000), 1.0).astype(np.float32).reshape(1, 40, 100)
+    found = parse_rule("vv otsu")(lake, np.ones((40, 100), bool), ("VV",), "gamma0_db")
+    assert found.threshold.method == "otsu" and np.array_equal(found.label == 1, lake[0] < -15)
+    flat = np.full((1, 2, 2), -14.0, np.float32)  # no two modes: the published -13.45 dB, not 0
+    assert (parse_rule("vv otsu")(flat, np.ones((2, 2), bool), ("VV",), "sigma0_db").label == 1).all()
+
+
+@pytest.mark.parametrize("text", ["vv > -15", "vh >= -20", "ndwi < 0", "mndwi <= 0"])
+def test_a_comparison_away_from_water_is_refused(text):
+    with pytest.raises(UsageError, match="turn it around"):
+        parse_rule(text)
+
+
+def test_a_difference_of_any_two_bands_is_an_index_by_its_text():
+    image, seen = pixel(0.1, 0.2, 0.05, 0.04, 0.02)
+    rule = parse_rule("normalized-difference first=blue second=B12 > 0.6")
+    assert rule.index(image, seen, BANDS)[0].item() == pytest.approx(0.08 / 0.12)
+    assert rule(image, seen, BANDS, "reflectance").label.item() == 1 and parse_rule(str(rule)) == rule
+    with pytest.raises(UsageError, match="B99"):
+        parse_index("normalized-difference first=B99 second=nir")
+    with pytest.raises(UsageError, match="second"):
+        parse_index("normalized-difference first=green")
+
+
+def test_rules_of_an_index_have_one_spelling():
+    assert OtsuRule("mndwi", 0.1) == parse_rule("mndwi OTSU else 0.1")
+    for text in ("threshold index=ndwi at=0", "otsu index=ndwi fallback=0", "otsu", "ndwi", ""):
+        with pytest.raises(UsageError, match="for example 'ndwi"):
+            parse_rule(text)
+    with pytest.raises(UsageError, match="finite"):
+        parse_rule("ndwi > 1e999")

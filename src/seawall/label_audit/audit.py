@@ -31,8 +31,8 @@ from seawall.label_audit.contact_sheet import ContactCard, write_contact_sheet
 from seawall.label_audit.cross_validation import FoldTraining, cross_validate, read_predictions, write_predictions
 from seawall.label_audit.relabel import relabel_chips
 from seawall.label_audit.training_dynamics import ChipDynamics
-from seawall.labels.indices import Rule, parse_rule
 from seawall.labels.registration import label_shift
+from seawall.labels.rules import LabelRule, parse_rule
 from seawall.models.weights import load_model, split_of
 from seawall.result import Failed, MutableRow, Progress
 
@@ -146,7 +146,7 @@ def _audit_chip(
     folder: ChipFolder,
     found: LabelIssues,
     sample: OutOfSample,
-    rule: Rule | None,
+    rule: LabelRule | None,
     dynamics: ChipDynamics | None,
     out: Path,
 ) -> MutableRow:

@@ -19,8 +19,8 @@ from seawall.io import file_sha256
 from seawall.label_noise.label_view import Label, LabelView, allowance, change_labels, check_budget, check_class
 from seawall.label_noise.morphology import shoreline_distance
 from seawall.label_noise.pixels import correlated_field
-from seawall.labels.indices import UNDEFINED_LABEL, parse_rule
 from seawall.labels.registration import positional_error
+from seawall.labels.rules import REPORT_RULE, UNDEFINED_LABEL, LabelRule, parse_rule
 from seawall.registry import register
 from seawall.result import ResultRow
 from seawall.rng import Keys
@@ -385,7 +385,7 @@ class IndexThreshold:
     """
 
     bands: tuple[str, ...]
-    rule: str = "ndwi >= -0.25"
+    rule: str = REPORT_RULE
     budget: float = 1.0
     klass: int = 1
     unit: str = "reflectance"
@@ -412,11 +412,12 @@ class IndexThreshold:
                 f"{batch.image.shape[1]} channels; name the channels of the image"
             )
         own = keys.fold("index-threshold")
-        return change_labels(batch, own, self.klass, lambda view: self._change(view, batch))
+        rule = parse_rule(self.rule)
+        return change_labels(batch, own, self.klass, lambda view: self._change(view, batch, rule))
 
-    def _change(self, view: LabelView, batch: Batch) -> Label:
+    def _change(self, view: LabelView, batch: Batch, rule: LabelRule) -> Label:
         image = batch.image[view.index, : len(self.bands)].detach().cpu().numpy().astype(np.float32)
         seen = batch.seen[view.index].cpu().numpy()
-        label = parse_rule(self.rule)(image, seen, self.bands, self.unit).label
+        label = rule(image, seen, self.bands, self.unit).label
         wrong = view.valid & (label != UNDEFINED_LABEL) & ((label == 1) != view.mask)
         return replace_within_budget(view, view.flip(wrong), self.budget)

@@ -24,7 +24,7 @@ class WaterThreshold:
     """A threshold, its method and the reason for it.
 
     Args:
-        value: Pixels above it are water.
+        value: Where water and land part.
         method: "fixed", "otsu", or "fallback" where Otsu was asked but its histogram has one mode.
         reason: One sentence.
         separability: Between-class over total variance, 0 to 1; None for a fixed threshold or no spread.
@@ -41,12 +41,18 @@ class WaterThreshold:
     n: int = 0
     inclusive: bool = False
 
-    def water(self, index: NDArray[np.float32], defined: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return the water mask; a pixel where the index is undefined is never water."""
+    def water(self, index: NDArray[np.float32], defined: NDArray[np.bool_], sign: int = 1) -> NDArray[np.bool_]:
+        """Return the water mask; a pixel where the index is undefined is never water.
+
+        Args:
+            index: Index values, any shape.
+            defined: Same shape.
+            sign: 1 where water is above the threshold, -1 where it is below.
+        """
         with np.errstate(invalid="ignore"):
             # compared in float32, so that a threshold means the same number as the float32 index beside it
-            at = np.float32(self.value)
-            above = index >= at if self.inclusive else index > at
+            values, at = sign * index, sign * np.float32(self.value)
+            above = values >= at if self.inclusive else values > at
         return np.asarray(above & defined)
 
 

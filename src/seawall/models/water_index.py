@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seawall.errors import ModelError, UsageError
-from seawall.labels.indices import WATER_INDICES, WaterIndex
+from seawall.labels.indices import NormalizedDifference, WaterIndex, parse_index
 from seawall.labels.threshold import MIN_SEPARABILITY, split_histogram
 from seawall.models.blocks import settings_of
 from seawall.modules import to_device_of
@@ -22,7 +22,6 @@ from seawall.types import FILL, Batch, ModelSpec
 
 FINE_BINS, OTSU_BINS = 65536, 256
 """Bins of the histogram over the range of an index, and of the one over the occurring values."""
-IndexName = Literal["ndwi", "mndwi", "awei_nsh", "awei_sh", "vv", "vh"]
 
 
 @register("model", "threshold", smoke={"index": "auto"})
@@ -34,7 +33,8 @@ class WaterIndexThreshold:
     where a ratio is undefined are land, without a gradient.
 
     Args:
-        index: "auto" takes MNDWI, NDWI, VV or VH, the first whose bands the data has.
+        index: A registered water index, such as "ndwi"; "auto" takes MNDWI, NDWI, VV or VH, the first whose bands the
+            data has.
         rule: "fixed" keeps the threshold; "otsu" moves it when the model is fitted to training images.
         threshold: In the unit of the index; None takes the published default.
         sharpness: Logit per unit of the index; it changes probabilities, never the map. None takes 10 per
@@ -43,13 +43,15 @@ class WaterIndexThreshold:
             0.64, a flat histogram 0.75) and a valley parts the two peaks, as for labels; else the fixed threshold stays.
     """
 
-    index: IndexName | Literal["auto"] = "auto"
+    index: str = "auto"
     rule: Literal["fixed", "otsu"] = "fixed"
     threshold: float | None = None
     sharpness: float | None = None
     separability: float = MIN_SEPARABILITY
 
     def __post_init__(self) -> None:
+        if self.index != "auto":
+            parse_index(self.index)
         if self.sharpness is not None and not self.sharpness > 0:
             raise UsageError(f"threshold.sharpness: expected a number above 0, got {self.sharpness}; 10 is the default")
         if not 0 <= self.separability < 1:
@@ -79,14 +81,13 @@ class ThresholdNet(nn.Module):
     def __init__(self, spec: ModelSpec, settings: WaterIndexThreshold) -> None:
         super().__init__()
         self.spec = spec
-        self.index = settings.index if settings.index != "auto" else _first_index(spec)
+        self.index = parse_index(settings.index) if settings.index != "auto" else _first_index(spec)
         self.settings = settings
-        rule = WATER_INDICES[self.index]
-        _check_index_spec(spec, self.index, rule)
-        self.places = tuple(place for place in rule.channels(spec.bands) if place is not None)
+        _check_index_spec(spec, self.index)
+        self.places = tuple(place for place in self.index.channels(spec.bands) if place is not None)
         self.water = spec.classes.index("water")
-        self.sharpness = settings.sharpness or (1.0 if rule.sign < 0 else 10.0)
-        start = rule.threshold if settings.threshold is None else settings.threshold
+        self.sharpness = settings.sharpness or (10.0 if spec.unit == "reflectance" else 1.0)
+        start = self.index.threshold if settings.threshold is None else settings.threshold
         self.register_buffer("threshold", torch.tensor(float(start)))
         self.register_buffer("fitted", torch.tensor(settings.rule == "fixed"))
 
@@ -101,7 +102,7 @@ class ThresholdNet(nn.Module):
                 f"{self.index}: expected a fitted threshold, got none; call model.fit(batches) on training images"
             )
         index, defined = self.measure(image)
-        z = self.sharpness * WATER_INDICES[self.index].sign * (index - self.threshold)
+        z = self.sharpness * self.index.sign * (index - self.threshold)
         z = torch.where(defined, z, -self.sharpness)
         pair = [torch.zeros_like(z), z]
         return torch.stack(pair if self.water == 1 else pair[::-1], 1)
@@ -114,12 +115,12 @@ class ThresholdNet(nn.Module):
             )
         bands = [image[:, place] for place in self.places]
         defined = (image != FILL[self.spec.unit]).any(1)
-        rule = WATER_INDICES[self.index]
-        if rule.ratio:
-            defined = defined & (sum(bands) > 1e-6)
+        divisor = self.index.divisor(*bands)
+        if divisor is not None:
+            defined = defined & (divisor > 1e-6)
             # Divide by 2 where undefined: a NaN would come back through the gradient.
             bands = [torch.where(defined, band, 1.0) for band in bands]
-        return torch.where(defined, rule.formula(*bands), 0.0), defined
+        return torch.where(defined, self.index.formula(*bands), 0.0), defined
 
     def fit(self, batches: Iterable[Batch]) -> bool:
         """Set the threshold by Otsu's method over the seen pixels of training images; one pass, bounded memory.
@@ -132,7 +133,7 @@ class ThresholdNet(nn.Module):
         """
         if self.settings.rule != "otsu":
             raise UsageError(f'threshold.rule: expected "otsu" to fit, got {self.settings.rule!r}; set rule = "otsu"')
-        low, high = WATER_INDICES[self.index].span
+        low, high = self.index.span
         counts = torch.zeros(FINE_BINS, dtype=torch.float64)
         for chips in batches:
             batch = to_device_of(self, chips)
@@ -157,25 +158,26 @@ def _histogram(fine: Tensor, low: float, high: float) -> tuple[NDArray[np.int64]
     return bins.astype(np.int64), np.asarray(edges, np.float64)
 
 
-def _first_index(spec: ModelSpec) -> IndexName:
-    order: tuple[IndexName, ...] = ("mndwi", "ndwi", "vv", "vh")
-    for index in order:
-        if None not in WATER_INDICES[index].channels(spec.bands):
+def _first_index(spec: ModelSpec) -> WaterIndex:
+    order = ("mndwi", "ndwi", "vv", "vh")
+    for name in order:
+        index = parse_index(name)
+        if None not in index.channels(spec.bands):
             return index
     raise ModelError(
         f"threshold: expected the bands of {', '.join(order)}, got {', '.join(spec.bands)}; train a network instead"
     )
 
 
-def _check_index_spec(spec: ModelSpec, index: str, rule: WaterIndex) -> None:
-    lacking = [band for band, place in zip(rule.bands, rule.channels(spec.bands), strict=True) if place is None]
+def _check_index_spec(spec: ModelSpec, index: WaterIndex) -> None:
+    lacking = [band for band, place in zip(index.bands, index.channels(spec.bands), strict=True) if place is None]
     if lacking:
         raise ModelError(
-            f"{index}: expected the bands {', '.join(rule.bands)}, got none called {', '.join(lacking)}; choose an index of these bands"
+            f"{index}: expected the bands {', '.join(index.bands)}, got none called {', '.join(lacking)}; choose an index of these bands"
         )
-    if spec.unit not in rule.units:
+    if spec.unit not in index.units:
         raise ModelError(
-            f"{index}: expected {' or '.join(rule.units)}, got {spec.unit}; a threshold has no meaning in another unit"
+            f"{index}: expected {' or '.join(index.units)}, got {spec.unit}; a threshold has no meaning in another unit"
         )
     if len(spec.classes) != 2 or "water" not in spec.classes:
         raise ModelError(
@@ -184,7 +186,7 @@ def _check_index_spec(spec: ModelSpec, index: str, rule: WaterIndex) -> None:
 
 
 DEFINED_SUM = 2e-6
-"""Sum of the bands of a ratio: twice the smallest at which `ThresholdNet` defines it."""
+"""Sum of the bands of a normalized difference: twice the smallest at which `ThresholdNet` defines it."""
 
 
 def extreme_images(model: ThresholdNet, ball: Ball) -> tuple[Tensor, ...]:
@@ -192,7 +194,7 @@ def extreme_images(model: ThresholdNet, ball: Ball) -> tuple[Tensor, ...]:
 
     In a box every pixel is perturbed independently. Water is `index > t`; for a normalized difference (a - b) / (a + b)
     with a + b > 0 and |t| < 1 that is (1 - t) a - (1 + t) b > 0, so it is linear as the other indices are, and a linear
-    function is extreme where each band is at the end of its interval given by the sign of its coefficient. Further images
+    function is extreme where each band is at the end of its interval given by the sign of its coefficient (`WaterIndex.slopes`). Further images
     beside these two corners are the clean image, the darkest one (a ratio without a positive sum is land), and the corner
     of the most water with a positive sum.
 
@@ -201,29 +203,25 @@ def extreme_images(model: ThresholdNet, ball: Ball) -> tuple[Tensor, ...]:
         ball: The threat set around the clean images.
 
     Returns:
-        The images; none where the worst case has no closed form: in l2 the pixels share one budget, and beyond |t| = 1 a
-        ratio needs a negative band.
+        The images; none where the worst case has no closed form: in l2 the pixels share one budget, beyond |t| = 1 a
+        normalized difference needs a negative band, and an index may declare no slopes or divide by something else.
     """
-    rule = WATER_INDICES[model.index]
-    if ball.norm != "linf" or (rule.ratio and not abs(float(model.threshold)) < 1):
+    index = model.index
+    ratio = isinstance(index, NormalizedDifference)
+    if ball.norm != "linf" or (ratio and not abs(float(model.threshold)) < 1):
+        return ()
+    if not index.slopes or (not ratio and index.divisor(*ball.x[:, list(model.places)].unbind(1)) is not None):
         return ()
     if ball.spectrum is not None:
         return ball.x, ball.x + ball.low * ball.spectrum, ball.x + ball.high * ball.spectrum
     most, least = ball.x.clone(), ball.x.clone()
-    for place, slope in zip(model.places, _slopes(model), strict=True):
+    for place, slope in zip(model.places, index.slopes, strict=True):
         ends = (ball.high, ball.low) if slope > 0 else (ball.low, ball.high)
         most[:, place], least[:, place] = ends[0][:, place], ends[1][:, place]
     found = [ball.x, most, least, ball.low]
-    if rule.ratio:
+    if ratio:
         rises, falls = model.places
         found.append(most.clone())
         enough = torch.maximum(ball.low[:, falls], DEFINED_SUM - most[:, rises])
         found[-1][:, falls] = torch.minimum(enough, ball.high[:, falls])
     return tuple(found)
-
-
-def _slopes(model: ThresholdNet) -> list[float]:
-    """Return the sign of the derivative of the index with respect to each of its bands."""
-    with torch.enable_grad():
-        bands = [torch.ones((), requires_grad=True) for _ in model.places]
-        return [float(slope.sign()) for slope in torch.autograd.grad(WATER_INDICES[model.index].formula(*bands), bands)]

@@ -14,7 +14,7 @@ from seawall.data.source_detection import make_source, source_fields
 from seawall.data.splits import Split, split_chips
 from seawall.errors import RecipeError
 from seawall.geo.radiometry import Hints
-from seawall.labels.indices import parse_rule
+from seawall.labels.rules import parse_rule
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.validate import CHIPS, SIMULATED, source_kind, validate_data
 from seawall.recipe import DataSection

@@ -13,7 +13,7 @@ from seawall.errors import RecipeError, UsageError, did_you_mean
 from seawall.evaluation.case import Case
 from seawall.geo.sensors import band_noise, resolve_bands
 from seawall.label_noise.build import NoiseContext, build_noise
-from seawall.labels.indices import parse_rule
+from seawall.labels.rules import parse_rule
 from seawall.recipe import DataSection, MethodSection, Recipe
 from seawall.simulate.scene import S2_BANDS
 from seawall.threat.model import ThreatModel

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seawall.arrays import FloatArray
+from seawall.geo.sensors import OPTICAL_BANDS
+from seawall.simulate.spectra import MATERIALS, water_components
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec, SegmentationModel, Unit
 
@@ -111,3 +117,27 @@ def worst_accuracy(model: PixelLinear, batch: Batch, threat: ThreatModel) -> tup
     towards_land = torch.where(away > 0, ball.low, ball.high)
     image = torch.where((batch.label == 0)[:, None], towards_water, towards_land)
     return accuracy(model, batch, image), image
+
+
+CALM_WATER_DB = (-20.0, -28.0)
+"""Backscatter of a smooth water surface, VV and VH in dB."""
+NATURAL_LAND = ("soil", "crop", "grass", "broadleaf", "conifer")
+"""Materials of `seawall.simulate.spectra` that no water index may rank above water; AWEI does so with pale roofs."""
+
+
+def ground_spectra(unit: str) -> tuple[tuple[str, ...], FloatArray, FloatArray]:
+    """Return bands, the spectrum (C,) of clear or calm water, and those (N, C) of natural land, dry and lush.
+
+    Args:
+        unit: "reflectance", or backscatter in dB.
+    """
+    land = [material for material in MATERIALS if material.name in NATURAL_LAND]
+    if unit != "reflectance":
+        return ("VV", "VH"), _float32(CALM_WATER_DB), _float32([material.sigma0_db for material in land])
+    water = [water_components(band)[0] for band in OPTICAL_BANDS]
+    thousandths = [spectrum for material in land for spectrum in (material.dry, material.lush)]
+    return OPTICAL_BANDS, _float32(water), _float32(thousandths) / np.float32(1000)
+
+
+def _float32(values: Sequence[float | Sequence[float]]) -> FloatArray:
+    return np.array(values, np.float32)
