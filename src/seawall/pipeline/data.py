@@ -16,7 +16,7 @@ from seawall.errors import RecipeError
 from seawall.geo.radiometry import Hints
 from seawall.labels.rules import parse_rule
 from seawall.pipeline.context import RunContext
-from seawall.pipeline.validate import CHIPS, SIMULATED, source_kind, validate_data
+from seawall.pipeline.validate import CHIP_FOLDER, SIMULATED, source_kind, validate_data
 from seawall.recipe import DataSection
 from seawall.types import Setting
 
@@ -38,7 +38,7 @@ def load_chips(run: RunContext, folder: Path) -> tuple[ChipFolder, tuple[tuple[s
         )
     kind = source_kind(data, place)
     validate_data(data, kind)
-    if kind == CHIPS:
+    if kind == CHIP_FOLDER:
         return ChipFolder.open(Path(place)), ()
     seed = run.recipe.seed if "seed" in source_fields(kind) else None
     text = json.dumps([data.model_dump(mode="json"), place, seed], sort_keys=True)

@@ -21,7 +21,7 @@ from seawall.threat.parser import parse_threat
 from seawall.training.configuration import make_training
 from seawall.types import ModelSpec, Unit
 
-CHIPS = "chips"
+CHIP_FOLDER = "chips"
 """Kind of a source that is a chip folder already; nothing is curated."""
 
 SIMULATED = "simulated"
@@ -89,7 +89,7 @@ def _recipe_bands(recipe: Recipe) -> tuple[str, ...]:
 def _validate_kind(data: DataSection) -> None:
     name, settings = registry.parse_settings("source", data.kind)
     names = [entry.name for entry in registry.entries("source")]
-    if name not in (known := (DETECT, CHIPS, *names)):
+    if name not in (known := (DETECT, CHIP_FOLDER, *names)):
         raise RecipeError(f"data.kind: unknown source {name!r}; {did_you_mean(name, known)}")
     fields = source_fields(name)[1:] if name in names else ()
     if unknown := [key for key in settings if key not in fields]:
@@ -109,8 +109,8 @@ def source_kind(data: DataSection, place: str) -> str:
         DataError: There is nothing, or no source claims it.
     """
     name, _ = registry.parse_settings("source", data.kind)
-    if name == CHIPS or (name == DETECT and is_chip_folder(Path(place))):
-        return CHIPS
+    if name == CHIP_FOLDER or (name == DETECT and is_chip_folder(Path(place))):
+        return CHIP_FOLDER
     if place != SIMULATED:
         return detect_source(Path(place)) if name == DETECT else name
     if name not in (DETECT, SIMULATED):
@@ -130,9 +130,9 @@ def validate_data(data: DataSection, kind: str) -> None:
     Raises:
         RecipeError: The source has no field for a key, or gets it twice.
     """
-    fields = () if kind == CHIPS else source_fields(kind)
+    fields = () if kind == CHIP_FOLDER else source_fields(kind)
     ignored = {key for key, field in SOURCE_KEYS.items() if field not in fields}
-    ignored |= {"bands", "labels"} if kind == CHIPS else set()
+    ignored |= {"bands", "labels"} if kind == CHIP_FOLDER else set()
     ignored |= {"labels"} if data.labels == "cover" and "cover" not in fields else set()
     ignored |= {"count"} if data.source != SIMULATED else set()
     _, own = registry.parse_settings("source", data.kind)
@@ -140,7 +140,7 @@ def validate_data(data: DataSection, kind: str) -> None:
         if (value := getattr(data, key)) == default:
             continue
         if key in ignored:
-            where = "a chip folder" if kind == CHIPS else f"the source {kind!r}"
+            where = "a chip folder" if kind == CHIP_FOLDER else f"the source {kind!r}"
             raise RecipeError(
                 f"data.{key}: expected no such key for {where}, got {value!r}; it would have no effect, so remove it"
             )
