@@ -7,15 +7,16 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from seawall.errors import RecipeError, did_you_mean, first_error
+from seawall.errors import RecipeError, first_error
 from seawall.split_record import SplitSettings
-from seawall.training.configuration import NOT_DECIDING
+from seawall.training.configuration import NOT_DECIDING, Training
 
 
 class RecipeSection(BaseModel):
@@ -94,7 +95,7 @@ class TrainingSection(RecipeSection):
 
     Args:
         objective: What is minimized; its loss is one of its settings, as `{loss = "ce + dice"}`.
-        settings: Fields of `seawall.training.loop.Training`: epochs, patch, batch, lr and so on.
+        settings: Fields of `seawall.training.configuration.Training`: epochs, patch, batch, lr and so on.
         augment: "d4" shows every patch in one of its eight orientations.
         balance: "classes" centers the patches on every class alike, "area" draws them evenly.
         devices: Processes that share every batch, one per device; batch norms see each process's share only.
@@ -105,6 +106,13 @@ class TrainingSection(RecipeSection):
     augment: Literal["none", "d4"] = "d4"
     balance: Literal["area", "classes"] = "area"
     devices: int = Field(1, ge=1, le=1024)
+
+    @field_validator("settings")
+    @classmethod
+    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        # They stay as they are written: the id is a hash of that, and a new default must not change it.
+        TypeAdapter(Training).validate_python(settings)
+        return settings
 
 
 class AttackSection(RecipeSection):
@@ -319,27 +327,19 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(dict(tree))
     except ValidationError as bad:
-        raise RecipeError(f"{where}: {_describe_error(bad)}") from bad
+        known = _keys_at(bad.errors()[0]["loc"][:-1])
+        raise RecipeError(f"{where}: {first_error(bad, known=known, advice='see docs/recipes.md')}") from bad
 
 
-def _describe_error(bad: ValidationError) -> str:
-    first = bad.errors()[0]
-    loc = [str(step) for step in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(loc[:-1])
-        return f"unknown key {'.'.join(loc)!r}; {did_you_mean(loc[-1], known)}"
-    return f"{first_error(bad)}; see docs/recipes.md"
-
-
-def _fields_at(loc: list[str]) -> list[str]:
+def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
-    sections: Mapping[str, type[BaseModel]] = {
+    sections: Mapping[int | str, type[BaseModel]] = {
         "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "objective": MethodSection,
         "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "noises": NoiseSection, "scene": SceneSection,
     }  # fmt: skip
-    for step in loc:
+    for step in path:
         section = sections.get(step, section)
-    return list(section.model_fields)
+    return [field.name for field in fields(Training)] if path[-1:] == ("settings",) else section.model_fields
 
 
 def _apply_change(tree: dict[str, Any], change: str) -> None:

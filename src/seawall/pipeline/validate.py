@@ -16,7 +16,6 @@ from seawall.recipe import DataSection, MethodSection, Recipe
 from seawall.simulate.scene import S2_BANDS
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
-from seawall.training.configuration import make_training
 from seawall.types import ModelSpec, Unit
 
 SOURCE_NAMES = {"chips": "a chip folder", "simulated": "simulated scenes", "files": "files"}
@@ -28,7 +27,6 @@ def validate_recipe(recipe: Recipe) -> None:
     Raises:
         UsageError: A method, a setting or a threat is wrong.
     """
-    make_training(recipe.training.settings)
     for method in (recipe.model, *recipe.baselines):
         registry.build("model", method.name, method.settings)
     for estimator in recipe.estimators:

@@ -43,7 +43,7 @@ from seawall.training.checkpoint import (
     finite_metric,
     remove_unfinished,
 )
-from seawall.training.configuration import NOT_DECIDING, Training, default_monitor, learning_rate, make_training
+from seawall.training.configuration import NOT_DECIDING, Training, default_monitor, learning_rate
 from seawall.training.distributed import (
     OtherProcessError,
     all_reduce_gradients,
@@ -55,7 +55,7 @@ from seawall.training.launch import handle_signals
 from seawall.types import Batch, Objective
 from seawall.version import code_version
 
-__all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit", "make_training"]
+__all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit"]
 
 Feed = Callable[[int], Iterable[Batch]]
 Validation = Callable[[nn.Module], Mapping[str, float | None]]
