@@ -98,10 +98,12 @@ def first_error(bad: ValidationError, where: str = "", *, known: Iterable[str] =
     """
     errors = bad.errors()
     steps = [*([where] if where else []), *map(str, errors[0]["loc"])]
-    if errors[0]["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    unknown = errors[0]["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+    if unknown and known:
         return f"unknown key {'.'.join(steps)!r}; {did_you_mean(steps[-1], known)}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    finding = f"{'.'.join(steps)}: {expected(errors[0]['msg'], errors[0].get('input'))}{more}"
+    what = "no such key" if unknown else errors[0]["msg"]
+    finding = f"{'.'.join(steps)}: {expected(what, errors[0].get('input'))}{more}"
     return f"{finding}; {advice}" if advice else finding
 
 

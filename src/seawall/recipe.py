@@ -79,14 +79,13 @@ class SplitSection(RecipeSection):
     """How the chips are split; groups never cross."""
 
     by: Literal["group", "block"] = SplitSettings.by
-    block_m: float = Field(SplitSettings.block_m, gt=0)
-    val: float = Field(SplitSettings.val, gt=0, lt=1)
-    test: float = Field(SplitSettings.test, gt=0, lt=1)
+    block_m: float = SplitSettings.block_m
+    val: float = Field(SplitSettings.val, gt=0)
+    test: float = Field(SplitSettings.test, gt=0)
 
     @model_validator(mode="after")
-    def _check_shares(self) -> SplitSection:
-        if self.val + self.test >= 1:
-            raise ValueError("val + test below 1, to leave a share to train on")
+    def _check_settings(self) -> SplitSection:
+        TypeAdapter(SplitSettings).validate_python(self.model_dump())
         return self
 
 

@@ -43,15 +43,15 @@ def settings(where: str, advice: str) -> Callable[[type[Settings]], type[Setting
     def make(plain: type[Settings]) -> type[Settings]:
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
         made = pydantic.dataclasses.dataclass(frozen=True, config=config)(plain)
-        check = made.__init__
+        check, names = made.__init__, [field.name for field in dataclasses.fields(made)]
 
         @functools.wraps(check)
         def init(self: Settings, *args: Any, **given: Any) -> None:
+            by_name = dict(zip(names, args, strict=False))  # an error names the field then, and not its place
             try:
-                check(self, *args, **given)
+                check(self, *args[len(names) :], **by_name, **given)
             except ValidationError as bad:
-                known = [field.name for field in dataclasses.fields(made)]
-                raise UsageError(first_error(bad, where, known=known, advice=advice)) from bad
+                raise UsageError(first_error(bad, where, known=names, advice=advice)) from bad
 
         made.__init__ = init  # type: ignore[method-assign, assignment]
         return cast(type[Settings], made)
