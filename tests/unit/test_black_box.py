@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import seawall
 from seawall.attacks.cost import count_passes
 from seawall.attacks.fischer import Fischer
-from seawall.attacks.gradient import PGD
 from seawall.attacks.iou import IoUAttack
+from seawall.attacks.pgd import PGD
 from seawall.attacks.square import Random, Square
 from seawall.attacks.suites import Seawall
 from seawall.attacks.target import Hide, Towards

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seawall import api
-from seawall.attacks.gradient import PGD
+from seawall.attacks.pgd import PGD
 from seawall.attacks.suites import named_attacks as attacks_of
 from seawall.attacks.suites import parse_suite
 from seawall.data.chips import ChipFolder

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import seawall
 from seawall.attacks.cost import count_passes
-from seawall.attacks.gradient import PGD
+from seawall.attacks.pgd import PGD
 from seawall.evaluation.case import CLEAN_CASE, Case
 from seawall.evaluation.sanity_checks import QUICK_CHECKS, SanityChecks, check_sanity
 from seawall.evaluation.sanity_flags import with_sanity_flags

@@ -177,7 +177,7 @@ def settings_text(value: object) -> str:
     """Return a value with all its settings as text, the same in every process.
 
     Example:
-        >>> from seawall.attacks.gradient import PGD
+        >>> from seawall.attacks.pgd import PGD
         >>> settings_text(PGD(steps=3)) == settings_text(PGD(steps=4))
         False
     """

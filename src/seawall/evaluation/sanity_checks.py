@@ -13,8 +13,8 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from seawall.attacks.cost import count_passes
-from seawall.attacks.gradient import PGD
 from seawall.attacks.losses import signed_cross_entropy
+from seawall.attacks.pgd import PGD
 from seawall.attacks.square import Random, Square
 from seawall.attacks.target import (
     UNTARGETED,
