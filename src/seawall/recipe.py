@@ -192,6 +192,9 @@ class SceneSection(RecipeSection):
     size: int = Field(1024, ge=128, le=20_000)
 
 
+RENAMED_KEYS = {"interrogation": "sanity_checks"}
+"""Keys of recipes by an earlier version, and what they are called now."""
+
 DISPLAY_KEYS = ("title", "note", "published", "examples", "scene")
 """Keys of a recipe that change the report and no trained or measured number."""
 
@@ -222,7 +225,7 @@ class Recipe(RecipeSection):
     noises: tuple[NoiseSection, ...] = ()
     scene: SceneSection | None = None
     examples: int = Field(4, ge=0, le=24)
-    interrogation: bool = True
+    sanity_checks: bool = True
 
     @model_validator(mode="after")
     def _check_attack_names(self) -> Recipe:
@@ -323,6 +326,8 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         RecipeError: A key, type or value is wrong.
     """
+    for old in RENAMED_KEYS.keys() & tree.keys():
+        raise RecipeError(f"{where}: unknown key {old!r}; rename it to {RENAMED_KEYS[old]!r}")
     try:
         return Recipe.model_validate(dict(tree))
     except ValidationError as bad:

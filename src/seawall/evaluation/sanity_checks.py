@@ -142,7 +142,7 @@ class SanityChecks:
 
     @contextmanager
     def _running(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Iterator[_CheckRun]:
-        check_attack_inputs("interrogate", model, batch, threat)
+        check_attack_inputs("sanity checks", model, batch, threat)
         start = time.monotonic()
         with attack_mode(model), count_passes(model) as passes:
             chosen = _partly_right_chips(model, autograd_ready(batch), self.chips)
@@ -207,7 +207,7 @@ class _CheckRun:
     def accuracy_under(self, attack: Callable[..., Tensor], threat: ThreatModel, name: str = "") -> float:
         """Return the share of right pixels under an attack."""
         return _accuracy_on_all(
-            self.model, self.batch, attack(self.model, self.batch, threat, self.keys.fold("interrogate", name))
+            self.model, self.batch, attack(self.model, self.batch, threat, self.keys.fold("sanity-checks", name))
         )
 
     def findings(self) -> SanityFindings:
