@@ -32,6 +32,7 @@ from seawall.io import RunLock
 from seawall.models.blocks import Standardize
 from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of, tensors_digest
 from seawall.modules import eval_mode, on_device
+from seawall.records import finite_or_none
 from seawall.result import StageProgress
 from seawall.rng import Keys
 from seawall.training.checkpoint import (
@@ -40,7 +41,6 @@ from seawall.training.checkpoint import (
     HistoryLog,
     HistoryRow,
     TrainingState,
-    finite_metric,
     remove_unfinished,
 )
 from seawall.training.configuration import NOT_DECIDING, Training, default_monitor, learning_rate
@@ -338,7 +338,7 @@ class _TrainingRun:
 
         def run() -> dict[str, float | None]:
             with eval_mode(self.model):
-                values = {name: finite_metric(value) for name, value in check(self.model).items()}
+                values = {name: finite_or_none(value) for name, value in check(self.model).items()}
             _check_monitor(self.training, list(values))
             return values
 
