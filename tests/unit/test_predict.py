@@ -32,6 +32,7 @@ class Ndwi(PixelModel):
     """A 3x3 mean gives it a receptive field of one pixel, which it leaves to be measured."""
 
     reach, stride = -1, None
+    identity = PixelModel.identity  # an inherited one would not count
 
     def forward(self, image):
         return super().forward(nn.functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False))
