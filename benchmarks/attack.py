@@ -17,8 +17,9 @@ import torch
 from torch.nn import functional
 
 from seawall.attacks.apgd import APGD
-from seawall.attacks.gradient import BIM, PGD
+from seawall.attacks.fgsm import BIM
 from seawall.attacks.losses import SegPGDLoss
+from seawall.attacks.pgd import PGD
 from seawall.models.unet import UNet
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

@@ -24,8 +24,8 @@ import torch
 from strength import Counts, counted, some, worst
 
 from seawall.attacks.apgd import APGD
-from seawall.attacks.gradient import PGD, PAdam
 from seawall.attacks.losses import CosPGDLoss, JensenShannon, TsallisCrossEntropy
+from seawall.attacks.pgd import PGD, PAdam
 from seawall.attacks.suites import SEA, Seawall, Suite
 from seawall.data.loader import whole_chips
 from seawall.pipeline.context import RunContext

@@ -33,9 +33,11 @@ from torch.nn import functional
 from seawall.arrays import DoubleArray
 from seawall.models.blocks import Segmenter
 from seawall.models.unet import UNet
-from seawall.poisoning.backdoor import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
+from seawall.poisoning.backdoor import Backdoor, trigger_rate
 from seawall.poisoning.clean_label import GradientMatching, MetaPoison
 from seawall.poisoning.detection import PoisonDetection, activation_clustering, activations, spectral_signatures
+from seawall.poisoning.dirty_label import DirtyLabel
+from seawall.poisoning.random_perturbation import RandomPerturbation
 from seawall.poisoning.target import PoisonTarget, choose_chips, evaluate_poison, insert_poisoned
 from seawall.rng import Keys
 from seawall.simulate.scene import simulate_s2

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.apgd import APGD
-from seawall.attacks.gradient import BIM, MIFGSM, PGD, PAdam
+from seawall.attacks.fgsm import BIM, MIFGSM
 from seawall.attacks.losses import (
     BalancedCrossEntropy,
     CosPGDLoss,
@@ -36,6 +36,7 @@ from seawall.attacks.losses import (
     SegPGDLoss,
     TsallisCrossEntropy,
 )
+from seawall.attacks.pgd import PGD, PAdam
 from seawall.attacks.square import Square
 from seawall.attacks.suites import SEA, Halmosi, Member, Seawall, Suite
 from seawall.data.loader import whole_chips

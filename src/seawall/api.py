@@ -202,7 +202,7 @@ def attack(
     part: str = "auto",
     seed: int = 0,
     device: str = "auto",
-    interrogation: bool = True,
+    sanity_checks: bool = True,
     progress: Progress = no_progress,
 ) -> Result:
     """Attack a model within a threat in physical units, and run sanity checks on the result.
@@ -217,8 +217,8 @@ def attack(
         part: auto, all, train, val or test, as for `seawall evaluate`; a Batch is attacked whole.
         seed: Seed of the attacks; the split is the one that the weights carry, whatever the seed.
         device: auto, cpu, cuda, or mps.
-        interrogation: Sanity checks: a few chips are attacked in other ways, and whatever beats the attack is flagged. They
-            cost about 300 passes per chip checked; without them every number has the flag not-interrogated.
+        sanity_checks: Sanity checks: a few chips are attacked in other ways, and whatever beats the attack is flagged. They
+            cost about 300 passes per chip checked; without them every number has the flag no-sanity-checks.
 
     Returns:
         One row per attack and the worst case: IoU pooled and per chip, passes, seconds, chips won, and the flags that the
@@ -243,7 +243,7 @@ def attack(
             part=part,
             seed=seed,
             device=device,
-            interrogation=interrogation,
+            sanity_checks=sanity_checks,
             progress=progress,
         )
     )

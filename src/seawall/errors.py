@@ -79,12 +79,14 @@ def expected(what: str, got: object) -> str:
     return f"expected {text}, got {got!r}"
 
 
-def first_error(bad: ValidationError, where: str = "") -> str:
-    """Return the first finding of a pydantic validation as `<where>.<key>: expected <what>, got <value>`.
+def first_error(bad: ValidationError, where: str = "", *, known: Iterable[str] = (), advice: str = "") -> str:
+    """Return the first finding of a pydantic validation as `<where>.<key>: expected <what>, got <value>; <what to do>`.
 
     Args:
         bad: What the validation raised.
         where: Name of the section or method that was validated; "" where the key alone is enough.
+        known: Keys beside the first wrong one, which a message on an unknown key guesses from.
+        advice: What to do about a wrong value.
 
     Example:
         >>> from pydantic import TypeAdapter, ValidationError
@@ -95,9 +97,14 @@ def first_error(bad: ValidationError, where: str = "") -> str:
         "bands.1: expected a valid integer, unable to parse string as an integer, got 'many' (and 1 more)"
     """
     errors = bad.errors()
-    key = ".".join([where, *map(str, errors[0]["loc"])]).removeprefix(".")
+    steps = [*([where] if where else []), *map(str, errors[0]["loc"])]
+    unknown = errors[0]["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+    if unknown and known:
+        return f"unknown key {'.'.join(steps)!r}; {did_you_mean(steps[-1], known)}"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{key}: {expected(errors[0]['msg'], errors[0].get('input'))}{more}"
+    what = "no such key" if unknown else errors[0]["msg"]
+    finding = f"{'.'.join(steps)}: {expected(what, errors[0].get('input'))}{more}"
+    return f"{finding}; {advice}" if advice else finding
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

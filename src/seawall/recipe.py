@@ -7,15 +7,16 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from seawall.errors import RecipeError, did_you_mean, first_error
+from seawall.errors import RecipeError, first_error
 from seawall.split_record import SplitSettings
-from seawall.training.configuration import NOT_DECIDING
+from seawall.training.configuration import NOT_DECIDING, Training
 
 
 class RecipeSection(BaseModel):
@@ -78,14 +79,13 @@ class SplitSection(RecipeSection):
     """How the chips are split; groups never cross."""
 
     by: Literal["group", "block"] = SplitSettings.by
-    block_m: float = Field(SplitSettings.block_m, gt=0)
-    val: float = Field(SplitSettings.val, gt=0, lt=1)
-    test: float = Field(SplitSettings.test, gt=0, lt=1)
+    block_m: float = SplitSettings.block_m
+    val: float = Field(SplitSettings.val, gt=0)
+    test: float = Field(SplitSettings.test, gt=0)
 
     @model_validator(mode="after")
-    def _check_shares(self) -> SplitSection:
-        if self.val + self.test >= 1:
-            raise ValueError("val + test below 1, to leave a share to train on")
+    def _check_settings(self) -> SplitSection:
+        TypeAdapter(SplitSettings).validate_python(self.model_dump())
         return self
 
 
@@ -94,7 +94,7 @@ class TrainingSection(RecipeSection):
 
     Args:
         objective: What is minimized; its loss is one of its settings, as `{loss = "ce + dice"}`.
-        settings: Fields of `seawall.training.loop.Training`: epochs, patch, batch, lr and so on.
+        settings: Fields of `seawall.training.configuration.Training`: epochs, patch, batch, lr and so on.
         augment: "d4" shows every patch in one of its eight orientations.
         balance: "classes" centers the patches on every class alike, "area" draws them evenly.
         devices: Processes that share every batch, one per device; batch norms see each process's share only.
@@ -105,6 +105,13 @@ class TrainingSection(RecipeSection):
     augment: Literal["none", "d4"] = "d4"
     balance: Literal["area", "classes"] = "area"
     devices: int = Field(1, ge=1, le=1024)
+
+    @field_validator("settings")
+    @classmethod
+    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        # They stay as they are written: the id is a hash of that, and a new default must not change it.
+        TypeAdapter(Training).validate_python(settings)
+        return settings
 
 
 class AttackSection(RecipeSection):
@@ -185,6 +192,9 @@ class SceneSection(RecipeSection):
     size: int = Field(1024, ge=128, le=20_000)
 
 
+RENAMED_KEYS = {"interrogation": "sanity_checks"}
+"""Keys of recipes by an earlier version, and what they are called now."""
+
 DISPLAY_KEYS = ("title", "note", "published", "examples", "scene")
 """Keys of a recipe that change the report and no trained or measured number."""
 
@@ -215,7 +225,7 @@ class Recipe(RecipeSection):
     noises: tuple[NoiseSection, ...] = ()
     scene: SceneSection | None = None
     examples: int = Field(4, ge=0, le=24)
-    interrogation: bool = True
+    sanity_checks: bool = True
 
     @model_validator(mode="after")
     def _check_attack_names(self) -> Recipe:
@@ -316,30 +326,24 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         RecipeError: A key, type or value is wrong.
     """
+    for old in RENAMED_KEYS.keys() & tree.keys():
+        raise RecipeError(f"{where}: unknown key {old!r}; rename it to {RENAMED_KEYS[old]!r}")
     try:
         return Recipe.model_validate(dict(tree))
     except ValidationError as bad:
-        raise RecipeError(f"{where}: {_describe_error(bad)}") from bad
+        known = _keys_at(bad.errors()[0]["loc"][:-1])
+        raise RecipeError(f"{where}: {first_error(bad, known=known, advice='see docs/recipes.md')}") from bad
 
 
-def _describe_error(bad: ValidationError) -> str:
-    first = bad.errors()[0]
-    loc = [str(step) for step in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(loc[:-1])
-        return f"unknown key {'.'.join(loc)!r}; {did_you_mean(loc[-1], known)}"
-    return f"{first_error(bad)}; see docs/recipes.md"
-
-
-def _fields_at(loc: list[str]) -> list[str]:
+def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
-    sections: Mapping[str, type[BaseModel]] = {
+    sections: Mapping[int | str, type[BaseModel]] = {
         "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "objective": MethodSection,
         "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "noises": NoiseSection, "scene": SceneSection,
     }  # fmt: skip
-    for step in loc:
+    for step in path:
         section = sections.get(step, section)
-    return list(section.model_fields)
+    return [field.name for field in fields(Training)] if path[-1:] == ("settings",) else section.model_fields
 
 
 def _apply_change(tree: dict[str, Any], change: str) -> None:

@@ -214,6 +214,16 @@ def read_records(path: Path) -> Iterator[Record]:
             yield record
 
 
+def finite_or_none(value: float | None) -> float | None:
+    """Return a plain number, None for what is not finite: an undefined value is None everywhere.
+
+    Example:
+        >>> finite_or_none(3.0), finite_or_none(float("nan")), finite_or_none(None)
+        (3.0, None, None)
+    """
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
 def _record_line(record: Record) -> str:
     row = {name: getattr(record, name) for name in RECORD_FIELDS if name not in THREAT_FIELDS or getattr(record, name)}
     row["norm"] = record.norm  # always written, which distinguishes rows of older versions

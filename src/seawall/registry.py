@@ -247,7 +247,7 @@ def parse_settings(kind: str, text: str) -> tuple[str, dict[str, str]]:
 
 def _refusal(kind: str, name: str, bad: ValidationError, setting: str = "") -> UsageError:
     where = f"{kind} {name}.{setting}" if setting else f"{kind} {name}"  # one name may be of several kinds
-    return UsageError(f"{first_error(bad, where)}; see `seawall methods --kind {kind} --name {name}`")
+    return UsageError(first_error(bad, where, advice=f"see `seawall methods --kind {kind} --name {name}`"))
 
 
 def _convert_settings(method: type, kind: str, name: str) -> None:

@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveFloat, TypeAdapter, ValidationError, ValidationInfo, field_validator
+
+from seawall.errors import first_error
+from seawall.settings import settings
 
 SHA256_PREFIX = 16
 """Hexadecimal digits of an image's SHA-256 that a record keeps; 64 bits identify millions of images."""
@@ -19,7 +22,10 @@ SPLIT_ATTRIBUTE = "training_split"
 """Name of the module attribute with the split record of its training; it does not change the module's output."""
 
 
-@dataclass(frozen=True)
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@settings("split", "see docs/recipes.md")
 class SplitSettings:
     """Settings of the split of labelled chips into train, val and test.
 
@@ -29,15 +35,23 @@ class SplitSettings:
         val: Share of the chips that weights are selected on.
         test: Share of the chips that results are reported on.
         seed: Selects one of the equally balanced splits.
+
+    Raises:
+        UsageError: A setting is out of its range, or the shares leave nothing to train on.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
     by: Literal["group", "block"] = "group"
-    block_m: float = 2560.0
-    val: float = 0.2
-    test: float = 0.3
+    block_m: PositiveFloat = 2560.0
+    val: Share = 0.2
+    test: Share = 0.3
     seed: int = 0
+
+    @field_validator("test")
+    @classmethod
+    def _check_shares(cls, test: float, before: ValidationInfo) -> float:
+        if test + (val := before.data.get("val", 0.0)) >= 1:
+            raise ValueError(f"a share that with val = {val:g} leaves some to train on")
+        return test
 
     def __str__(self) -> str:
         block = f" of {self.block_m:g} m" if self.by == "block" else ""
@@ -95,8 +109,7 @@ class SplitRecord:
         try:
             return _RECORD.validate_json(text)
         except ValidationError as bad:
-            first = bad.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from bad
+            raise ValueError(first_error(bad)) from bad
 
     @cached_property
     def _part_of_chip(self) -> dict[str, str]:

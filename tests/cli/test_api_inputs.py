@@ -41,7 +41,7 @@ def test_verbs_with_text_do_what_they_do_with_paths(home: str) -> None:
     weights, chips = f"{home}/run/models/unet/model.safetensors", f"{home}/chips"
     same = api.evaluate(Path(weights), Path(chips), out=Path(home, "e1"))
     assert api.evaluate(weights, chips, out=f"{home}/e2").table == same.table
-    attacked = api.attack(weights, chips, THREAT, method=("fgsm",), out=f"{home}/a", interrogation=False)
+    attacked = api.attack(weights, chips, THREAT, method=("fgsm",), out=f"{home}/a", sanity_checks=False)
     assert {row["method"] for row in attacked.table} >= {"clean", "fgsm"}
     assert api.corrupt(chips, noise=("erode 10%",), out=f"{home}/wrong").facts["chips"] == 6
     labels = [f"{root}/labels/{next(Path(chips, 'labels').glob('*.tif')).name}" for root in (chips, f"{home}/wrong")]
@@ -78,7 +78,7 @@ def test_an_attack_takes_samples_of_other_libraries(home: str) -> None:
     label = torch.where(batch.valid, batch.label, torch.zeros_like(batch.label))
 
     def table(data: object) -> object:
-        rows = api.attack(weights, data, THREAT, method=("fgsm",), interrogation=False).table  # type: ignore[arg-type]
+        rows = api.attack(weights, data, THREAT, method=("fgsm",), sanity_checks=False).table  # type: ignore[arg-type]
         return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
     whole_batch = table(Batch.of(batch.image, label))
@@ -95,4 +95,4 @@ def test_a_bare_module_is_told_to_be_adapted() -> None:
     with pytest.raises(ModelError, match="adapt"):
         seawall.attack(nn.Conv2d(2, 2, 1), batch, THREAT)  # type: ignore[arg-type]
     spec = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
-    assert seawall.attack(WaterIndexThreshold(index="ndwi")(spec), batch, THREAT, interrogation=False).table
+    assert seawall.attack(WaterIndexThreshold(index="ndwi")(spec), batch, THREAT, sanity_checks=False).table

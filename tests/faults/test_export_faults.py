@@ -10,38 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import torch
 from affine import Affine
-from torch import nn
 
 from seawall.errors import RunError
 from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference.export import read_finished
 from seawall.inference.predict import predict_scene
-from seawall.types import ModelSpec
+from tiny import PixelModel
 
 GRID = Grid(70, 60, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
-
-
-class Pixel(nn.Module):
-    """Water where green outshines near infrared."""
-
-    reach, stride = 0, 1
-
-    def __init__(self, gain=20.0):
-        super().__init__()
-        self.spec = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
-        self.gain = nn.Parameter(torch.tensor(gain))
-        self.calls = 0
-
-    def identity(self):
-        return {}
-
-    def forward(self, image):
-        self.calls += 1
-        z = self.gain * (image[:, :1] - image[:, 1:2])
-        return torch.cat([-z, z], 1)
 
 
 @pytest.fixture
@@ -87,14 +65,14 @@ def cut_after(steps, work):
 def test_a_kill_between_any_two_renames_never_mixes_two_maps(scene, tmp_path, older):
     out = tmp_path / "out"
     if older:
-        first = predict_scene(Pixel(5.0), scene, out)
-    fresh = predict_scene(Pixel(20.0), scene, tmp_path / "fresh")
+        first = predict_scene(PixelModel(gain=5.0), scene, out)
+    fresh = predict_scene(PixelModel(gain=20.0), scene, tmp_path / "fresh")
     kills = 0
     for step in range(40):
         home = tmp_path / f"step{step}"
         if older:
             shutil.copytree(out, home)
-        if not cut_after(step, lambda home=home: predict_scene(Pixel(20.0), scene, home)):
+        if not cut_after(step, lambda home=home: predict_scene(PixelModel(gain=20.0), scene, home)):
             break
         kills += 1
         found = layers(home)
@@ -104,7 +82,7 @@ def test_a_kill_between_any_two_renames_never_mixes_two_maps(scene, tmp_path, ol
             assert set(found) == set(said["files"].values()), step
             assert read_finished(home, "a", said["key"]) is not None, step
         assert len(set(found.values())) <= 1, step  # not even without the JSON
-        model = Pixel(20.0)
+        model = PixelModel(gain=20.0)
         again = predict_scene(model, scene, home)
         assert again.digests == fresh.digests
         assert model.calls <= (0 if step else 1)  # finished windows are reused
@@ -116,7 +94,7 @@ def test_a_kill_between_any_two_renames_never_mixes_two_maps(scene, tmp_path, ol
 
 def test_an_error_between_two_renames_puts_the_older_map_back(scene, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    first = predict_scene(Pixel(5.0), scene, out)
+    first = predict_scene(PixelModel(gain=5.0), scene, out)
     rename = Path.replace
 
     def broken(self, target):
@@ -128,14 +106,14 @@ def test_an_error_between_two_renames_puts_the_older_map_back(scene, tmp_path, m
         patch.setattr(Path, "replace", broken)
         patch.setattr("seawall.geo.cog.Path.replace", broken)
         with pytest.raises(RunError, match="a full disk"):
-            predict_scene(Pixel(20.0), scene, out)
+            predict_scene(PixelModel(gain=20.0), scene, out)
     assert read_finished(out, "a", first.key) is not None
     assert set(layers(out).values()) == {first.key}
 
 
 def test_a_map_of_another_class_leaves_no_layer_of_the_older_one(scene, tmp_path):
-    predict_scene(Pixel(), scene, tmp_path / "out", klass="water")
-    predict_scene(Pixel(), scene, tmp_path / "out", klass="land")
+    predict_scene(PixelModel(), scene, tmp_path / "out", klass="water")
+    predict_scene(PixelModel(), scene, tmp_path / "out", klass="land")
     assert sorted(layers(tmp_path / "out")) == ["a.class.tif", "a.land.tif", "a.uncertainty.tif"]
 
 
@@ -145,7 +123,7 @@ def test_a_full_disk_at_the_end_costs_no_prediction(scene, tmp_path, monkeypatch
     def full(self, *piece, **at):
         raise rasterio.errors.RasterioIOError("TIFFAppendToStrip:Seek error at scanline 1024")
 
-    model = Pixel()
+    model = PixelModel()
     with monkeypatch.context() as patch:
         patch.setattr("rasterio.io.DatasetWriter.write", full)
         patch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**20, 2**20, 100))
@@ -178,11 +156,11 @@ mount -t tmpfs -o size={size} tmpfs {disk}
 import json, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
-from test_export_faults import Pixel
+from tiny import PixelModel
 from seawall.errors import SeawallError
 from seawall.inference.predict import predict_scene
 said = []
-model = Pixel()
+model = PixelModel()
 for size in (1, 2):
     try:
         predict_scene(model, {scene!r}, {disk!r} + "/out")
@@ -203,7 +181,7 @@ def test_a_disk_that_is_really_full_says_so_and_goes_on_after_room_was_made(tmp_
     grid = Grid(1100, 1100, GRID.transform, GRID.crs)
     data = np.random.default_rng(0).random((2, 1100, 1100), dtype=np.float32) * 0.4
     write_cog(tmp_path / "a.tif", data, grid, bands=("B03", "B08"), nodata=float("nan"))
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).parents[1])
     code = TMPFS.format(
         disk=str(tmp_path / "disk"), size="4800k", python=sys.executable, here=here, scene=str(tmp_path / "a.tif")
     )

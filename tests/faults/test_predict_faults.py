@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,30 +23,10 @@ from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference.output_buffer import OutputBuffer
 from seawall.inference.predict import predict_many, predict_scene
-from seawall.types import ModelSpec
+from tiny import PixelModel
 
 BANDS = ("B03", "B08")
 TALL = Grid(1300, 96, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
-
-
-class Pixel(nn.Module):
-    """Water where green outshines near infrared."""
-
-    reach, stride = 0, 1
-
-    def __init__(self, unit="reflectance"):
-        super().__init__()
-        self.spec = ModelSpec(BANDS, ("land", "water"), unit, 10.0)
-        self.gain = nn.Parameter(torch.tensor(20.0))
-        self.calls = 0
-
-    def identity(self):
-        return {"spec": self.spec}  # the number of calls decides nothing
-
-    def forward(self, image):
-        self.calls += 1
-        z = self.gain * (image[:, :1] - image[:, 1:2])
-        return torch.cat([-z, z], 1)
 
 
 def numbers(grid=TALL):
@@ -83,7 +64,7 @@ def out(tmp_path):
 
 
 def test_wrong_bands_class_and_unit_are_refused_before_any_work(tmp_path, out, scene):
-    model = Pixel()
+    model = PixelModel()
     other = tmp_path / "other.tif"
     write_cog(other, numbers(), TALL, bands=("B03", "B11"), nodata=0)
     with pytest.raises(ImageryError, match=r"other.tif: expected the bands B03, B08 .* got B03, B11 without B08"):
@@ -93,7 +74,7 @@ def test_wrong_bands_class_and_unit_are_refused_before_any_work(tmp_path, out, s
     with pytest.raises(UsageError, match="a name for each of the 2 bands"):
         predict_scene(model, scene, out, bands=("B03",))
     with pytest.raises(RadiometryError, match=r"a.tif: .*expected gamma0_db"):
-        predict_scene(Pixel("gamma0_db"), scene, out)
+        predict_scene(PixelModel(unit="gamma0_db"), scene, out)
     with pytest.raises(RadiometryError, match="metadata says"):
         predict_scene(model, scene, out, hints=Hints(offset=-0.1, gain=1e-4))
     assert model.calls == 0
@@ -104,31 +85,31 @@ def test_bands_without_names_must_be_named(tmp_path, out):
     plain = tmp_path / "plain.tif"
     write_cog(plain, numbers(), TALL, bands=("", ""), nodata=0)
     with pytest.raises(ImageryError, match=r"got band1, band2 .*name the bands"):
-        predict_scene(Pixel(), plain, out)
+        predict_scene(PixelModel(), plain, out)
 
 
 def test_two_bands_of_one_name_are_refused(tmp_path, out):
     double = tmp_path / "double.tif"
     write_cog(double, numbers()[[0, 1, 1]], TALL, bands=("B03", "NIR", "B08"), nodata=0)
     with pytest.raises(ImageryError, match="expected one band B08, got 2"):
-        predict_scene(Pixel(), double, out)
+        predict_scene(PixelModel(), double, out)
 
 
 def test_damaged_weights_and_wrong_outputs_are_refused(scene, out):
-    broken = Pixel()
+    broken = PixelModel()
     with torch.no_grad():
         broken.gain.fill_(float("nan"))
     with pytest.raises(ModelError, match="expected finite weights"):
         predict_scene(broken, scene, out)
 
-    class Overflow(Pixel):
+    class Overflow(PixelModel):
         def forward(self, image):
             return super().forward(image) * float("inf")
 
     with pytest.raises(ModelError, match="finite probabilities"):
         predict_scene(Overflow(), scene, out)
 
-    class Small(Pixel):
+    class Small(PixelModel):
         def forward(self, image):
             return super().forward(image)[:, :, ::2, ::2]
 
@@ -141,7 +122,7 @@ def test_damaged_weights_and_wrong_outputs_are_refused(scene, out):
 
 
 def test_a_scene_without_a_seen_pixel_is_an_empty_map(tmp_path, out):
-    model = Pixel()
+    model = PixelModel()
     empty = write_scene(tmp_path / "empty.tif", np.zeros((2, 1300, 96), np.uint16))
     result = predict_scene(model, empty, out)
     assert model.calls == 0
@@ -155,7 +136,7 @@ def test_pixels_that_are_not_finite_are_unseen(tmp_path, out):
     data = (numbers() / 10000).astype(np.float32)
     data[0, 100:200] = np.nan
     data[1, 300:310] = np.inf
-    result = predict_scene(Pixel(), write_scene(tmp_path / "nan.tif", data, nodata=None), out)
+    result = predict_scene(PixelModel(), write_scene(tmp_path / "nan.tif", data, nodata=None), out)
     with rasterio.open(out / "nan.class.tif") as source:
         unseen = source.read(1) == 255
     assert unseen[100:200].all()
@@ -165,7 +146,7 @@ def test_pixels_that_are_not_finite_are_unseen(tmp_path, out):
 
 
 def test_a_missing_nodata_value_is_flagged(tmp_path, out):
-    result = predict_scene(Pixel(), write_scene(tmp_path / "b.tif", nodata=None), out)
+    result = predict_scene(PixelModel(), write_scene(tmp_path / "b.tif", nodata=None), out)
     assert any("no nodata value" in flag for flag in result.flags)
 
 
@@ -177,7 +158,7 @@ def test_a_bad_block_names_itself_and_leaves_nothing(tmp_path, out):
     data[at : at + 40] = bytes(40)
     scene.write_bytes(data)
     with pytest.raises(ImageryError, match=r"bad.tif: expected readable pixels, got bad block"):
-        predict_scene(Pixel(), scene, out)
+        predict_scene(PixelModel(), scene, out)
     assert products(out) == []
     assert not list(out.glob(".*.part"))
 
@@ -187,19 +168,19 @@ def test_a_scene_that_is_replaced_meanwhile_is_given_up(scene, out):
         os.utime(scene, (1, 1))
 
     with pytest.raises(ImageryError, match="expected the file to stay"):
-        predict_scene(Pixel(), scene, out, tile=64, overlap=32, progress=progress)
+        predict_scene(PixelModel(), scene, out, tile=64, overlap=32, progress=progress)
     assert products(out) == []
 
 
 def test_an_interrupted_run_is_taken_up(scene, tmp_path, out):
-    model = Pixel()
+    model = PixelModel()
     with pytest.raises(KeyboardInterrupt):
         predict_scene(model, scene, out, tile=64, overlap=32, progress=interrupt_after(50))
     assert products(out) == []
     done = model.calls
     seen = []
     taken_up = predict_scene(model, scene, out, tile=64, overlap=32, progress=lambda *said: seen.append(said))
-    fresh = Pixel()
+    fresh = PixelModel()
     whole = predict_scene(fresh, scene, tmp_path / "fresh", tile=64, overlap=32)
     assert taken_up.digests == whole.digests
     assert taken_up.area_km2 == whole.area_km2
@@ -211,7 +192,7 @@ def test_an_interrupted_run_is_taken_up(scene, tmp_path, out):
 @pytest.mark.parametrize("damage", ["pixels", "ledger", "torn", "settings", "short"])
 def test_what_is_not_whole_or_of_another_run_is_written_again(scene, tmp_path, out, damage):
     with pytest.raises(KeyboardInterrupt):
-        predict_scene(Pixel(), scene, out, tile=64, overlap=32, progress=interrupt_after(70))
+        predict_scene(PixelModel(), scene, out, tile=64, overlap=32, progress=interrupt_after(70))
     part = out / ".a.part"
     ledger = part / "ledger.jsonl"
     if damage == "pixels":
@@ -226,36 +207,36 @@ def test_what_is_not_whole_or_of_another_run_is_written_again(scene, tmp_path, o
     elif damage == "short":
         os.truncate(part / "class.raw", 1000)
     temperature = 2.0 if damage == "settings" else 1.0
-    got = predict_scene(Pixel(), scene, out, tile=64, overlap=32, temperature=temperature)
-    whole = predict_scene(Pixel(), scene, tmp_path / "fresh", tile=64, overlap=32, temperature=temperature)
+    got = predict_scene(PixelModel(), scene, out, tile=64, overlap=32, temperature=temperature)
+    whole = predict_scene(PixelModel(), scene, tmp_path / "fresh", tile=64, overlap=32, temperature=temperature)
     assert got.digests == whole.digests
 
 
 def test_a_damaged_product_is_made_again(scene, out):
-    first = predict_scene(Pixel(), scene, out)
+    first = predict_scene(PixelModel(), scene, out)
     path = out / "a.water.tif"
     data = bytearray(path.read_bytes())
     data[-10] ^= 255
     path.write_bytes(data)
-    again = predict_scene(Pixel(), scene, out)
+    again = predict_scene(PixelModel(), scene, out)
     assert not again.reused
     assert again.digests == first.digests
     (out / "a.json").write_text("{")
-    assert not predict_scene(Pixel(), scene, out).reused
+    assert not predict_scene(PixelModel(), scene, out).reused
 
 
 CHILD = """
 import sys, time, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
-from test_predict_faults import Pixel
+from tiny import PixelModel
 from seawall.inference.predict import predict_scene
-predict_scene(Pixel(), {scene!r}, {out!r}, tile=64, overlap=32, progress=lambda *said: time.sleep(0.02))
+predict_scene(PixelModel(), {scene!r}, {out!r}, tile=64, overlap=32, progress=lambda *said: time.sleep(0.02))
 """
 
 
 def test_a_killed_run_leaves_nothing_under_the_final_name_and_is_taken_up(scene, tmp_path, out):
-    code = textwrap.dedent(CHILD).format(here=os.path.dirname(__file__), scene=str(scene), out=str(out))  # noqa: PTH120
+    code = textwrap.dedent(CHILD).format(here=str(Path(__file__).parents[1]), scene=str(scene), out=str(out))
     child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     ledger = out / ".a.part" / "ledger.jsonl"
     try:
@@ -272,8 +253,8 @@ def test_a_killed_run_leaves_nothing_under_the_final_name_and_is_taken_up(scene,
     assert products(out) == []
     assert (out / ".lock").exists()
     seen = []
-    got = predict_scene(Pixel(), scene, out, tile=64, overlap=32, progress=lambda *said: seen.append(said))
-    whole = predict_scene(Pixel(), scene, tmp_path / "fresh", tile=64, overlap=32)
+    got = predict_scene(PixelModel(), scene, out, tile=64, overlap=32, progress=lambda *said: seen.append(said))
+    whole = predict_scene(PixelModel(), scene, tmp_path / "fresh", tile=64, overlap=32)
     assert got.digests == whole.digests
     assert any("run that died" in flag for flag in got.flags)
     assert seen[-1][1] < whole.tiles
@@ -281,15 +262,15 @@ def test_a_killed_run_leaves_nothing_under_the_final_name_and_is_taken_up(scene,
 
 def test_two_runs_on_one_folder(scene, out):
     def second(done, total, name):
-        predict_scene(Pixel(), scene, out)
+        predict_scene(PixelModel(), scene, out)
 
     with pytest.raises(RunError, match="held by process"):
-        predict_scene(Pixel(), scene, out, progress=second)
-    assert not predict_scene(Pixel(), scene, out).reused
+        predict_scene(PixelModel(), scene, out, progress=second)
+    assert not predict_scene(PixelModel(), scene, out).reused
 
 
 def test_a_full_disk_is_said_and_cleaned_up(scene, out, monkeypatch):
-    first = predict_scene(Pixel(), scene, out)
+    first = predict_scene(PixelModel(), scene, out)
 
     def full(*where):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -297,7 +278,7 @@ def test_a_full_disk_is_said_and_cleaned_up(scene, out, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("seawall.inference.output_buffer._reserve", full)
         with pytest.raises(RunError, match=r"expected room for the products, got a full disk .*and run again"):
-            predict_scene(Pixel(), scene, out, resume=False)
+            predict_scene(PixelModel(), scene, out, resume=False)
         assert not list(out.glob(".*"))
 
     def full_later(*where):
@@ -307,10 +288,10 @@ def test_a_full_disk_is_said_and_cleaned_up(scene, out, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("seawall.inference.output_buffer.os.fsync", full_later)
         with pytest.raises(RunError, match=r"a full disk .*what is finished is kept"):
-            predict_scene(Pixel(), scene, out, resume=False)
+            predict_scene(PixelModel(), scene, out, resume=False)
     assert (out / ".a.part").exists()
-    assert predict_scene(Pixel(), scene, out).reused  # the older map is still there, and whole
-    assert predict_scene(Pixel(), scene, out, resume=False).digests == first.digests
+    assert predict_scene(PixelModel(), scene, out).reused  # the older map is still there, and whole
+    assert predict_scene(PixelModel(), scene, out, resume=False).digests == first.digests
     assert not list(out.glob(".*"))
 
 
@@ -319,7 +300,7 @@ def test_a_file_that_cannot_grow_is_said_and_cleaned_up(scene, out):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
         with pytest.raises((RunError, ImageryError), match=r"File too large|expected"):
-            predict_scene(Pixel(), scene, out)
+            predict_scene(PixelModel(), scene, out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert products(out) == []
@@ -329,11 +310,11 @@ def test_a_file_that_cannot_grow_is_said_and_cleaned_up(scene, out):
 def test_a_folder_that_cannot_be_is_said(scene, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="expected a folder that can be written"):
-        predict_scene(Pixel(), scene, tmp_path / "file")
+        predict_scene(PixelModel(), scene, tmp_path / "file")
 
 
 def test_out_of_memory_halves_the_batch_once(scene, out):
-    class Hungry(Pixel):
+    class Hungry(PixelModel):
         fits = 2
 
         def forward(self, image):
@@ -342,7 +323,7 @@ def test_out_of_memory_halves_the_batch_once(scene, out):
             return super().forward(image)
 
     fed = predict_scene(Hungry(), scene, out, tile=64, overlap=32, batch=4)
-    assert fed.area_km2 == predict_scene(Pixel(), scene, out, tile=64, overlap=32).area_km2
+    assert fed.area_km2 == predict_scene(PixelModel(), scene, out, tile=64, overlap=32).area_km2
     starving = Hungry()
     starving.fits = 1
     with pytest.raises(RunError, match=r"batch of 2 tiles of 64x64 pixels .*smaller --tile or --batch"):
@@ -353,7 +334,7 @@ def test_out_of_memory_halves_the_batch_once(scene, out):
 
 
 def test_another_error_of_the_network_is_not_taken_for_memory(scene, out):
-    class Wrong(Pixel):
+    class Wrong(PixelModel):
         def forward(self, image):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -383,12 +364,12 @@ MEMORY = """
 import resource, sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
-from test_predict_faults import Pixel
+from tiny import PixelModel
 from seawall.inference.predict import predict_scene
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-predict_scene(Pixel(), {small!r}, {out!r}, tile=256)
+predict_scene(PixelModel(), {small!r}, {out!r}, tile=256)
 before = peak()
-predict_scene(Pixel(), {tall!r}, {out!r}, tile=256)
+predict_scene(PixelModel(), {tall!r}, {out!r}, tile=256)
 print((peak() - before) / 1024)
 """
 
@@ -400,7 +381,7 @@ def test_memory_does_not_grow_with_the_scene(tmp_path, out):
         paths[name] = str(
             write_scene(tmp_path / f"{name}.tif", np.tile(numbers(Grid(1024, 512)), (1, height // 1024, 1)), grid)
         )
-    code = textwrap.dedent(MEMORY).format(here=os.path.dirname(__file__), out=str(out), **paths)  # noqa: PTH120
+    code = textwrap.dedent(MEMORY).format(here=str(Path(__file__).parents[1]), out=str(out), **paths)
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     read_whole = 20480 * 512 * 2 * 4 / 2**20
     assert float(done.stdout) < read_whole

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seawall.attacks.apgd import APGD
-from seawall.attacks.gradient import PGD
+from seawall.attacks.pgd import PGD
 from seawall.registry import build, entries
 from seawall.rng import Keys
 from seawall.testing.fixtures import accuracy, ground_batch, linear_model, worst_accuracy

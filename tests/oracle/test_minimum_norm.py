@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.alma_prox import ALMAProx, _penalty, _penalty_derivative
-from seawall.attacks.gradient import FGSM
+from seawall.attacks.fgsm import FGSM
 from seawall.attacks.minimum_norm import DAG, PerturbationSpace, prox_l2, prox_linf
 from seawall.attacks.pdpgd import PDPGD
 from seawall.evaluation.case import Case

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seawall.attacks.gradient import BIM, FGSM, MIFGSM, PGD, PAdam
+from seawall.attacks.fgsm import BIM, FGSM, MIFGSM
+from seawall.attacks.pgd import PGD, PAdam
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, ModelSpec

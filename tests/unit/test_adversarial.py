@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from seawall.attacks.gradient import PGD
+from seawall.attacks.pgd import PGD
 from seawall.errors import UsageError
 from seawall.registry import build
 from seawall.rng import Keys

@@ -13,9 +13,10 @@ from seawall import attacks, registry
 from seawall.attacks.apgd import APGD
 from seawall.attacks.ascent import Adam, Momentum
 from seawall.attacks.cost import count_passes
+from seawall.attacks.fgsm import BIM, FGSM
 from seawall.attacks.fischer import IFGSM, Fischer, grey_steps
-from seawall.attacks.gradient import BIM, FGSM, PGD
 from seawall.attacks.losses import JensenShannon, MaskedCrossEntropy, TsallisCrossEntropy
+from seawall.attacks.pgd import PGD
 from seawall.attacks.square import Random
 from seawall.attacks.target import Hide, LeastLikely, Towards, Untargeted, parse_goal
 from seawall.errors import DataError, ModelError, UsageError

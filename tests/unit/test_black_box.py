@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import seawall
 from seawall.attacks.cost import count_passes
 from seawall.attacks.fischer import Fischer
-from seawall.attacks.gradient import PGD
 from seawall.attacks.iou import IoUAttack
+from seawall.attacks.pgd import PGD
 from seawall.attacks.square import Random, Square
 from seawall.attacks.suites import Seawall
 from seawall.attacks.target import Hide, Towards
@@ -132,7 +132,7 @@ def test_the_gradient_of_a_tile_comes_from_all_of_its_copies() -> None:
 def test_set_and_chip_noises_are_told_apart_in_the_verb_too(tmp_path: Path) -> None:
     batch, model = ground_batch(size=16), linear_model()
     table = seawall.attack(
-        model, batch, "linf 5% reflectance", method=["universal", "universal-per-chip"], out=tmp_path, interrogation=False
+        model, batch, "linf 5% reflectance", method=["universal", "universal-per-chip"], out=tmp_path, sanity_checks=False
     ).table  # fmt: skip
     scores = {row["method"]: row["accuracy"] for row in table}
     threat = parse_threat("linf 5% reflectance", model.spec)

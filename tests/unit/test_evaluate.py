@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seawall.attacks.gradient import FGSM
+from seawall.attacks.fgsm import FGSM
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.evaluation.case import CLEAN_CASE, Case
 from seawall.evaluation.evaluate import NON_FINITE, evaluate_model, missing_chips, write_examples

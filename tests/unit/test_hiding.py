@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seawall.attacks.fischer import Fischer
-from seawall.attacks.gradient import PGD
+from seawall.attacks.pgd import PGD
 from seawall.attacks.target import Hide
 from seawall.errors import RecipeError
 from seawall.evaluation.case import CLEAN_CASE, Case

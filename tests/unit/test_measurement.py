@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seawall import api
-from seawall.attacks.gradient import PGD
+from seawall.attacks.pgd import PGD
 from seawall.attacks.suites import named_attacks as attacks_of
 from seawall.attacks.suites import parse_suite
 from seawall.data.chips import ChipFolder
@@ -95,7 +95,7 @@ def test_memory_is_bounded_by_a_batch(chips: ChipFolder, tmp_path: Path, monkeyp
     read = 0
     api.attack(tmp_path / "m.safetensors", chips.root, "linf 1% reflectance", method=["fgsm"], out=tmp_path / "a")
     assert most <= 2
-    assert read == 2 * COUNT + SanityChecks().chips, "each case once, and a few chips for the interrogation"
+    assert read == 2 * COUNT + SanityChecks().chips, "each case once, and a few chips for the sanity checks"
 
 
 def test_half_a_measurement_is_gone_on_with(chips: ChipFolder, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_sanity_checks_take_the_most_mixed_chips_and_run_only_where_an_attack_is
         "progress": say,
     }
     check_and_evaluate(model, source, [CLEAN_CASE], **common)
-    assert heard == [], "clean images need no interrogation"
+    assert heard == [], "clean images need no sanity checks"
     cases = [CLEAN_CASE, Case("same", Same(), THREAT)]
     check_and_evaluate(model, source, cases, **common)
     assert heard == [most_mixed_chips(chips, chips.ids, 3)]

@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import torch
 from affine import Affine
-from torch import nn
 
 from seawall.data.curate import curate_chips
 from seawall.errors import DataError, ImageryError, RadiometryError
@@ -16,7 +14,7 @@ from seawall.geo.radiometry import Detection, Hints, detect_unit, scale_for
 from seawall.geo.unit_detection import EXTREME_SHARE
 from seawall.inference.predict import predict_scene
 from seawall.report.flags import explain
-from seawall.types import ModelSpec
+from tiny import PixelModel
 
 BANDS = ("B02", "B03", "B08")
 AT = Affine(10, 0, 500000, 0, -10, 5000000)
@@ -25,19 +23,6 @@ DN = scale_for(Detection("dn10000", "", True))
 OFFSET = scale_for(Detection("dn10000_offset", "", True))
 FLOAT = scale_for(Detection("reflectance", "", True))
 POWER = scale_for(Detection("linear", "", True))
-
-
-class Ndwi(nn.Module):
-    """Water where green outshines near infrared, each pixel alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.spec = ModelSpec(BANDS[1:], ("land", "water"), "reflectance", 10.0)
-        self.gain = nn.Parameter(torch.tensor(100.0))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        z = self.gain * (image[:, :1] - image[:, 1:2])
-        return torch.cat([-z, z], 1)
 
 
 def ground(size: int = 96, seed: int = 0) -> np.ndarray:
@@ -73,7 +58,7 @@ def ids(flags: tuple[str, ...]) -> set[str]:
 
 def both(tmp_path: Path, data: np.ndarray, nodata: float | None = None, **more: object):
     """The map of a scene and the chip made of it; they must agree on the pixels that count, on their values and flags."""
-    result = predict_scene(Ndwi(), save(tmp_path / "a.tif", data, nodata, **more), tmp_path / "out")
+    result = predict_scene(PixelModel(gain=100.0), save(tmp_path / "a.tif", data, nodata, **more), tmp_path / "out")
     folder = chips(tmp_path, data, nodata, **more)
     with rasterio.open(tmp_path / "out/a.class.tif") as source:
         classes = source.read(1)
@@ -120,7 +105,7 @@ def test_more_than_a_percent_of_fill_is_refused_by_both(tmp_path: Path) -> None:
     data = ground()
     data[1, :1, :93] = 9999.0  # 93 of 9216 pixels are 1.01 %, in one band of three
     with pytest.raises(RadiometryError, match=r"a\.tif: .*1\.01% of the pixels outside -0\.5 to 5"):
-        predict_scene(Ndwi(), save(tmp_path / "a.tif", data), tmp_path / "out")
+        predict_scene(PixelModel(gain=100.0), save(tmp_path / "a.tif", data), tmp_path / "out")
     assert not list((tmp_path / "out").glob("a.*"))
     with pytest.raises(DataError, match=r"1\.01% of the pixels outside -0\.5 to 5"):
         chips(tmp_path, data)
@@ -150,7 +135,7 @@ def test_a_scene_far_larger_than_its_sample_is_refused_or_flagged_by_all_of_its_
     assert "extreme-values" in ids(result.flags) and (~chip.seen).sum() == 10
     data[1, 28:31, 24:60] = 9999.0
     with pytest.raises(RadiometryError, match=r"b\.tif: .* 1\.17% of the pixels .* declare them as nodata"):
-        predict_scene(Ndwi(), save(tmp_path / "b.tif", data), tmp_path / "out")
+        predict_scene(PixelModel(gain=100.0), save(tmp_path / "b.tif", data), tmp_path / "out")
     assert not list((tmp_path / "out").glob("b.*"))
 
 
@@ -171,7 +156,7 @@ def test_nodata_inside_the_valid_range_unsees_only_where_all_bands_hold_it(tmp_p
     assert result.area_km2 == pytest.approx(96 * 32e-4, rel=0.02)
     assert any(flag.startswith("nodata-in-range: 25.00% of the pixels") for flag in result.flags)
     assert any(note.startswith("25.00% of the pixels") for note in row.notes)
-    undeclared = predict_scene(Ndwi(), save(tmp_path / "u.tif", data), tmp_path / "out")
+    undeclared = predict_scene(PixelModel(gain=100.0), save(tmp_path / "u.tif", data), tmp_path / "out")
     assert undeclared.area_km2 == result.area_km2
 
 
@@ -203,7 +188,7 @@ def test_a_raster_of_zeros_is_refused_by_both(tmp_path: Path) -> None:
     for dtype in ("float32", "uint16", "uint8"):
         path = save(tmp_path / f"{dtype}.tif", np.zeros((3, 40, 40), dtype))
         with pytest.raises(ImageryError, match=r"tif: expected pixels, got a raster that is 0 in every band"):
-            predict_scene(Ndwi(), path, tmp_path / "out")
+            predict_scene(PixelModel(gain=100.0), path, tmp_path / "out")
         assert not list((tmp_path / "out").glob("*.tif"))
         with pytest.raises(DataError, match="got none"):
             chips(tmp_path / dtype, np.zeros((3, 40, 40), dtype))

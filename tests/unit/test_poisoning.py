@@ -15,7 +15,7 @@ from seawall.errors import DataError, UsageError
 from seawall.label_noise.teacher import model_teacher, saliency_teacher
 from seawall.models.unet import UNet
 from seawall.poisoning import clean_label
-from seawall.poisoning.backdoor import Backdoor, DirtyLabel, RandomPerturbation, trigger_rate
+from seawall.poisoning.backdoor import Backdoor, trigger_rate
 from seawall.poisoning.clean_label import (
     GradientMatching,
     MetaPoison,
@@ -30,6 +30,8 @@ from seawall.poisoning.detection import (
     conformal_flags,
     spectral_signatures,
 )
+from seawall.poisoning.dirty_label import DirtyLabel
+from seawall.poisoning.random_perturbation import RandomPerturbation
 from seawall.poisoning.target import PoisonTarget, choose_chips, evaluate_poison, insert_poisoned, random_control
 from seawall.poisoning.unrolled_training import logits_with, trainable_weights, training_loss, unroll
 from seawall.registry import entries

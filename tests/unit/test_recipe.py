@@ -42,8 +42,12 @@ def test_overrides_reach_nested_keys_and_lists(tmp_path: Path) -> None:
     [
         ('name = "x"\nsed = 1\n', "did you mean 'seed'"),
         ('name = "x"\n[data]\nsorce = "y"\n', "did you mean 'source'"),
+        ('name = "x"\ninterrogation = true\n', "unknown key 'interrogation'; rename it to 'sanity_checks'"),
         ('name = "x"\nseed = "many"\n', "seed"),
-        ('name = "x"\n[split]\nval = 0.6\ntest = 0.6\n', "leave a share"),
+        (
+            'name = "x"\n[split]\nval = 0.6\ntest = 0.6\n',
+            "split.test: expected a share that with val = 0.6 leaves some",
+        ),
         ("name = ", "expected TOML"),
         ("seed = 1\n", "name"),
     ],

@@ -335,9 +335,16 @@ def test_the_page_says_where_the_labels_come_from(tmp_path, data, words):
     assert words in published_comparison(run, index).blocks[1].items[0][1]
 
 
-def test_a_recipe_with_an_unknown_key_makes_no_page(tmp_path):
-    (tmp_path / "recipe.toml").write_text('name = "r"\n[data]\nwater = "truth"\n')
-    with pytest.raises(RunError, match=r"unknown key 'data\.water'"):
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('[data]\nwater = "truth"', r"unknown key 'data\.water'"),
+        ("interrogation = true", "unknown key 'interrogation'; rename it to 'sanity_checks'"),
+    ],
+)
+def test_a_recipe_with_an_unknown_key_makes_no_page(tmp_path, line, says):
+    (tmp_path / "recipe.toml").write_text(f'name = "r"\n{line}\n')
+    with pytest.raises(RunError, match=says):
         write_report(tmp_path)
 
 

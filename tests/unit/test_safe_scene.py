@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-import torch
-from torch import nn
 
 from safe_product import product, zipped
 from seawall.errors import ImageryError, UsageError
@@ -15,22 +13,9 @@ from seawall.imagery.safe import open_safe, write_stack
 from seawall.inference.predict import find_scenes, predict_many, predict_scene
 from seawall.inference.safe_scene import SafeSource, is_safe
 from seawall.inference.scene import open_scene
-from seawall.types import ModelSpec
+from tiny import PixelModel
 
 NAME = "S2A_MSIL2A_20230706T100031_N0509_R122_T33TTG"
-
-
-class Ndwi(nn.Module):
-    """Water where the first band outshines the last; every pixel for itself."""
-
-    def __init__(self, *bands: str) -> None:
-        super().__init__()
-        self.spec = ModelSpec(bands, ("land", "water"), "reflectance", 10.0)
-        self.gain = nn.Parameter(torch.tensor(20.0))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        z = self.gain * (image[:, :1] - image[:, -1:])
-        return torch.cat([-z, z], 1)
 
 
 def layers(out: Path, name: str) -> list[np.ndarray]:
@@ -48,7 +33,7 @@ def test_the_map_is_that_of_its_bands_in_one_file(
 ) -> None:
     folder = product(tmp_path) if offsets is None else product(tmp_path, baseline, offsets)
     write_stack(open_safe(folder), tmp_path / "bands.tif")
-    model, out = Ndwi(*bands), tmp_path / "maps"
+    model, out = PixelModel(*bands), tmp_path / "maps"
     file, safe = predict_scene(model, tmp_path / "bands.tif", out), predict_scene(model, folder, out)
     assert (safe.name, safe.source) == (NAME, f"{NAME}.SAFE")
     assert safe.radiometry == file.radiometry and ("-0.1" in safe.radiometry) == (offsets is None)
@@ -59,13 +44,13 @@ def test_the_map_is_that_of_its_bands_in_one_file(
 
 
 def test_coarse_bands_alone_are_mapped_on_their_own_grid(tmp_path: Path) -> None:
-    found = predict_scene(Ndwi("B11"), product(tmp_path), tmp_path / "maps")
+    found = predict_scene(PixelModel("B11"), product(tmp_path), tmp_path / "maps")
     assert (found.height, found.width) == (12, 12)
     assert any("pixels of 20 m" in flag for flag in found.flags)
 
 
 def test_the_item_names_the_product_and_its_time(tmp_path: Path) -> None:
-    predict_scene(Ndwi("B03", "B08"), product(tmp_path), tmp_path / "maps")
+    predict_scene(PixelModel("B03", "B08"), product(tmp_path), tmp_path / "maps")
     item = json.loads((tmp_path / "maps" / f"{NAME}.json").read_text())
     assert item["properties"]["datetime"] == "2023-07-06T10:00:31Z"
     assert item["properties"]["title"] == f"water map of {NAME}.SAFE"
@@ -76,7 +61,7 @@ def test_the_item_names_the_product_and_its_time(tmp_path: Path) -> None:
 def test_a_zip_gives_the_map_of_its_folder(tmp_path: Path) -> None:
     folder = product(tmp_path / "made")
     archive = zipped(folder, tmp_path / f"{NAME}.SAFE.zip")
-    model = Ndwi("B03", "B08")
+    model = PixelModel("B03", "B08")
     one = predict_scene(model, folder, tmp_path / "one")
     two = predict_scene(model, archive, tmp_path / "two")
     assert (one.name, one.key, one.source, one.digests) == (two.name, two.key, two.source, two.digests)
@@ -84,7 +69,7 @@ def test_a_zip_gives_the_map_of_its_folder(tmp_path: Path) -> None:
 
 
 def test_other_pixels_or_metadata_are_another_map(tmp_path: Path) -> None:
-    model, folder = Ndwi("B03", "B08"), product(tmp_path)
+    model, folder = PixelModel("B03", "B08"), product(tmp_path)
     first = predict_scene(model, folder, tmp_path / "maps")
     assert predict_scene(model, folder, tmp_path / "maps").key == first.key
     metadata = folder / "MTD_MSIL2A.xml"
@@ -99,7 +84,7 @@ def test_a_folder_of_products_is_one_scene_each(tmp_path: Path) -> None:
     assert [job.name for job in find_scenes(tmp_path / "in", tmp_path / "out")] == [NAME, "other"]
     assert [job.path for job in find_scenes(folder, tmp_path / "out")] == [folder]
     assert [job.name for job in find_scenes(folder / "MTD_MSIL2A.xml", tmp_path / "out")] == [NAME]
-    report = predict_many(Ndwi("B03", "B08"), tmp_path / "in", tmp_path / "out")
+    report = predict_many(PixelModel("B03", "B08"), tmp_path / "in", tmp_path / "out")
     assert not report.failed and report.made[0].area_km2 == report.made[1].area_km2
 
 
@@ -114,14 +99,14 @@ def test_windows_are_those_of_the_whole(tmp_path: Path) -> None:
 
 def test_what_a_product_lacks_is_named(tmp_path: Path) -> None:
     folder = product(tmp_path)
-    with pytest.raises(ImageryError, match="without B12"), open_scene(folder, Ndwi("B03", "B12").spec):
+    with pytest.raises(ImageryError, match="without B12"), open_scene(folder, PixelModel("B03", "B12").spec):
         pass
     with pytest.raises(UsageError, match="expected no names for a SAFE product"):
-        predict_scene(Ndwi("B03", "B08"), folder, tmp_path / "maps", bands=("B03", "B08", "B11"))
+        predict_scene(PixelModel("B03", "B08"), folder, tmp_path / "maps", bands=("B03", "B08", "B11"))
     empty = tmp_path / "empty.SAFE"
     empty.mkdir()
     with pytest.raises(ImageryError, match="expected a SAFE folder, got none"):
-        predict_scene(Ndwi("B03", "B08"), empty, tmp_path / "maps")
+        predict_scene(PixelModel("B03", "B08"), empty, tmp_path / "maps")
     assert not is_safe(tmp_path / "none.SAFE") and not is_safe(tmp_path)
 
 
@@ -129,4 +114,4 @@ def test_the_offset_is_never_guessed(tmp_path: Path) -> None:
     from seawall.errors import RadiometryError
 
     with pytest.raises(RadiometryError, match="no ADD_OFFSET"):
-        predict_scene(Ndwi("B03", "B08"), product(tmp_path, "04.00", ""), tmp_path / "maps")
+        predict_scene(PixelModel("B03", "B08"), product(tmp_path, "04.00", ""), tmp_path / "maps")

@@ -1,4 +1,4 @@
-"""Each flag of the interrogation, raised by a model that was built to deserve it, and none by an honest one."""
+"""Each flag of the sanity checks, raised by a model that was built to deserve it, and none by an honest one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import seawall
 from seawall.attacks.cost import count_passes
-from seawall.attacks.gradient import PGD
+from seawall.attacks.pgd import PGD
 from seawall.evaluation.case import CLEAN_CASE, Case
 from seawall.evaluation.sanity_checks import QUICK_CHECKS, SanityChecks, check_sanity
 from seawall.evaluation.sanity_flags import with_sanity_flags
@@ -295,11 +295,11 @@ def test_answers_are_kept_and_asked_again_when_anything_changes(
     assert asked("linf 1% reflectance") == 2, "another model"
     monkeypatch.setattr("seawall.evaluation.sanity_flags.code_version", lambda: "of another checkout")
     assert asked("linf 1% reflectance") == 2, "other code"
-    (tmp_path / "interrogation.json").write_text("torn")
+    (tmp_path / "sanity_checks.json").write_text("torn")
     assert asked("linf 1% reflectance") == 2
 
 
-def test_progress_names_the_interrogation_and_every_threat() -> None:
+def test_progress_names_the_sanity_checks_and_every_threat() -> None:
     told: list[str] = []
     of_cases(
         linear_model(),
@@ -307,29 +307,29 @@ def test_progress_names_the_interrogation_and_every_threat() -> None:
         "linf 2% reflectance",
         progress=lambda done, total, note: told.append(note),
     )
-    assert all("interrogation" in note for note in told) and any("linf 2% reflectance" in note for note in told)
+    assert all("sanity checks" in note for note in told) and any("linf 2% reflectance" in note for note in told)
 
 
-def test_without_an_interrogation_every_number_says_so_and_no_pass_is_spent() -> None:
+def test_without_sanity_checks_every_number_says_so_and_no_pass_is_spent() -> None:
     batch, model = ground_batch(size=16), Altered(after=lambda z: z.softmax(1))
     with count_passes(model) as spent:
-        plain = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], interrogation=False)  # type: ignore[arg-type]
+        plain = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], sanity_checks=False)  # type: ignore[arg-type]
     assert spent.forward < 10 * len(batch)
     assert [row["method"] for row in plain.table] == ["clean", "fgsm"]
-    assert plain.table[1]["flags"] == "not-interrogated" and plain.table[0]["flags"] == ""
+    assert plain.table[1]["flags"] == "no-sanity-checks" and plain.table[0]["flags"] == ""
     asked = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"])  # type: ignore[arg-type]
-    assert "probabilities" in str(asked.table[1]["flags"]) and "not-interrogated" not in str(asked.table[1]["flags"])
+    assert "probabilities" in str(asked.table[1]["flags"]) and "no-sanity-checks" not in str(asked.table[1]["flags"])
 
 
-def test_the_cost_of_the_interrogation_is_a_row_and_survives_a_resume(tmp_path: Path, questions: list[str]) -> None:
+def test_the_cost_of_the_sanity_checks_is_a_row_and_survives_a_resume(tmp_path: Path, questions: list[str]) -> None:
     batch, model = ground_batch(size=16), linear_model()
     first = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], out=tmp_path)
     line = first.table[-1]
-    assert line["method"] == "interrogation" and float(line["passes"] or 0) > 200 and float(line["seconds"] or 0) > 0
+    assert line["method"] == "sanity checks" and float(line["passes"] or 0) > 200 and float(line["seconds"] or 0) > 0
     assert questions == ["check_model", "check_threat"]
     again = seawall.attack(model, batch, "linf 3% reflectance", method=["fgsm"], out=tmp_path)
     assert again.table[-1] == line and len(questions) == 2
-    rows = [r for r in RecordLog(tmp_path / "records.jsonl") if r.metric == "interrogation.passes"]
+    rows = [r for r in RecordLog(tmp_path / "records.jsonl") if r.metric == "sanity_checks.passes"]
     assert [(r.method, r.chip, r.eps) for r in rows] == [("fgsm", "", (0.03,))]
 
 
@@ -391,7 +391,7 @@ def test_one_good_attack_with_gradients_clears_the_others_of_hiding_them() -> No
 @pytest.mark.parametrize(
     "flag",
     ["zero-gradient", "vanishing-gradient", "random-forward", "probabilities", "black-box-wins", "transfer-wins",
-     "more-steps-gain", "not-monotone", "unbounded-survives", "weaker-than-noise", "weaker-than-exact", "not-interrogated"],
+     "more-steps-gain", "not-monotone", "unbounded-survives", "weaker-than-noise", "weaker-than-exact", "no-sanity-checks"],
 )  # fmt: skip
 def test_every_flag_is_explained_with_what_to_do(flag: str) -> None:
     found = explain(flag)

@@ -79,7 +79,7 @@ def weights_of(chips: ChipFolder, settings: SplitSettings, path: Path) -> Path:
 
 
 def measured(out: Path) -> set[str]:
-    return {row.chip for row in read_records(out / "records.jsonl") if row.chip}  # the interrogation is of no chip
+    return {row.chip for row in read_records(out / "records.jsonl") if row.chip}  # the sanity checks are of no chip
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_seen_chips_carry_a_flag_wherever_they_go(chips: ChipFolder, trained, tm
     for row in (row for row in read_records(tmp_path / "records.jsonl") if row.chip):
         assert (SEEN_IN_TRAINING in row.flags) == (row.chip in {*split.train, *split.val}), row
     assert measured(tmp_path) == set(chips.ids)
-    assert all(SEEN_IN_TRAINING in str(row["flags"]) for row in done.table if row.get("method") != "interrogation")
+    assert all(SEEN_IN_TRAINING in str(row["flags"]) for row in done.table if row.get("method") != "sanity checks")
     assert "learned from" in str(done.facts[f"flag {SEEN_IN_TRAINING}"])
 
 

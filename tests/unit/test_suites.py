@@ -51,7 +51,7 @@ def test_one_line_gives_rows_and_the_worst_case() -> None:
     result = seawall.attack(linear_model(), ground_batch(size=16), "linf 2% reflectance", suite="sea steps=10")
     names = [row["method"] for row in result.table]
     members = ["sea masked-ce 10", "sea balanced-ce 10", "sea js 10"]
-    assert names == ["clean", *members, "interrogation", "worst case"]
+    assert names == ["clean", *members, "sanity checks", "worst case"]
     asked = result.table.pop(-2)
     assert asked["passes"] > 100 and asked["seconds"] > 0 and asked["iou.pooled"] is None
     scores = [row["iou.pooled"] for row in result.table]
@@ -66,7 +66,7 @@ def test_a_threat_may_be_a_value_and_a_suite_may_stand_beside_methods() -> None:
         "clean",
         "fgsm",
         "seawall pooled 4",
-        "interrogation",
+        "sanity checks",
         "worst case",
     ]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seawall.attacks.gradient import PGD
+from seawall.attacks.pgd import PGD
 from seawall.errors import UsageError
 from seawall.geo.sensors import band_noise
 from seawall.pipeline.validate import attack_cases, split_by_band, threat_for

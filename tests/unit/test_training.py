@@ -4,24 +4,28 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from seawall.errors import DataError, ModelError, RunError, StoppedError, UsageError
+from seawall.errors import DataError, ModelError, RecipeError, RunError, StoppedError, UsageError
 from seawall.io import RunLock
 from seawall.losses.segmentation import CrossEntropyLoss
 from seawall.models.unet import UNet
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, read_spec
+from seawall.recipe import make_recipe
 from seawall.registry import build
 from seawall.training import loop
 from seawall.training.distributed import OtherProcessError, all_reduce_gradients, on_rank_zero
-from seawall.training.loop import DivergedError, Training, fit, make_training
+from seawall.training.loop import DivergedError, Training, fit
 from seawall.training.objectives.supervised import Supervised
 from seawall.types import Batch, ModelSpec
 from seawall.version import code_version
@@ -107,7 +111,7 @@ def test_the_callers_random_stream_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("norm", ["batch", "pixel"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, norm: str, optimizer: str) -> None:
-    training = make_training({**vars(QUICK), "optimizer": optimizer, "lr": 1e-3, "schedule": "onecycle", "warmup": 0.3})
+    training = replace(QUICK, optimizer=optimizer, lr=1e-3, schedule="onecycle", warmup=0.3)
     fit(make(norm, 0.2), QUIET, toy, accuracy, training, tmp_path / "whole")
 
     def stopping(epoch: int):
@@ -131,7 +135,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, norm: str, 
 
 
 def test_mixed_precision_trains_and_keeps_full_weights(tmp_path: Path) -> None:
-    mixed = make_training({**vars(QUICK), "precision": "bf16-mixed"})
+    mixed = replace(QUICK, precision="bf16-mixed")
     kinds = set()
 
     def spying(model, batch, keys):
@@ -159,7 +163,7 @@ def test_a_finished_training_is_not_run_again(tmp_path: Path) -> None:
 def test_a_resume_with_other_settings_is_refused_naming_them(tmp_path: Path) -> None:
     fit(make(), QUIET, toy, accuracy, QUICK, tmp_path, context={"data": "a"})
     before = bits(tmp_path)
-    other = make_training({**vars(QUICK), "lr": 0.5, "clip": 0.0})
+    other = replace(QUICK, lr=0.5, clip=0.0)
     with pytest.raises(RunError, match=r"training\.clip 0\.0 \(was 1\.0\), training\.lr 0\.5 \(was 0\.01\)"):
         fit(make(), QUIET, toy, accuracy, other, tmp_path, context={"data": "a"})
     with pytest.raises(RunError, match=r"context\.data b \(was a\)"):
@@ -232,8 +236,8 @@ def test_nan_is_an_error_that_keeps_the_last_good_checkpoint(tmp_path: Path) -> 
 
 
 def test_accumulation_is_the_larger_batch(tmp_path: Path) -> None:
-    once = make_training({**vars(QUICK), "batch": 8})
-    twice = make_training({**vars(QUICK), "accumulate": 2})
+    once = replace(QUICK, batch=8)
+    twice = replace(QUICK, accumulate=2)
 
     def halves(epoch: int):
         for batch in toy(epoch, 4, 8):
@@ -256,17 +260,17 @@ def test_batches_of_a_step_count_by_their_valid_pixels(tmp_path: Path) -> None:
         *(torch.cat([getattr(b, n) for b in (whole, sparse)]) for n in ("image", "label", "seen", "valid")),
         (*whole.chips, *sparse.chips),
     )
-    settings = {**vars(QUICK), "epochs": 1, "steps_per_epoch": 1, "optimizer": "sgd", "clip": 0.0}
+    training = replace(QUICK, epochs=1, steps_per_epoch=1, optimizer="sgd", clip=0.0)
     one, two = make("pixel"), make("pixel")
-    fit(one, QUIET, lambda epoch: [both], None, make_training(settings), tmp_path / "one")
-    fit(two, QUIET, lambda epoch: [whole, sparse], None, make_training({**settings, "accumulate": 2}), tmp_path / "two")
+    fit(one, QUIET, lambda epoch: [both], None, training, tmp_path / "one")
+    fit(two, QUIET, lambda epoch: [whole, sparse], None, replace(training, accumulate=2), tmp_path / "two")
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_an_epoch_without_a_valid_pixel_changes_nothing(tmp_path: Path) -> None:
     blind = [Batch.of(b.image, b.label, valid=torch.zeros_like(b.valid), chips=b.chips) for b in toy(0)]
-    training = make_training({**vars(QUICK), "weight_decay": 0.0, "epochs": 1, "accumulate": 2, "steps_per_epoch": 2})
+    training = replace(QUICK, weight_decay=0.0, epochs=1, accumulate=2, steps_per_epoch=2)
     model = make("pixel")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     history = fit(model, QUIET, lambda epoch: blind, None, training, tmp_path)
@@ -276,11 +280,11 @@ def test_an_epoch_without_a_valid_pixel_changes_nothing(tmp_path: Path) -> None:
 
 def test_patience_and_the_choice_of_the_best(tmp_path: Path) -> None:
     values = iter([None, 0.5, 0.7, 0.6, None, 0.9])
-    training = make_training({**vars(QUICK), "epochs": 6, "steps_per_epoch": 1, "patience": 2})
+    training = replace(QUICK, epochs=6, steps_per_epoch=1, patience=2)
     history = fit(make(), QUIET, toy, lambda model: {"val.iou.water": next(values)}, training, tmp_path)
     assert (history.ending, history.best, history.best_epoch, len(history.rows)) == ("early", 0.7, 2, 5)
     assert [row["best"] for row in history.rows] == [True, True, True, False, False]
-    lower = make_training({**vars(training), "patience": 0, "better": "lower", "check_every": 2})
+    lower = replace(training, patience=0, better="lower", check_every=2)
     values = iter([0.5, 0.2, 0.4])
     history = fit(make(), QUIET, toy, lambda model: {"val.iou.water": next(values)}, lower, tmp_path / "lower")
     assert (history.ending, history.best, history.best_epoch) == ("finished", 0.2, 3)
@@ -292,9 +296,9 @@ def test_what_cannot_train_is_refused(tmp_path: Path) -> None:
         (UNet(4, 1)(SPEC), QUICK, None, ModelError, "standardize.fit"),
         (WaterIndexThreshold("ndwi")(SPEC), QUICK, None, ModelError, "parameters"),
         (torch.nn.Conv2d(2, 2, 1), QUICK, None, ModelError, "adapt"),
-        (make(), make_training({**vars(QUICK), "patience": 2}), None, UsageError, "patience"),
-        (make(), make_training({**vars(QUICK), "monitor": "val.iou.watr"}), accuracy, UsageError, "did you mean"),
-        (make(), make_training({**vars(QUICK), "steps_per_epoch": 9}), None, UsageError, "count=36"),
+        (make(), replace(QUICK, patience=2), None, UsageError, "patience"),
+        (make(), replace(QUICK, monitor="val.iou.watr"), accuracy, UsageError, "did you mean"),
+        (make(), replace(QUICK, steps_per_epoch=9), None, UsageError, "count=36"),
     ):
         with pytest.raises(error, match=word):
             fit(model, QUIET, toy, check, training, tmp_path / "x", resume=False)
@@ -305,19 +309,36 @@ def test_what_cannot_train_is_refused(tmp_path: Path) -> None:
         fit(make(), QUIET, toy, None, QUICK, tmp_path / "held")
 
 
-def test_settings_are_checked_and_typos_guessed() -> None:
-    for settings, word in (
-        ({"epoch": 3}, "did you mean 'epochs'"),
-        ({"epochs": "many"}, "training.epochs"),
-        ({"epochs": 0}, "at least 1"),
-        ({"lr": 0.0}, "above 0"),
-        ({"warmup": 1.0}, "share"),
-        ({"schedule": "onecycle", "warmup": 0.0}, "onecycle"),
-        ({"schedule": "cosin"}, "training.schedule"),
-        ({"clip": -1.0}, "at least 0"),
-    ):
-        with pytest.raises(UsageError, match=word):
-            make_training(settings)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, "unknown key 'training.epoch'; did you mean 'epochs'?"),
+        (
+            {"epochs": "many"},
+            "training.epochs: expected a valid integer, unable to parse string as an integer, got 'many'",
+        ),
+        ({"epochs": 0}, "training.epochs: expected greater than 0, got 0; see docs/recipes.md"),
+        ({"lr": 0.0}, "training.lr: expected greater than 0, got 0.0; see docs/recipes.md"),
+        ({"lr": float("inf")}, "training.lr: expected a finite number, got inf"),
+        ({"warmup": 1.0}, "training.warmup: expected less than 1, got 1.0"),
+        ({"schedule": "onecycle", "warmup": 0.0}, "training.warmup: expected a share above 0 for onecycle, got 0.0"),
+        ({"schedule": "cosin"}, "training.schedule: expected 'constant', 'cosine', 'poly' or 'onecycle', got 'cosin'"),
+        ({"clip": -1.0}, "training.clip: expected greater than or equal to 0, got -1.0"),
+        ({"weight_decay": float("nan")}, "training.weight_decay: expected greater than or equal to 0, got nan"),
+    ],
+)
+def test_python_and_a_recipe_refuse_a_setting_in_the_same_words(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
+        Training(**settings)  # type: ignore[arg-type]
+    of_recipe = "recipe: " + message.replace("training.", "training.settings.", 1)
+    with pytest.raises(RecipeError, match=f"^{re.escape(of_recipe)}"):
+        make_recipe({"name": "x", "training": {"settings": settings}})
+
+
+def test_settings_of_a_recipe_stay_as_they_are_written() -> None:
+    recipe = make_recipe({"name": "x", "training": {"settings": {"lr": 1}}})
+    assert recipe.training.settings == {"lr": 1}, "a new default would change the id of every recipe"
+    assert make_recipe(tomllib.loads(recipe.to_toml())).id == recipe.id
 
 
 def test_supervised_is_registered_and_reads_losses_from_recipes() -> None:
@@ -330,7 +351,7 @@ def test_supervised_is_registered_and_reads_losses_from_recipes() -> None:
 def moved(folder: Path, clip: float) -> float:
     """How far one step of plain descent at rate 1 moves the weights."""
     settings = {"epochs": 1, "steps_per_epoch": 1, "optimizer": "sgd", "schedule": "constant", "lr": 1.0}
-    training = make_training({**vars(QUICK), **settings, "weight_decay": 0.0, "clip": clip})
+    training = replace(QUICK, **settings, weight_decay=0.0, clip=clip)
     model = make("pixel")
     before = [p.detach().clone() for p in model.parameters()]
     fit(model, QUIET, toy, None, training, folder)
@@ -348,7 +369,7 @@ def test_clipping_bounds_the_gradient_of_a_step(tmp_path: Path) -> None:
 def test_decay_is_of_convolutions_alone_and_the_rate_follows_the_schedule(tmp_path: Path) -> None:
     blind = [Batch.of(b.image, b.label, valid=torch.zeros_like(b.valid), chips=b.chips) for b in toy(0)]
     settings = {"epochs": 2, "steps_per_epoch": 2, "schedule": "cosine", "warmup": 0.25, "lr": 0.1, "weight_decay": 0.5}
-    training = make_training({**vars(QUICK), **settings})
+    training = replace(QUICK, **settings)
     model = make("pixel")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     history = fit(model, QUIET, lambda epoch: blind, None, training, tmp_path)
@@ -448,7 +469,7 @@ def test_of_two_equal_checks_the_earlier_one_counts(tmp_path: Path) -> None:
     history = fit(make(), QUIET, toy, lambda model: {"val.iou.water": next(values)}, QUICK, tmp_path)
     assert history.best_epoch == 1
     values = iter([0.5, 0.7, 0.7])
-    lower = make_training({**vars(QUICK), "better": "lower"})
+    lower = replace(QUICK, better="lower")
     history = fit(make(), QUIET, toy, lambda model: {"val.iou.water": next(values)}, lower, tmp_path / "lower")
     assert history.best_epoch == 0
 
@@ -488,7 +509,7 @@ def test_a_stop_that_comes_last_is_not_swallowed(tmp_path: Path, monkeypatch: py
 
 
 def test_a_metric_that_is_never_defined_keeps_the_last_weights(tmp_path: Path) -> None:
-    model, training = make(), make_training({**vars(QUICK), "patience": 1})
+    model, training = make(), replace(QUICK, patience=1)
     history = fit(model, QUIET, toy, lambda model: {"val.iou.water": None}, training, tmp_path / "none")
     assert (history.ending, history.best, history.best_epoch) == ("finished", None, 2)
     plain = make()
@@ -498,7 +519,7 @@ def test_a_metric_that_is_never_defined_keeps_the_last_weights(tmp_path: Path) -
 
 
 def training_without_patience() -> Training:
-    return make_training({**vars(QUICK), "patience": 0})
+    return replace(QUICK, patience=0)
 
 
 def test_the_default_monitor_goes_by_the_classes_and_a_wrong_one_is_refused_at_once(tmp_path: Path) -> None:
@@ -512,7 +533,7 @@ def test_the_default_monitor_goes_by_the_classes_and_a_wrong_one_is_refused_at_o
     def fed(epoch: int):
         raise AssertionError("no step may be taken")
 
-    wrong = make_training({**vars(QUICK), "monitor": "val.iou.watr"})
+    wrong = replace(QUICK, monitor="val.iou.watr")
     with pytest.raises(UsageError, match=r"did you mean 'val\.iou\.water'"):
         fit(make(), QUIET, fed, accuracy, wrong, tmp_path / "x", metrics=["val.iou.land", "val.iou.water"])
     assert not (tmp_path / "x").exists()
@@ -536,7 +557,7 @@ class Seekable:
 
 
 def test_a_resume_inside_an_epoch_does_not_make_what_was_done(tmp_path: Path) -> None:
-    training = make_training({**vars(QUICK), "accumulate": 2})
+    training = replace(QUICK, accumulate=2)
     fit(make(), QUIET, Seekable(), accuracy, training, tmp_path / "whole")
     with pytest.raises(StoppedError, match="epoch 1, step 3"):
         fit(make(), QUIET, Seekable((1, 5)), accuracy, training, tmp_path / "cut")
@@ -559,7 +580,7 @@ def test_a_resume_with_other_code_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 def test_settings_that_change_no_weight_may_change_on_resume(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         fit(make(), QUIET, Seekable((1, 1)), accuracy, QUICK, tmp_path)
-    other = make_training({**vars(QUICK), "save_s": 60.0, "tensorboard": True, "workers": 0})
+    other = replace(QUICK, save_s=60.0, tensorboard=True, workers=0)
     assert fit(make(), QUIET, toy, accuracy, other, tmp_path).ending == "finished"
 
 
@@ -580,7 +601,7 @@ for name in toys["FAILURES"]:
 
 
 def train_unevenly(folder: Path, devices: int):
-    training = make_training({**vars(QUICK), "batch": 5, "accumulate": 2, "steps_per_epoch": 2})
+    training = replace(QUICK, batch=5, accumulate=2, steps_per_epoch=2)
 
     def feed(epoch: int):
         # Every second batch has one image: one of two processes is left without.
@@ -591,7 +612,7 @@ def train_unevenly(folder: Path, devices: int):
 
 
 def one_step_of_batch_norm(folder: Path, devices: int) -> None:
-    training = make_training({**vars(QUICK), "epochs": 1, "steps_per_epoch": 1})
+    training = replace(QUICK, epochs=1, steps_per_epoch=1)
     fit(make(), QUIET, toy, None, training, folder, device="cpu", devices=devices)
 
 

@@ -10,7 +10,6 @@ from seawall import registry
 from seawall.attacks.alma_prox import ALMAProx
 from seawall.attacks.apgd import APGD
 from seawall.attacks.ascent import check_steps
-from seawall.attacks.gradient import PAdam
 from seawall.attacks.iou import IoUAttack
 from seawall.attacks.losses import (
     AttackLoss,
@@ -23,6 +22,7 @@ from seawall.attacks.losses import (
 )
 from seawall.attacks.minimum_norm import DAG
 from seawall.attacks.pdpgd import PDPGD
+from seawall.attacks.pgd import PAdam
 from seawall.errors import UsageError
 from seawall.registry import register
 from seawall.types import Attack

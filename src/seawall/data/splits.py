@@ -193,10 +193,9 @@ def split_blocks(
         UsageError: A share, the block or the gap is out of range.
         DataError: A chip has no georeference, or there are fewer blocks than parts.
     """
-    if not block_m > 0 or not gap_m >= 0:
-        raise UsageError(
-            f"split: expected block_m above 0 and gap_m of at least 0, got {block_m} and {gap_m}; fix them"
-        )
+    settings = SplitSettings("block", block_m, val, test, seed)
+    if not gap_m >= 0:
+        raise UsageError(f"split.gap_m: expected meters from 0 up, got {gap_m}; 0 leaves no gap")
     chosen = tuple(sorted(ids)) if ids is not None else folder.ids
     places = {id_: center_m(folder.row(id_)) for id_ in chosen}
 
@@ -205,7 +204,7 @@ def split_blocks(
         return f"{zone} {math.floor(x / block_m)} {math.floor(y / block_m)}"
 
     units = _connected_units(folder, _group_by(chosen, block))
-    split = _split_units(folder, units, SplitSettings("block", block_m, val, test, seed), f"blocks of {block_m:g} m")
+    split = _split_units(folder, units, settings, f"blocks of {block_m:g} m")
     if gap_m:
         held = [folder.row(id_) for id_ in (*split.val, *split.test)]
         close = within_distance([folder.row(id_) for id_ in split.train], held, gap_m)
@@ -341,8 +340,6 @@ def _split_unit(folder: ChipFolder, ids: Sequence[str]) -> SplitUnit:
 
 def _split_units(folder: ChipFolder, units: list[SplitUnit], settings: SplitSettings, what: str) -> Split:
     val, test, seed = settings.val, settings.test, settings.seed
-    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise UsageError(f"split: expected val and test shares that leave some to train on, got {val} and {test}")
     shares = {part: share for part, share in zip(SPLIT_PARTS, (1 - val - test, val, test), strict=True) if share > 0}
     assigned = dict(zip(shares, assign_units(units, list(shares.values()), seed, what), strict=True))
     how = f"by {what}, seed {seed}, {len(units)} inseparable sets"

@@ -105,7 +105,7 @@ def _sanity_cost_record(settings: EvaluationSettings, case: Case) -> Record | No
         return None
     base = replace(settings.row(case, ""), group="", chip="")
     return base.measured(
-        "interrogation.passes", case.check_cost.passes, case.check_cost.chips, seconds=case.check_cost.seconds
+        "sanity_checks.passes", case.check_cost.passes, case.check_cost.chips, seconds=case.check_cost.seconds
     )
 
 

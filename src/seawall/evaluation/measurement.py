@@ -108,7 +108,7 @@ def check_and_evaluate(
         name: Model name in the rows.
         seed: Seed of the attacks and of the sanity checks.
         checks: Sanity checks before the attacks are measured, kept beside the log; None runs none, and each attack gets a flag.
-        progress: Case to a callback with (batches done, batches in all, note); the sanity checks have the case "interrogation".
+        progress: Case to a callback with (batches done, batches in all, note); the sanity checks have the case "sanity checks".
         fit: Gives the chips that an attack with one noise for a set is fitted to; the measured ones where None.
         show: Chips that the last case writes to `examples`.
         examples: Folder of the example files.
@@ -125,7 +125,7 @@ def check_and_evaluate(
     elif any(case.threat is not None and left(case, chips.ids) for case in cases):
         cases = with_sanity_flags(
             net, chips.read(chips.mixed[: checks.chips]), cases, seed, checks,
-            home=log.path.parent, progress=progress(Case("interrogation")),
+            home=log.path.parent, progress=progress(Case("sanity checks")),
         )  # fmt: skip
     for number, case in enumerate(cases, 1):
         key = recipe(case)
@@ -177,7 +177,7 @@ def settings_text(value: object) -> str:
     """Return a value with all its settings as text, the same in every process.
 
     Example:
-        >>> from seawall.attacks.gradient import PGD
+        >>> from seawall.attacks.pgd import PGD
         >>> settings_text(PGD(steps=3)) == settings_text(PGD(steps=4))
         False
     """

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from seawall.attacks.cost import count_passes
-from seawall.attacks.gradient import PGD
 from seawall.attacks.losses import signed_cross_entropy
+from seawall.attacks.pgd import PGD
 from seawall.attacks.square import Random, Square
 from seawall.attacks.target import (
     UNTARGETED,
@@ -24,11 +25,11 @@ from seawall.attacks.target import (
     make_target,
 )
 from seawall.attacks.transfer import Transfer
-from seawall.errors import UsageError
 from seawall.metrics.consistency import ACCURACY_MARGIN
 from seawall.models.water_index import ThresholdNet, extreme_images
 from seawall.modules import checked_forward
 from seawall.rng import Keys
+from seawall.settings import settings
 from seawall.threat.model import DEFAULT_HIGH, DEFAULT_LOW, ThreatModel
 from seawall.types import Batch, SegmentationModel
 
@@ -65,7 +66,7 @@ class SanityFindings:
         return SanityFindings(flags, {**self.accuracy, **other.accuracy}, passes, seconds, max(self.chips, other.chips))
 
 
-@dataclass(frozen=True)
+@settings("sanity_checks", "see docs/flags.md")
 class SanityChecks:
     """Sanity checks and their effort. With the defaults a chip costs about 300 forward passes per budget, and 80 once per model.
 
@@ -79,15 +80,11 @@ class SanityChecks:
         gain: Most accuracy that twice the steps may take away from a converged attack.
     """
 
-    chips: int = 4
-    steps: int = 20
-    queries: int = 50
-    unbounded: int = 40
+    chips: PositiveInt = 4
+    steps: PositiveInt = 20
+    queries: PositiveInt = 50
+    unbounded: PositiveInt = 40
     gain: float = 0.02
-
-    def __post_init__(self) -> None:
-        if min(self.chips, self.steps, self.queries, self.unbounded) < 1:
-            raise UsageError(f"interrogation: expected at least one chip, step and query, got {self}; raise it")
 
     def __call__(
         self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys, *,
@@ -145,7 +142,7 @@ class SanityChecks:
 
     @contextmanager
     def _running(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Iterator[_CheckRun]:
-        check_attack_inputs("interrogate", model, batch, threat)
+        check_attack_inputs("sanity checks", model, batch, threat)
         start = time.monotonic()
         with attack_mode(model), count_passes(model) as passes:
             chosen = _partly_right_chips(model, autograd_ready(batch), self.chips)
@@ -210,7 +207,7 @@ class _CheckRun:
     def accuracy_under(self, attack: Callable[..., Tensor], threat: ThreatModel, name: str = "") -> float:
         """Return the share of right pixels under an attack."""
         return _accuracy_on_all(
-            self.model, self.batch, attack(self.model, self.batch, threat, self.keys.fold("interrogate", name))
+            self.model, self.batch, attack(self.model, self.batch, threat, self.keys.fold("sanity-checks", name))
         )
 
     def findings(self) -> SanityFindings:

@@ -23,8 +23,8 @@ from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 from seawall.version import code_version
 
-NOT_CHECKED = "not-interrogated"
-FINDINGS_FILE = "interrogation.json"
+NOT_CHECKED = "no-sanity-checks"
+FINDINGS_FILE = "sanity_checks.json"
 
 
 def with_sanity_flags(
@@ -52,18 +52,18 @@ def with_sanity_flags(
     known = _FindingsCache(home, model, parts, seed, checks)
     largest = max(threats, key=lambda threat: threat.radius)
     report = progress or (lambda done, total, note: None)
-    report(0, len(threats) + 1, f"interrogation of {len(threats)} threats")
+    report(0, len(threats) + 1, f"sanity checks of {len(threats)} threats")
     once = known.findings("", largest, lambda part, keys: checks.check_model(model, part, largest, keys))
     found: dict[ThreatModel, SanityFindings] = {}
     for i, threat in enumerate(threats):
-        report(i + 1, len(threats) + 1, f"interrogation {threat}")
+        report(i + 1, len(threats) + 1, f"sanity checks {threat}")
         alone = not any(_same_but_for_eps(threat, other) for other in threats if other is not threat and other.radius)
 
         def check(part: Batch, keys: Keys, threat: ThreatModel = threat, alone: bool = alone) -> SanityFindings:
             return checks.check_threat(model, part, threat, keys, alone=alone)
 
         found[threat] = known.findings("alone" if alone else "among others", threat, check)
-    report(len(threats) + 1, len(threats) + 1, "interrogation")
+    report(len(threats) + 1, len(threats) + 1, "sanity checks")
     not_monotone = _not_monotone(found)
     made = []
     for case in cases:
@@ -140,7 +140,7 @@ class _FindingsCache:
         return SanityFindings(**(row | {"flags": tuple(row["flags"])}))
 
     def _compute(self, check: Callable[[Batch, Keys], SanityFindings]) -> SanityFindings:
-        found = [check(part, Keys(self.seed, part.chips, ("interrogate",))) for part in self.parts]
+        found = [check(part, Keys(self.seed, part.chips, ("sanity-checks",))) for part in self.parts]
         if len(found) == 1:
             return found[0]
         chips = sum(one.chips for one in found)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import NonNegativeInt, PositiveInt, field_validator
+
 from seawall.errors import PartialError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.inference.backends import Runtime
@@ -16,6 +18,7 @@ from seawall.inference.products import SceneResult
 from seawall.inference.safe_scene import is_safe
 from seawall.inference.tiling import TILE, TilePlan
 from seawall.io import is_inside
+from seawall.settings import settings
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
 """Endings of raster scenes in a folder; SAFE folders count too, as one scene each."""
@@ -23,7 +26,7 @@ PRODUCT_LAYERS = ("class", "water", "uncertainty")
 """Layers whose files never count as a scene in a folder."""
 
 
-@dataclass(frozen=True)
+@settings("predict", "see `seawall predict --help`")
 class PredictSettings:
     """How whole scenes are mapped.
 
@@ -48,24 +51,25 @@ class PredictSettings:
     klass: str = ""
     tile: int | None = None
     overlap: int | None = None
-    batch: int = 0
+    batch: NonNegativeInt = 0
     unsure: tuple[float, float] = (0.2, 0.8)
     temperature: float = 1.0
     runtime: Runtime = "torch"
     bands: tuple[str, ...] = ()
     sensor: str = ""
     hints: Hints = field(default_factory=Hints)
-    memory_mib: int = 512
+    memory_mib: PositiveInt = 512
 
     def __post_init__(self) -> None:
         overlap = self.overlap or 0
         TilePlan.of(1, 1, max(TILE, 2 * overlap) if self.tile is None else self.tile, overlap)
-        low, high = self.unsure
-        if not 0 <= low < high <= 1:
-            raise UsageError(f"unsure: expected two rising probabilities, got {low} and {high}; try 0.2 and 0.8")
-        for name, least in (("batch", 0), ("memory_mib", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name}: expected at least {least}, got {getattr(self, name)}; raise it")
+
+    @field_validator("unsure")
+    @classmethod
+    def _check_unsure(cls, unsure: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= unsure[0] < unsure[1] <= 1:
+            raise ValueError("two rising probabilities, such as 0.2 and 0.8")
+        return unsure
 
     def identity(self) -> dict[str, object]:
         """Return the settings that can change a map; batch and memory cannot."""

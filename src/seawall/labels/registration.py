@@ -13,6 +13,7 @@ from scipy.fft import irfft2, next_fast_len, rfft2
 from seawall.arrays import BoolArray
 from seawall.errors import DataError, UsageError
 from seawall.labels.agreement import PixelSize, pixel_sides, shore_distances
+from seawall.records import finite_or_none
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def positional_error(
     wet = reference & valid
     reach = tuple(min(int(reach_m / side + 1e-9), min(layer.shape) // 2) for side in sides)
     iou = iou_by_shift(layer, wet, valid, (reach[0], reach[1]))
-    before = _defined(iou[reach])
+    before = finite_or_none(iou[reach])
     if not wet.any() or not layer.any():
         return PositionalError(0, 0, 0.0, 0.0, 0.0, before, before, None, None)
     at = best_shift(iou, sides)
@@ -98,7 +99,7 @@ def positional_error(
         *fine,
         math.hypot(fine[0] * sides[0], fine[1] * sides[1]),
         before,
-        _defined(iou[at]),
+        finite_or_none(iou[at]),
         float(apart.mean()) if apart.size else None,
         float(np.percentile(apart, 95)) if apart.size else None,
         at_limit=any(r > 0 and abs(step) == r for step, r in zip((rows, cols), reach, strict=True)),
@@ -212,7 +213,3 @@ def _shifted(layer: BoolArray, rows: int, cols: int) -> tuple[BoolArray, BoolArr
     source = tuple(slice(max(-s, 0), n + min(-s, 0)) for s, n in zip((rows, cols), layer.shape, strict=True))
     moved[to], known[to] = layer[source], True
     return moved, known
-
-
-def _defined(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -19,7 +19,7 @@ from seawall.metrics.bootstrap import (
     percentile_interval,
 )
 from seawall.metrics.ratios import CLASSWISE, OVERALL, ConfusionCounts, compute_ratio, divide_or_nan
-from seawall.records import Record
+from seawall.records import Record, finite_or_none
 
 SRIP_SCORES = ("iou", "accuracy", "precision", "recall", "f1", "specificity", "dice")
 
@@ -293,8 +293,7 @@ class ChipTable:
         self, metric: str, value: float, n: int, *, klass: str = "", group: str = "", seconds: float = 0.0
     ) -> Record:
         """Make an aggregate record of this table; a value that is not finite becomes None."""
-        plain = float(value) if np.isfinite(value) else None
-        return replace(self._like, group=group).measured(metric, plain, n, klass, seconds)
+        return replace(self._like, group=group).measured(metric, finite_or_none(value), n, klass, seconds)
 
     @cached_property
     def _like(self) -> Record:

@@ -13,6 +13,7 @@ from torch.nn.functional import log_softmax, max_pool2d
 from seawall.arrays import DoubleArray
 from seawall.errors import UsageError
 from seawall.metrics.ratios import divide_or_nan
+from seawall.records import finite_or_none
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,7 @@ def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int =
 def expected_calibration_error(found: Calibration) -> float | None:
     """Return the pooled expected calibration error; None without a valid pixel."""
     gaps = np.abs(found.correct.sum(0) - found.confidence.sum(0)).sum()
-    value = divide_or_nan(gaps, found.count.sum())
-    return float(value) if np.isfinite(value) else None
+    return finite_or_none(float(divide_or_nan(gaps, found.count.sum())))
 
 
 def edge_band(label: Tensor, valid: Tensor, reach: int = 3) -> Tensor:

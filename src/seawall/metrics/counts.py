@@ -14,8 +14,8 @@ from torch import Tensor
 
 from seawall.errors import DataError
 from seawall.metrics.aggregate import aggregate_records
-from seawall.metrics.ratios import CLASSWISE, OVERALL, ConfusionCounts, compute_ratio, none_if_undefined
-from seawall.records import Record
+from seawall.metrics.ratios import CLASSWISE, OVERALL, ConfusionCounts, compute_ratio
+from seawall.records import Record, finite_or_none
 
 MOST_BYTE_CLASSES = 15  # K * K + 1 codes fit one byte, which is eight times less memory traffic than int64
 BLOCK_PIXELS = 1 << 16  # pixels whose int64 label and prediction stay in the cache between two looks at them
@@ -220,10 +220,10 @@ def pooled_ratios(counts: Counts, classes: Sequence[str]) -> Mapping[str, float 
         0.4
     """
     t = ConfusionCounts.of(_numpy(counts).reshape(-1, len(classes), len(classes)).sum(0))
-    found = {name: none_if_undefined(compute_ratio(name, t)[0]) for name in OVERALL}
+    found = {name: finite_or_none(compute_ratio(name, t)[0]) for name in OVERALL}
     for name in CLASSWISE:
         found |= {
-            f"{name}.{klass}": none_if_undefined(value)
+            f"{name}.{klass}": finite_or_none(value)
             for klass, value in zip(classes, compute_ratio(name, t), strict=True)
         }
     return found

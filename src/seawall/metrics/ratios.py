@@ -129,13 +129,3 @@ def compute_ratio(name: str, t: ConfusionCounts) -> DoubleArray:
     if name in OVERALL:
         return OVERALL[name](t)[..., None]
     raise UsageError(f"metric: unknown name {name!r}; {did_you_mean(name, [*CLASSWISE, *OVERALL])}")
-
-
-def none_if_undefined(value: float) -> float | None:
-    """Return a plain number, None where it is undefined.
-
-    Example:
-        >>> none_if_undefined(float("nan")) is None
-        True
-    """
-    return float(value) if np.isfinite(value) else None

@@ -33,7 +33,7 @@ def robustness_card(rows: Iterable[Record], methods: Sequence[str], threat: str,
         if not row.chip and not row.group:
             found[row.method, row.metric, row.klass] = row
     table = [_card_row(found, name, "" if name == "clean" else threat, klass) for name in ("clean", *methods)]
-    cost = [r for r in mine if r.metric == "interrogation.passes" and r.value is not None]
+    cost = [r for r in mine if r.metric == "sanity_checks.passes" and r.value is not None]
     if worst:
         for line, name in zip(table, ("none", *methods), strict=True):
             line["won"] = sum(1 for r in worst if r.chip and r.metric == f"won.{name}")
@@ -50,7 +50,7 @@ def _sanity_cost_row(row: Record, like: MutableRow) -> MutableRow:
     """Return the row with the cost of the sanity checks: passes per checked chip, and seconds."""
     line: MutableRow = dict.fromkeys(like)
     return line | {
-        "method": "interrogation",
+        "method": "sanity checks",
         "threat": row.threat,
         "passes": row.value,
         "seconds": row.seconds,

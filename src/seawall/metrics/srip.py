@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from seawall.arrays import DoubleArray
 from seawall.errors import DataError
 from seawall.labels.threshold import best_split
-from seawall.metrics.ratios import divide_or_nan, none_if_undefined
+from seawall.metrics.ratios import divide_or_nan
+from seawall.records import finite_or_none
 
 GRAY_LEVELS = 256
 
@@ -113,4 +114,4 @@ def scores_of_counts(
 
 
 def _macro(each: DoubleArray, there: NDArray[np.bool_]) -> float | None:
-    return none_if_undefined(each[there].mean()) if there.any() else None
+    return finite_or_none(each[there].mean()) if there.any() else None

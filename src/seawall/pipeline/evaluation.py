@@ -46,7 +46,7 @@ def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Ma
         check_and_evaluate(
             model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN_CASE], log=log,
             recipe=lambda case: recipe.id, name=name, seed=recipe.seed,
-            checks=QUICK_CHECKS if recipe.interrogation else None, progress=case_progress, fit=lambda: whole_chips(chips, split.train),
+            checks=QUICK_CHECKS if recipe.sanity_checks else None, progress=case_progress, fit=lambda: whole_chips(chips, split.train),
         )  # fmt: skip
         if name == first:
             _write_examples(run, chips, split, name, model, *example_cases(cases))

@@ -68,7 +68,7 @@ def evaluate_chips(
 
 def attack_chips(
     model: Path | SegmentationModel, data: Path | Sample, threat: str | ThreatModel, *, method: Sequence[str], suite: str, out: Path | None,
-    part: str, seed: int, device: str, interrogation: bool, progress: Progress,
+    part: str, seed: int, device: str, sanity_checks: bool, progress: Progress,
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Attack a model on chips with the named attacks and the members of a suite; the table has clean and worst case too."""
     if not threat:
@@ -81,7 +81,7 @@ def attack_chips(
     parsed = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
     cases = [CLEAN_CASE, *(Case(name, attack, parsed) for name, attack in attacks.items())]
     with _row_folder(out, data) as home:
-        rows = _measure_target(target, cases, home, seed, progress, interrogation)
+        rows = _measure_target(target, cases, home, seed, progress, sanity_checks)
     klass = "water" if "water" in spec.classes else spec.classes[-1]
     table = robustness_card(rows, list(attacks), str(parsed), klass)
     kept: MutableRow = {"rows": str(home / "records.jsonl")} if home.exists() else {}
@@ -182,9 +182,9 @@ def load_network(model: Path | SegmentationModel, chips: ChipFolder | None, devi
 
 
 def _measure_target(
-    target: _Target, cases: Sequence[Case], out: Path, seed: int, progress: Progress, interrogation: bool = True
+    target: _Target, cases: Sequence[Case], out: Path, seed: int, progress: Progress, sanity_checks: bool = True
 ) -> list[Record]:
-    ask = SanityChecks() if interrogation else None
+    ask = SanityChecks() if sanity_checks else None
     recipe = recipe_ids(target.net, target.chips, seed, ask)
 
     def case_progress(case: Case) -> Callable[[int, int, str], None]:

@@ -26,7 +26,7 @@ from seawall.pipeline.worker import training_job
 from seawall.recipe import MethodSection, Network
 from seawall.rng import Keys
 from seawall.training.checkpoint import History
-from seawall.training.configuration import MEAN_IOU, Training, default_monitor, make_training
+from seawall.training.configuration import MEAN_IOU, Training, default_monitor
 from seawall.training.launch import run_processes
 from seawall.training.loop import fit
 from seawall.types import ModelSpec
@@ -150,7 +150,7 @@ def training_settings(run: RunContext, chips: ChipFolder, split: Split) -> Train
     Raises:
         UsageError: The monitored metric is unknown, or no validation pixel has its class.
     """
-    training, classes = make_training(run.recipe.training.settings), chips.classes
+    training, classes = Training(**run.recipe.training.settings), chips.classes
     counts = np.sum([chips.row(id_).class_counts for id_ in split.val], axis=0)
     pixels = {f"val.iou.{name}": int(n) for name, n in zip(classes, counts, strict=True)}
     if not training.monitor:

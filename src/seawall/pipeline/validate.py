@@ -18,7 +18,6 @@ from seawall.recipe import DataSection, MethodSection, Recipe
 from seawall.simulate.scene import S2_BANDS
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
-from seawall.training.configuration import make_training
 from seawall.types import ModelSpec, Unit
 
 CHIP_FOLDER = "chips"
@@ -41,7 +40,6 @@ def validate_recipe(recipe: Recipe) -> None:
         UsageError: A method, a setting or a threat is wrong.
     """
     _validate_kind(recipe.data)
-    make_training(recipe.training.settings)
     for method in (recipe.model, *recipe.baselines):
         registry.build("model", method.name, method.settings)
     for estimator in recipe.estimators:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -364,13 +363,3 @@ def _history_rows(path: Path, unreadable: list[str]) -> Iterator[EpochFacts]:
                 yield EpochFacts.model_validate({**row, "model": file.parent.name, "scores": scores})
             except (ValueError, AttributeError, TypeError):
                 unreadable.append(f"{file.parent.name}/{file.name}:{number}: not a row of a training; left out")
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """Return a finite number, or None for anything else.
-
-    Example:
-        >>> finite_or_none(3.0), finite_or_none(float("nan")), finite_or_none(None)
-        (3.0, None, None)
-    """
-    return None if value is None or not math.isfinite(value) else value

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seawall.recipe import AttackSection, MethodSection, NoiseSection
+from seawall.records import finite_or_none
 from seawall.report.charts import ChartRow, CurvePoint, Series, bar_chart, line_chart, series_color
 from seawall.report.elements import BulletList, Chart, DefinitionList, PageBlock, Paragraphs, Section, Table
 from seawall.report.formatting import (
@@ -19,7 +20,7 @@ from seawall.report.formatting import (
     threat_sizes_text,
 )
 from seawall.report.record_index import RecordIndex, display_name
-from seawall.report.run_reader import DataFacts, RunFolder, finite_or_none
+from seawall.report.run_reader import DataFacts, RunFolder
 from seawall.report.svg import ChartAxis, round_ticks
 from seawall.split_record import SPLIT_PARTS
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.arrays import BoolArray
+from seawall.records import finite_or_none
 from seawall.report import images
 from seawall.report.elements import (
     ColorScale,
@@ -25,7 +26,7 @@ from seawall.report.elements import (
 from seawall.report.flags import find_flag, warning_flags
 from seawall.report.formatting import DASH, area_text, count_text, duration_text, percent_text, ratio_text
 from seawall.report.record_index import TableCell
-from seawall.report.run_reader import TRUTH_SUFFIX, MappedScene, RunFolder, finite_or_none
+from seawall.report.run_reader import TRUTH_SUFFIX, MappedScene, RunFolder
 
 MAP_SIDE = 900
 """Longest side of a shown map, in pixels; with several maps, of all together."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from seawall.attacks.gradient import PGD
+from seawall.attacks.pgd import PGD
 from seawall.attacks.target import AttackGoal, make_target, parse_goal
 from seawall.registry import Entry
 from seawall.rng import Keys

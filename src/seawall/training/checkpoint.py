@@ -6,7 +6,6 @@ A checkpoint is a safetensors file with a digest: the tensors of model and optim
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -257,13 +256,3 @@ class HistoryLog:
     def _write(self) -> None:
         # Written whole at every epoch, so that a kill leaves no incomplete line.
         write_atomic(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._rows))
-
-
-def finite_metric(value: float | None) -> float | None:
-    """Return the value, or None if it is not finite.
-
-    Example:
-        >>> finite_metric(float("nan")) is None
-        True
-    """
-    return None if value is None or not math.isfinite(value) else float(value)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationInfo, field_validator
 
-from seawall.errors import UsageError, did_you_mean, first_error
-
-if TYPE_CHECKING:
-    from seawall.types import Setting  # that module loads torch, which reading a recipe does not need
+from seawall.settings import settings
 
 NOT_DECIDING = ("save_s", "tensorboard", "workers")
 """Settings that change no weight: a resume may change them, and no id depends on them."""
@@ -30,7 +26,7 @@ def default_monitor(classes: Sequence[str]) -> str:
     return "val.iou.water" if "water" in classes else MEAN_IOU
 
 
-@dataclass(frozen=True)
+@settings("training", "see docs/recipes.md")
 class Training:
     """Settings of one training.
 
@@ -56,45 +52,41 @@ class Training:
         save_s: Seconds between checkpoints inside an epoch; 0 saves after epochs only.
         tensorboard: Write curves for TensorBoard beside the JSON lines.
         workers: Threads that read patches ahead; the batches are the same whatever their number.
+
+    Raises:
+        UsageError: A setting is unknown (the message guesses), has a wrong type or is out of its range.
+
+    Example:
+        >>> Training(epochs=3).steps
+        150
     """
 
-    epochs: int = 30
-    steps_per_epoch: int = 50
-    batch: int = 8
-    patch: int = 96
-    accumulate: int = 1
-    lr: float = 2e-3
+    epochs: PositiveInt = 30
+    steps_per_epoch: PositiveInt = 50
+    batch: PositiveInt = 8
+    patch: PositiveInt = 96
+    accumulate: PositiveInt = 1
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["constant", "cosine", "poly", "onecycle"] = "cosine"
-    warmup: float = 0.05
-    clip: float = 1.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    clip: NonNegativeFloat = 1.0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    patience: int = 0
+    patience: NonNegativeInt = 0
     monitor: str = ""
     better: Literal["higher", "lower"] = "higher"
-    check_every: int = 1
-    save_s: float = 60.0
+    check_every: PositiveInt = 1
+    save_s: NonNegativeFloat = 60.0
     tensorboard: bool = True
-    workers: int = 2
+    workers: NonNegativeInt = 2
 
-    def __post_init__(self) -> None:
-        for name in ("epochs", "steps_per_epoch", "batch", "patch", "accumulate", "check_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"training.{name}: expected a number of at least 1, got {getattr(self, name)}; raise it"
-                )
-        for name in ("weight_decay", "clip", "patience", "save_s", "workers"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(
-                    f"training.{name}: expected a number of at least 0, got {getattr(self, name)}; raise it"
-                )
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UsageError(f"training.lr: expected a number above 0, got {self.lr}; 1e-3 is common")
-        if not 0 <= self.warmup < 1 or (self.schedule == "onecycle" and self.warmup == 0):
-            raise UsageError(
-                f"training.warmup: expected a share in [0, 1), above 0 for onecycle, got {self.warmup}; 0.05 is common"
-            )
+    @field_validator("warmup")
+    @classmethod
+    def _check_warmup(cls, warmup: float, before: ValidationInfo) -> float:
+        if warmup == 0 and before.data.get("schedule") == "onecycle":
+            raise ValueError("a share above 0 for onecycle")
+        return warmup
 
     @property
     def steps(self) -> int:
@@ -105,26 +97,6 @@ class Training:
     def patches_per_epoch(self) -> int:
         """Number of patches per epoch that a feed must give: `patches(..., count=training.patches_per_epoch)`."""
         return self.steps_per_epoch * self.accumulate * self.batch
-
-
-def make_training(settings: Mapping[str, Setting]) -> Training:
-    """Make the settings from plain values, as a recipe has them.
-
-    Example:
-        >>> make_training({"epochs": 3}).steps
-        150
-
-    Raises:
-        UsageError: An unknown setting (the message guesses), a wrong type, or a value out of range.
-    """
-    known = [f.name for f in fields(Training)]
-    for key in settings:
-        if key not in known:
-            raise UsageError(f"training: unknown setting {key!r}; {did_you_mean(key, known)}")
-    try:
-        return TypeAdapter(Training).validate_python(dict(settings))
-    except ValidationError as bad:
-        raise UsageError(f"{first_error(bad, 'training')}; see docs/recipes.md") from bad
 
 
 def learning_rate(training: Training, step: int) -> float:

@@ -32,6 +32,7 @@ from seawall.io import RunLock
 from seawall.models.blocks import Standardize
 from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of, tensors_digest
 from seawall.modules import eval_mode, on_device
+from seawall.records import finite_or_none
 from seawall.result import StageProgress
 from seawall.rng import Keys
 from seawall.training.checkpoint import (
@@ -40,10 +41,9 @@ from seawall.training.checkpoint import (
     HistoryLog,
     HistoryRow,
     TrainingState,
-    finite_metric,
     remove_unfinished,
 )
-from seawall.training.configuration import NOT_DECIDING, Training, default_monitor, learning_rate, make_training
+from seawall.training.configuration import NOT_DECIDING, Training, default_monitor, learning_rate
 from seawall.training.distributed import (
     OtherProcessError,
     all_reduce_gradients,
@@ -55,7 +55,7 @@ from seawall.training.launch import handle_signals
 from seawall.types import Batch, Objective
 from seawall.version import code_version
 
-__all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit", "make_training"]
+__all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit"]
 
 Feed = Callable[[int], Iterable[Batch]]
 Validation = Callable[[nn.Module], Mapping[str, float | None]]
@@ -338,7 +338,7 @@ class _TrainingRun:
 
         def run() -> dict[str, float | None]:
             with eval_mode(self.model):
-                values = {name: finite_metric(value) for name, value in check(self.model).items()}
+                values = {name: finite_or_none(value) for name, value in check(self.model).items()}
             _check_monitor(self.training, list(values))
             return values
 
