@@ -3,7 +3,7 @@
 import pytest
 
 from seawall.registry import HOMES, Entry
-from seawall.testing.suite import Check, case_id, checks, contract_cases
+from seawall.testing.contract import Check, case_id, checks, contract_cases
 
 CASES = [case for kind in HOMES for case in contract_cases(kind)]
 

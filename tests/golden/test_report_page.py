@@ -169,7 +169,7 @@ def test_names_made_of_markup_stay_text(tmp_path):
 
 
 def test_many_large_examples_keep_the_page_small(tmp_path, monkeypatch):
-    monkeypatch.setattr("seawall.report.image_pairs.MAX_PICTURE_BYTES", 300_000)
+    monkeypatch.setattr("seawall.report.images.MAX_PICTURE_BYTES", 300_000)
     run = fake_run.make_run(tmp_path, side=160, chips_per_place=1)
     for end in ("npz", "json"):
         shutil.copy(run / "examples" / f"00.{end}", run / "examples" / f"copy.{end}")

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.bootstrap import Resamples, percentile_interval
-from seawall.metrics.counts import confusion, summarize
-from seawall.metrics.object_sizes import SizedObjects
+from seawall.metrics.counts import SizedObjects, confusion, summarize
 from seawall.metrics.ratios import ConfusionCounts, f1, iou, miou, recall
 from seawall.metrics.srip import srip_scores
 from seawall.records import Record

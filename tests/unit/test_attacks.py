@@ -22,8 +22,8 @@ from seawall.attacks.target import Hide, LeastLikely, Towards, Untargeted, parse
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.registry import Entry, build, entries
 from seawall.rng import Keys
+from seawall.testing.contract import checks
 from seawall.testing.fixtures import ground_batch, linear_model, uneven_model
-from seawall.testing.suite import checks
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch
 

@@ -17,7 +17,7 @@ from seawall import registry
 from seawall.geo.raster import Grid, write_cog
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model
-from seawall.testing.suite import checks
+from seawall.testing.contract import checks
 from seawall.types import Batch, ModelSpec
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import rasterio
 
 from seawall.geo.preview import PREVIEW_SIDE, Stretch, write_preview
 from seawall.report import scenes
-from seawall.report.image_pairs import example_chips
+from seawall.report.images import example_chips
 from seawall.report.record_index import RecordIndex
 from seawall.report.run_reader import DataFacts, MappedScene, RunFacts, RunFolder, SceneFacts, SceneTruth, read_run
 from seawall.report.scenes import scene_section, share_difference, true_class_share

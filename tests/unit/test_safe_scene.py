@@ -11,8 +11,7 @@ from safe_product import product, zipped
 from seawall.errors import ImageryError, UsageError
 from seawall.imagery.safe import open_safe, write_stack
 from seawall.inference.predict import find_scenes, predict_many, predict_scene
-from seawall.inference.safe_scene import SafeSource, is_safe
-from seawall.inference.scene import open_scene
+from seawall.inference.scene import SafeSource, is_safe, open_scene
 from tiny import PixelModel
 
 NAME = "S2A_MSIL2A_20230706T100031_N0509_R122_T33TTG"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seawall.evaluation.case import MEASURES, Case
 from seawall.metrics.calibration import calibration_counts, edge_band
-from seawall.metrics.object_sizes import SIZE_BINS, SizedObjects
+from seawall.metrics.counts import SIZE_BINS, SizedObjects
 from seawall.metrics.srip import srip_scores, to_gray
 from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.threat.model import ThreatModel

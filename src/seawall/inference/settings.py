@@ -15,7 +15,7 @@ from seawall.errors import PartialError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.inference.backends import Runtime
 from seawall.inference.products import SceneResult
-from seawall.inference.safe_scene import is_safe
+from seawall.inference.scene import is_safe
 from seawall.inference.tiling import TILE, TilePlan
 from seawall.io import is_inside
 from seawall.settings import settings

@@ -18,7 +18,7 @@ from seawall.geo.preview import write_preview
 from seawall.geo.raster import open_raster, write_cog
 from seawall.inference.predict import predict_scene
 from seawall.inference.products import NODATA, SceneResult
-from seawall.inference.safe_scene import is_safe
+from seawall.inference.scene import is_safe
 from seawall.io import write_atomic
 from seawall.pipeline.context import RunContext
 from seawall.simulate.scene import simulate_s1, simulate_s2

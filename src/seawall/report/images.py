@@ -1,15 +1,22 @@
-"""Arrays as lossless PNG pictures in data URLs; a lossy format would change the noise of an attack."""
+"""Arrays as lossless PNG pictures in data URLs, and pairs of clean and attacked chips; a lossy format would change the noise."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seawall.arrays import BoolArray, ByteArray, FloatArray
+from seawall.records import ThreatFacts
+from seawall.report import images
+from seawall.report.elements import ColorScale, ImageLayer, ImagePair, ImagePairs, PageBlock, Sentence, SmallImage
+from seawall.report.formatting import ThreatLabel, plural
+from seawall.report.record_index import CLEAN_METHOD, RecordIndex, TableCell, display_name
+from seawall.report.run_reader import ExampleFacts, RunFolder, read_example
 
 RGBA = tuple[int, int, int, int]
 PixelT = TypeVar("PixelT", bound=np.generic)
@@ -98,3 +105,153 @@ def class_map(labels: NDArray[np.generic], valid: BoolArray | None = None) -> st
     if valid is not None:
         index = np.where(valid, index, len(CLASS_COLORS))
     return data_url(index.astype(np.uint8), (*CLASS_COLORS, TRANSPARENT))
+
+
+CHIP_SIDE = 320
+"""Longest side of a shown chip, in pixels."""
+MAX_PICTURE_BYTES = 3_400_000
+"""Bytes of pictures of chips on one page."""
+
+ExampleArrays = Mapping[str, NDArray[np.generic]]
+
+
+def example_chips(run: RunFolder, index: RecordIndex, unreadable: list[str]) -> list[PageBlock]:
+    """Return the example chips as image pairs, until the pictures reach MAX_PICTURE_BYTES.
+
+    Args:
+        run: The run folder.
+        index: Its records.
+        unreadable: List to which examples that cannot be read are added, with the reason.
+    """
+    pairs: list[ImagePair] = []
+    spent = left = 0
+    for path in run.examples:
+        if spent > MAX_PICTURE_BYTES:
+            left += 1
+            continue
+        try:
+            pair = _chip_pair(run, index, path, len(pairs))
+        except (OSError, ValueError, KeyError, EOFError, IndexError) as bad:
+            unreadable.append(f"examples/{path.name}: {bad or type(bad).__name__}; left out")
+            continue
+        spent += _picture_bytes(pair)
+        pairs.append(pair)
+    if not pairs:
+        return []
+    note = (
+        "Drag, or use the arrow keys: the clean chip lies under the attacked one. The images hardly differ; the maps do. "
+        "Pictures are lossless; a pair is stretched alike, each pair for itself, so that dark scenes can be seen. Shown are three of the bands that the model sees."
+    )
+    if left:
+        note += f" {plural(left, 'more example')} in the run folder."
+    return [ImagePairs("Clean and attacked, chip by chip", tuple(pairs), note)]
+
+
+def _picture_bytes(pair: ImagePair) -> int:
+    overlays = [overlay for side in (pair.left, pair.right) for _, overlay in side.overlays]
+    panels = [panel.picture for panel in pair.panels]
+    return sum(map(len, (pair.left.picture, pair.right.picture, *overlays, *panels)))
+
+
+def _chip_pair(run: RunFolder, index: RecordIndex, path: Path, number: int) -> ImagePair:
+    with np.load(path, allow_pickle=False) as held:
+        arrays: ExampleArrays = {name: held[name] for name in held.files}
+    example = read_example(path)
+    klass = run.classes.index(run.klass)
+    valid = (
+        _thinned_classes(arrays["valid"]).astype(bool)
+        if "valid" in arrays
+        else np.ones(_thinned_classes(arrays["label"]).shape, bool)
+    )
+    label = _thinned_classes(arrays["label"])
+    clean, attacked = _checked_picture(arrays["clean"]), _checked_picture(arrays["attacked"])
+    preds = _thinned_classes(arrays["pred_clean"]), _thinned_classes(arrays["pred_attacked"])
+    if len({clean.shape[:2], attacked.shape[:2], label.shape, valid.shape, preds[0].shape, preds[1].shape}) != 1:
+        raise ValueError("pictures, labels and predictions differ in size")
+    layers = [
+        ImageLayer(name, images.data_url(photo), (
+            ("Mistakes", images.mistakes_overlay(pred, label, klass, valid)), (f"{run.klass.capitalize()} found", images.found_overlay(pred, klass, valid)),
+        ))
+        for name, photo, pred in (("clean", clean, preds[0]), ("attacked", attacked, preds[1]))
+    ]  # fmt: skip
+    chip = example.chip or path.stem
+    legend = (("missed", f"{run.klass} missed"), ("invented", f"{run.klass} invented"), ("found", f"{run.klass} found"))
+    return ImagePair(
+        f"swipe-{number}", chip, layers[0], layers[1], clean.shape[1], clean.shape[0],
+        _chip_caption(index, chip, example), _chip_panels(index, example, arrays, label, preds, valid), legend, shown=1,
+    )  # fmt: skip
+
+
+def _chip_caption(index: RecordIndex, chip: str, example: ExampleFacts) -> Sentence:
+    model, method, threat = example.model, example.method, example.threat
+    where = f", {display_name(method)} within {index.threat(threat).budget}" if method else ""
+    parts: list[str | TableCell] = [index.display_name(model) + where]
+    ious = [index.chip_iou((model, *CLEAN_METHOD), chip), index.chip_iou((model, method, threat), chip)]
+    if all(cell.key for cell in ious):
+        parts += [f": {index.klass} IoU ", ious[0], " becomes ", ious[1]]
+    return (*parts, ".")
+
+
+def _chip_panels(
+    index: RecordIndex,
+    example: ExampleFacts,
+    arrays: ExampleArrays,
+    label: NDArray[np.generic],
+    preds: tuple[NDArray[np.generic], NDArray[np.generic]],
+    valid: NDArray[np.bool_],
+) -> tuple[SmallImage, ...]:
+    """Return the small pictures under a pair: label, noise, target, predictions, differences."""
+    panels = [SmallImage("label", images.class_map(label, valid))]
+    for name, words in (("noise", "noise"), ("noise_restricted", "noise on the class only")):
+        if name in arrays:
+            panels.append(_noise_panel(index, example, arrays[name], words))
+    if "target" in arrays:
+        panels.append(SmallImage("the adversary’s target", images.class_map(_thinned_classes(arrays["target"]), valid)))
+    panels += [
+        SmallImage("map, clean", images.class_map(preds[0], valid)),
+        SmallImage("map, attacked", images.class_map(preds[1], valid)),
+        SmallImage("what changed", _difference_map(preds[0], preds[1], valid)),
+    ]
+    if "pred_restricted" in arrays:
+        third = _thinned_classes(arrays["pred_restricted"])
+        panels += [
+            SmallImage("map, restricted noise", images.class_map(third, valid)),
+            SmallImage("what changed, restricted", _difference_map(preds[0], third, valid)),
+        ]
+    return tuple(panels)
+
+
+DARKER, UNCHANGED, BRIGHTER = (24, 74, 128), (244, 242, 236), (156, 66, 18)
+NOISE_LEVELS = 13
+
+
+def _noise_panel(index: RecordIndex, example: ExampleFacts, picture: NDArray[np.generic], words: str) -> SmallImage:
+    """Return the noise, averaged over the bands of the picture, with its scale in data units."""
+    mean = (_checked_picture(picture, 160).astype(np.float32).mean(2) - 128) / 127
+    colors = (
+        *images.color_ramp(DARKER, UNCHANGED, NOISE_LEVELS // 2 + 1)[:-1],
+        *images.color_ramp(UNCHANGED, BRIGHTER, NOISE_LEVELS // 2 + 1)[1:],
+    )
+    levels = images.quantize(mean, np.ones(mean.shape, bool), NOISE_LEVELS, -1.0, 1.0)
+    ends = ("darkest", "brightest")
+    if example.largest_change is not None:
+        unit = index.threat(example.threat).facts.unit
+        size = ThreatLabel("", ThreatFacts("linf", (example.largest_change,), unit)).budget
+        ends = (f"−{size.split(' ')[0]}", f"+{size}")
+    bands = f", mean of {', '.join(dict.fromkeys(example.preview_bands))}" if example.preview_bands else ""
+    return SmallImage(words + bands, images.data_url(levels, colors), ColorScale(*ends, (DARKER, UNCHANGED, BRIGHTER)))
+
+
+def _difference_map(before: NDArray[np.generic], after: NDArray[np.generic], valid: NDArray[np.bool_]) -> str:
+    colors = ((236, 236, 232, 255), (200, 60, 30, 255), images.TRANSPARENT)
+    return images.data_url(np.where(valid, (before != after).astype(np.uint8), 2).astype(np.uint8), colors)
+
+
+def _checked_picture(image: NDArray[np.generic], side: int = CHIP_SIDE) -> NDArray[np.uint8]:
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise ValueError(f"expected a uint8 picture (H, W, 3), got {image.dtype} {image.shape}")
+    return images.thin_out(image.astype(np.uint8, copy=False), side)
+
+
+def _thinned_classes(classes: NDArray[np.generic]) -> NDArray[np.generic]:
+    return images.thin_out(classes if classes.ndim == 2 else classes[..., 0], CHIP_SIDE)

@@ -15,7 +15,7 @@ from seawall.report.calibration import calibration_section
 from seawall.report.elements import BulletList, CodeBlock, DefinitionList, FlagList, PageBlock, Paragraphs, Section
 from seawall.report.flags import Flag, explain
 from seawall.report.formatting import count_text, join_words, plural
-from seawall.report.image_pairs import example_chips
+from seawall.report.images import example_chips
 from seawall.report.label_noise import label_noise_section
 from seawall.report.published_tables import published_comparison
 from seawall.report.record_index import RecordIndex, display_name

@@ -7,8 +7,8 @@ In a plug-in's tests:
         check(entry)
 """
 
+from seawall.testing.contract import Check, case_id, checks, contract_cases
 from seawall.testing.fixtures import PixelLinear, ground_batch, linear_model, uneven_model, worst_accuracy
-from seawall.testing.suite import Check, case_id, checks, contract_cases
 
 __all__ = [
     "Check",
