@@ -34,9 +34,10 @@ from seawall.arrays import DoubleArray
 from seawall.models.blocks import Segmenter
 from seawall.models.unet import UNet
 from seawall.poisoning.backdoor import Backdoor, trigger_rate
-from seawall.poisoning.clean_label import GradientMatching, MetaPoison
 from seawall.poisoning.detection import PoisonDetection, activation_clustering, activations, spectral_signatures
 from seawall.poisoning.dirty_label import DirtyLabel
+from seawall.poisoning.gradient_matching import GradientMatching
+from seawall.poisoning.meta_poison import MetaPoison
 from seawall.poisoning.random_perturbation import RandomPerturbation
 from seawall.poisoning.target import PoisonTarget, choose_chips, evaluate_poison, insert_poisoned
 from seawall.rng import Keys

@@ -160,7 +160,7 @@ def test_threshold_logits_are_the_index_beside_zero() -> None:
 
 def test_radar_water_is_below_the_threshold() -> None:
     model = WaterIndexThreshold()(S1)
-    assert model.index == "vv"
+    assert model.index.name == "vv"
     image = torch.tensor([[-20.0, -25.0], [-5.0, -12.0]]).reshape(2, 2, 1, 1)
     assert model(image).argmax(1).flatten().tolist() == [1, 0]
 

@@ -24,8 +24,9 @@ from seawall.models.weights import spec_of, split_of
 from seawall.modules import device_of, eval_mode
 from seawall.pipeline.corrupt_labels import select_part, split_settings
 from seawall.pipeline.trained_model import load_network
-from seawall.poisoning.clean_label import GradientMatching, MetaPoison
 from seawall.poisoning.detection import activations
+from seawall.poisoning.gradient_matching import GradientMatching
+from seawall.poisoning.meta_poison import MetaPoison
 from seawall.poisoning.target import PoisonTarget, choose_chips
 from seawall.result import Failed, MutableRow, Progress
 from seawall.rng import Keys

@@ -6,7 +6,8 @@ from dataclasses import fields, is_dataclass, replace
 
 import torch
 
-from seawall.poisoning.clean_label import GradientMatching, MetaPoison
+from seawall.poisoning.gradient_matching import GradientMatching
+from seawall.poisoning.meta_poison import MetaPoison
 from seawall.poisoning.target import PoisonTarget
 from seawall.registry import Entry, build
 from seawall.rng import Keys
