@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from seawall.attacks.suites import Suite
     from seawall.attacks.target import AttackGoal
     from seawall.data.raw_chips import ImageSource
-    from seawall.labels.indices import WaterIndex
     from seawall.labels.rules import LabelRule
+    from seawall.labels.water_indices import WaterIndex
     from seawall.poisoning.detection import PoisonDetector
 
 HOMES: Mapping[str, tuple[str, ...]] = {

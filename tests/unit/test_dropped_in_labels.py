@@ -12,8 +12,8 @@ import seawall
 from seawall import registry
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
-from seawall.labels.indices import BandPlane, WaterIndex
 from seawall.labels.rules import RuleLabel
+from seawall.labels.water_indices import BandPlane, WaterIndex
 from seawall.models.water_index import extreme_images
 from seawall.pipeline.validate import validate_recipe
 from seawall.recipe import make_recipe

@@ -57,7 +57,7 @@ def test_a_name_that_is_defined_twice_is_found(tmp_path: Path) -> None:
     [
         ("evaluation mode and back", r"\bmodule\.training = |\bm\.training = ", {"modules.py"}),
         ("Otsu's between-class variance", r"def best_split", {"labels/threshold.py"}),
-        ("a table of water indices", r'"water-index", "mndwi"', {"labels/indices.py"}),
+        ("a table of water indices", r'"water-index", "mndwi"', {"labels/water_indices.py"}),
         ("splitting a folder", r"def split_chips", {"data/splits.py"}),
         ("a file's SHA-256", r'file_digest\(file, "sha256"|sha256\(\w+\.read_bytes', {"io.py"}),
         ("the text of a threat", r"def parse_threat", {"threat/parser.py"}),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from seawall.errors import DataError, RadiometryError, UsageError
-from seawall.labels.indices import parse_index
 from seawall.labels.rules import REPORT_RULE, OtsuRule, ThresholdRule, parse_rule
+from seawall.labels.water_indices import parse_index
 
 BANDS = ("B02", "B03", "B08", "B11", "B12")
 ndwi, mndwi, awei_nsh, awei_sh = (parse_index(name) for name in ("ndwi", "mndwi", "awei_nsh", "awei_sh"))

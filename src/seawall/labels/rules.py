@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from seawall import registry
 from seawall.errors import UsageError
-from seawall.labels.indices import IndexField, WaterIndex, parse_index
 from seawall.labels.threshold import WaterThreshold, fixed, otsu
+from seawall.labels.water_indices import IndexField, WaterIndex, parse_index
 
 UNDEFINED_LABEL = 255
 """Label of a pixel that a rule says nothing about; the value of a pixel without a label in chip files."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seawall.errors import ModelError, UsageError
-from seawall.labels.indices import NormalizedDifference, WaterIndex, parse_index
 from seawall.labels.threshold import MIN_SEPARABILITY, split_histogram
+from seawall.labels.water_indices import NormalizedDifference, WaterIndex, parse_index
 from seawall.models.blocks import settings_of
 from seawall.modules import to_device_of
 from seawall.registry import register

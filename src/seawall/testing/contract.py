@@ -10,7 +10,6 @@ from seawall.testing import (
     attacks,
     detectors,
     goals,
-    indices,
     label_rules,
     losses,
     models,
@@ -20,6 +19,7 @@ from seawall.testing import (
     sources,
     suites,
     uncertainty,
+    water_indices,
 )
 
 Check = Callable[[Entry], None]
@@ -29,7 +29,7 @@ CHECKS: dict[str, list[Check]] = {
     "attack-loss": attack_losses.CHECKS,
     "detector": detectors.CHECKS,
     "goal": goals.CHECKS,
-    "water-index": indices.CHECKS,
+    "water-index": water_indices.CHECKS,
     "label-rule": label_rules.CHECKS,
     "loss": losses.CHECKS,
     "model": models.CHECKS,

@@ -9,8 +9,8 @@ import torch
 
 from seawall.arrays import DoubleArray, FloatArray
 from seawall.errors import DataError, RadiometryError
-from seawall.labels.indices import WaterIndex, parse_index
 from seawall.labels.rules import ThresholdRule
+from seawall.labels.water_indices import WaterIndex, parse_index
 from seawall.models.water_index import ThresholdNet, WaterIndexThreshold
 from seawall.registry import Entry
 from seawall.testing.assertions import made
