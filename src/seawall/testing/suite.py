@@ -8,6 +8,7 @@ from seawall.registry import Entry, entries
 from seawall.testing import (
     attack_losses,
     attacks,
+    corruptions,
     detectors,
     goals,
     losses,
@@ -24,6 +25,7 @@ Check = Callable[[Entry], None]
 CHECKS: dict[str, list[Check]] = {
     "attack": attacks.CHECKS,
     "attack-loss": attack_losses.CHECKS,
+    "corruption": corruptions.CHECKS,
     "detector": detectors.CHECKS,
     "goal": goals.CHECKS,
     "loss": losses.CHECKS,
