@@ -66,13 +66,13 @@ OPTICS: Mapping[str, BandOptics] = MappingProxyType(
 
 def aerosol_depth(band: str, aod: float, angstrom: float) -> float:
     """Return the aerosol optical depth of a band from that at 550 nm."""
-    return aod * (SENTINEL_2[band].center_nm / 550) ** -angstrom
+    return aod * math.pow(SENTINEL_2[band].center_nm / 550, -angstrom)
 
 
 def aerosol_path(depth: float, sun_zenith_deg: float) -> float:
     """Return the path reflectance of an aerosol at nadir view, by single scattering fitted to discrete ordinates."""
     mu = math.cos(math.radians(sun_zenith_deg))
-    phase = (1 - ASYMMETRY**2) / (1 + ASYMMETRY**2 + 2 * ASYMMETRY * mu) ** 1.5
+    phase = (1 - ASYMMETRY**2) / math.pow(1 + ASYMMETRY**2 + 2 * ASYMMETRY * mu, 1.5)
     return 1.19 * depth * phase / (4 * mu)
 
 

@@ -98,11 +98,15 @@ def covered_share(field: Tensor, share: float) -> Tensor:
     return flat.kthvalue(rank, 1).values[:, None, None]
 
 
+def seen_mean(image: Tensor, seen: Tensor) -> Tensor:
+    """Return the mean (B, C, 1, 1) of the seen pixels of each chip and band."""
+    weight = seen[:, None].to(image.dtype)
+    return (image * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1)
+
+
 def fill_unseen(image: Tensor, seen: Tensor) -> Tensor:
     """Return the image with the mean of the seen pixels of each chip and band in the place of unseen ones."""
-    weight = seen[:, None].to(image.dtype)
-    mean = (image * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1)
-    return torch.where(seen[:, None], image, mean)
+    return torch.where(seen[:, None], image, seen_mean(image, seen))
 
 
 def filter_image(image: Tensor, seen: Tensor, transfer: TransferFunction) -> Tensor:
