@@ -228,12 +228,12 @@ class JPEG2000:
         if severity == 0:
             return batch
         numbers = ((fill_unseen(batch.image, batch.seen) / S2_SCALE + OFFSET_DN).round().clamp(0, 65535)).cpu().numpy()
-        coded = [[_code(plane, ratio) for plane in chip] for chip in numbers.astype(np.uint16)]
+        coded = [[_encode_decode(plane, ratio) for plane in chip] for chip in numbers.astype(np.uint16)]
         image = (torch.from_numpy(np.asarray(coded, np.float32)).to(batch.image) - OFFSET_DN) * S2_SCALE
         return with_image(batch, image)
 
 
-def _code(
+def _encode_decode(
     plane: np.ndarray[tuple[int, ...], np.dtype[np.uint16]], ratio: float
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
     rate = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, max(1, round(1000 / ratio))]

@@ -113,7 +113,8 @@ class Defocus:
 
         def disk(fy: Tensor, fx: Tensor) -> Tensor:
             x = (2 * math.pi * radius * (fy.square() + fx.square()).sqrt()).clamp_min(1e-4)
-            return 2 * torch.special.bessel_j1(x) / x
+            transfer: Tensor = 2 * torch.special.bessel_j1(x) / x
+            return transfer
 
         return with_image(batch, filter_image(batch.image, batch.seen, disk))
 

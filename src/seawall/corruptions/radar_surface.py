@@ -20,7 +20,7 @@ from seawall.corruptions.severity import (
     to_power,
     with_image,
 )
-from seawall.corruptions.surface import patches
+from seawall.corruptions.surface import snow_cover
 from seawall.errors import UsageError
 from seawall.geo.sensors import RADAR_BANDS
 from seawall.registry import register
@@ -179,6 +179,6 @@ class WetSnow:
         loss = self.level(severity)
         if severity == 0:
             return batch
-        snow = patches(keys.fold("wet-snow"), batch.image, self.cover, 1000.0 / self.gsd_m)
+        snow = snow_cover(keys.fold("wet-snow"), batch.image, self.cover, 1000.0 / self.gsd_m)
         land = batch.valid & (batch.label != self.klass)
         return with_image(batch, batch.image - loss * (snow * land)[:, None])

@@ -406,7 +406,7 @@ class Snow:
         share = self.level(severity)
         if severity == 0:
             return batch
-        cover = patches(keys.fold("snow"), batch.image, share, 1000.0 / self.gsd_m)
+        cover = snow_cover(keys.fold("snow"), batch.image, share, 1000.0 / self.gsd_m)
         ids = check_optical("snow", self.image_unit, self.bands)
         spectrum = per_band("snow", _expand(FRESH_SNOW, ids, 0.92), batch.image)
         mixed = (cover * (batch.valid & (batch.label != self.klass)))[:, None]
@@ -453,14 +453,14 @@ class WaterIce:
         share = self.level(severity)
         if severity == 0:
             return batch
-        cover = patches(keys.fold("ice"), batch.image, share, 1000.0 / self.gsd_m) * class_mask(batch, self.klass)
+        cover = snow_cover(keys.fold("ice"), batch.image, share, 1000.0 / self.gsd_m) * class_mask(batch, self.klass)
         ids = check_optical("ice", self.image_unit, self.bands)
         spectrum = per_band("ice", _expand(OLD_ICE, ids, 0.6), batch.image)
         after = with_image(batch, batch.image + cover[:, None] * (spectrum - batch.image))
         return replace(after, valid=batch.valid & (cover < 0.5))
 
 
-def patches(keys: Keys, image: Tensor, share: float, scale_px: float) -> Tensor:
+def snow_cover(keys: Keys, image: Tensor, share: float, scale_px: float) -> Tensor:
     """Return a cover (B, H, W) from 0 to 1 that is above 0 on this share of each chip and grows with it."""
     field = power_law_field(keys, image.shape[2:], scale_px, image)
     return ((field - covered_share(field, share)) / 0.2).clamp(0, 1)
