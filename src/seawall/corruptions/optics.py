@@ -65,11 +65,12 @@ class ReducedMTF:
         if severity == 0:
             return batch
         native = native_ratios(check_optical("mtf", self.image_unit, self.bands, WITH_MTF), self.gsd_m)
-        variance = per_band("mtf", [2 * math.log(1 / ratio) / math.pi**2 * n**2 for n in native], batch.image)
+        variances = [2 * math.log(1 / ratio) / math.pi**2 * n**2 for n in native]  # in pixels of the image
+        scale = -2 * math.pi**2 * per_band("mtf", variances, batch.image)
         blurred = filter_image(
             batch.image,
             batch.seen,
-            lambda fy, fx: torch.exp(-2 * math.pi**2 * variance * (fy.square() + fx.square())),
+            lambda fy, fx: torch.exp(scale * fy.square()) * torch.exp(scale * fx.square()),
         )
         return with_image(batch, blurred)
 

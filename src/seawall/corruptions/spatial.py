@@ -129,9 +129,11 @@ def translate(image: Tensor, seen: Tensor, down: Tensor, right: Tensor) -> Tenso
         right: The same to the right.
     """
 
-    def phase(fy: Tensor, fx: Tensor) -> Tensor:
-        angle = -2 * math.pi * (fy * down + fx * right)
+    def turn(angle: Tensor) -> Tensor:
         return torch.complex(torch.cos(angle), torch.sin(angle))
+
+    def phase(fy: Tensor, fx: Tensor) -> Tensor:
+        return turn(-2 * math.pi * fy * down) * turn(-2 * math.pi * fx * right)
 
     return filter_image(image, seen, phase)
 
@@ -152,6 +154,13 @@ def warp(batch: Batch, down: Tensor, right: Tensor, unit: Unit, moves_label: boo
     height, width = batch.image.shape[2:]
     rows = torch.arange(height, device=down.device, dtype=down.dtype)[None, :, None] + down
     cols = torch.arange(width, device=down.device, dtype=down.dtype)[None, None] + right
+    image = from_power(_bilinear(to_power(batch.image, unit), batch.seen, rows, cols), unit)
+    return _moved(batch, rows, cols, image, unit, moves_label)
+
+
+def _moved(batch: Batch, rows: Tensor, cols: Tensor, image: Tensor, unit: Unit, moves_label: bool) -> Batch:
+    """Return the batch with a resampled image, and its masks from the pixels nearest to the source coordinates."""
+    height, width = batch.image.shape[2:]
     near_row, near_col = rows.round().long(), cols.round().long()
     inside = (near_row >= 0) & (near_row < height) & (near_col >= 0) & (near_col < width)
     at = (near_row.clamp(0, height - 1) * width + near_col.clamp(0, width - 1)).flatten(1)
@@ -160,8 +169,7 @@ def warp(batch: Batch, down: Tensor, right: Tensor, unit: Unit, moves_label: boo
         return plane.flatten(1).gather(1, at).view_as(plane)
 
     seen = nearest(batch.seen) & inside
-    image = _bilinear(to_power(batch.image, unit), batch.seen, rows, cols)
-    image = torch.where(seen[:, None], from_power(image, unit), FILL[unit]).to(batch.image.dtype)
+    image = torch.where(seen[:, None], image.to(batch.image.dtype), FILL[unit])
     image = torch.where((~seen & ~batch.seen)[:, None], batch.image, image)
     if not moves_label:
         return replace(batch, image=image, seen=seen, valid=batch.valid & seen)
@@ -183,9 +191,11 @@ def shift_batch(batch: Batch, down: Tensor, right: Tensor, unit: Unit, moves_lab
 
     Decibels are interpolated in linear power: the phase would make the power beside bright targets negative.
     """
-    plane = batch.seen.new_zeros(batch.seen.shape, dtype=batch.image.dtype)
-    moved = warp(batch, plane - down[:, None, None], plane - right[:, None, None], unit, moves_label)
+    height, width = batch.image.shape[2:]
     if is_decibels(unit):
-        return moved
-    exact = translate(batch.image, batch.seen, down.view(-1, 1, 1, 1), right.view(-1, 1, 1, 1))
-    return replace(moved, image=torch.where(moved.seen[:, None], exact, moved.image))
+        still = torch.zeros(len(batch), height, width, dtype=batch.image.dtype, device=batch.image.device)
+        return warp(batch, still - down[:, None, None], still - right[:, None, None], unit, moves_label)
+    rows = torch.arange(height, device=down.device, dtype=down.dtype)[None, :, None] - down[:, None, None]
+    cols = torch.arange(width, device=down.device, dtype=down.dtype)[None, None] - right[:, None, None]
+    image = translate(batch.image, batch.seen, down.view(-1, 1, 1, 1), right.view(-1, 1, 1, 1))
+    return _moved(batch, rows, cols, image, unit, moves_label)
