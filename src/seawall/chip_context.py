@@ -45,6 +45,8 @@ class ChipContext:
         """
         if not self.classes:
             return 0 if given is None or isinstance(given, str) else given
+        if isinstance(given, str) and given.isdigit() and given not in self.classes:
+            given = int(given)  # an index that was read from text
         if isinstance(given, str):
             if given not in self.classes:
                 raise UsageError(f"klass: unknown class {given!r}; {did_you_mean(given, self.classes)}")

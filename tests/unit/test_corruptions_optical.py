@@ -1,6 +1,8 @@
 """Optical corruptions against their equations."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from seawall.chip_context import ChipContext
 from seawall.corruptions.atmosphere import Cirrus, CloudCover, Haze
 from seawall.corruptions.band_tables import aerosol_path
-from seawall.corruptions.build import Composition, build_corruption, parse_corruption
+from seawall.corruptions.build import PHYSICAL_ORDER, STAGES, Composition, build_corruption, parse_corruption
 from seawall.corruptions.calibration import (
     JPEG2000,
     ForgottenOffset,
@@ -23,6 +25,7 @@ from seawall.corruptions.optics import BandMisregistration, Defocus, LineJitter,
 from seawall.corruptions.spatial import translate
 from seawall.corruptions.surface import LowSun, Snow, SunGlint, TurbidWater, WaterIce, WetSoil, sediment_reflectance
 from seawall.errors import UsageError
+from seawall.registry import Entry, entries, find
 from seawall.rng import Keys
 from seawall.types import Batch, Corruption
 
@@ -334,6 +337,36 @@ def test_a_composition_acts_in_physical_order_whatever_the_order_of_its_text() -
     assert isinstance(one, Composition) and [type(m).__name__ for m in one.ordered()] == ["Haze", "ShotNoise"]
 
 
+def test_the_physical_order_names_every_corruption_stage_by_stage() -> None:
+    contexts = {True: ChipContext(10.0, ("VV", "VH"), "sigma0_db", ("land", "water")), False: CHIPS}
+    built = {
+        entry.name: build_corruption(entry.name, {}, contexts["radar" in entry.traits])
+        for entry in entries("corruption")
+        if entry.name != "composition"
+    }
+    assert sorted(built) == sorted(PHYSICAL_ORDER)
+    stages = [
+        STAGES.index(built[name].stage) for name in PHYSICAL_ORDER if "radar" not in find("corruption", name).traits
+    ]
+    assert stages == sorted(stages)
+    late = parse_corruption("saturation + nodata-wedge + shot-noise + gain + cirrus + stripes", CHIPS)
+    assert isinstance(late, Composition)
+    kinds = [type(member).__name__ for member in late.ordered()]
+    assert kinds == ["Cirrus", "GainError", "Stripes", "ShotNoise", "Saturation", "NodataWedge"]
+
+
+@pytest.mark.parametrize("entry", [e for e in entries("corruption") if e.name != "composition"], ids=lambda e: e.name)
+def test_the_page_states_the_quantity_and_the_range_that_the_code_has(entry: Entry) -> None:
+    context = ChipContext(10.0, ("VV", "VH"), "sigma0_db", ("land", "water")) if "radar" in entry.traits else CHIPS
+    corruption = build_corruption(entry.name, {}, context)
+    page = (Path(__file__).parents[2] / "docs/perturbations.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{entry.name}` \| (.*) \|$", page, re.M)
+    quantity, span, _source, masks = row.split(" | ")
+    assert quantity == corruption.quantity
+    assert span == f"{corruption.level(0):g} to {corruption.level(1):g} {corruption.unit}".strip()
+    assert ("stay" in masks) == ("radiometric" in entry.traits) and ("move" in masks) == ("geometric" in entry.traits)
+
+
 @pytest.mark.parametrize(
     ("text", "context", "message"),
     [
@@ -345,6 +378,7 @@ def test_a_composition_acts_in_physical_order_whatever_the_order_of_its_text() -
         ("coarse-grid", ChipContext(60.0, S2, "reflectance"), "coarse-grid: expected chips with pixels below 60 m, got 60 m"),
         ("haze + haze worst=0.2", CHIPS, r"composition.members: expected different single corruptions, got Haze \+ Haze"),
         ("glint klass=lake", CHIPS, "klass: unknown class 'lake'"),
+        ("glint klass=2", CHIPS, "klass: expected a class of land, water, got 2"),
         ("hase", CHIPS, "corruption: unknown name 'hase'; did you mean 'haze'"),
         ("", CHIPS, "corruption: unknown name ''"),
     ],
@@ -352,6 +386,15 @@ def test_a_composition_acts_in_physical_order_whatever_the_order_of_its_text() -
 def test_what_cannot_be_is_refused_when_it_is_built(text: str, context: ChipContext, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_corruption(text, context)
+
+
+def test_a_class_is_named_or_counted() -> None:
+    for klass, index in (("land", 0), ("1", 1)):
+        glint = parse_corruption(f"glint klass={klass}", CHIPS)
+        assert isinstance(glint, SunGlint) and glint.klass == index
+    three = ChipContext(10.0, S2, "reflectance", ("field", "forest", "lake"))
+    with pytest.raises(UsageError, match="klass: expected the class that the method is about"):
+        parse_corruption("glint", three)
 
 
 def test_chips_of_other_bands_than_it_was_built_for_are_refused() -> None:

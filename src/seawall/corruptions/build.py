@@ -11,11 +11,22 @@ from pydantic import PlainValidator
 from seawall.chip_context import ChipContext, ContextField, build_with_context
 from seawall.corruptions.severity import linear_level
 from seawall.errors import UsageError
-from seawall.registry import parse_settings, register
+from seawall.registry import entries, parse_settings, register
 from seawall.rng import Keys
 from seawall.types import Batch, Corruption, Setting, Stage
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
+PHYSICAL_ORDER = (
+    *("turbid-water", "green-water", "wet-soil", "snow", "ice", "wet-snow", "incidence-angle", "wind"),
+    *("low-sun", "glint"),
+    *("haze", "cirrus", "clouds"),
+    *("mtf", "defocus", "jitter", "misregistration"),
+    *("gain", "offset", "stripes", "shot-noise", "saturation"),
+    *("speckle", "interference", "thermal-noise", "radar-gain"),
+    *("coarse-grid", "quantization", "jpeg2000", "forgotten-offset", "missing-band", "geolocation"),
+    *("border-noise", "nodata-wedge", "shift", "rotation", "lens", "elastic", "transparency"),
+)
+"""Order within the stages, such as noise before saturation; a corruption that is not named comes last in its stage."""
 
 
 def as_members(value: object) -> tuple[Corruption, ...]:
@@ -39,7 +50,7 @@ def as_members(value: object) -> tuple[Corruption, ...]:
 class Composition:
     """Several corruptions at one severity, from the scene over the atmosphere to the product.
 
-    The order of `members` means nothing: each acts at its stage, those of one stage by class name.
+    The order of `members` means nothing: each acts at its stage, those of one stage in `PHYSICAL_ORDER`.
     Quantity: the severity that all members have. Label, seen and valid change as the members change them.
 
     Args:
@@ -61,7 +72,14 @@ class Composition:
 
     def ordered(self) -> tuple[Corruption, ...]:
         """Return the members in physical order."""
-        return tuple(sorted(self.members, key=lambda one: (STAGES.index(one.stage), type(one).__name__)))
+        names = {entry.make: entry.name for entry in entries("corruption")}
+
+        def place(one: Corruption) -> tuple[int, int, str]:
+            name = names.get(type(one), "")
+            rank = PHYSICAL_ORDER.index(name) if name in PHYSICAL_ORDER else len(PHYSICAL_ORDER)
+            return STAGES.index(one.stage), rank, name
+
+        return tuple(sorted(self.members, key=place))
 
     def level(self, severity: float) -> float:
         """Return the severity."""
