@@ -38,7 +38,7 @@ Product = Literal["surface", "toa"]
 SMALLEST_HAZE_M = 4000.0
 
 
-@register("corruption", "haze", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "haze", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class Haze:
@@ -119,7 +119,7 @@ CIRRUS_BRIGHTNESS = {"B11": 0.7, "B12": 0.5}
 """Reflectance of a cirrus relative to that in the visible; 1 in the other bands."""
 
 
-@register("corruption", "cirrus", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "cirrus", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class Cirrus:

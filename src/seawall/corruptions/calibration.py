@@ -24,7 +24,7 @@ from seawall.types import FILL, Batch, Stage, Unit
 S2_SCALE = SENSORS["sentinel-2-l1c"].scale
 
 
-@register("corruption", "gain", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "gain", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class GainError:
@@ -66,7 +66,7 @@ class GainError:
         return with_image(batch, batch.image * (1 + error * (sign + self.between_bands * own)))
 
 
-@register("corruption", "offset", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "offset", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class OffsetError:
@@ -104,7 +104,7 @@ class OffsetError:
         return with_image(batch, batch.image + spread * own)
 
 
-@register("corruption", "forgotten-offset", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "forgotten-offset", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class ForgottenOffset:
@@ -149,7 +149,7 @@ class ForgottenOffset:
         return with_image(batch, torch.minimum(batch.image, (batch.image - error).clamp_min(0)))
 
 
-@register("corruption", "quantization", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "quantization", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class Quantization:
@@ -191,7 +191,7 @@ class Quantization:
         return batch if severity == 0 else with_image(batch, torch.round(batch.image / step) * step)
 
 
-@register("corruption", "jpeg2000", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "jpeg2000", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class JPEG2000:
@@ -298,7 +298,7 @@ class Saturation:
         return with_image(batch, torch.minimum(batch.image, share * per_band("saturation", self.limits(), batch.image)))
 
 
-@register("corruption", "missing-band", smoke={}, traits=("radiometric",))
+@register("corruption", "missing-band", traits=("radiometric",))
 @final
 @dataclass(frozen=True)
 class MissingBand:

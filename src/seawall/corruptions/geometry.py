@@ -31,7 +31,7 @@ def centered_grid(batch: Batch) -> tuple[Tensor, Tensor]:
     return rows[:, None], cols[None]
 
 
-@register("corruption", "shift", smoke={}, traits=("geometric",))
+@register("corruption", "shift", traits=("geometric",))
 @final
 @dataclass(frozen=True)
 class Translation:
@@ -72,7 +72,7 @@ class Translation:
         return shift_batch(batch, down, right, self.image_unit, moves_label=True)
 
 
-@register("corruption", "geolocation", smoke={}, traits=())
+@register("corruption", "geolocation", traits=())
 @final
 @dataclass(frozen=True)
 class GeolocationError:
@@ -111,7 +111,7 @@ class GeolocationError:
         return shift_batch(batch, down, right, self.image_unit, moves_label=False)
 
 
-@register("corruption", "rotation", smoke={}, traits=("geometric",))
+@register("corruption", "rotation", traits=("geometric",))
 @final
 @dataclass(frozen=True)
 class Rotation:
@@ -213,7 +213,7 @@ def check_radial(name: str, value: float, high: float) -> None:
         )
 
 
-@register("corruption", "transparency", smoke={"cell_px": 24}, traits=("geometric",))
+@register("corruption", "transparency", paper="arXiv:2405.12864", smoke={"cell_px": 24}, traits=("geometric",))
 @final
 @dataclass(frozen=True)
 class TransparencyDistortion:
@@ -269,7 +269,7 @@ class TransparencyDistortion:
         return warp(batch, y * stretch, x * stretch, self.image_unit)
 
 
-@register("corruption", "lens", smoke={}, traits=("geometric",))
+@register("corruption", "lens", traits=("geometric",))
 @final
 @dataclass(frozen=True)
 class LensDistortion:
@@ -310,7 +310,7 @@ class LensDistortion:
         return warp(batch, rows * stretch, cols * stretch, self.image_unit)
 
 
-@register("corruption", "nodata-wedge", smoke={}, traits=())
+@register("corruption", "nodata-wedge", traits=())
 @final
 @dataclass(frozen=True)
 class NodataWedge:
@@ -352,7 +352,7 @@ class NodataWedge:
         return hide(batch, across > covered_share(across, share), self.image_unit)
 
 
-@register("corruption", "coarse-grid", smoke={}, traits=("radiometric",))
+@register("corruption", "coarse-grid", traits=("radiometric",))
 @final
 @dataclass(frozen=True)
 class CoarseGrid:

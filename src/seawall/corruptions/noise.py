@@ -18,7 +18,7 @@ from seawall.rng import Keys
 from seawall.types import Batch, Stage, Unit
 
 
-@register("corruption", "shot-noise", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "shot-noise", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class ShotNoise:

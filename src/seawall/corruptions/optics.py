@@ -21,7 +21,7 @@ B02_MTF = 0.26
 WITH_MTF = tuple(band for band, optics in OPTICS.items() if optics.mtf is not None)
 
 
-@register("corruption", "mtf", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "mtf", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class ReducedMTF:
@@ -75,7 +75,7 @@ class ReducedMTF:
         return with_image(batch, blurred)
 
 
-@register("corruption", "defocus", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "defocus", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class Defocus:
@@ -120,7 +120,7 @@ class Defocus:
         return with_image(batch, filter_image(batch.image, batch.seen, disk))
 
 
-@register("corruption", "jitter", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "jitter", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class LineJitter:
@@ -176,7 +176,7 @@ def displace_lines(image: Tensor, seen: Tensor, right: Tensor) -> Tensor:
     return torch.stack([torch.fft.irfft(one, n=2 * width, dim=2) for one in spectrum])[..., :width]
 
 
-@register("corruption", "misregistration", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "misregistration", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class BandMisregistration:

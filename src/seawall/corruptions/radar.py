@@ -64,7 +64,7 @@ def added_looks(result: float, before: float = GRD_LOOKS) -> float:
     return 1 / ((1 + 1 / result) / (1 + 1 / before) - 1)
 
 
-@register("corruption", "speckle", smoke={}, traits=("radar", "radiometric"))
+@register("corruption", "speckle", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
 class Speckle:
@@ -117,7 +117,7 @@ class Speckle:
         return with_image(batch, batch.image + gamma_decibels(scores, added_looks(looks)))
 
 
-@register("corruption", "thermal-noise", smoke={}, traits=("radar", "radiometric"))
+@register("corruption", "thermal-noise", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
 class ThermalNoise:
@@ -165,7 +165,7 @@ class ThermalNoise:
         return with_image(batch, from_power(power, self.image_unit))
 
 
-@register("corruption", "radar-gain", smoke={}, traits=("radar", "radiometric"))
+@register("corruption", "radar-gain", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
 class RadarGain:
@@ -209,7 +209,7 @@ WATER_SLOPE = {"VV": -0.53, "HH": -0.53, "VH": 0.0, "HV": 0.0}
 LAND_SLOPE = -0.2
 
 
-@register("corruption", "incidence-angle", smoke={}, traits=("radar", "radiometric"))
+@register("corruption", "incidence-angle", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
 class IncidenceAngle:
@@ -262,7 +262,7 @@ class IncidenceAngle:
 CROSS_POLARIZED = ("VH", "HV")
 
 
-@register("corruption", "interference", smoke={}, traits=("radar", "radiometric"))
+@register("corruption", "interference", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
 class RadioInterference:
@@ -316,7 +316,7 @@ class RadioInterference:
         return with_image(batch, torch.where(count > 0, from_power(total, self.image_unit), image))
 
 
-@register("corruption", "border-noise", smoke={}, traits=("radar",))
+@register("corruption", "border-noise", traits=("radar",))
 @final
 @dataclass(frozen=True)
 class BorderNoise:

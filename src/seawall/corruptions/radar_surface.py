@@ -64,7 +64,7 @@ def _at_speed(row: tuple[float, ...], speed: float) -> float:
     return float(row[0] + (row[1] - row[0]) / (logs[1] - logs[0]) * (math.log(max(speed, 1e-3)) - logs[0]))
 
 
-@register("corruption", "wind", smoke={}, traits=("radar", "radiometric"))
+@register("corruption", "wind", paper="doi:10.5194/amt-7-437-2014", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
 class WindOnWater:
@@ -135,7 +135,7 @@ def shore_distance(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(planes)).clamp_max(1e6).to(mask.device)
 
 
-@register("corruption", "wet-snow", smoke={}, traits=("radar", "radiometric"))
+@register("corruption", "wet-snow", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
 class WetSnow:

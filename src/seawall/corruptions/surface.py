@@ -46,7 +46,7 @@ GLINT_FRESNEL = MappingProxyType({"B11": 0.90, "B12": 0.81, "B10": 0.0})
 """Reflectance of the water surface relative to the visible; water vapor hides the surface in B10."""
 
 
-@register("corruption", "glint", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "glint", paper="doi:10.1364/JOSA.44.000838", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class SunGlint:
@@ -105,7 +105,7 @@ class SunGlint:
 TERRAIN_SUN_DEG = 40.0
 
 
-@register("corruption", "low-sun", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "low-sun", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class LowSun:
@@ -210,7 +210,7 @@ def sediment_reflectance(band: str, load: float) -> float:
     return load / (slope + load / ceiling)
 
 
-@register("corruption", "turbid-water", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "turbid-water", paper="doi:10.1016/j.rse.2009.11.022", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class TurbidWater:
@@ -265,7 +265,7 @@ BLOOM = MappingProxyType(
 """Reflectance of water with 50 mg/m3 of chlorophyll; 0 in the other bands. B01, B06, B07, B8A and B09 are interpolated."""
 
 
-@register("corruption", "green-water", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "green-water", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class GreenWater:
@@ -314,7 +314,7 @@ WET_FACTOR = MappingProxyType({"B11": 0.35, "B12": 0.35})
 """Reflectance of saturated over that of dry soil; .55 in the other bands."""
 
 
-@register("corruption", "wet-soil", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "wet-soil", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class WetSoil:
@@ -366,7 +366,7 @@ OLD_ICE = MappingProxyType({"B05": 0.56, "B06": 0.52, "B07": 0.48, "B08": 0.45, 
 """Reflectance of old snow or snow-covered ice; .6 in the visible bands."""
 
 
-@register("corruption", "snow", smoke={}, traits=("optical", "radiometric"))
+@register("corruption", "snow", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
 class Snow:
@@ -413,7 +413,7 @@ class Snow:
         return with_image(batch, batch.image + mixed * (spectrum - batch.image))
 
 
-@register("corruption", "ice", smoke={}, traits=("optical",))
+@register("corruption", "ice", traits=("optical",))
 @final
 @dataclass(frozen=True)
 class WaterIce:
