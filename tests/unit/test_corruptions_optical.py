@@ -27,7 +27,7 @@ from seawall.corruptions.surface import LowSun, Snow, SunGlint, TurbidWater, Wat
 from seawall.errors import UsageError
 from seawall.registry import Entry, entries, find
 from seawall.rng import Keys
-from seawall.types import Batch, Corruption
+from seawall.types import Batch, Corruption, Setting
 
 S2 = ("B02", "B03", "B04", "B08", "B11", "B12")
 CHIPS = ChipContext(10.0, S2, "reflectance", ("land", "water"))
@@ -258,6 +258,20 @@ def test_jpeg2000_errs_by_more_at_a_higher_rate_and_keeps_negative_values() -> N
     light, heavy = (float((run(JPEG2000(), batch, s).image - image).square().mean().sqrt()) for s in (1e-3, 1.0))
     assert light < 2e-3 < 5 * light < heavy < 0.025
     assert float(run(JPEG2000(), batch, 1e-3).image[0, 0, :2].mean()) == pytest.approx(-0.02, abs=2e-3)
+
+
+@pytest.mark.parametrize("entry", entries("corruption"), ids=lambda e: e.name)
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 7), (33, 50)], ids=str)
+def test_chips_of_any_shape_come_back_finite(entry: Entry, size: tuple[int, int]) -> None:
+    radar = "radar" in entry.traits
+    context = ChipContext(10.0, ("VV", "VH"), "sigma0_db", ("land", "water")) if radar else CHIPS
+    settings: dict[str, Setting] = {"members": "haze + shot-noise"} if entry.name == "composition" else {}
+    image = torch.rand(2, len(context.bands), *size, generator=torch.Generator().manual_seed(0)) * (
+        -20 if radar else 0.5
+    )
+    batch = Batch.of(image, (image[:, 0] > image[:, 1]).long())
+    after = run(build_corruption(entry.name, settings, context), batch)
+    assert after.image.shape == image.shape and bool(after.image.isfinite().all())
 
 
 def test_the_lost_lines_of_a_band_hold_the_mean_or_the_fill() -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, final
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from seawall.corruptions.band_tables import SENTINEL_2
@@ -233,14 +234,19 @@ class JPEG2000:
         return with_image(batch, image)
 
 
-def _encode_decode(
-    plane: np.ndarray[tuple[int, ...], np.dtype[np.uint16]], ratio: float
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint16]]:
+SMALLEST_CODED = 32
+"""Pixels below which OpenJPEG refuses its six resolutions; smaller planes are extended by their last values."""
+DigitalNumbers = NDArray[np.uint16]
+
+
+def _encode_decode(plane: DigitalNumbers, ratio: float) -> DigitalNumbers:
+    height, width = plane.shape
+    missing = [(0, max(0, SMALLEST_CODED - n)) for n in plane.shape]
     rate = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, max(1, round(1000 / ratio))]
-    done, data = cv2.imencode(".jp2", plane, rate)
+    done, data = cv2.imencode(".jp2", np.pad(plane, missing, mode="edge"), rate)
     if not done:
         raise UsageError("jpeg2000: expected an OpenCV that writes JPEG 2000, got one without; install another build")
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.uint16)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.uint16)[:height, :width]
 
 
 # Radiances at which the bands of Sentinel-2 saturate, in W m-2 sr-1 um-1: values in use, not checked against a document.
