@@ -532,7 +532,7 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     """List the registered methods, or the settings of one.
 
     Args:
-        kind: attack, attack-loss, goal, suite, noise, poison, detector, model, loss, objective or uncertainty; empty lists all.
+        kind: attack, attack-loss, goal, suite, noise, corruption, poison, detector, model, loss, objective or uncertainty; empty lists all.
         name: Show the settings of this method.
 
     Command:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_type_hints, overload
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seawall.errors import SeawallError, UsageError, did_you_mean, first_error
-from seawall.types import Architecture, Attack, LabelNoise, Loss, Objective, Setting, Wrapper
+from seawall.types import Architecture, Attack, Corruption, LabelNoise, Loss, Objective, Setting, Wrapper
 
 if TYPE_CHECKING:
     from seawall.attacks.losses import AttackLoss
@@ -31,6 +31,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "goal": ("seawall.attacks",),
     "suite": ("seawall.attacks",),
     "noise": ("seawall.label_noise",),
+    "corruption": ("seawall.corruptions",),
     "poison": ("seawall.poisoning",),
     "detector": ("seawall.poisoning",),
     "loss": ("seawall.losses",),
@@ -48,18 +49,10 @@ CONVERTED = ("attack", "suite", "label-rule")
 ANYTHING = ConfigDict(arbitrary_types_allowed=True)
 TRAITS = frozenset(
     {
-        "weak",
-        "black-box",
-        "min-norm",
-        "stochastic",
-        "targeted",
-        "set",
-        "clean-label",
-        "peers",
-        "general",
-        "scale-invariant",
+        "weak", "black-box", "min-norm", "stochastic", "targeted", "set", "clean-label", "peers", "general", "scale-invariant",
+        "optical", "radar", "radiometric", "geometric",
     }
-)
+)  # fmt: skip
 Method = TypeVar("Method", bound=type)
 
 
@@ -181,6 +174,8 @@ def find(kind: str, name: str) -> Entry:
 def build(kind: Literal["attack"], name: str, settings: Mapping[str, Setting] | None = None) -> Attack: ...
 @overload
 def build(kind: Literal["attack-loss"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackLoss: ...
+@overload
+def build(kind: Literal["corruption"], name: str, settings: Mapping[str, Setting] | None = None) -> Corruption: ...
 @overload
 def build(kind: Literal["detector"], name: str, settings: Mapping[str, Setting] | None = None) -> PoisonDetector: ...
 @overload

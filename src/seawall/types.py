@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -182,6 +182,25 @@ class LabelNoise(Protocol):
     """A fault in the labels of a batch; the image and the unseen pixels stay as they are."""
 
     def __call__(self, batch: Batch, keys: Keys) -> Batch: ...
+
+
+Stage = Literal["scene", "light", "atmosphere", "optics", "detector", "product", "geometry"]
+"""Where a corruption acts on the way from the ground to the chip, in physical order."""
+
+
+@runtime_checkable
+class Corruption(Protocol):
+    """A natural perturbation of a batch; severity from 0 (the very input) to 1 (the worst that is still delivered).
+
+    `level` is the physical quantity at a severity, which `quantity` names and which is given in `unit`.
+    """
+
+    quantity: ClassVar[str]
+    unit: ClassVar[str]
+    stage: ClassVar[Stage]
+
+    def level(self, severity: float) -> float: ...
+    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch: ...
 
 
 @runtime_checkable

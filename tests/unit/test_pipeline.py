@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from seawall import api
+from seawall.chip_context import ChipContext
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.splits import Split
@@ -18,7 +19,6 @@ from seawall.label_noise import build
 from seawall.label_noise.build import (
     ChipNoise,
     CorruptedLabels,
-    NoiseContext,
     build_noise,
     parse_noise_settings,
     stored_label,
@@ -76,7 +76,7 @@ def on_all(chips: ChipFolder) -> Split:
     return Split(chips.ids, (), (), "all")
 
 
-def noise_from_text(text: str, context: NoiseContext) -> LabelNoise:
+def noise_from_text(text: str, context: ChipContext) -> LabelNoise:
     return build_noise(*parse_noise_settings(text), context)
 
 
@@ -141,7 +141,7 @@ def test_the_thirds_of_a_recipe_are_those_of_its_training_part(tmp_path: Path) -
 
 
 def test_a_noise_asks_for_its_class_where_nothing_tells_it(tmp_path: Path) -> None:
-    others = NoiseContext(10.0, ("B03",), "reflectance", ("field", "forest", "town"))
+    others = ChipContext(10.0, ("B03",), "reflectance", ("field", "forest", "town"))
     with pytest.raises(UsageError, match="klass=<name>"):
         noise_from_text("dilate 10%", others)
     assert noise_from_text("dilate 10% klass=forest", others) == build_noise(
@@ -197,7 +197,7 @@ def test_corrupted_labels_are_made_once_and_bounded_in_memory(tmp_path: Path, mo
 
 def test_a_damaged_label_on_the_disk_is_made_again(tmp_path: Path) -> None:
     chips = chips_of(tmp_path / "chips", PAIR, 2)
-    noise = noise_from_text("symmetric 20%", NoiseContext.of(chips, chips.ids))
+    noise = noise_from_text("symmetric 20%", ChipContext.of(chips, chips.ids))
     want = CorruptedLabels(chips, noise, 0, tmp_path / "home")("c0")
     (path,) = (tmp_path / "home").iterdir()
     assert path.stat().st_size < want.nbytes
@@ -205,7 +205,7 @@ def test_a_damaged_label_on_the_disk_is_made_again(tmp_path: Path) -> None:
         path.write_bytes(damage)
         assert np.array_equal(CorruptedLabels(chips, noise, 0, tmp_path / "home")("c0"), want)
     CorruptedLabels(chips, noise, 1, tmp_path / "home")("c0")
-    CorruptedLabels(chips, noise_from_text("symmetric 30%", NoiseContext.of(chips, chips.ids)), 0, tmp_path / "home")(
+    CorruptedLabels(chips, noise_from_text("symmetric 30%", ChipContext.of(chips, chips.ids)), 0, tmp_path / "home")(
         "c0"
     )
     assert len(list((tmp_path / "home").iterdir())) == 3, "another seed or rate has planes of its own"

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from seawall import registry
 from seawall.attacks.suites import named_attacks as attacks_of
+from seawall.chip_context import ChipContext
 from seawall.data.index import is_chip_folder
 from seawall.data.source_detection import DETECT, detect_source, source_fields
 from seawall.errors import RecipeError, UsageError, did_you_mean
 from seawall.evaluation.case import Case
 from seawall.geo.sensors import band_noise, resolve_bands
-from seawall.label_noise.build import NoiseContext, build_noise
+from seawall.label_noise.build import build_noise
 from seawall.labels.rules import parse_rule
 from seawall.recipe import DataSection, MethodSection, Recipe
 from seawall.simulate.scene import S2_BANDS
@@ -55,7 +56,7 @@ def validate_recipe(recipe: Recipe) -> None:
     for noise in recipe.noises:
         for rate in noise.rates:
             build_noise(
-                noise.name, noise.at(rate), NoiseContext(10.0, _recipe_bands(recipe), _possible_units(recipe)[0])
+                noise.name, noise.at(rate), ChipContext(10.0, _recipe_bands(recipe), _possible_units(recipe)[0])
             )
     if recipe.data.labels not in ("truth", "cover"):
         parse_rule(recipe.data.labels)
