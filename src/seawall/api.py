@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from seawall.records import SEVERITIES
 from seawall.result import Progress, Result, no_progress, stage_progress
 
 if TYPE_CHECKING:
@@ -244,6 +245,63 @@ def attack(
             seed=seed,
             device=device,
             sanity_checks=sanity_checks,
+            progress=progress,
+        )
+    )
+
+
+def stress(
+    model: Path | str | SegmentationModel,
+    data: Path | str | Sample,
+    *,
+    corruption: Sequence[str] = (),
+    severity: Sequence[float] = SEVERITIES,
+    baseline: str = "",
+    out: Path | str | None = None,
+    part: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Result:
+    """Measure a model under natural perturbations in physical units, beside a threshold model on the same chips.
+
+    Args:
+        model: A .safetensors file, or in Python any module with a spec (see `seawall.adapt`).
+        data: A chip folder; in Python also a Batch, a mapping with "image" and "mask", or a pair (image, label), in the model's unit.
+        corruption: Such as "haze worst=0.4", or several joined as "haze + shot-noise"; may be given again. Without one every
+            corruption that fits the chips; those that do not are listed with the reason.
+        severity: Above 0 and at most 1, the worst that is still delivered; may be given again.
+        baseline: Threshold model that errors are relative to, such as "mndwi > 0"; by default MNDWI, NDWI, VV or VH at its
+            published threshold, the first whose bands the chips have.
+        out: Folder of the rows (runs/stress for a chip folder); a killed command continues at the next missing (chip, severity).
+        part: auto, all, train, val or test, as for `seawall evaluate`; a Batch is measured whole.
+        seed: Seed of the corruptions, which are drawn per chip and the same for all severities and both models.
+        device: auto, cpu, cuda, or mps.
+
+    Returns:
+        One row per corruption, the most harmful first, and their mean: pooled IoU of the clean images and at each severity,
+        the mean drop, the corruption error (sum of 1 - IoU over that of the baseline), the relative one (clean
+        subtracted), 95 % intervals over groups, and the share of valid pixels that the worst severity keeps.
+
+    Raises:
+        UsageError: A corruption is unknown or of another sensor, or a severity is not above 0 and at most 1.
+
+    Command:
+        seawall stress runs/mine/models/unet/model.safetensors chips/mine --corruption haze --corruption "clouds + shot-noise"
+    """
+    from seawall.pipeline.stress import stress_model
+
+    return Result(
+        *stress_model(
+            _as_path(model),
+            _as_path(data),
+            corruption=corruption,
+            severity=severity,
+            baseline=baseline,
+            out=_optional_path(out),
+            part=part,
+            seed=seed,
+            device=device,
             progress=progress,
         )
     )
@@ -594,6 +652,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     train,
     evaluate,
     attack,
+    stress,
     predict,
     corrupt,
     poison,

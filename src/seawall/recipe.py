@@ -9,12 +9,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from seawall.errors import RecipeError, first_error
+from seawall.records import SEVERITIES
 from seawall.split_record import SplitSettings
 from seawall.training.configuration import NOT_DECIDING, Training
 
@@ -129,6 +130,29 @@ class AttackSection(RecipeSection):
     threats: tuple[str, ...] = Field(min_length=1)
 
 
+class CorruptionSection(RecipeSection):
+    """A natural perturbation of the test images, measured at each severity.
+
+    Args:
+        name: Registered corruption.
+        called: Name in the rows, needed where one corruption is measured with two settings; its own if empty.
+        settings: Its settings; bands, unit, pixel size and classes come from the chips.
+        severities: Above 0 and at most 1.
+    """
+
+    name: str
+    called: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    severities: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(SEVERITIES, min_length=1)
+
+    @field_validator("severities")
+    @classmethod
+    def _check_distinct(cls, severities: tuple[float, ...]) -> tuple[float, ...]:
+        if twice := [one for one in severities if severities.count(one) > 1]:
+            raise ValueError(f"each severity once, but {twice[0]:g} twice; leave one out")
+        return severities
+
+
 class NoiseSection(RecipeSection):
     """Label noise put on the training part; one more model is trained per rate.
 
@@ -222,6 +246,7 @@ class Recipe(RecipeSection):
     estimators: tuple[MethodSection, ...] = ()
     attacks: tuple[AttackSection, ...] = ()
     suites: tuple[AttackSection, ...] = ()
+    corruptions: tuple[CorruptionSection, ...] = ()
     noises: tuple[NoiseSection, ...] = ()
     scene: SceneSection | None = None
     examples: int = Field(4, ge=0, le=24)
@@ -232,6 +257,13 @@ class Recipe(RecipeSection):
         pairs = [(section.called or section.name, threat) for section in self.attacks for threat in section.threats]
         if twice := [name for name, threat in pairs if pairs.count((name, threat)) > 1]:
             raise ValueError(f"attack {twice[0]} once per threat; give one of the two another `called`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_corruption_names(self) -> Recipe:
+        names = [section.called or section.name for section in self.corruptions]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"corruption {twice[0]} once; give one of the two another `called`")
         return self
 
     @model_validator(mode="after")
@@ -275,6 +307,8 @@ class Recipe(RecipeSection):
     def deciding(self) -> dict[str, Any]:
         """Everything that decides a trained or measured number, as plain values."""
         tree = self.model_dump(mode="json", exclude=set(DISPLAY_KEYS))
+        if not self.corruptions:  # recipes without them keep the id that they had before there were any
+            del tree["corruptions"]
         tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in NOT_DECIDING}
         return tree
 
@@ -339,7 +373,7 @@ def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
         "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "objective": MethodSection,
-        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "noises": NoiseSection, "scene": SceneSection,
+        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "noises": NoiseSection, "scene": SceneSection,
     }  # fmt: skip
     for step in path:
         section = sections.get(step, section)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, ClassVar, cast, final, get_args
 
 from pydantic import PlainValidator
 
-from seawall.chip_context import ChipContext, ContextField, build_with_context
+from seawall.chip_context import CONTEXT_FIELDS, ChipContext, ContextField, build_with_context
 from seawall.corruptions.severity import linear_level
 from seawall.errors import UsageError
 from seawall.registry import entries, parse_settings, register
@@ -120,14 +120,51 @@ def parse_corruption(text: str, context: ChipContext) -> Corruption:
         >>> parse_corruption("haze worst=0.4", chips).level(0.5)
         0.2
     """
-    members = [parse_settings("corruption", part) for part in text.split(" + ")]
+    members = [parse_settings("corruption", part) for part in _parts(text)]
     built = [build_corruption(name, settings, context) for name, settings in members]
     return built[0] if len(built) == 1 else Composition(tuple(built))
 
 
+def corruption_name(text: str) -> str:
+    """Return the text of a corruption or of several in one spelling: registered names with their settings.
+
+    Example:
+        >>> corruption_name("  haze  worst=0.4 +  shot-noise")
+        'haze worst=0.4 + shot-noise'
+    """
+    members = [parse_settings("corruption", part) for part in _parts(text)]
+    return " + ".join(" ".join([name, *(f"{k}={v}" for k, v in settings.items())]) for name, settings in members)
+
+
+def fitting_corruptions(context: ChipContext) -> tuple[dict[str, Corruption], dict[str, str]]:
+    """Return every registered corruption that fits the chips, and the reason for each that does not, by name.
+
+    A corruption with a setting that has no default, such as a composition, is neither.
+    """
+    fit: dict[str, Corruption] = {}
+    refused: dict[str, str] = {}
+    for entry in entries("corruption"):
+        if any(f.init and f.default is MISSING and f.default_factory is MISSING for f in _own_fields(entry.make)):
+            continue
+        try:
+            fit[entry.name] = build_corruption(entry.name, {}, context)
+        except UsageError as bad:
+            refused[entry.name] = str(bad).removeprefix(f"{entry.name}: ")
+    return fit, refused
+
+
+def _own_fields(method: type) -> list[Field[object]]:
+    """Return the fields of a corruption that the chips do not set."""
+    return [f for f in fields(method) if f.name not in CONTEXT_FIELDS]
+
+
+def _parts(text: str) -> list[str]:
+    return text.split(" + ")
+
+
 def _members(given: Setting, context: ChipContext) -> object:
     if isinstance(given, str):
-        return [parse_corruption(part, context) for part in given.split(" + ")]
+        return [parse_corruption(part, context) for part in _parts(given)]
     if isinstance(given, Sequence) and all(isinstance(one, str) for one in given):
         return [parse_corruption(str(one), context) for one in given]
     return given

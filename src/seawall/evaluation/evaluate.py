@@ -170,8 +170,11 @@ def _eval_mode(model: SegmentationModel) -> AbstractContextManager[None]:
 def _case_records(model: SegmentationModel, cache: BatchCache, todo: list[int], case: Case) -> Iterator[Record]:
     """Yield the rows of the chosen chips of a batch under one case."""
     settings = cache.settings
-    batch = cache.batch.select(todo)
+    clean = cache.batch.select(todo)
     start = time.monotonic()
+    batch = case.corrupted(clean, settings.seed)
+    if batch is not clean:  # labels may have moved, and with them the objects in them
+        cache = BatchCache(batch, settings)
     with count_passes(model) as passes:
         image, solved = case.images(model, batch, settings.seed)
     spent = passes.forward / len(batch)
@@ -199,6 +202,8 @@ def _case_records(model: SegmentationModel, cache: BatchCache, todo: list[int], 
             yield from part(i, base)
         if hiding:
             yield from hiding_records(base, hiding[i])
+        if case.corruption is not None:
+            yield base.measured("pixels.clean", float(clean.valid[i].sum()), int(clean.seen[i].sum()))
         if "counts" in case.measures:
             yield from count_records(base, counts[i], model.spec.classes)
     _write_case_examples(model, batch, image, pred, case, settings)

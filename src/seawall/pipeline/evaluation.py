@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -11,18 +11,19 @@ from torch import nn
 
 from seawall import registry
 from seawall.attacks.fischer import Fischer
+from seawall.chip_context import ChipContext
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.data.splits import Split
 from seawall.evaluation.case import CLEAN_CASE, Case, fit_set_attacks
 from seawall.evaluation.evaluate import write_examples
-from seawall.evaluation.measurement import ChipSource, check_and_evaluate, most_mixed_chips
+from seawall.evaluation.measurement import ChipSource, case_progress, check_and_evaluate, most_mixed_chips
 from seawall.evaluation.sanity_checks import QUICK_CHECKS
 from seawall.inference.backends import find_device
 from seawall.models.water_index import ThresholdNet
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.training import model_factory, spec_of_chips
-from seawall.pipeline.validate import attack_cases, baseline_name
+from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases
 from seawall.recipe import Recipe
 from seawall.types import ModelSpec, SegmentationModel
 
@@ -36,20 +37,18 @@ def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Ma
     first = next(iter(models))
     models = {**models, **dict(estimator_models(recipe, models[first]))}
     attacked = {first: models[first], **dict(baseline_models(run, chips, split))}
-    cases = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
+    attacks = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
+    cases = [*attacks, *corruption_cases(recipe, ChipContext.of(chips, split.test))]
     source = ChipSource.of_folder(chips, split.test)
     for name, model in {**attacked, **models}.items():
-
-        def case_progress(case: Case, name: str = name) -> Callable[[int, int, str], None]:
-            return run.stage_progress(f"{name}: {case.method} {case.threat_text}".rstrip())
-
         check_and_evaluate(
             model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN_CASE], log=log,
             recipe=lambda case: recipe.id, name=name, seed=recipe.seed,
-            checks=QUICK_CHECKS if recipe.sanity_checks else None, progress=case_progress, fit=lambda: whole_chips(chips, split.train),
+            checks=QUICK_CHECKS if recipe.sanity_checks else None,
+            progress=case_progress(run.progress, cases, name), fit=lambda: whole_chips(chips, split.train),
         )  # fmt: skip
         if name == first:
-            _write_examples(run, chips, split, name, model, *example_cases(cases))
+            _write_examples(run, chips, split, name, model, *example_cases(attacks))
 
 
 def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:

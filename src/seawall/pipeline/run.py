@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seawall.chip_context import ChipContext
 from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.splits import Split
 from seawall.errors import RecipeError, RunError
@@ -32,7 +33,7 @@ from seawall.pipeline.training import (
     training_settings,
     validation_metrics,
 )
-from seawall.pipeline.validate import check_distinct_names, validate_recipe
+from seawall.pipeline.validate import baseline_name, check_distinct_names, corruption_cases, validate_recipe
 from seawall.recipe import Recipe
 from seawall.report.page import write_report
 from seawall.result import Progress
@@ -82,6 +83,8 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         _check_models(run, chips, split)
         metadata.update(noises=measure_label_noise(run, chips, split))
         metadata.update(estimators=estimator_facts(recipe))
+        if recipe.corruptions:
+            metadata.update(reference=baseline_name(recipe.baselines[0]) if recipe.baselines else "")
         with metadata.time_stage("training"):
             models = dict(train_networks(run, chips, split))
         with metadata.time_stage("evaluation"):
@@ -95,6 +98,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
 
 def _check_models(run: RunContext, chips: ChipFolder, split: Split) -> None:
     """Build the baselines and cases before the training, so that a missing band is found early."""
+    list(corruption_cases(run.recipe, ChipContext.of(chips, split.test)))
     check_distinct_names(run.recipe, spec_of_chips(chips))
     for method in run.recipe.baselines:
         model_factory(method)(spec_of_chips(chips))
@@ -104,7 +108,7 @@ def train_only(
     recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress
 ) -> tuple[dict[str, str | int | float | None], list[dict[str, str | int | float | None]], tuple[tuple[str, str], ...]]:
     """Split a chip folder and train one network; return facts, a table of the validation figures, and no failures."""
-    for key in ("attacks", "suites", "noises", "baselines", "scene"):
+    for key in ("attacks", "suites", "corruptions", "noises", "baselines", "scene"):
         if getattr(recipe, key):
             raise RecipeError(
                 f"{key}: expected nothing of it in a training, got some; put it into a recipe for `seawall run`"
@@ -178,7 +182,8 @@ def summarize_run(run: RunContext) -> list[dict[str, str | float | None]]:
     """Return one row per model, method and threat: IoU and accuracy on the held-out chips with interval and flags."""
     spec = read_spec(run.folder / "models" / run.recipe.model.name / "model.safetensors")
     klass = "water" if "water" in spec.classes else spec.classes[-1]
-    made = [r for r in aggregate_records(with_consistency_flags(run.log)) if not r.chip and not r.group]
+    log = [row for row in run.log if row.severity is None]  # a row per severity of every corruption would be hundreds
+    made = [r for r in aggregate_records(with_consistency_flags(log)) if not r.chip and not r.group]
     found = {(r.model, r.method, r.threat, r.metric, r.klass): r.value for r in made}
     flags = {(r.model, r.method, r.threat): ", ".join(r.flags) for r in made}
     columns = {

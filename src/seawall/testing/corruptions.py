@@ -14,12 +14,12 @@ from torch.nn import functional
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import build_corruption
 from seawall.errors import UsageError
+from seawall.records import SEVERITIES
 from seawall.registry import Entry
 from seawall.rng import Keys
 from seawall.testing.assertions import copy_batch, quiet_random, same_batch, same_bits
 from seawall.types import FILL, Batch, Corruption, Unit
 
-SEVERITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 CHIP_SIZE = 48
 OPTICAL_CHIPS = ChipContext(10.0, ("B02", "B03", "B04", "B08", "B11", "B12"), "reflectance", ("land", "water"))
 RADAR_CHIPS = ChipContext(10.0, ("VV", "VH"), "sigma0_db", ("land", "water"))
