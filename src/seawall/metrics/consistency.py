@@ -1,4 +1,4 @@
-"""Consistency checks of attacks: flags of results that another attack, or a smaller budget, should not beat."""
+"""Consistency checks: flags of attacks that another attack, or a smaller budget, beats, and of corruptions that a smaller severity beats."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ RightPixels = Mapping[str, tuple[float, float]]
 NOISE, BLACK_BOX, TRANSFER = frozenset({"random"}), frozenset({"square"}), frozenset({"transfer"})
 ACCURACY_MARGIN = 0.002
 """Accuracy by which one attack must beat another; below it, two runs differ by chance."""
+SEVERITY_MARGIN = 0.01
+"""Accuracy by which a smaller severity must do more harm; corruptions are random, and need not be as steady as attacks."""
 
 
 def consistency_flags(rows: Iterable[Record]) -> Mapping[SetupKey, tuple[str, ...]]:
-    """Return the flags of each setup that follow from comparing attacks by pooled pixel accuracy.
+    """Return the flags of each setup that follow from comparing attacks and severities by pooled pixel accuracy.
 
     `weaker-than-noise`: random noise lowered the accuracy more. `black-box-wins` and `transfer-wins`: square or transfer beat every
     attack with gradients. `not-monotone`: the same attack lowered the accuracy less under a threat that allows more: no band has less
-    budget, and some band more. Only chips that both attacks of a comparison were run on count.
+    budget, and some band more. Only chips that both attacks of a comparison were run on count. `milder-when-severe`: a corruption at a
+    smaller severity lowered the accuracy more, by over `SEVERITY_MARGIN`; accuracy is of the pixels that each severity leaves valid.
 
     Args:
         rows: Rows with a chip, such as `evaluate_model` writes.
@@ -31,6 +34,11 @@ def consistency_flags(rows: Iterable[Record]) -> Mapping[SetupKey, tuple[str, ..
     found: dict[SetupKey, tuple[str, ...]] = {}
     right, first_record = _right_pixels(rows)
     for setup, chips in right.items():
+        if first_record[setup].severity is not None:
+            weaker = [s for s in right if s[:3] == setup[:3] and _is_less_severe(first_record[s], first_record[setup])]
+            if any(_accuracy(right[s]) < _accuracy(chips) - SEVERITY_MARGIN for s in weaker):
+                found[setup] = ("milder-when-severe",)
+            continue
         if not any(first_record[setup].eps):
             continue
         recipe, model, method, threat = setup
@@ -46,6 +54,15 @@ def consistency_flags(rows: Iterable[Record]) -> Mapping[SetupKey, tuple[str, ..
         if mine:
             found[setup] = mine
     return found
+
+
+def _is_less_severe(record: Record, other: Record) -> bool:
+    return record.severity is not None and other.severity is not None and record.severity < other.severity
+
+
+def _accuracy(chips: RightPixels) -> float:
+    pixels = sum(valid for _, valid in chips.values())
+    return sum(right for right, _ in chips.values()) / pixels if pixels else float("nan")
 
 
 def _beaten(method: str, rivals: Mapping[str, RightPixels]) -> tuple[str, ...]:

@@ -163,7 +163,7 @@ def _resampled_iou(table: ChipTable, klass: str, draws: Resamples) -> DoubleArra
 
 
 def _interval(drawn: DoubleArray) -> Interval:
-    low, high = percentile_interval(drawn[1:, None])
+    low, high = percentile_interval(drawn[1:, None] if np.isfinite(drawn[0]) else drawn[:0, None])
     return Interval(*(finite_or_none(float(value)) for value in (drawn[0], low[0], high[0])))
 
 

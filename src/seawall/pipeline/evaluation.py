@@ -20,6 +20,7 @@ from seawall.evaluation.evaluate import write_examples
 from seawall.evaluation.measurement import ChipSource, case_progress, check_and_evaluate, most_mixed_chips
 from seawall.evaluation.sanity_checks import QUICK_CHECKS
 from seawall.inference.backends import find_device
+from seawall.metrics.corruption_error import corruption_errors
 from seawall.models.water_index import ThresholdNet
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.training import model_factory, spec_of_chips
@@ -48,7 +49,11 @@ def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Ma
             progress=case_progress(run.progress, cases, name), fit=lambda: whole_chips(chips, split.train),
         )  # fmt: skip
         if name == first:
-            _write_examples(run, chips, split, name, model, *example_cases(attacks))
+            most_mixed = most_mixed_chips(chips, split.test, recipe.examples)
+            _write_examples(run, chips, split, name, model, most_mixed, *example_cases(attacks))
+            klass = "water" if "water" in chips.classes else chips.classes[-1]
+            for case in worst_corruptions(run, name, cases, klass):
+                _write_examples(run, chips, split, name, model, most_mixed[:1], case, None)
 
 
 def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:
@@ -72,11 +77,30 @@ def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:
     return cases[-1], None
 
 
+CORRUPTIONS_SHOWN = 4
+"""Corruptions of which the report has a picture."""
+
+
+def worst_corruptions(run: RunContext, name: str, cases: Sequence[Case], klass: str) -> list[Case]:
+    """Return the corruptions that cost a model most, each at its largest severity; at most `CORRUPTIONS_SHOWN`.
+
+    Args:
+        run: The run, whose records are there.
+        name: Model name in the rows.
+        cases: The cases that were measured.
+        klass: Class of the IoU.
+    """
+    made = corruption_errors(run.log, name, "", klass, samples=0)[:-1]
+    worst = sorted(made, key=lambda e: -(e.drop.value or 0.0))[:CORRUPTIONS_SHOWN]
+    at = [(one.corruption, one.levels[-1].severity) for one in worst]
+    return sorted((c for c in cases if (c.method, c.severity) in at), key=lambda c: at.index((c.method, c.severity)))
+
+
 def _write_examples(
-    run: RunContext, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case, restricted: Case | None
-) -> None:
+    run: RunContext, chips: ChipFolder, split: Split, name: str, model: nn.Module, wanted: Sequence[str], case: Case, restricted: Case | None
+) -> None:  # fmt: skip
     """Write the examples of the report that do not exist yet; a resumed run may have a higher number of them."""
-    if case.attack is None:
+    if case.attack is None and case.corruption is None:
         return
     folder, net = run.folder / "examples", cast(SegmentationModel, model)
     existing = {
@@ -84,7 +108,7 @@ def _write_examples(
         for example in (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
         if (example.get("model"), example.get("method"), example.get("threat")) == (name, case.method, case.threat_text)
     }
-    missing = [id_ for id_ in most_mixed_chips(chips, split.test, run.recipe.examples) if id_ not in existing]
+    missing = [id_ for id_ in wanted if id_ not in existing]
     if missing:
         [case] = fit_set_attacks([case], net, lambda: whole_chips(chips, split.train), run.recipe.seed)
         write_examples(

@@ -139,7 +139,7 @@ def error_table(errors: Sequence[CorruptionError], severities: Sequence[float]) 
 
 def _error_row(entry: CorruptionError, severities: Sequence[float]) -> MutableRow:
     worst = entry.levels[-1] if entry.levels else None
-    level = f"{worst.level:g} {worst.level_unit} {worst.quantity}" if worst else ""
+    level = f"{worst.quantity} = {worst.level:g} {worst.level_unit}".rstrip() if worst else ""
     return {
         "corruption": entry.corruption or MEAN_ROW,
         "clean": entry.clean.value,
@@ -148,5 +148,5 @@ def _error_row(entry: CorruptionError, severities: Sequence[float]) -> MutableRo
         "ce": entry.error.value, "ce.low": entry.error.low, "ce.high": entry.error.high,
         "relative": entry.relative_error.value, "relative.low": entry.relative_error.low,
         "relative.high": entry.relative_error.high,
-        "kept": entry.kept, "flags": ", ".join(entry.flags), "worst level": " ".join(level.split()),
+        "kept": entry.kept, "flags": ", ".join(entry.flags), "worst level": level,
     }  # fmt: skip

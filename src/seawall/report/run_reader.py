@@ -101,11 +101,15 @@ class EstimatorFacts(RunFile):
 
 
 class RunFacts(RunFile):
-    """The file facts.json: data, label noise, estimators, seconds per stage, version."""
+    """The file facts.json: data, label noise, estimators, seconds per stage, version.
+
+    `reference` is the baseline that corruption errors are relative to.
+    """
 
     data: DataFacts = DataFacts()
     noises: Mapping[str, NoiseFacts] = Field(default_factory=dict)
     estimators: Mapping[str, EstimatorFacts] = Field(default_factory=dict)
+    reference: str = ""
     seconds: Mapping[str, float] = Field(default_factory=dict)
     version: str = ""
 
@@ -171,6 +175,10 @@ class ExampleFacts(RunFile):
     model: str = ""
     largest_change: float | None = None
     preview_bands: tuple[str, ...] = ()
+    severity: float | None = None
+    level: float | None = None
+    quantity: str = ""
+    level_unit: str = ""
 
 
 class EpochFacts(RunFile):
