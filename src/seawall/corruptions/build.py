@@ -44,6 +44,11 @@ def as_members(value: object) -> tuple[Corruption, ...]:
     return found
 
 
+def registered_name(corruption: Corruption) -> str:
+    """Return the name that a corruption is registered under; that of its class where it is not."""
+    return next((e.name for e in entries("corruption") if e.make is type(corruption)), type(corruption).__name__)
+
+
 @register("corruption", "composition", smoke={"members": "haze + shot-noise"}, traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
@@ -72,10 +77,9 @@ class Composition:
 
     def ordered(self) -> tuple[Corruption, ...]:
         """Return the members in physical order."""
-        names = {entry.make: entry.name for entry in entries("corruption")}
 
         def place(one: Corruption) -> tuple[int, int, str]:
-            name = names.get(type(one), "")
+            name = registered_name(one)
             rank = PHYSICAL_ORDER.index(name) if name in PHYSICAL_ORDER else len(PHYSICAL_ORDER)
             return STAGES.index(one.stage), rank, name
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from seawall.attacks.minimum_norm import MinimumNorm, MinimumNormResult
 from seawall.attacks.target import Hide, Towards
 from seawall.attacks.universal import SetAttack
+from seawall.corruptions.build import registered_name
 from seawall.corruptions.severity import check_severity
 from seawall.errors import ModelError, UsageError, did_you_mean
 from seawall.records import CorruptionFacts
@@ -110,14 +111,16 @@ class Case:
     def corrupted(self, batch: Batch, seed: int) -> Batch:
         """Return the batch that is measured: after the corruption where there is one, else the very batch.
 
-        The severity is no part of the random stream, so that all severities share one random field.
+        Severity, settings and the case's name are no part of the random stream, so that all share one random field.
 
         Raises:
             ModelError: The corruption changed the shape, or made pixels that are no finite numbers.
         """
         if self.corruption is None or self.severity is None:
             return batch
-        made = self.corruption(batch, self.severity, Keys(seed, batch.chips, ("corrupt", self.method)))
+        made = self.corruption(
+            batch, self.severity, Keys(seed, batch.chips, ("corrupt", registered_name(self.corruption)))
+        )
         self._check_finite(made.image, batch)
         return made
 

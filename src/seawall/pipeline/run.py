@@ -83,8 +83,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         _check_models(run, chips, split)
         metadata.update(noises=measure_label_noise(run, chips, split))
         metadata.update(estimators=estimator_facts(recipe))
-        if recipe.corruptions:
-            metadata.update(reference=baseline_name(recipe.baselines[0]) if recipe.baselines else "")
+        metadata.update(reference=baseline_name(recipe.baselines[0]) if recipe.baselines else "")
         with metadata.time_stage("training"):
             models = dict(train_networks(run, chips, split))
         with metadata.time_stage("evaluation"):

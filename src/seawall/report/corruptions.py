@@ -75,7 +75,7 @@ COST_COLUMNS = {
 def _cost_table(index: RecordIndex, model: str, *, folded: bool = False) -> Table:
     entries = index.corrupted[model]
     severities = sorted({facts.severity for entry in entries for facts in entry.levels if facts.severity is not None})
-    costs = [name for name in COST_COLUMNS if any(_interval(entry, name).value is not None for entry in entries)]
+    costs = [name for name in COST_COLUMNS if any(_cost_of(entry, name).value is not None for entry in entries)]
     rows = [_cost_row(index, model, entry, severities, costs) for entry in (*most_harmful(entries), entries[-1])]
     head = (
         ("Corruption", ""),
@@ -112,12 +112,12 @@ def _cost_row(
     )
 
 
-def _interval(entry: CorruptionError, name: str) -> Interval:
+def _cost_of(entry: CorruptionError, name: str) -> Interval:
     return {"drop": entry.drop, "error": entry.error, "relative_error": entry.relative_error}[name]
 
 
 def _cost_cell(index: RecordIndex, model: str, entry: CorruptionError, name: str) -> TableCell:
-    cost = _interval(entry, name)
+    cost = _cost_of(entry, name)
     low, high = ("", "") if cost.low is None or cost.high is None else (ratio_text(cost.low), ratio_text(cost.high))
     what = f"{COST_COLUMNS[name][0]} · {model} · {entry.corruption or 'mean over corruptions'}"
     title = what + (f" · 95 % interval {low} to {high}" if low else "")
