@@ -22,6 +22,7 @@ from seawall.metrics.corruption_error import LEAST_BASELINE_DROP, corruption_err
 from seawall.metrics.worst_case import worst_case
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.pipeline.stress import distinct_severities, threshold_model
+from seawall.pipeline.validate import validate_recipe
 from seawall.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog, read_records
 from seawall.rng import Keys
@@ -305,6 +306,13 @@ def test_a_recipe_names_a_corruption_of_its_sensor(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=says):
             api.run(tmp_path / "r.toml", out=tmp_path)
         assert not (tmp_path / "chips").exists(), "refused before chips are made"
+
+
+def test_the_recipes_with_corruptions_are_valid_before_there_are_chips() -> None:
+    for name, count in (("stress", 8), ("stress-hls", 32)):
+        recipe = read_recipe(ROOT / f"recipes/{name}.toml")
+        validate_recipe(recipe)
+        assert len(recipe.corruptions) == count
 
 
 def test_a_run_measures_corruptions_and_its_page_shows_them(tmp_path: Path) -> None:

@@ -81,11 +81,13 @@ def _validate_threat(text: str, recipe: Recipe) -> None:
 
 
 def _validate_corruption(section: CorruptionSection, recipe: Recipe) -> None:
-    # as for threats: a corruption that fits no possible unit is refused here, the chips decide later
+    # as for threats: a corruption that fits no possible unit is refused here, the chips decide later; where no bands
+    # are named they may lack the cirrus band, which no product of surface reflectance has
     first: UsageError | None = None
+    bands = tuple(band for band in _recipe_bands(recipe) if recipe.data.bands or band != "B10")
     for unit in _possible_units(recipe):
         try:
-            build_corruption(section.name, section.settings, ChipContext(10.0, _recipe_bands(recipe), unit))
+            build_corruption(section.name, section.settings, ChipContext(10.0, bands, unit))
             return
         except UsageError as bad:
             first = first or bad
