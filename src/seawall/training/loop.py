@@ -52,7 +52,7 @@ from seawall.training.distributed import (
     start_fabric,
 )
 from seawall.training.launch import handle_signals
-from seawall.types import Batch, Objective
+from seawall.types import Batch, Objective, ScheduledObjective
 from seawall.version import code_version
 
 __all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit", "make_training"]
@@ -93,7 +93,7 @@ def fit(
 
     Args:
         model: A module with a `spec`; its `standardize` is fitted on the training pixels beforehand.
-        objective: What is minimized; it gets the model itself, not a wrapper.
+        objective: What is minimized; it gets the model itself, not a wrapper. With a schedule, it is taken at each step's progress.
         feed: Epoch to batches, at least `steps_per_epoch * accumulate` of them and the same ones every time. A
             `SeekableFeed` starts at the first batch that a resumed epoch lacks.
         check: Validation: model in eval mode to metrics, on one process; the monitored one selects the weights. Without
@@ -231,9 +231,12 @@ class _TrainingRun:
         shares, stop = self._pixel_shares(mine)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=fabric.device)
+        objective = self.objective
+        if isinstance(objective, ScheduledObjective):
+            objective = objective.at(step / self.training.steps)
         try:
             for batch, share in zip(mine, shares, strict=True):
-                total += self._backward(batch, share)
+                total += self._backward(objective, batch, share)
         except Exception as bad:
             self._fail(bad)
         summed, failed = all_reduce_gradients(fabric, self.model, total, self.failure is not None)
@@ -249,10 +252,10 @@ class _TrainingRun:
         self._report(step + 1, value)
         self._save_within_epoch(stop)
 
-    def _backward(self, batch: Batch, share: float) -> Tensor:
+    def _backward(self, objective: Objective, batch: Batch, share: float) -> Tensor:
         """Add the gradients of a batch and return its share of the step's loss."""
         with self.fabric.autocast():
-            loss = self.objective(self.model, batch, Keys(self.seed, batch.chips).fold("train"))  # type: ignore[arg-type]
+            loss = objective(self.model, batch, Keys(self.seed, batch.chips).fold("train"))  # type: ignore[arg-type]
         loss = loss if share == 1 else loss * share
         self.fabric.backward(loss)
         return loss.detach()
