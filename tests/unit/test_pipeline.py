@@ -33,9 +33,9 @@ from seawall.pipeline.training import (
     measure_label_noise,
     train_network,
     training_settings,
-    validation_metrics,
 )
 from seawall.pipeline.validate import check_distinct_names
+from seawall.pipeline.validation import validation_metrics
 from seawall.recipe import Recipe, make_recipe
 from seawall.training.checkpoint import describe_differences
 from seawall.training.configuration import MEAN_IOU

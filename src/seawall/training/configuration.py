@@ -47,11 +47,15 @@ class Training:
             rises along a cosine during the warm-up and falls along one to lr / 10000.
         warmup: Share of all steps over which the rate rises; linearly except in "onecycle".
         clip: Largest norm of the gradient; 0 does not clip.
+        ema: Decay of the moving average of the weights, which is then validated and kept instead of them, batch-norm
+            statistics included; 0 keeps none. 0.995 is common.
         precision: "32-true", or mixed precision, which is faster on some hardware.
         patience: Checks without improvement until training stops; 0 never stops early.
         monitor: Validation metric that selects the best weights; "" is "val.iou.water" where there is such a class,
             and the mean over the classes, "val.iou.mean", where there is none.
         better: Whether a higher or a lower value of it is better.
+        halt: Validation metric that ends the training as soon as it is above 0, such as "val.robust.overfitting"; "" for
+            none. The weights that are kept are the best ones by `monitor`.
         check_every: Epochs between checks; the last epoch is always checked.
         save_s: Seconds between checkpoints inside an epoch; 0 saves after epochs only.
         tensorboard: Write curves for TensorBoard beside the JSON lines.
@@ -69,10 +73,12 @@ class Training:
     schedule: Literal["constant", "cosine", "poly", "onecycle"] = "cosine"
     warmup: float = 0.05
     clip: float = 1.0
+    ema: float = 0.0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     patience: int = 0
     monitor: str = ""
     better: Literal["higher", "lower"] = "higher"
+    halt: str = ""
     check_every: int = 1
     save_s: float = 60.0
     tensorboard: bool = True
@@ -91,6 +97,8 @@ class Training:
                 )
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UsageError(f"training.lr: expected a number above 0, got {self.lr}; 1e-3 is common")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"training.ema: expected a decay in [0, 1), got {self.ema}; 0.995 is common")
         if not 0 <= self.warmup < 1 or (self.schedule == "onecycle" and self.warmup == 0):
             raise UsageError(
                 f"training.warmup: expected a share in [0, 1), above 0 for onecycle, got {self.warmup}; 0.05 is common"

@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from seawall.models.weights import check_finite, load_model, save_model, spec_of
 from seawall.modules import eval_mode, on_device
 from seawall.result import StageProgress
 from seawall.rng import Keys
+from seawall.training.averaging import WeightAverage
 from seawall.training.checkpoint import (
     Checkpoints,
     History,
@@ -160,6 +161,7 @@ class _TrainingRun:
         self.checkpoints = Checkpoints(folder / "checkpoints", identity)
         self.base_optimizer = _optimizer(model, training)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.base_optimizer))
+        self.average = WeightAverage(model, training.ema) if training.ema else None
         self.state = TrainingState()
         self.failure: Exception | None = None
         self.log: HistoryLog | None = None
@@ -170,9 +172,11 @@ class _TrainingRun:
         on_rank_zero(self.fabric, lambda: self._clean_folder(resume))
         found = self.checkpoints.load(self.model, self.base_optimizer) if resume else None
         if found:
-            self.state, scaler = found
-            if scaler:
-                self.fabric.strategy.precision.load_state_dict(dict(scaler))
+            self.state = found.state
+            if found.scaler:
+                self.fabric.strategy.precision.load_state_dict(dict(found.scaler))
+            if self.average is not None:
+                self.average.load(found.average)
         if self.state.versions[-1:] != [code_version()] and not self.state.ending:
             self.state.versions.append(code_version())
             if found and self.progress is not None and self.fabric.is_global_zero:
@@ -247,6 +251,8 @@ class _TrainingRun:
         if self.training.clip:
             fabric.clip_gradients(self.model, self.optimizer, max_norm=self.training.clip, error_if_nonfinite=False)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(step)
         self.state.step += 1
         self.state.loss += value
         self._report(step + 1, value)
@@ -265,7 +271,8 @@ class _TrainingRun:
         state, training = self.state, self.training
         last = state.epoch + 1 == training.epochs
         due = check is not None and (last or (state.epoch + 1) % training.check_every == 0)
-        metrics = self._metrics(check) if check is not None and due else {}
+        with self._kept_weights():
+            metrics = self._metrics(check) if check is not None and due else {}
         best = check is None or (due and self._improves(metrics))
         if best:
             state.best, state.best_epoch, state.stale = metrics.get(training.monitor), state.epoch, 0
@@ -282,7 +289,9 @@ class _TrainingRun:
         }
         state.epoch, state.step, state.loss, state.seconds = state.epoch + 1, 0, 0.0, 0.0
         state.rows.append(row)
-        state.ending = "finished" if last else "early" if training.patience and state.stale >= training.patience else ""
+        stale = bool(training.patience) and state.stale >= training.patience
+        halted = (metrics.get(training.halt) or 0.0) > 0
+        state.ending = "finished" if last else "early" if stale or halted else ""
         on_rank_zero(self.fabric, lambda: self._save_epoch(row, best))
         self.began_s = time.monotonic()
 
@@ -290,10 +299,15 @@ class _TrainingRun:
         """Write weights, history and checkpoint of an epoch."""
         self._check_weights()
         if best:
-            save_model(self.folder / "model.safetensors", self.model)
+            with self._kept_weights():
+                save_model(self.folder / "model.safetensors", self.model)
         if self.log is not None:
             self.log.append(row)
         self._save()
+
+    def _kept_weights(self) -> AbstractContextManager[None]:
+        """Give the model the weights that are validated and kept: their average, or as they are."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def finish(self) -> History:
         """Load the best weights into the model and return the history."""
@@ -379,7 +393,8 @@ class _TrainingRun:
 
     def _save(self) -> None:
         scaler = self.fabric.strategy.precision.state_dict()
-        self.checkpoints.save(self.state, self.model, self.base_optimizer, scaler)
+        average = {} if self.average is None else self.average.tensors
+        self.checkpoints.save(self.state, self.model, self.base_optimizer, scaler, average)
         self.saved_s = time.monotonic()
 
     def _check_weights(self) -> None:
@@ -409,10 +424,11 @@ def _enter(held: ExitStack, lock: RunLock) -> None:
 
 
 def _check_monitor(training: Training, metrics: Sequence[str]) -> None:
-    if training.monitor not in metrics:
-        raise UsageError(
-            f"training.monitor: expected a metric of the check, got {training.monitor!r}; {did_you_mean(training.monitor, metrics)}"
-        )
+    for key, name in (("monitor", training.monitor), ("halt", training.halt or training.monitor)):
+        if name not in metrics:
+            raise UsageError(
+                f"training.{key}: expected a metric of the check, got {name!r}; {did_you_mean(name, metrics)}"
+            )
 
 
 def _check_model(model: nn.Module, training: Training, check: Validation | None) -> None:
@@ -426,9 +442,9 @@ def _check_model(model: nn.Module, training: Training, check: Validation | None)
             raise ModelError(
                 f"model.{name}: expected mean and std of the training pixels, got none; call model.{name}.fit(mean, std) first"
             )
-    if training.patience and check is None:
+    if (training.patience or training.halt) and check is None:
         raise UsageError(
-            "training.patience: expected a validation to stop early by, got none; give a check or patience = 0"
+            "training.patience, training.halt: expected a validation to stop early by, got none; give a check, or leave them out"
         )
 
 

@@ -98,7 +98,8 @@ def _to_median_border(model: SegmentationModel, batch: Batch, threat: ThreatMode
         loss = CROSS_ENTROPY(model(x), target)
         (grad,) = torch.autograd.grad(torch.where(batch.valid, loss, 0.0).sum(), x)
         offset = ball.project(ball.x + ball.ascend(grad)) - ball.x
-        margin, slope = torch.func.jvp(lambda image: logit_margin(model(image), target), (ball.x,), (offset,))
+        found = torch.func.jvp(lambda image: logit_margin(model(image), target), (ball.x,), (offset,))
+    margin, slope = found[0], found[1]
     share = torch.zeros(len(batch), device=x.device)
     for i, right in enumerate((margin > 0) & batch.valid):
         if bool(right.any()):

@@ -22,7 +22,12 @@ START_SHARE = 0.03
 """Standard deviation of the start around the clean image, in eps: 0.001 at the published eps of 0.031."""
 
 
-@register("objective", "trades", paper="arXiv:1901.08573", smoke={"threat": "linf 0.2% reflectance", "beta": 1.0, "steps": 2, "step": 0.5})
+@register(
+    "objective",
+    "trades",
+    paper="arXiv:1901.08573",
+    smoke={"threat": "linf 0.2% reflectance", "beta": 1.0, "steps": 2, "step": 0.5},
+)
 @final
 @dataclass(frozen=True)
 class Trades(ThreatObjective):
