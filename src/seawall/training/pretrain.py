@@ -70,7 +70,7 @@ class PatchClassifier(nn.Module):
         self.spec = ModelSpec(spec.bands, ("few", "many"), spec.unit, spec.gsd_m, "patch-classifier")
         self.stride, self.standardize, self.features = network.stride, network.standardize, network.features
         self.stem, self.down = layers.stem, layers.down
-        self.head = nn.Linear(layers.down[-1][-1][0].out_channels, 2)  # type: ignore[index, union-attr, arg-type]
+        self.head = nn.Linear(layers.down[-1][-1][0].out_channels, 2)  # type: ignore[index]
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, 2, H, W), equal over the pixels of an image."""

@@ -58,9 +58,9 @@ class StepCheckpoints(ThreatObjective):
     def _shortest_harmful(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         offset = RANDOM_STEP(model, batch, threat, keys) - batch.image
         with attack_mode(model), torch.no_grad():
-            clean = _right_pixels(model, batch, batch.image)
+            clean = _count_right(model, batch, batch.image)
             right = [
-                _right_pixels(model, batch, batch.image + offset * (k / self.checkpoints))
+                _count_right(model, batch, batch.image + offset * (k / self.checkpoints))
                 for k in range(1, self.checkpoints + 1)
             ]
         share = torch.ones(len(batch), device=batch.image.device)
@@ -107,6 +107,6 @@ def _to_median_border(model: SegmentationModel, batch: Batch, threat: ThreatMode
     return ball.x + offset * per_image(share.clamp(0, 1))
 
 
-def _right_pixels(model: SegmentationModel, batch: Batch, image: Tensor) -> Tensor:
+def _count_right(model: SegmentationModel, batch: Batch, image: Tensor) -> Tensor:
     """Return the number (B,) of valid pixels that are predicted as labelled."""
     return ((predicted_classes(model(image)) == batch.label) & batch.valid).flatten(1).sum(1)
