@@ -78,6 +78,8 @@ METHODS: Mapping[str, Method] = {
     "fgsm": Method(objective="fgsm", settings={"threat": ONE}),
     "fgsm-rs": Method(objective="fgsm-rs", settings={"threat": ONE}),
     "n-fgsm": Method(objective="n-fgsm", settings={"threat": ONE}),
+    "n-fgsm-drawn": Method(objective="n-fgsm", settings=UP_TO_TWO),
+    "n-fgsm-drawn-ema": Method(objective="n-fgsm", settings=UP_TO_TWO, training=EMA),
     "grad-align": Method(objective="grad-align", settings={"threat": ONE}),
     "step-checkpoints": Method(objective="step-checkpoints", settings={"threat": ONE}),
     "step-linearized": Method(objective="step-linearized", settings={"threat": ONE}),

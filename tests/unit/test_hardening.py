@@ -101,18 +101,22 @@ def test_threats_are_drawn_by_chip_and_warm_up_by_progress() -> None:
     found = (spied(two, model, batch, keys) - batch.image).abs().flatten(1).amax(1)
     which = keys.fold("threat").uniform((1,))[:, 0] < 0.5
     assert torch.allclose(found, torch.where(which, 0.005, 0.02), atol=1e-6) and 0 < int(which.sum()) < 6
+    started = replace(two, attack="pgd", attack_settings={"steps": 1, "step": 0.1, "keep": "last"})
+    alone = spied(started, model, batch.select([4]), keys.select([4]))
+    assert torch.equal(alone[0], spied(started, model, batch, keys)[4]), "its random start is its own as well"
 
 
 def test_budgets_per_image_bound_every_attack() -> None:
-    model, batch = uneven_model(), ground_batch(images=3)
-    factors = (0.0, 0.5, 1.0)
+    model, batch = uneven_model(), ground_batch(images=4)
+    batch.valid[3] = False  # it leaves the attack, and the budgets of the others stay theirs
+    factors = (0.0, 0.5, 1.0, 0.7)
     for norm in ("linf", "l2"):
         threat = ThreatModel(norm, 0.02, low=0.0, factors=factors)  # type: ignore[arg-type]
         for attack in (PGD(steps=4), build("attack", "masked-ce", {"steps": 10})):
             adv = attack(model, batch, threat, Keys(0, batch.chips))  # type: ignore[operator]
             far = threat.distance(adv, batch.image)
             assert (far <= 0.02 * torch.tensor(factors) + 1e-6).all() and far[2] > 0.01 and far[0] == 0
-    with pytest.raises(UsageError, match="expected 3 factors, got 2"):
+    with pytest.raises(UsageError, match="expected 4 factors, got 2"):
         ThreatModel("linf", 0.02, factors=(1.0, 1.0)).around(batch.image, batch.seen)
 
 
@@ -133,7 +137,11 @@ def test_trades_is_the_clean_loss_plus_a_mean_divergence() -> None:
         (*batch.chips, *(f"{c}b" for c in batch.chips)),
     )  # type: ignore[arg-type]
     again = one(model, twice, Keys(0, twice.chips)) - Supervised()(model, twice, keys)
-    assert extra > 0 and abs(float(again / extra) - 1) < 0.1, "a mean over pixels does not grow with the batch"
+    assert extra > 0 and abs(float((again / extra).detach()) - 1) < 0.1, (
+        "a mean over pixels does not grow with the batch"
+    )
+    away = pixel_divergence(model(batch.image), model(spied(one, model, batch, keys)))  # type: ignore[arg-type]
+    assert torch.allclose(extra, away[batch.valid].mean(), rtol=1e-4), "of valid pixels"
     p, q = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.5, 0.5]).log()
     want = functional.kl_div(q, p, log_target=True, reduction="sum")  # KL(p || q)
     assert torch.allclose(pixel_divergence(p.view(1, 2, 1, 1), q.view(1, 2, 1, 1)).flatten(), want)
@@ -188,15 +196,15 @@ def test_the_checkpoint_reading_takes_the_shortest_share_that_does_half_the_harm
     margins = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]) * 0.02
     image = torch.stack([0.3 + margins, torch.full((8,), 0.2)])[None, :, None, :]
     batch = Batch.of(image, torch.ones(1, 1, 8, dtype=torch.long))
-    objective, keys = StepCheckpoints(threat="linf 2% reflectance"), Keys(0, batch.chips)
+    objective, keys = StepCheckpoints(threat="linf 2% reflectance", checkpoints=8), Keys(0, batch.chips)
     found = (spied(objective, Ramp(), batch, keys) - image)[0, 0, 0].abs()  # type: ignore[arg-type]
     whole = (
         PGD(steps=1, step=1.25, keep="last")(Ramp(), batch, ThreatModel("linf", 0.02, low=0.0), keys.fold("attack"))
         - image
     )[0, 0, 0].abs()
-    lost = [int((whole * k / 3 > margins).sum()) for k in (1, 2, 3)]
-    k = next(k for k in (1, 2, 3) if 2 * lost[k - 1] >= lost[2])
-    assert torch.allclose(found, whole * k / 3, atol=1e-6) and k < 3
+    lost = [int((whole * k / 8 > margins).sum()) for k in range(1, 9)]
+    k = next(k for k in range(1, 9) if 2 * lost[k - 1] >= lost[7])
+    assert torch.allclose(found, whole * k / 8, atol=1e-6) and k < 7
     step = (spied(StepLinearized(threat="linf 2% reflectance"), Ramp(), batch, keys) - image)[0, 0, 0]  # type: ignore[arg-type]
     assert torch.allclose(step, torch.full((8,), -float(margins.median())), atol=1e-6), (
         "to the border of the median pixel"
@@ -272,6 +280,18 @@ def test_a_stopped_training_with_average_and_schedule_goes_on_to_the_same_bits(t
     assert (tmp_path / "cut/model.safetensors").read_bytes() == whole
     fit(make(), replace(objective, warmup=0.0), toy, None, training, tmp_path / "at-once")
     assert (tmp_path / "at-once/model.safetensors").read_bytes() != whole, "the schedule decides the weights"
+
+
+def test_the_schedule_goes_by_the_whole_training(tmp_path: Path) -> None:
+    asked: list[float] = []
+
+    class Spy(Supervised):
+        def at(self, progress: float) -> Supervised:
+            asked.append(progress)
+            return Supervised()
+
+    fit(make(), Spy(), toy, None, QUICK, tmp_path)
+    assert asked == pytest.approx([step / 12 for step in range(12)])
 
 
 def test_training_ends_at_the_first_sign_and_keeps_the_best_weights(tmp_path: Path) -> None:
