@@ -89,6 +89,18 @@ class SplitSection(RecipeSection):
         return self
 
 
+class RobustnessSection(RecipeSection):
+    """A threat that the validation chips are attacked within after every epoch.
+
+    Args:
+        threat: Threat model, as text with its unit.
+        steps: Steps of PGD.
+    """
+
+    threat: str
+    steps: int = Field(10, ge=2, le=1000)
+
+
 class TrainingSection(RecipeSection):
     """How the network is trained.
 
@@ -98,6 +110,9 @@ class TrainingSection(RecipeSection):
         augment: "d4" shows every patch in one of its eight orientations.
         balance: "classes" centers the patches on every class alike, "area" draws them evenly.
         devices: Processes that share every batch, one per device; batch norms see each process's share only.
+        start: Weights file to start from, of the same model, bands and classes; its normalization is kept. "" starts
+            from random weights.
+        robustness: Attack the validation chips too; the default monitor is then the IoU after PGD.
     """
 
     objective: MethodSection = MethodSection(name="supervised")
@@ -105,6 +120,8 @@ class TrainingSection(RecipeSection):
     augment: Literal["none", "d4"] = "d4"
     balance: Literal["area", "classes"] = "area"
     devices: int = Field(1, ge=1, le=1024)
+    start: str = ""
+    robustness: RobustnessSection | None = None
 
     @field_validator("settings")
     @classmethod
@@ -276,6 +293,9 @@ class Recipe(RecipeSection):
         """Everything that decides a trained or measured number, as plain values."""
         tree = self.model_dump(mode="json", exclude=set(DISPLAY_KEYS))
         tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in NOT_DECIDING}
+        for key in ("start", "robustness"):  # ids of recipes without them stay what they were
+            if not tree["training"][key]:
+                del tree["training"][key]
         return tree
 
     @property

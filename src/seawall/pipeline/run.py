@@ -30,9 +30,9 @@ from seawall.pipeline.training import (
     train_network,
     train_networks,
     training_settings,
-    validation_metrics,
 )
 from seawall.pipeline.validate import check_distinct_names, validate_recipe
+from seawall.pipeline.validation_metrics import validation_metrics
 from seawall.recipe import Recipe
 from seawall.report.page import write_report
 from seawall.result import Progress
@@ -120,7 +120,8 @@ def train_only(
         code = record_environment(out)
         model = train_network(run, chips, split, recipe.networks[0])
     table: list[dict[str, str | int | float | None]] = [
-        {"metric": name, "value": value} for name, value in validation_metrics(model, chips, split.val).items()
+        {"metric": name, "value": value}
+        for name, value in validation_metrics(model, chips, split.val, recipe.training.robustness).items()
     ]
     weights = out / "models" / recipe.model.name / "model.safetensors"
     facts: dict[str, str | int | float | None] = {

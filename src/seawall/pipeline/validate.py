@@ -53,6 +53,8 @@ def validate_recipe(recipe: Recipe) -> None:
         registry.build("suite", suite.name, suite.settings)
     for text in (text for section in (*recipe.attacks, *recipe.suites) for text in section.threats):
         _validate_threat(text, recipe)
+    if recipe.training.robustness is not None:
+        _validate_threat(recipe.training.robustness.threat, recipe)
     for noise in recipe.noises:
         for rate in noise.rates:
             build_noise(
