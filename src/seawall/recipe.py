@@ -131,6 +131,27 @@ class TrainingSection(RecipeSection):
         return settings
 
 
+REFERENCE = "plain"
+"""Name of the reference network in rows and folders."""
+
+
+class ReferenceSection(RecipeSection):
+    """A second network, which the recipe's is compared with: the same model and split, trained by another objective.
+
+    It is attacked as the recipe's network is, the attacks on it are given to the recipe's network as well, and threshold
+    models among the baselines are measured by their exact worst case.
+
+    Args:
+        objective: What is minimized.
+        settings: Fields of `seawall.training.configuration.Training` that differ from the recipe's.
+        weights: Weights file of a network that is there already, trained on the same split; it is taken instead.
+    """
+
+    objective: MethodSection = MethodSection(name="supervised")
+    settings: dict[str, Any] = Field(default_factory=dict)
+    weights: str = ""
+
+
 class AttackSection(RecipeSection):
     """An attack or a suite against one or more threats, each with its unit: "linf 1% reflectance".
 
@@ -235,6 +256,7 @@ class Recipe(RecipeSection):
     split: SplitSection = SplitSection()
     model: MethodSection = MethodSection(name="unet")
     training: TrainingSection = TrainingSection()
+    reference: ReferenceSection | None = None
     baselines: tuple[MethodSection, ...] = ()
     estimators: tuple[MethodSection, ...] = ()
     attacks: tuple[AttackSection, ...] = ()
@@ -274,7 +296,7 @@ class Recipe(RecipeSection):
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """The networks to train: one on the labels as they are, then one per label noise and rate."""
+        """The networks to train: one on the labels as they are, the reference, then one per label noise and rate."""
         own, base = self.training.objective, self.model.name
         noisy = (
             Network(
@@ -286,7 +308,17 @@ class Recipe(RecipeSection):
             for noise in self.noises
             for rate in noise.rates
         )
-        return (Network(base, own), *noisy)
+        beside = self.reference
+        plain = (Network(REFERENCE, beside.objective),) if beside is not None and not beside.weights else ()
+        return (Network(base, own), *plain, *noisy)
+
+    def training_of(self, network: Network) -> TrainingSection:
+        """Return how a network is trained; the reference has no attacked validation and starts from random weights."""
+        if self.reference is None or network.name != REFERENCE:
+            return self.training
+        settings = {**self.training.settings, **self.reference.settings}
+        changes = {"objective": network.objective, "settings": settings, "start": "", "robustness": None}
+        return self.training.model_copy(update=changes)
 
     @property
     def deciding(self) -> dict[str, Any]:
@@ -296,6 +328,8 @@ class Recipe(RecipeSection):
         for key in ("start", "robustness"):  # ids of recipes without them stay what they were
             if not tree["training"][key]:
                 del tree["training"][key]
+        if self.reference is None:
+            del tree["reference"]
         return tree
 
     @property
@@ -358,7 +392,7 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
-        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "objective": MethodSection,
+        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "objective": MethodSection,
         "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "noises": NoiseSection, "scene": SceneSection,
     }  # fmt: skip
     for step in path:

@@ -32,7 +32,7 @@ from seawall.types import ModelSpec
 
 
 def train_networks(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the network trained on clean labels, then one per label noise and rate."""
+    """Yield the network trained on clean labels, the reference, then one per label noise and rate."""
     for network in run.recipe.networks:
         yield network.name, train_network(run, chips, split, network)
 
@@ -105,12 +105,12 @@ def train_network(run: RunContext, chips: ChipFolder, split: Split, network: Net
 
 def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> History:
     """Train one network in this process, which may be one of several of a distributed training."""
-    recipe = run.recipe
-    training = training_settings(run, chips, split)
+    recipe, section = run.recipe, run.recipe.training_of(network)
+    training = training_settings(run, chips, split, network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
         model = model_factory(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
-    start = _start_from(recipe.training.start, model, chips, split)
+    start = _start_from(section.start, model, chips, split)
     set_split(model, record_split(chips, split))
     if not start:
         mean, std = chips.mean_std(split.train)
@@ -118,28 +118,28 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
     labels = corrupted_labels(run, chips, split, network)
     feed = PatchFeed(
         chips, split.train, training.patch, training.batch, training.patches_per_epoch, recipe.seed,
-        recipe.training.balance, recipe.training.augment, training.workers, labels,
+        section.balance, section.augment, training.workers, labels,
     )  # fmt: skip
     return fit(
         model,
         registry.build("objective", network.objective.name, network.objective.settings),
         feed,
-        lambda trained: validation_metrics(trained, chips, split.val, recipe.training.robustness),
+        lambda trained: validation_metrics(trained, chips, split.val, section.robustness),
         training,
         run.folder / "models" / network.name,
         device=run.device,
-        devices=recipe.training.devices,
+        devices=section.devices,
         resume=run.resume,
         seed=recipe.seed,
         context={
             "train": digest_chips(chips, split.train),
             "val": digest_chips(chips, split.val),
             "labels": labels.identity if labels else "as they are",
-            "augment": recipe.training.augment,
-            "balance": recipe.training.balance,
+            "augment": section.augment,
+            "balance": section.balance,
             **({"start": start} if start else {}),
         },
-        metrics=metric_names(chips.classes, recipe.training.robustness),
+        metrics=metric_names(chips.classes, section.robustness),
         progress=run.stage_progress(f"train {network.name}"),
     )
 
@@ -166,8 +166,8 @@ def _start_from(path: str, model: nn.Module, chips: ChipFolder, split: Split) ->
     return weights_digest(model)
 
 
-def training_settings(run: RunContext, chips: ChipFolder, split: Split) -> Training:
-    """Return the settings of a recipe's trainings, with the metric that selects the weights.
+def training_settings(run: RunContext, chips: ChipFolder, split: Split, network: Network | None = None) -> Training:
+    """Return the settings of the training of a network, the recipe's first by default, with the metric that selects the weights.
 
     By default it is the IoU of water, or the mean over the classes if no validation chip has water; after PGD where the
     validation chips are attacked.
@@ -175,8 +175,8 @@ def training_settings(run: RunContext, chips: ChipFolder, split: Split) -> Train
     Raises:
         UsageError: The monitored metric is unknown, or no validation pixel has its class.
     """
-    training, classes = Training(**run.recipe.training.settings), chips.classes
-    robustness = run.recipe.training.robustness
+    section = run.recipe.training_of(network or run.recipe.networks[0])
+    training, classes, robustness = Training(**section.settings), chips.classes, section.robustness
     counts = np.sum([chips.row(id_).class_counts for id_ in split.val], axis=0)
     pixels = {f"val.iou.{name}": int(n) for name, n in zip(classes, counts, strict=True)}
     if not training.monitor:

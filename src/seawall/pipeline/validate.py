@@ -45,7 +45,7 @@ def validate_recipe(recipe: Recipe) -> None:
         registry.build("model", method.name, method.settings)
     for estimator in recipe.estimators:
         registry.build("uncertainty", estimator.name, estimator.settings)
-    for objective in (recipe.training.objective, *(n.objective for n in recipe.noises if n.objective)):
+    for objective in (network.objective for network in recipe.networks):
         registry.build("objective", objective.name, objective.settings)
     for attack in recipe.attacks:
         registry.build("attack", attack.name, attack.settings)

@@ -15,6 +15,7 @@ from seawall.report.calibration import calibration_section
 from seawall.report.elements import BulletList, CodeBlock, DefinitionList, FlagList, PageBlock, Paragraphs, Section
 from seawall.report.flags import Flag, explain
 from seawall.report.formatting import count_text, join_words, plural
+from seawall.report.hardening import hardening_section
 from seawall.report.images import example_chips
 from seawall.report.label_noise import label_noise_section
 from seawall.report.published_tables import published_comparison
@@ -79,7 +80,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         attacked = Section("robustness", "Under attack", lead, (*blocks[:1], *examples, *blocks[1:]))
     scene = scene_section(run, unreadable)
     found = (
-        clean_scores(run, index), attacked, label_noise_section(index), calibration_section(index), scene,
+        clean_scores(run, index), hardening_section(run, index), attacked, label_noise_section(index), calibration_section(index), scene,
         published_comparison(run, index), run_settings(run), data_and_split(run), learning_curves(run, index), flags_section(run, index, unreadable), provenance_section(run, index),
     )  # fmt: skip
     order = (
@@ -87,6 +88,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         "data",
         "learning",
         "scores",
+        "hardening",
         "robustness",
         "labels",
         "calibration",

@@ -31,6 +31,7 @@ class TrainingState:
         step: Steps done in the current epoch.
         loss: Sum of the losses of those steps.
         seconds: Time spent in that epoch.
+        cpu_seconds: CPU time spent in that epoch.
         best: Best value of the monitored metric.
         best_epoch: Its epoch.
         stale: Validations since then.
@@ -43,6 +44,7 @@ class TrainingState:
     step: int = 0
     loss: float = 0.0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     best: float | None = None
     best_epoch: int = -1
     stale: int = 0
@@ -220,7 +222,8 @@ class History:
     """The history of a training.
 
     Args:
-        rows: One per epoch: epoch, step, loss, lr, seconds, the validation metrics, and whether it was the best.
+        rows: One per epoch: epoch, step, loss, lr, seconds, CPU seconds of all processes, the validation metrics, and
+            whether it was the best.
         best: Best value of the monitored metric; None without a validation.
         best_epoch: The epoch whose weights are kept.
         ending: "finished" or "early".

@@ -166,6 +166,7 @@ class _TrainingRun:
         self.failure: Exception | None = None
         self.log: HistoryLog | None = None
         self.saved_s = self.began_s = time.monotonic()
+        self.began_cpu_s = time.process_time()
 
     def begin(self, resume: bool) -> None:
         """Load the checkpoint if there is one."""
@@ -185,6 +186,7 @@ class _TrainingRun:
                     self.state.epoch * self.training.steps_per_epoch + self.state.step, self.training.steps, note
                 )
         self.began_s = time.monotonic() - self.state.seconds
+        self.began_cpu_s = time.process_time() - self.state.cpu_seconds
         on_rank_zero(self.fabric, self._open_log)
 
     def steps(self, feed: Feed) -> Iterator[list[Batch]]:
@@ -284,16 +286,17 @@ class _TrainingRun:
             "loss": state.loss / training.steps_per_epoch,
             "lr": self.base_optimizer.param_groups[0]["lr"],
             "seconds": time.monotonic() - self.began_s,
+            "cpu_seconds": self._cpu_seconds(),
             **metrics,
             "best": best,
         }
-        state.epoch, state.step, state.loss, state.seconds = state.epoch + 1, 0, 0.0, 0.0
+        state.epoch, state.step, state.loss, state.seconds, state.cpu_seconds = state.epoch + 1, 0, 0.0, 0.0, 0.0
         state.rows.append(row)
         stale = bool(training.patience) and state.stale >= training.patience
         halted = (metrics.get(training.halt) or 0.0) > 0
         state.ending = "finished" if last else "early" if stale or halted else ""
         on_rank_zero(self.fabric, lambda: self._save_epoch(row, best))
-        self.began_s = time.monotonic()
+        self.began_s, self.began_cpu_s = time.monotonic(), time.process_time()
 
     def _save_epoch(self, row: HistoryRow, best: bool) -> None:
         """Write weights, history and checkpoint of an epoch."""
@@ -350,6 +353,13 @@ class _TrainingRun:
         valid, stop = float(total[0]), bool(total[1] > 0)
         return [float(count) / valid if valid else 0.0 for count in counts], stop
 
+    def _cpu_seconds(self) -> float:
+        """Return the CPU time of the epoch, summed over the processes."""
+        own = time.process_time() - self.began_cpu_s
+        if self.fabric.world_size == 1:
+            return own
+        return float(self.fabric.all_reduce(torch.tensor(own, device=self.fabric.device), reduce_op="sum"))  # type: ignore[arg-type]
+
     def _metrics(self, check: Validation) -> dict[str, float | None]:
         """Run the validation on rank 0 and broadcast its metrics."""
 
@@ -375,6 +385,7 @@ class _TrainingRun:
         due = 0 < self.training.save_s <= time.monotonic() - self.saved_s
         if within and (stop or due):
             self.state.seconds = time.monotonic() - self.began_s
+            self.state.cpu_seconds = time.process_time() - self.began_cpu_s
             if stop:
                 on_rank_zero(self.fabric, self._save_whole)  # on all processes: they share the flag
             elif self.fabric.is_global_zero:
