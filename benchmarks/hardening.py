@@ -13,6 +13,7 @@ fgsm, n-fgsm, fgsm-rs, step-* 12; pgd-3, segpgd-3, pir-at 24; trades 30; grad-al
     python benchmarks/hardening.py --out runs/hardening                                   # all methods, 3 seeds, PGD-20
     python benchmarks/hardening.py --out runs/hardening --methods plain,anchored-pgd-3 --seeds 0
     python benchmarks/hardening.py --out runs/hardening --suite "seawall passes=300" --methods plain,anchored-pgd-3
+    python benchmarks/hardening.py --out runs/hardening --transfer                         # attacks on plain, given to the others
     python benchmarks/hardening.py --out runs/hardening --table                            # print what is there
 """
 
@@ -31,11 +32,14 @@ import numpy as np
 import torch
 
 from seawall import registry
+from seawall.arrays import DoubleArray
 from seawall.attacks.suites import named_attacks, parse_suite
+from seawall.attacks.transfer import Transfer
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import PatchFeed, whole_chips
 from seawall.data.splits import Split
-from seawall.metrics.bootstrap import Resamples, estimate_quotient
+from seawall.metrics.bootstrap import Resamples, estimate_quotient, percentile_interval
+from seawall.metrics.ratios import divide_or_nan
 from seawall.metrics.worst_case import worst_ratio
 from seawall.models.blocks import Segmenter
 from seawall.models.water_index import ThresholdNet, extreme_images
@@ -54,6 +58,7 @@ LOSS = "ce + dice"
 ONE, TWO = "linf 1% reflectance", "linf 2% reflectance"
 BUDGETS = ("0.25%", "0.5%", "1%", "2%")
 INDICES = ("mndwi", "ndwi")
+PLAIN, TRANSFER = "plain", "transfer"
 
 
 @dataclass(frozen=True)
@@ -251,16 +256,45 @@ class Cells:
         print({key: value for key, value in row.items() if key != "groups"}, flush=True)
 
 
-def pooled(parts: list[dict[str, list[int]]]) -> tuple[float, float, float]:
+Parts = list[dict[str, list[int]]]
+"""(intersection, union) of every group, one mapping per seed."""
+
+
+def group_sums(parts: Parts, names: list[str]) -> DoubleArray:
+    """Return intersection and union of every group, summed over the parts: (G, 2)."""
+    return np.array([[sum(part.get(name, (0, 0))[i] for part in parts) for i in (0, 1)] for name in names], float)
+
+
+def difference(first: Parts, second: Parts) -> tuple[float, float, float]:
+    """Return the IoU of the first minus that of the second, and its 95 % interval: both are taken of the same redrawn groups."""
+    names = sorted({name for part in (*first, *second) for name in part})
+    sums = [group_sums(parts, names) for parts in (first, second)]
+    draws = Resamples.over(names)
+    value, drawn = (
+        np.subtract(*(divide_or_nan((weights @ pair)[:, 0], (weights @ pair)[:, 1]) for pair in sums))
+        for weights in (draws.once, draws.weights)
+    )
+    low, high = percentile_interval(drawn[:, None])
+    return float(value[0]), float(low[0]), float(high[0])
+
+
+def pooled(parts: Parts) -> tuple[float, float, float]:
     """Return the IoU over all groups of all parts, and its 95 % interval over groups."""
     names = sorted({name for part in parts for name in part})
-    sums = np.array([[sum(part.get(name, (0, 0))[i] for part in parts) for i in (0, 1)] for name in names], float)
+    sums = group_sums(parts, names)
     found = estimate_quotient(sums[:, 0], sums[:, 1], len(names), Resamples.over(names))
     return tuple(round(float(v[0]), 4) for v in (found.value, found.low, found.high))  # type: ignore[return-value]
 
 
-def attacks_of(given: argparse.Namespace) -> dict[str, Attack]:
-    """Return the attacks of a cell: PGD-20, or the members of a suite."""
+def label_of(given: argparse.Namespace) -> str:
+    """Return the name of the attacks in the cells."""
+    return TRANSFER if given.transfer else given.suite or "pgd-20"
+
+
+def attacks_of(given: argparse.Namespace, plain: SegmentationModel | None) -> dict[str, Attack]:
+    """Return the attacks of a cell: PGD-20, the members of a suite, or the transfer attack from the plain network."""
+    if plain is not None:
+        return {TRANSFER: Transfer(surrogate=plain)}
     if given.suite:
         return dict(named_attacks(parse_suite(given.suite)))
     return {"pgd-20": registry.build("attack", "pgd", {"steps": 20})}
@@ -270,7 +304,7 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
     """Add the cells of one seed: the indices, then every method."""
     base = RunContext(recipe(given, METHODS["plain"], seed), given.out, "cpu", True, lambda *_: None)
     chips, _ = load_chips(base, given.out / "chips")
-    split, label = make_split(base, chips), given.suite or "pgd-20"
+    split, label = make_split(base, chips), label_of(given)
     groups = {id_: chips.row(id_).group for id_ in split.test}
     for index in INDICES:
         build = model_factory(MethodSection(name="threshold", settings={"index": index}))
@@ -279,7 +313,10 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
             if not cells.has(index, seed, budget, "exact"):
                 counts = exact_counts(model, chips, split.test, f"linf {budget} reflectance")
                 cells.add(index, seed, budget, "exact", counts, groups, 0.0)
+    plain = trained(given, PLAIN, seed, chips, split)[0] if given.transfer else None
     for name in given.methods:
+        if given.transfer and name == PLAIN:
+            continue
         todo = [b for b in ("0%", *BUDGETS) if not cells.has(name, seed, b, "clean" if b == "0%" else label)]
         if not todo:
             continue
@@ -289,32 +326,82 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
             parts = [clean]
             if budget != "0%":
                 threat = f"linf {budget} reflectance"
-                parts += [attacked_counts(network, chips, split.test, a, threat) for a in attacks_of(given).values()]
+                parts += [
+                    attacked_counts(network, chips, split.test, a, threat) for a in attacks_of(given, plain).values()
+                ]
             cells.add(name, seed, budget, "clean" if budget == "0%" else label, worst_counts(parts), groups, minutes)
 
 
-def table(cells: Cells, attack: str) -> Iterator[str]:
-    """Yield the lines of the table: pooled over the seeds, with intervals over groups, and whether the bar is met."""
-    budgets = ("0%", *BUDGETS)
-    seeds = sorted({row["seed"] for row in cells.rows})
-    yield "| method | seeds | " + " | ".join(("clean", *BUDGETS)) + " | CPU-min | above both indices, clean as plain |"
-    yield "|---|" + "---|" * (len(budgets) + 3)
+@dataclass(frozen=True)
+class FinishedSeeds:
+    """A method with the seeds of which every budget is there, under one attack beside the clean and the exact cells."""
+
+    cells: Cells
+    attack: str
+    method: str
+    seeds: tuple[int, ...]
+
+    def parts(self, method: str, budget: str, attack: str = "") -> Parts:
+        """Return the counts of any method on these seeds."""
+        fits = ("clean", "exact", attack or self.attack)
+        rows = [r for r in self.cells.rows if (r["method"], r["budget"]) == (method, budget) and r["attack"] in fits]
+        return [r["groups"] for r in rows if r["seed"] in self.seeds]
+
+    def iou(self, method: str, budget: str) -> float:
+        """Return the pooled IoU of any method on these seeds; NaN where there is no cell."""
+        return pooled(self.parts(method, budget) or [{"": [0, 0]}])[0]
+
+    def flag(self, budget: str) -> str:
+        """Return a flag where the transfer attack leaves less than the attack: the figure is too good."""
+        other = self.parts(self.method, budget, TRANSFER) if budget != "0%" else []
+        return " ⚑" if len(other) == len(self.seeds) and pooled(other)[0] < self.iou(self.method, budget) else ""
+
+    def better_index(self, budget: str) -> Parts:
+        """Return the counts of the water index with the higher IoU on these seeds."""
+        ious = [self.iou(index, budget) for index in INDICES]
+        return self.parts(INDICES[int(np.argmax(ious))], budget)
+
+
+def finished(cells: Cells, attack: str) -> Iterator[FinishedSeeds]:
+    """Yield every method with its finished seeds, in the order of the cells."""
     for name in dict.fromkeys(row["method"] for row in cells.rows):
         mine = [r for r in cells.rows if r["method"] == name and r["attack"] in ("clean", "exact", attack)]
-        whole = [s for s in seeds if {r["budget"] for r in mine if r["seed"] == s} == set(budgets)]
-        if not whole:
+        seeds = sorted({r["seed"] for r in mine})
+        whole = [s for s in seeds if {r["budget"] for r in mine if r["seed"] == s} == {"0%", *BUDGETS}]
+        if whole:
+            yield FinishedSeeds(cells, attack, name, tuple(whole))
+
+
+def table(cells: Cells, attack: str) -> Iterator[str]:
+    """Yield the lines of the table: pooled over the seeds, with intervals over groups; ⚑ where the transfer attack does more."""
+    yield "| method | seeds | " + " | ".join(("clean", *BUDGETS)) + " | CPU-min |"
+    yield "|---|" + "---|" * (len(BUDGETS) + 3)
+    for done in finished(cells, attack):
+        figures = [(*pooled(done.parts(done.method, budget)), done.flag(budget)) for budget in ("0%", *BUDGETS)]
+        shown = " | ".join(f"{v:.3f} ({low:.2f} to {high:.2f}){flag}" for v, low, high, flag in figures)
+        cost = np.mean([r["cpu_minutes"] for r in cells.rows if r["method"] == done.method and r["seed"] in done.seeds])
+        yield f"| {done.method} | {','.join(map(str, done.seeds))} | {shown} | {cost:.1f} |"
+
+
+def differences(cells: Cells, attack: str) -> Iterator[str]:
+    """Yield the lines of the paired comparison, with intervals over the same redrawn groups, and whether the bar is met.
+
+    The bar: above the better index at every budget, and not below plain on clean images. "yes" where every difference to
+    the index is above 0 with its whole interval and that to plain is not below 0 with its whole interval; "by estimate"
+    where the differences themselves are at least 0.
+    """
+    yield "| method | clean minus plain | " + " | ".join(f"{b} minus better index" for b in BUDGETS) + " | bar |"
+    yield "|---|" + "---|" * (len(BUDGETS) + 2)
+    for done in finished(cells, attack):
+        plain = done.parts(PLAIN, "0%")
+        if done.method in INDICES or len(plain) < len(done.seeds):
             continue
-
-        def over(method: str, budget: str, of: list[int] = whole) -> tuple[float, float, float]:
-            rows = [r for r in cells.rows if (r["method"], r["budget"]) == (method, budget) and r["seed"] in of]
-            return pooled([r["groups"] for r in rows if r["attack"] in ("clean", "exact", attack)] or [{"": [0, 0]}])
-
-        figures = [over(name, budget) for budget in budgets]
-        met = all(f[0] > max(over(i, b)[0] for i in INDICES) for f, b in zip(figures[1:], BUDGETS, strict=True))
-        met = met and not figures[0][0] < over("plain", "0%")[0]
-        shown = " | ".join(f"{v:.3f} ({low:.2f} to {high:.2f})" for v, low, high in figures)
-        cost = np.mean([r["cpu_minutes"] for r in mine])
-        yield f"| {name} | {','.join(map(str, whole))} | {shown} | {cost:.1f} | {'' if name in INDICES else 'yes' if met else 'no'} |"
+        found = [difference(done.parts(done.method, "0%"), plain)]
+        found += [difference(done.parts(done.method, b), done.better_index(b)) for b in BUDGETS]
+        sure = found[0][2] >= 0 and all(low > 0 for _, low, _ in found[1:])
+        met = "yes" if sure else "by estimate" if min(value for value, _, _ in found) >= 0 else "no"
+        shown = " | ".join(f"{v:+.3f} ({low:+.2f} to {high:+.2f})" for v, low, high in found)
+        yield f"| {done.method} | {shown} | {met} |"
 
 
 def main() -> None:
@@ -324,7 +411,7 @@ def main() -> None:
     cells = Cells(given.out / "cells.jsonl")
     for seed in () if given.table else given.seeds:
         measure(given, cells, seed)
-    print("\n".join(table(cells, given.suite or "pgd-20")))
+    print("\n".join([*table(cells, label_of(given)), "", *differences(cells, label_of(given))]))
 
 
 def asked() -> argparse.Namespace:
@@ -338,6 +425,9 @@ def asked() -> argparse.Namespace:
     ask.add_argument("--depth", type=int, default=3)
     ask.add_argument("--patch", type=int, default=96)
     ask.add_argument("--suite", default="", help='such as "seawall passes=30"; else PGD-20')
+    ask.add_argument(
+        "--transfer", action="store_true", help="attack the plain network of the seed instead of the method's"
+    )
     ask.add_argument("--table", action="store_true", help="print the table of the finished cells and stop")
     ask.add_argument("--threads", type=int, default=1)
     given = ask.parse_args()

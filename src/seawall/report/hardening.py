@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from seawall.metrics.worst_case import WORST
 from seawall.report.attack_effects import attacked_models
-from seawall.report.elements import PageBlock, Paragraphs, Section, Sentence, Table, TableRow, table_row
+from seawall.report.elements import PageBlock, Paragraphs, Section, Sentence, Table, table_row
 from seawall.report.formatting import DASH, join_words, number_text, plural
 from seawall.report.record_index import CLEAN_METHOD, MeasurementKey, RecordIndex, TableCell
 from seawall.report.run_reader import HardeningFacts, RunFolder
@@ -61,7 +61,8 @@ def hardening_section(run: RunFolder, index: RecordIndex) -> Section | None:
         return None
     costs = {1: facts.after, 0: facts.before}
     body = tuple(
-        _card_row(index, name, setups, _minutes(facts, costs.get(i, ""))) for i, (name, setups) in enumerate(rows)
+        table_row(name, *(index.cell(setup, "iou.pooled") for setup in setups), _minutes(facts, costs.get(i, "")))
+        for i, (name, setups) in enumerate(rows)
     )
     threats = [index.threat(threat) for _, _, threat in rows[0][1][1:]]
     head = (
@@ -78,10 +79,6 @@ def hardening_section(run: RunFolder, index: RecordIndex) -> Section | None:
     ]
     lead = "The same chips, the same split and the same number of steps, trained on clean and on attacked images."
     return Section("hardening", "Before and after hardening", lead, blocks)
-
-
-def _card_row(index: RecordIndex, name: str, setups: Sequence[MeasurementKey], minutes: TableCell | str) -> TableRow:
-    return table_row(name, *(index.cell(setup, "iou.pooled") for setup in setups), minutes)
 
 
 def _minutes(facts: HardeningFacts, model: str) -> TableCell | str:
