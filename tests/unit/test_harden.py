@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_refused_before_any_training(
         harden(chips, out, method="pgd-3")
     with pytest.raises(UsageError, match="no part"):
         harden(chips_at(tmp_path / "others", "elsewhere"), out, against=plain)
-    with pytest.raises(UsageError, match="its (train|val) part"):
+    with pytest.raises(UsageError, match=r"its (train|val) part"):
         harden(chips, out, against=plain, seed=1)
     bare = UNet(width=4, depth=1)(spec_of_chips(ChipFolder.open(chips)))
     save_model(tmp_path / "bare.safetensors", bare)

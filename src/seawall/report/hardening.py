@@ -46,7 +46,7 @@ def overfitting_text(facts: HardeningFacts) -> str:
         'after epoch 12: several steps undid what one step did not; the weights are those of epoch 6, the best under several steps'
     """
     if not facts.overfitting_epochs or facts.kept_epoch is None:
-        return "none: several steps harm the network hardly more than one step"
+        return "none, at no check did several steps leave less than half of the IoU that one step leaves"
     seen = f"after epoch {facts.overfitting_epochs[0] + 1}: several steps undid what one step did not"
     kept = f"the weights are those of epoch {facts.kept_epoch + 1}"
     if facts.kept_epoch in facts.overfitting_epochs:
@@ -77,7 +77,7 @@ def hardening_section(run: RunFolder, index: RecordIndex) -> Section | None:
         Table(f"{index.klass} IoU, pooled, by network and budget", head, body, note),
         Paragraphs(_sentences(run, index, rows[1][1])),
     ]
-    lead = "The same chips, the same split and the same number of steps, trained on clean and on attacked images."
+    lead = "The same chips and the same split: one network was trained on clean images, the other on attacked ones."
     return Section("hardening", "Before and after hardening", lead, blocks)
 
 
@@ -89,7 +89,7 @@ def _minutes(facts: HardeningFacts, model: str) -> TableCell | str:
     return (
         TableCell(DASH, "not recorded with these weights", key)
         if spent is None
-        else TableCell(number_text(round(spent, 1)), what, key)
+        else TableCell(number_text(float(f"{spent:.2g}")), what, key)
     )
 
 
@@ -106,7 +106,7 @@ def _sentences(run: RunFolder, index: RecordIndex, after: Sequence[MeasurementKe
         chips = len(index.counts((run.facts.hardening.after, *CLEAN_METHOD)))
         found.append(
             (
-                f"The evaluation of all models on {plural(chips, 'chip')} took {number_text(round(spent / 60, 1))} CPU-minutes.",
+                f"The evaluation of all models on {plural(chips, 'chip')} took {number_text(float(f'{spent / 60:.2g}'))} CPU-minutes.",
             )
         )
     return tuple(found)
