@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         doctor,
         evaluate,
         find_poisons,
+        harden,
         methods,
         poison,
         predict,
@@ -50,6 +51,7 @@ _HOMES = {
         "doctor",
         "evaluate",
         "find_poisons",
+        "harden",
         "methods",
         "poison",
         "predict",
@@ -73,7 +75,7 @@ _HOMES = {
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
     "corrupt", "curate",
-    "doctor", "entries", "evaluate", "find", "find_poisons", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
+    "doctor", "entries", "evaluate", "find", "find_poisons", "harden", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
     "read_recipe", "register", "run", "save_model", "stress", "train", "whole_chips",
 ]  # fmt: skip
 

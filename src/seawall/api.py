@@ -155,6 +155,56 @@ def train(
     return Result(*pipeline.train_only(changed, Path(out), device=device, resume=resume, progress=progress))
 
 
+def harden(
+    chips: Path | str,
+    threat: str = "",
+    *,
+    out: Path | str = Path("runs"),
+    method: str = "n-fgsm-drawn",
+    model: str = "unet",
+    against: Path | str | None = None,
+    suite: str = "seawall passes=30",
+    changes: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = True,
+    progress: Progress = no_progress,
+) -> Result:
+    """Train a hardened network and a plain one on the same split, attack both, and print what hardening gave and cost.
+
+    Args:
+        chips: A chip folder, as `seawall curate` makes it.
+        threat: What to harden against, in the chips' unit, such as "linf 2% reflectance".
+        out: Folder of run folders; this run gets one of its own, with weights, rows, report.html and card.json.
+        method: n-fgsm-drawn, n-fgsm-drawn-ema, pgd-3-drawn or pgd-3-drawn-ema; see docs/hardening.md.
+        model: Registered model: unet, anchored-unet ...
+        against: Weights of a plain network of the same split, to compare with instead of training one.
+        suite: Attacks of the card, at an eighth, a quarter, half and all of eps; final figures need "seawall passes=300".
+        changes: Change one value of the recipe, such as training.settings.epochs=20 or model.settings.width=8.
+        seed: Seed of split, weights and patches.
+        device: auto, cpu, cuda, or mps.
+        resume: Continue where an earlier run stopped; --no-resume starts over.
+
+    Returns:
+        The card: IoU of both networks and of the water indices, clean and within each budget, with intervals over groups and
+        flags; the CPU-minutes of each training and of the evaluation; what the monitor of catastrophic overfitting said.
+
+    Raises:
+        UsageError: The threat is not in the chips' unit or allows nothing, or the weights of `against` have another split.
+
+    Command:
+        seawall harden chips/mine --threat "linf 2% reflectance" --out runs
+    """
+    from seawall.pipeline import harden as hardening
+
+    return Result(
+        *hardening.harden_chips(
+            Path(chips), threat, method=method, model=model, against=_optional_path(against), suite=suite, changes=changes, out=Path(out), seed=seed,
+            device=device, resume=resume, progress=progress,
+        )
+    )  # fmt: skip
+
+
 def evaluate(
     weights: Path | str,
     chips: Path | str,
@@ -650,6 +700,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     run,
     curate,
     train,
+    harden,
     evaluate,
     attack,
     stress,

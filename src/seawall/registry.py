@@ -137,7 +137,7 @@ def preset(
     """
     method = type(value)
     settings = [
-        (f.name, f.type, field(default=getattr(value, f.name)))
+        (f.name, f.type, _field_with(getattr(value, f.name)))
         for f in fields(value)  # type: ignore[arg-type]
         if f.init
     ]
@@ -148,6 +148,13 @@ def preset(
         namespace={"__doc__": text, "__module__": method.__module__, "name": name},
     )  # fmt: skip
     register(kind, name, paper=paper, smoke=smoke, traits=traits)(made)
+
+
+def _field_with(default: object) -> object:
+    """Return a dataclass field; a dict, which dataclasses refuse as a default, is given by a factory."""
+    if isinstance(default, Mapping):
+        return field(default_factory=lambda: default)
+    return field(default=default)
 
 
 def entries(kind: str) -> Iterator[Entry]:

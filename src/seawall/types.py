@@ -225,6 +225,15 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class ScheduledObjective(Objective, Protocol):
+    """An objective with a schedule: a pure function of the progress, so that a resumed training goes on alike."""
+
+    def at(self, progress: float) -> Objective:
+        """Return the objective at a share of the training, from 0 at the first step to just below 1 at the last."""
+        ...
+
+
+@runtime_checkable
 class Architecture(Protocol):
     """From a specification to a module with that `spec`: data units in, logits out."""
 

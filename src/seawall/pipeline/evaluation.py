@@ -23,30 +23,39 @@ from seawall.inference.backends import find_device
 from seawall.metrics.corruption_error import corruption_errors
 from seawall.models.water_index import ThresholdNet
 from seawall.pipeline.context import RunContext
+from seawall.pipeline.reference import exact_cases, transfer_cases
 from seawall.pipeline.training import model_factory, spec_of_chips
 from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases
-from seawall.recipe import Recipe
+from seawall.recipe import REFERENCE, Recipe
 from seawall.types import ModelSpec, SegmentationModel
 
 
 def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
-    """Evaluate every model on the held-out chips; the clean network and the baselines under attack as well.
+    """Evaluate every model on the held-out chips; the clean network, the reference and the baselines under attack as well.
+
+    With a reference, attacks on it are given to the clean network, and baselines have their exact worst case where there is one.
 
     An estimator of uncertainty around the clean network is a model of its own, "unet+tta", measured on clean images.
     """
     recipe, log = run.recipe, run.log
     first = next(iter(models))
     models = {**models, **dict(estimator_models(recipe, models[first]))}
-    attacked = {first: models[first], **dict(baseline_models(run, chips, split))}
+    baselines = dict(baseline_models(run, chips, split))
+    attacked = {name: models[name] for name in (first, REFERENCE) if name in models} | baselines
     attacks = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
-    cases = [*attacks, *corruption_cases(recipe, ChipContext.of(chips, split.test))]
+    corrupted = corruption_cases(recipe, ChipContext.of(chips, split.test))
+    cases = [*attacks, *corrupted]
+    more = transfer_cases(attacks, models[REFERENCE]) if REFERENCE in models else []
     source = ChipSource.of_folder(chips, split.test)
     for name, model in {**attacked, **models}.items():
+        mine = [*cases, *more] if name == first else cases if name in attacked else [CLEAN_CASE]
+        if more and name in baselines:
+            mine = [*exact_cases(attacks, model, next(iter(whole_chips(chips, split.test[:1])))), *corrupted]
         check_and_evaluate(
-            model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN_CASE], log=log,
+            model.to(find_device(run.device)), source, mine, log=log,
             recipe=lambda case: recipe.id, name=name, seed=recipe.seed,
             checks=QUICK_CHECKS if recipe.sanity_checks else None,
-            progress=case_progress(run.progress, cases, name), fit=lambda: whole_chips(chips, split.train),
+            progress=case_progress(run.progress, mine, name), fit=lambda: whole_chips(chips, split.train),
         )  # fmt: skip
         if name == first:
             most_mixed = most_mixed_chips(chips, split.test, recipe.examples)

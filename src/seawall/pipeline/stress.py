@@ -16,7 +16,7 @@ from seawall.labels.rules import ThresholdRule, parse_rule
 from seawall.metrics.corruption_error import CorruptionError, corruption_errors
 from seawall.models.water_index import ThresholdNet, WaterIndexThreshold
 from seawall.models.weights import spec_of
-from seawall.pipeline.trained_model import flag_facts, measure_target, open_target, row_folder
+from seawall.pipeline.trained_model import flag_facts, flags_of, measure_target, open_target, row_folder
 from seawall.result import Failed, MutableRow, Progress
 from seawall.types import Corruption, ModelSpec, SegmentationModel
 
@@ -55,7 +55,7 @@ def stress_model(
     if home.exists():
         facts["rows"] = str(home / "records.jsonl")
     facts |= {f"left out {refused}": reason for refused, reason in chosen.refused.items()}
-    return {**facts, **flag_facts(rows)}, error_table(errors, severities), ()
+    return {**facts, **flag_facts(flags_of(rows))}, error_table(errors, severities), ()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ def evaluate_chips(
     ]
     overall = {name: value(name) for name in ("miou.pooled", "accuracy.pooled", "ece.pooled", "srip.iou")}
     facts: MutableRow = {name: number for name, number in overall.items() if number is not None}
-    return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **flag_facts(measured)}, table, ()
+    return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **flag_facts(flags_of(measured))}, table, ()
 
 
 def attack_chips(
@@ -85,13 +85,17 @@ def attack_chips(
     klass = "water" if "water" in spec.classes else spec.classes[-1]
     table = robustness_card(rows, list(attacks), str(parsed), klass)
     kept: MutableRow = {"rows": str(home / "records.jsonl")} if home.exists() else {}
-    return {"class": klass, **target.facts, **kept, **flag_facts(rows)}, table, ()
+    return {"class": klass, **target.facts, **kept, **flag_facts(flags_of(rows))}, table, ()
 
 
-def flag_facts(rows: Sequence[Record]) -> MutableRow:
-    """Return the explanation of every flag of these rows."""
-    flags = dict.fromkeys(flag for row in rows for flag in row.flags)
-    return {f"flag {flag}": f"{explain(flag).means} {explain(flag).do}" for flag in flags}
+def flag_facts(flags: Iterable[str]) -> MutableRow:
+    """Return the explanation of every flag."""
+    return {f"flag {flag}": f"{explain(flag).means} {explain(flag).do}" for flag in dict.fromkeys(flags)}
+
+
+def flags_of(rows: Iterable[Record]) -> Iterator[str]:
+    """Yield the flags of the rows."""
+    return (flag for row in rows for flag in row.flags)
 
 
 @contextmanager

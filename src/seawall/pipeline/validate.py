@@ -46,7 +46,7 @@ def validate_recipe(recipe: Recipe) -> None:
         registry.build("model", method.name, method.settings)
     for estimator in recipe.estimators:
         registry.build("uncertainty", estimator.name, estimator.settings)
-    for objective in (recipe.training.objective, *(n.objective for n in recipe.noises if n.objective)):
+    for objective in (network.objective for network in recipe.networks):
         registry.build("objective", objective.name, objective.settings)
     for attack in recipe.attacks:
         registry.build("attack", attack.name, attack.settings)
@@ -56,6 +56,8 @@ def validate_recipe(recipe: Recipe) -> None:
         _validate_corruption(corruption, recipe)
     for text in (text for section in (*recipe.attacks, *recipe.suites) for text in section.threats):
         _validate_threat(text, recipe)
+    if recipe.training.robustness is not None:
+        _validate_threat(recipe.training.robustness.threat, recipe)
     for noise in recipe.noises:
         for rate in noise.rates:
             build_noise(

@@ -17,6 +17,7 @@ from seawall.report.corruptions import corruption_section
 from seawall.report.elements import BulletList, CodeBlock, DefinitionList, FlagList, PageBlock, Paragraphs, Section
 from seawall.report.flags import Flag, explain
 from seawall.report.formatting import count_text, join_words, plural
+from seawall.report.hardening import hardening_section
 from seawall.report.images import example_chips
 from seawall.report.label_noise import label_noise_section
 from seawall.report.published_tables import published_comparison
@@ -49,7 +50,7 @@ def write_report(run: Path) -> Path:
 
 def render_page(run: RunFolder) -> str:
     """Return the page's HTML."""
-    index = RecordIndex(run.records, run.klass, run.facts.noises, run.facts.estimators, run.facts.reference)
+    index = RecordIndex(run.records, run.klass, run.facts.noises, run.facts.estimators, run.facts.corruption_baseline)
     environment = Environment(
         loader=PackageLoader("seawall.report", "."),
         autoescape=True,
@@ -78,7 +79,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
     corrupted = _with_examples(corruption_section(index), example_chips(run, index, unreadable, corrupted=True))
     scene = scene_section(run, unreadable)
     found = (
-        clean_scores(run, index), attacked, corrupted, label_noise_section(index), calibration_section(index), scene,
+        clean_scores(run, index), hardening_section(run, index), attacked, corrupted, label_noise_section(index), calibration_section(index), scene,
         published_comparison(run, index), run_settings(run), data_and_split(run), learning_curves(run, index), flags_section(run, index, unreadable), provenance_section(run, index),
     )  # fmt: skip
     order = (
@@ -86,6 +87,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         "data",
         "learning",
         "scores",
+        "hardening",
         "robustness",
         "corruptions",
         "labels",

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class TrainingState:
         step: Steps done in the current epoch.
         loss: Sum of the losses of those steps.
         seconds: Time spent in that epoch.
+        cpu_seconds: CPU time spent in that epoch.
         best: Best value of the monitored metric.
         best_epoch: Its epoch.
         stale: Validations since then.
@@ -43,12 +44,21 @@ class TrainingState:
     step: int = 0
     loss: float = 0.0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     best: float | None = None
     best_epoch: int = -1
     stale: int = 0
     ending: str = ""
     rows: list[Mapping[str, float | int | bool | None]] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
+
+
+class LoadedCheckpoint(NamedTuple):
+    """What a checkpoint holds beside the weights and the optimizer."""
+
+    state: TrainingState
+    scaler: Mapping[str, Any]
+    average: Mapping[str, Tensor]
 
 
 class Checkpoints:
@@ -63,13 +73,30 @@ class Checkpoints:
         self.folder = folder
         self.identity = dict(identity)
 
-    def save(self, state: TrainingState, model: nn.Module, optimizer: Optimizer, scaler: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        state: TrainingState,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scaler: Mapping[str, Any],
+        average: Mapping[str, Tensor],
+    ) -> None:
         """Write a checkpoint, then drop all but the two newest.
+
+        Args:
+            state: How far the training is.
+            model: The model.
+            optimizer: The optimizer.
+            scaler: State of the gradient scaler.
+            average: The averaged weights; empty without an average.
 
         Raises:
             RunError: The disk is full or the folder cannot be written; the earlier checkpoints stay.
         """
         tensors = {f"model.{name}": tensor for name, tensor in state_of(model).items()}
+        tensors |= {
+            f"average.{name}": tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in average.items()
+        }
         optimizer_state = optimizer.state_dict()
         plain: dict[str, dict[str, Any]] = {}
         for index, slots in optimizer_state["state"].items():
@@ -94,11 +121,11 @@ class Checkpoints:
                 f"{path}: expected to write a checkpoint, got {full.strerror or full}; free the disk and run again, the training goes on from the last one"
             ) from full
 
-    def load(self, model: nn.Module, optimizer: Optimizer) -> tuple[TrainingState, Mapping[str, Any]] | None:
+    def load(self, model: nn.Module, optimizer: Optimizer) -> LoadedCheckpoint | None:
         """Load the newest undamaged checkpoint into the model and the optimizer.
 
         Returns:
-            The state of the training and of the gradient scaler, or None without a checkpoint.
+            The rest of the checkpoint, or None without one.
 
         Raises:
             RunError: The checkpoint is of another training, naming what differs, or every checkpoint is damaged.
@@ -113,7 +140,8 @@ class Checkpoints:
             self._same(path, json.loads(meta["identity"]))
             _fill_model(model, _with_prefix("model.", tensors))
             _fill_optimizer(optimizer, json.loads(meta["optimizer"]), _with_prefix("optimizer.", tensors))
-            return _read_state(json.loads(meta["standing"])), json.loads(meta["scaler"])
+            state = _read_state(json.loads(meta["standing"]))
+            return LoadedCheckpoint(state, json.loads(meta["scaler"]), _with_prefix("average.", tensors))
         if damage:
             raise RunError(f"{damage[0]} (no earlier checkpoint is whole; train again with resume=False)")
         return None
@@ -194,7 +222,8 @@ class History:
     """The history of a training.
 
     Args:
-        rows: One per epoch: epoch, step, loss, lr, seconds, the validation metrics, and whether it was the best.
+        rows: One per epoch: epoch, step, loss, lr, seconds, CPU seconds of all processes, the validation metrics, and
+            whether it was the best.
         best: Best value of the monitored metric; None without a validation.
         best_epoch: The epoch whose weights are kept.
         ending: "finished" or "early".
