@@ -16,6 +16,7 @@ from seawall.errors import DataError, ModelError, RecipeError, UsageError
 from seawall.evaluation import evaluate
 from seawall.evaluation.case import CLEAN_CASE, Case, severity_cases
 from seawall.evaluation.evaluate import evaluate_model
+from seawall.evaluation.measurement import ChipSource, recipe_ids
 from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.consistency import consistency_flags
 from seawall.metrics.corruption_error import LEAST_BASELINE_DROP, corruption_errors
@@ -183,6 +184,13 @@ def test_a_case_is_an_attack_or_a_corruption_with_a_severity() -> None:
     ):
         with pytest.raises(UsageError, match="severity"):
             Case("haze", **wrong)  # type: ignore[arg-type]
+
+
+def test_the_resume_key_covers_settings_and_severity() -> None:
+    of = recipe_ids(NET, ChipSource.of_batch(lake_chips(OPTICAL_CHIPS, 1, 48)), 0, None)
+    mild = parse_corruption("haze worst=0.4", OPTICAL_CHIPS)
+    cases = [haze(0.5), haze(1.0), Case("haze", corruption=mild, severity=1.0), CLEAN_CASE]
+    assert len({of(case) for case in cases}) == 4 and of(haze(0.5)) == of(haze(0.5))
 
 
 def test_a_corruption_that_makes_nan_is_refused(tmp_path: Path) -> None:
