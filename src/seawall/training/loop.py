@@ -53,7 +53,7 @@ from seawall.training.distributed import (
     start_fabric,
 )
 from seawall.training.launch import handle_signals
-from seawall.types import Batch, Objective, ScheduledObjective
+from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective
 from seawall.version import code_version
 
 __all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit"]
@@ -94,7 +94,8 @@ def fit(
 
     Args:
         model: A module with a `spec`; its `standardize` is fitted on the training pixels beforehand.
-        objective: What is minimized; it gets the model itself, not a wrapper. With a schedule, it is taken at each step's progress.
+        objective: What is minimized; it gets the model itself, not a wrapper. With a schedule, it is taken at each step's progress;
+            with a state (`AdaptiveObjective`), that is measured on its clock and kept in the checkpoints.
         feed: Epoch to batches, at least `steps_per_epoch * accumulate` of them and the same ones every time. A
             `SeekableFeed` starts at the first batch that a resumed epoch lacks.
         check: Validation: model in eval mode to metrics, on one process; the monitored one selects the weights. Without
@@ -136,6 +137,7 @@ def fit(
         while not run.state.ending:
             model.train()
             for batches in run.steps(feed):
+                run.revise(feed)
                 run.take_step(batches)
             run.end_epoch(check)
         return run.finish()
@@ -181,9 +183,7 @@ class _TrainingRun:
             self.state.versions.append(code_version())
             if found and self.progress is not None and self.fabric.is_global_zero:
                 note = f"goes on with seawall {code_version()}, begun with {', '.join(self.state.versions[:-1]) or 'an older one'}"
-                self.progress(
-                    self.state.epoch * self.training.steps_per_epoch + self.state.step, self.training.steps, note
-                )
+                self.progress(self.step, self.training.steps, note)
         self.began_s = time.monotonic() - self.state.seconds
         on_rank_zero(self.fabric, self._open_log)
 
@@ -224,9 +224,36 @@ class _TrainingRun:
                 f"{self.folder}: expected every process to go on, got a failure of another; see its error"
             )
 
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.epoch * self.training.steps_per_epoch + self.state.step
+
+    def revise(self, feed: Feed) -> None:
+        """Let an adaptive objective measure the model, on patches of this epoch."""
+        if not isinstance(self.objective, AdaptiveObjective):
+            return
+        adaptive, state, began = self.objective, self.state, time.process_time()
+        state.objective = on_rank_zero(
+            self.fabric,
+            lambda: adaptive.revise(
+                self.model, lambda: feed(state.epoch), self.step / self.training.steps, self.seed, state.objective
+            ),
+        )
+        state.revision_s += time.process_time() - began
+
+    def _objective_now(self) -> Objective:
+        """Return the objective of this step: under its state, and at its share of the training."""
+        objective = self.objective
+        if isinstance(objective, AdaptiveObjective):
+            objective = objective.given(self.state.objective)
+        if isinstance(objective, ScheduledObjective):
+            objective = objective.at(self.step / self.training.steps)
+        return objective
+
     def take_step(self, batches: Sequence[Batch]) -> None:
         """Take one optimizer step."""
-        fabric, step = self.fabric, self.state.epoch * self.training.steps_per_epoch + self.state.step
+        fabric, step = self.fabric, self.step
         rate = learning_rate(self.training, step)
         for group in self.base_optimizer.param_groups:
             group["lr"] = rate
@@ -235,9 +262,7 @@ class _TrainingRun:
         shares, stop = self._pixel_shares(mine)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=fabric.device)
-        objective = self.objective
-        if isinstance(objective, ScheduledObjective):
-            objective = objective.at(step / self.training.steps)
+        objective = self._objective_now()
         try:
             for batch, share in zip(mine, shares, strict=True):
                 total += self._backward(objective, batch, share)
@@ -284,6 +309,7 @@ class _TrainingRun:
             "loss": state.loss / training.steps_per_epoch,
             "lr": self.base_optimizer.param_groups[0]["lr"],
             "seconds": time.monotonic() - self.began_s,
+            **({"revision_s": state.revision_s} if state.objective else {}),
             **metrics,
             "best": best,
         }
