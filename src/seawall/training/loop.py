@@ -25,7 +25,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_you_mean
 from seawall.io import RunLock
@@ -53,6 +53,7 @@ from seawall.training.distributed import (
     start_fabric,
 )
 from seawall.training.launch import handle_signals
+from seawall.training.optimizer import make_optimizer
 from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective
 from seawall.version import code_version
 
@@ -161,7 +162,7 @@ class _TrainingRun:
         self.fabric, self.model, self.objective, self.training = fabric, model, objective, training
         self.folder, self.seed, self.progress, self.stopped = folder, seed, progress, stopped
         self.checkpoints = Checkpoints(folder / "checkpoints", identity)
-        self.base_optimizer = _optimizer(model, training)
+        self.base_optimizer = make_optimizer(model, training)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.base_optimizer))
         self.average = WeightAverage(model, training.ema) if training.ema else None
         self.state = TrainingState()
@@ -472,20 +473,6 @@ def _check_model(model: nn.Module, training: Training, check: Validation | None)
         raise UsageError(
             "training.patience, training.halt: expected a validation to stop early by, got none; give a check, or leave them out"
         )
-
-
-def _optimizer(model: nn.Module, training: Training) -> Optimizer:
-    # Norms and biases are not decayed: the next layer would compensate for it.
-    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": training.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if training.optimizer == "sgd":
-        return SGD(groups, lr=training.lr, momentum=0.9, nesterov=True)
-    return AdamW(groups, lr=training.lr)
 
 
 def _identity(
