@@ -19,7 +19,7 @@ def equal_harm_severities(
 
     The curve is interpolated by PCHIP and inverted; it is measured next where the inversion is least certain, until that
     is certain to `tolerance`. Harm that falls again is taken as the highest before, so that each value has one severity.
-    A curve that nowhere rises above 0 has evenly spaced severities.
+    A curve that is not above 0 at severity 1 has evenly spaced severities.
 
     Args:
         harm_at: From a severity in (0, 1] to the harm, which is 0 at severity 0. Each call may be costly.

@@ -72,7 +72,8 @@ class SensitivityReport:
 class SensitivityProbe:
     """Measures a network on a sample of chips, in eval mode, and counts the passes of the sample.
 
-    Features are the maps of a layer, averaged over the seen pixels of each chip. No label enters the distance.
+    Features are the maps of a layer, averaged over the seen pixels of each chip, over their root mean square on the clean
+    sample: the terms of the kernel are then in balance whatever the scale of the network. No label enters the distance.
 
     Args:
         model: The network.
@@ -95,7 +96,10 @@ class SensitivityProbe:
             raise DataError("sensitivity: expected at least two chips with seen pixels, got fewer; use more chips")
         name, self.layer = deepest_layer(self.extractor, self.sample[0], layer)
         self.features = f"{name} of {'the model itself' if extractor is None else type(extractor).__name__}"
+        self.scale = 1.0
         self.clean, self.clean_miou = self._look(self.sample)
+        self.scale = float(np.sqrt(np.square(self.clean).mean())) or 1.0
+        self.clean = self.clean / self.scale
 
     def point(self, corruption: Corruption, severity: float) -> SensitivityPoint:
         """Measure a corruption at one severity."""
@@ -139,7 +143,7 @@ class SensitivityProbe:
                 tables.append(confusion(logits.argmax(1), part.label, part.valid, logits.shape[1]).sum(0))
         self.passes += 1
         value = float(miou(ConfusionCounts.of(torch.stack(tables).sum(0).cpu().numpy())))
-        return np.concatenate(rows), value if np.isfinite(value) else None
+        return np.concatenate(rows) / self.scale, value if np.isfinite(value) else None
 
 
 def deepest_layer(model: nn.Module, batch: Batch, name: str = "") -> tuple[str, nn.Module]:
