@@ -228,7 +228,8 @@ def test_a_resumed_training_keeps_the_plan_to_the_bit(tmp_path: Path) -> None:
     rest = fit(make(), SMALL, feed, None, QUICK, tmp_path / "cut")
     weights = (tmp_path / "whole/model.safetensors").read_bytes()
     assert (tmp_path / "cut/model.safetensors").read_bytes() == weights
-    assert all(row["revision_s"] > 0 for row in (whole.rows[-1], rest.rows[-1]))
+    assert whole.rows[-1]["objective.passes"] == rest.rows[-1]["objective.passes"] > 20
+    assert whole.rows[-1]["objective.cpu_s"] > 0
     fit(make(), replace(SMALL, clean_rounds=3), feed, None, QUICK, tmp_path / "later")
     assert (tmp_path / "later/model.safetensors").read_bytes() != weights, "the plan decides the weights"
 
@@ -248,8 +249,8 @@ def test_the_clock_of_the_plan() -> None:
     assert states[0]["plan"] == {} and states[9] is states[0]
     first, second, third = states[10:40:10]
     assert [s["curve_round"] for s in (first, second, third)] == [1, 1, 3]
-    # the clean pass, at most 3 for each curve, 3 for the ranks, of 2 corruptions; then ranks alone
-    assert 1 + 2 * (1 + 3) <= first["passes"] <= 1 + 2 * (3 + 3)
+    # the clean pass; of 2 corruptions at most 3 for the curve and 2 for the ranks, as severity 1 is known; then ranks alone
+    assert 1 + 2 * (1 + 2) <= first["passes"] <= 1 + 2 * (3 + 2)
     assert second["passes"] - first["passes"] == 1 + 2 * 3
     for name in SMALL.corruptions:
         assert {s for s, _ in first["plan"][name]} == {s for s, _ in second["plan"][name]}

@@ -310,7 +310,8 @@ class _TrainingRun:
             "loss": state.loss / training.steps_per_epoch,
             "lr": self.base_optimizer.param_groups[0]["lr"],
             "seconds": time.monotonic() - self.began_s,
-            **({"revision_s": state.revision_s} if state.objective else {}),
+            **{f"objective.{key}": value for key, value in state.objective.items() if isinstance(value, int | float)},
+            **({"objective.cpu_s": state.revision_s} if state.objective else {}),
             **metrics,
             "best": best,
         }

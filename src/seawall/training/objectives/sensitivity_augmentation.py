@@ -11,7 +11,7 @@ from torch import nn
 
 from seawall.defenses.corrupted_batches import Chain, corrupt_each, training_corruptions
 from seawall.defenses.equal_harm import rank_weights
-from seawall.defenses.sensitivity import SensitivityProbe, severe_first
+from seawall.defenses.sensitivity import SensitivityPoint, SensitivityProbe, severe_first
 from seawall.errors import UsageError
 from seawall.models.weights import spec_of
 from seawall.registry import register
@@ -98,11 +98,12 @@ class SensitivityAugmentation(ChangedImages):
         fresh = not old or due - cast(int, state["curve_round"]) >= self.curve_rounds
         plan: dict[str, Setting] = {}
         for name, corruption in known.items():
+            met: dict[float, SensitivityPoint] = {}
+            severities = tuple(sorted(severity for severity, _ in old.get(name, ())))
             if fresh:
-                severities = probe.curve(name, corruption, self.levels, most=self.most).severities
-            else:
-                severities = tuple(sorted(severity for severity, _ in old[name]))
-            ranked = severe_first([probe.point(corruption, severity) for severity in severities])
+                curve = probe.curve(name, corruption, self.levels, most=self.most)
+                met, severities = {point.severity: point for point in curve.points}, curve.severities
+            ranked = severe_first([met.get(s) or probe.point(corruption, s) for s in severities])
             plan[name] = [[p.severity, w] for p, w in zip(ranked, rank_weights(len(ranked)), strict=True)]
         passes = cast(int, state.get("passes", 0)) + probe.passes
         return {"round": due, "curve_round": due if fresh else state["curve_round"], "passes": passes, "plan": plan}
