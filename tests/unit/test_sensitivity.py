@@ -2,19 +2,24 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from seawall.api import sensitivity
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import parse_corruption
+from seawall.data.index import ChipHeader
+from seawall.data.writer import ChipWriter
 from seawall.defenses.equal_harm import equal_harm_severities, invert_curve, rank_weights
 from seawall.defenses.kernel_distance import kernel_distance
 from seawall.defenses.sensitivity import SensitivityPoint, SensitivityProbe, severe_first
 from seawall.errors import DataError, UsageError
 from seawall.models.unet import UNet
+from seawall.models.weights import save_model
 from seawall.poisoning.detection import activations
 from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.types import Batch, ModelSpec
@@ -181,3 +186,23 @@ def test_chips_without_seen_pixels_are_left_out() -> None:
     seen[1:] = False
     with pytest.raises(DataError, match="two chips"):
         SensitivityProbe(unet(), [Batch(batch.image, batch.label, seen, seen, batch.chips)], 0)
+
+
+def test_the_verb_shows_measured_and_chosen_severities_with_their_levels(tmp_path: Path) -> None:
+    writer = ChipWriter(tmp_path / "chips", ChipHeader(CONTEXT.bands, "reflectance", CONTEXT.classes, 10.0))
+    batch = ground_batch(images=5, size=16)
+    for i in range(5):
+        label = torch.where(batch.valid[i], batch.label[i], 255).numpy().astype(np.uint8)
+        writer.write(f"chip{i}", f"place{i}", batch.image[i].numpy(), label)
+    writer.finish()
+    save_model(tmp_path / "net.safetensors", unet().eval())
+    done = sensitivity(tmp_path / "net.safetensors", tmp_path / "chips", corruption=["haze", "gain worst=4"], levels=3)
+    assert {row["corruption"] for row in done.table} == {"haze", "gain worst=4"}
+    haze = [row for row in done.table if row["corruption"] == "haze"]
+    assert [row["equal_harm"] for row in haze if row["equal_harm"]] == [1, 2, 3]
+    assert all(row["level"] == pytest.approx(0.8 * row["severity"], abs=1e-4) for row in haze)
+    measured = [row for row in done.table if row["distance"] is not None]
+    assert done.facts["passes"] == 1 + sum(row["severity"] > 0 for row in measured)
+    assert "of the model itself" in str(done.facts["features"])
+    with pytest.raises(UsageError, match="reflectance"):
+        sensitivity(tmp_path / "net.safetensors", tmp_path / "chips", corruption=["speckle"])

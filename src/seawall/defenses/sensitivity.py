@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,23 +50,6 @@ class SensitivityCurve:
     corruption: str
     points: tuple[SensitivityPoint, ...]
     severities: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class SensitivityReport:
-    """Curves of several corruptions, and what they cost.
-
-    Args:
-        curves: One per corruption.
-        features: What the features are of, such as "network.bottom.1.2 of the model itself".
-        chips: Number of chips in the sample.
-        passes: Forward passes of the sample, the clean one included.
-    """
-
-    curves: tuple[SensitivityCurve, ...]
-    features: str
-    chips: int
-    passes: int
 
 
 class SensitivityProbe:
@@ -125,11 +108,6 @@ class SensitivityProbe:
 
         measured, severities = equal_harm_severities(harm, levels, tolerance, most)
         return SensitivityCurve(name, tuple(points[s] for s in measured), severities)
-
-    def report(self, corruptions: Mapping[str, Corruption], levels: int = 5) -> SensitivityReport:
-        """Measure the curves of several corruptions."""
-        curves = tuple(self.curve(name, corruption, levels) for name, corruption in corruptions.items())
-        return SensitivityReport(curves, self.features, sum(map(len, self.sample)), self.passes)
 
     def _look(self, parts: Sequence[Batch]) -> tuple[DoubleArray, float | None]:
         """Return features (N, D) and the mean IoU of one pass of the sample."""
