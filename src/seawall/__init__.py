@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         poison,
         predict,
         run,
+        sensitivity,
         train,
     )
     from seawall.data.chips import ChipFolder
@@ -53,6 +54,7 @@ _HOMES = {
         "poison",
         "predict",
         "run",
+        "sensitivity",
         "train",
     ),
     "seawall.data.chips": ("ChipFolder",),
@@ -72,7 +74,7 @@ __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
     "corrupt", "curate",
     "doctor", "entries", "evaluate", "find", "find_poisons", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
-    "read_recipe", "register", "run", "save_model", "train", "whole_chips",
+    "read_recipe", "register", "run", "save_model", "sensitivity", "train", "whole_chips",
 ]  # fmt: skip
 
 
