@@ -160,11 +160,17 @@ def trained(
 ) -> tuple[SegmentationModel, float]:
     """Return a trained network and the CPU-minutes of its training, kept beside it."""
     method, folder = METHODS[name], given.out / f"{name}-s{seed}"
-    bill = folder / "cpu_minutes.json"
-    spent = json.loads(bill.read_text()) if bill.exists() else 0.0
     began = time.process_time()
     start = pretrained(given, recipe(given, method, seed), chips, split, folder) if method.pretrained else ""
-    order = recipe(given, method, seed, start)
+    return billed_training(recipe(given, method, seed, start), folder, chips, split, began)
+
+
+def billed_training(
+    order: Recipe, folder: Path, chips: ChipFolder, split: Split, began: float
+) -> tuple[SegmentationModel, float]:
+    """Return the network of a recipe and its CPU-minutes since `began`, which are kept beside it."""
+    bill = folder / "cpu_minutes.json"
+    spent = json.loads(bill.read_text()) if bill.exists() else 0.0
     model = train_network(RunContext(order, folder, "cpu", True, lambda *_: None), chips, split, order.networks[0])
     if not bill.exists():  # of a training that was killed, the last part
         spent = (time.process_time() - began) / 60
@@ -187,7 +193,7 @@ def attacked_counts(
             image = attack(model, batch, threat_for(threat, model.spec), Keys(0, batch.chips))
         with torch.no_grad():
             water = model(image).argmax(1) == 1
-        found |= _counts(batch.chips, water, (batch.label == 1), batch.valid)
+        found |= water_counts(batch.chips, water, (batch.label == 1), batch.valid)
     return found
 
 
@@ -198,11 +204,12 @@ def exact_counts(model: ThresholdNet, chips: ChipFolder, ids: tuple[str, ...], t
         ball = threat_for(threat, model.spec).around(batch.image, batch.seen)
         says = torch.stack([model(image).argmax(1) == 1 for image in extreme_images(model, ball)])
         truth = batch.label == 1
-        found |= _counts(batch.chips, torch.where(truth, says.all(0), says.any(0)), truth, batch.valid)
+        found |= water_counts(batch.chips, torch.where(truth, says.all(0), says.any(0)), truth, batch.valid)
     return found
 
 
-def _counts(names: Iterable[str], water: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> Counts:
+def water_counts(names: Iterable[str], water: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> Counts:
+    """Return the counts of every chip from its predicted and its labelled water."""
     both, either = (part.flatten(1).sum(1).tolist() for part in (water & truth & valid, (water | truth) & valid))
     return {name: [int(top), int(bottom)] for name, top, bottom in zip(names, both, either, strict=True)}
 

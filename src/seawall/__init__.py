@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         poison,
         predict,
         run,
+        sensitivity,
         stress,
         train,
     )
@@ -56,6 +57,7 @@ _HOMES = {
         "poison",
         "predict",
         "run",
+        "sensitivity",
         "stress",
         "train",
     ),
@@ -76,7 +78,7 @@ __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
     "corrupt", "curate",
     "doctor", "entries", "evaluate", "find", "find_poisons", "harden", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
-    "read_recipe", "register", "run", "save_model", "stress", "train", "whole_chips",
+    "read_recipe", "register", "run", "save_model", "sensitivity", "stress", "train", "whole_chips",
 ]  # fmt: skip
 
 

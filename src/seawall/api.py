@@ -357,6 +357,53 @@ def stress(
     )
 
 
+def sensitivity(
+    weights: Path | str,
+    chips: Path | str,
+    *,
+    corruption: Sequence[str] = (),
+    levels: int = 5,
+    layer: str = "",
+    extractor: Path | str | None = None,
+    part: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Result:
+    """Measure how far corruptions move the features of a network, and choose severities of equal harm.
+
+    Args:
+        weights: The network.
+        chips: A chip folder with the network's bands.
+        corruption: Such as "haze worst=0.4"; may be given again. Without one, those that sensitivity-augmentation trains on.
+        levels: Severities of equal harm per corruption; the kernel distance is equally spaced at them.
+        layer: Module whose features are compared; empty for the last one of the coarsest grid.
+        extractor: Weights of another network to take the features from; by default the network itself.
+        part: auto, all, train, val or test, as for `seawall evaluate`.
+        seed: Seed of the corruptions, which are drawn per chip and the same for all severities.
+        device: auto, cpu, or a CUDA device.
+
+    Returns:
+        One row per corruption and severity: its physical level, the squared kernel distance of the features to those of the
+        clean chips and the mean IoU where it was measured, and the number of the equal-harm severity where it is one;
+        what the features are of, and the forward passes of the chips.
+
+    Raises:
+        UsageError: A corruption is unknown or of another sensor, or there is no such layer.
+
+    Command:
+        seawall sensitivity runs/mine/models/unet/model.safetensors chips/mine --corruption haze --corruption shot-noise
+    """
+    from seawall.pipeline.sensitivity import measure_sensitivity
+
+    return Result(
+        *measure_sensitivity(
+            Path(weights), Path(chips), corruption=corruption, levels=levels, layer=layer, extractor=_optional_path(extractor),
+            part=part, seed=seed, device=device, progress=progress,
+        )
+    )  # fmt: skip
+
+
 def predict(
     weights: Path | str,
     scene: Path | str,
@@ -704,6 +751,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     evaluate,
     attack,
     stress,
+    sensitivity,
     predict,
     corrupt,
     poison,

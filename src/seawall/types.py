@@ -6,7 +6,7 @@ truth about pixels. Shapes: B images, C bands, K classes, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -230,6 +230,36 @@ class ScheduledObjective(Objective, Protocol):
 
     def at(self, progress: float) -> Objective:
         """Return the objective at a share of the training, from 0 at the first step to just below 1 at the last."""
+        ...
+
+
+ObjectiveState = Mapping[str, Setting]
+"""What an adaptive objective has found out so far: plain values, which a checkpoint keeps exactly."""
+
+
+@runtime_checkable
+class AdaptiveObjective(Objective, Protocol):
+    """An objective that measures the network while it is trained, on a clock of its own.
+
+    Its state is kept in the checkpoint, so that a resumed training goes on alike.
+    """
+
+    def revise(
+        self, model: nn.Module, draw: Callable[[], Iterable[Batch]], progress: float, seed: int, state: ObjectiveState
+    ) -> ObjectiveState:
+        """Return the state from this step on: `state` itself where nothing is due.
+
+        Args:
+            model: The network as it is; its weights and modes are left alone.
+            draw: Batches of training chips, the same for the same step.
+            progress: Share of the training that is done.
+            seed: Seed of the experiment.
+            state: The state so far; empty at the first step.
+        """
+        ...
+
+    def given(self, state: ObjectiveState) -> Objective:
+        """Return the objective under a state."""
         ...
 
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from seawall.errors import ModelError, RunError
 from seawall.io import write_atomic
 from seawall.models.weights import pack_safetensors, state_of, unpack_safetensors
+from seawall.types import ObjectiveState
 
 KEPT_CHECKPOINTS = 2
 
@@ -38,6 +39,8 @@ class TrainingState:
         ending: How the training ended; "" before its end.
         rows: History rows of the epochs done.
         versions: Versions of the code, oldest first, as `seawall.version.code_version` names them.
+        objective: State of an adaptive objective.
+        revision_s: CPU seconds of its measurements so far.
     """
 
     epoch: int = 0
@@ -51,6 +54,8 @@ class TrainingState:
     ending: str = ""
     rows: list[Mapping[str, float | int | bool | None]] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
+    objective: ObjectiveState = field(default_factory=dict)
+    revision_s: float = 0.0
 
 
 class LoadedCheckpoint(NamedTuple):

@@ -20,12 +20,12 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, is_dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_you_mean
 from seawall.io import RunLock
@@ -53,7 +53,8 @@ from seawall.training.distributed import (
     start_fabric,
 )
 from seawall.training.launch import handle_signals
-from seawall.types import Batch, Objective, ScheduledObjective
+from seawall.training.optimizer import make_optimizer
+from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective
 from seawall.version import code_version
 
 __all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit"]
@@ -94,7 +95,8 @@ def fit(
 
     Args:
         model: A module with a `spec`; its `standardize` is fitted on the training pixels beforehand.
-        objective: What is minimized; it gets the model itself, not a wrapper. With a schedule, it is taken at each step's progress.
+        objective: What is minimized; it gets the model itself, not a wrapper. With a schedule, it is taken at each step's progress;
+            with a state (`AdaptiveObjective`), that is measured on its clock and kept in the checkpoints.
         feed: Epoch to batches, at least `steps_per_epoch * accumulate` of them and the same ones every time. A
             `SeekableFeed` starts at the first batch that a resumed epoch lacks.
         check: Validation: model in eval mode to metrics, on one process; the monitored one selects the weights. Without
@@ -136,6 +138,7 @@ def fit(
         while not run.state.ending:
             model.train()
             for batches in run.steps(feed):
+                run.revise(feed)
                 run.take_step(batches)
             run.end_epoch(check)
         return run.finish()
@@ -159,7 +162,7 @@ class _TrainingRun:
         self.fabric, self.model, self.objective, self.training = fabric, model, objective, training
         self.folder, self.seed, self.progress, self.stopped = folder, seed, progress, stopped
         self.checkpoints = Checkpoints(folder / "checkpoints", identity)
-        self.base_optimizer = _optimizer(model, training)
+        self.base_optimizer = make_optimizer(model, training)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.base_optimizer))
         self.average = WeightAverage(model, training.ema) if training.ema else None
         self.state = TrainingState()
@@ -182,9 +185,7 @@ class _TrainingRun:
             self.state.versions.append(code_version())
             if found and self.progress is not None and self.fabric.is_global_zero:
                 note = f"goes on with seawall {code_version()}, begun with {', '.join(self.state.versions[:-1]) or 'an older one'}"
-                self.progress(
-                    self.state.epoch * self.training.steps_per_epoch + self.state.step, self.training.steps, note
-                )
+                self.progress(self.step, self.training.steps, note)
         self.began_s = time.monotonic() - self.state.seconds
         self.began_cpu_s = time.process_time() - self.state.cpu_seconds
         on_rank_zero(self.fabric, self._open_log)
@@ -226,9 +227,36 @@ class _TrainingRun:
                 f"{self.folder}: expected every process to go on, got a failure of another; see its error"
             )
 
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.epoch * self.training.steps_per_epoch + self.state.step
+
+    def revise(self, feed: Feed) -> None:
+        """Let an adaptive objective measure the model, on patches of this epoch."""
+        if not isinstance(self.objective, AdaptiveObjective):
+            return
+        adaptive, state, began = self.objective, self.state, time.process_time()
+        state.objective = on_rank_zero(
+            self.fabric,
+            lambda: adaptive.revise(
+                self.model, lambda: feed(state.epoch), self.step / self.training.steps, self.seed, state.objective
+            ),
+        )
+        state.revision_s += time.process_time() - began
+
+    def _objective_now(self) -> Objective:
+        """Return the objective of this step: under its state, and at its share of the training."""
+        objective = self.objective
+        if isinstance(objective, AdaptiveObjective):
+            objective = objective.given(self.state.objective)
+        if isinstance(objective, ScheduledObjective):
+            objective = objective.at(self.step / self.training.steps)
+        return objective
+
     def take_step(self, batches: Sequence[Batch]) -> None:
         """Take one optimizer step."""
-        fabric, step = self.fabric, self.state.epoch * self.training.steps_per_epoch + self.state.step
+        fabric, step = self.fabric, self.step
         rate = learning_rate(self.training, step)
         for group in self.base_optimizer.param_groups:
             group["lr"] = rate
@@ -237,9 +265,7 @@ class _TrainingRun:
         shares, stop = self._pixel_shares(mine)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=fabric.device)
-        objective = self.objective
-        if isinstance(objective, ScheduledObjective):
-            objective = objective.at(step / self.training.steps)
+        objective = self._objective_now()
         try:
             for batch, share in zip(mine, shares, strict=True):
                 total += self._backward(objective, batch, share)
@@ -287,6 +313,8 @@ class _TrainingRun:
             "lr": self.base_optimizer.param_groups[0]["lr"],
             "seconds": time.monotonic() - self.began_s,
             "cpu_seconds": self._cpu_seconds(),
+            **{f"objective.{key}": value for key, value in state.objective.items() if isinstance(value, int | float)},
+            **({"objective.cpu_s": state.revision_s} if state.objective else {}),
             **metrics,
             "best": best,
         }
@@ -457,20 +485,6 @@ def _check_model(model: nn.Module, training: Training, check: Validation | None)
         raise UsageError(
             "training.patience, training.halt: expected a validation to stop early by, got none; give a check, or leave them out"
         )
-
-
-def _optimizer(model: nn.Module, training: Training) -> Optimizer:
-    # Norms and biases are not decayed: the next layer would compensate for it.
-    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": training.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if training.optimizer == "sgd":
-        return SGD(groups, lr=training.lr, momentum=0.9, nesterov=True)
-    return AdamW(groups, lr=training.lr)
 
 
 def _identity(
