@@ -149,7 +149,7 @@ def drawn_chains(known: Mapping[str, Corruption], weights: Mapping[str, LevelWei
 def first_chips(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     """Yield the first chips of some batches."""
     for batch in batches:
-        if count <= 0:
-            return
         yield batch if len(batch) <= count else batch.select(range(count))
         count -= len(batch)
+        if count <= 0:
+            return
