@@ -2,8 +2,9 @@
 and under corruptions that it never saw; and what the sensitivity analysis costs.
 
 Trains on the real chips (SEAWALL_DATA) or on simulated scenes, split by group; the seed decides split, weights, patches and
-draws. Equal optimizer steps for all methods: `--passes` epochs of `--steps` steps; augmix sends three images per patch
-through the network in each. "Seen" are the corruptions that the methods of this package train on
+draws. Equal optimizer steps for all methods: `--passes` epochs of `--steps` steps, of which the last weights are kept: selected
+by clean validation they may be from before the first augmented step. augmix sends three images per patch through the
+network in each step. "Seen" are the corruptions that the methods of this package train on
 (`seawall.defenses.corrupted_batches.TRAINING_CORRUPTIONS`), "held out" all others of the sensor; trivial and rand have
 brightness and rotations of their own. Every finished cell is a JSON line in `--out`/cells.jsonl, with the counts of every
 group; a run that was stopped goes on where it stopped.
@@ -61,7 +62,7 @@ def recipe(given: argparse.Namespace, method: str, seed: int) -> Recipe:
     real = {"source": "$SEAWALL_DATA", "kind": "index", "select": "hls_"}
     training = {
         "epochs": given.passes, "steps_per_epoch": given.steps, "patch": given.patch, "batch": 8, "lr": 2e-3,
-        "check_every": min(5, given.passes), "tensorboard": False,
+        "check_every": given.passes, "tensorboard": False,
     }  # fmt: skip
     return make_recipe(
         {

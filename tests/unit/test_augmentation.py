@@ -17,7 +17,7 @@ from seawall.corruptions.build import parse_corruption
 from seawall.corruptions.spatial import seen_mean
 from seawall.defenses.corrupted_batches import TRAINING_CORRUPTIONS, corrupt_each, training_corruptions
 from seawall.defenses.image_operations import OPERATIONS, ImageOperation
-from seawall.errors import StoppedError, UsageError
+from seawall.errors import DataError, StoppedError, UsageError
 from seawall.models.unet import UNet
 from seawall.registry import build, entries
 from seawall.rng import Keys
@@ -245,7 +245,7 @@ def test_the_clock_of_the_plan() -> None:
     for step in range(40):
         state = SMALL.revise(model, draw, step / 40, 0, state)
         states.append(state)
-    assert len(asked) == 3 and [s["round"] for s in states[::10]] == [0, 1, 2, 3]
+    assert len(asked) == 4 and [s["round"] for s in states[::10]] == [0, 1, 2, 3]
     assert states[0]["plan"] == {} and states[9] is states[0]
     first, second, third = states[10:40:10]
     assert [s["curve_round"] for s in (first, second, third)] == [1, 1, 3]
@@ -258,6 +258,19 @@ def test_the_clock_of_the_plan() -> None:
     batch = feed(0)[0]
     clean = Supervised()(model, batch, Keys(0, batch.chips))
     assert torch.equal(SMALL.given(states[0])(model, batch, Keys(0, batch.chips)), clean), "clean rounds are clean"
+
+
+def test_what_cannot_be_measured_is_refused_at_the_first_step() -> None:
+    with pytest.raises(DataError, match="feature maps before its logits"):
+        SMALL.revise(linear_model(6), lambda: feed(0), 0.0, 0, {})
+    with pytest.raises(UsageError, match="unknown name 'fog'"):
+        replace(SMALL, corruptions=("fog",)).revise(make(), lambda: feed(0), 0.0, 0, {})
+
+
+def test_an_inner_attack_has_its_settings() -> None:
+    inner = {"attack": "pgd", "attack_settings": {"steps": 2}}
+    made = build("objective", "uniform-augmentation", {"objective": "adversarial", "objective_settings": inner})
+    assert made.inner._attack.steps == 2
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -111,8 +111,8 @@ def test_the_number_of_measurements_has_a_limit_and_none_is_in_vain() -> None:
 
 def test_curves_without_harm_and_curves_that_fall_again() -> None:
     assert equal_harm_severities(lambda s: -0.01 * s, levels=4)[1] == (0.25, 0.5, 0.75, 1.0)
-    measured, found = equal_harm_severities(lambda s: s if s < 0.6 else 0.4, levels=2, most=6)
-    assert list(measured) == sorted(measured) and found[0] == pytest.approx(0.25, abs=0.08) and found[1] == 1.0
+    measured, found = equal_harm_severities(lambda s: 4.5 * s - 4 * s**2, levels=2, most=8)
+    assert list(measured) == sorted(measured) and found[0] == pytest.approx(0.162, abs=0.05) and found[1] == 1.0
     step = invert_curve(np.array([0.0, 0.2, 0.6, 1.0]), np.array([0.0, 0.5, 0.5, 1.0]), np.array([0.5]))
     assert step == pytest.approx([0.2]), "the smallest severity of that harm"
 

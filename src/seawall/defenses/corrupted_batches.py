@@ -12,9 +12,10 @@ from seawall.rng import Keys
 from seawall.types import Batch, Corruption, ModelSpec, Unit
 
 GEOMETRIC = ("shift", "rotation", "elastic")
+OPTICAL = ("turbid-water", "low-sun", "haze", "mtf", "misregistration", "gain", "shot-noise", "rotation")
 RADAR = ("wind", "incidence-angle", "speckle", "radar-gain", "rotation")
 TRAINING_CORRUPTIONS: Mapping[Unit, tuple[str, ...]] = {
-    "reflectance": (*("turbid-water", "low-sun", "haze", "mtf", "misregistration", "gain", "shot-noise", "rotation"),),
+    "reflectance": OPTICAL,
     "sigma0_db": RADAR,
     "gamma0_db": RADAR,
     "stretched": GEOMETRIC,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import ClassVar, final
+from typing import ClassVar, cast, final
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from seawall.errors import UsageError
 from seawall.registry import preset, register
 from seawall.rng import Keys
 from seawall.training.objectives.adversarial import AttackParameter
-from seawall.types import Batch, ModelSpec, Objective, ScheduledObjective, SegmentationModel
+from seawall.types import Batch, ModelSpec, Objective, ScheduledObjective, SegmentationModel, Setting
 
 BINS = 31
 """Magnitudes of RandAugment and TrivialAugment, from 0 to all of an operation's reach."""
@@ -35,7 +35,7 @@ class ChangedImages(ABC):
     """
 
     objective: str = "supervised"
-    objective_settings: Mapping[str, AttackParameter] = field(default_factory=dict)
+    objective_settings: Mapping[str, AttackParameter | Mapping[str, AttackParameter]] = field(default_factory=dict)
     name: ClassVar[str] = "augmentation"
 
     def __post_init__(self) -> None:
@@ -44,7 +44,7 @@ class ChangedImages(ABC):
     @cached_property
     def inner(self) -> Objective:
         """The objective that gets the changed chips."""
-        return registry.build("objective", self.objective, self.objective_settings)
+        return registry.build("objective", self.objective, cast(Mapping[str, Setting], self.objective_settings))
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
         return self.value(model, batch, keys, self.inner)

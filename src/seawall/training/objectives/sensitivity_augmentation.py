@@ -11,7 +11,7 @@ from torch import nn
 
 from seawall.defenses.corrupted_batches import Chain, corrupt_each, training_corruptions
 from seawall.defenses.equal_harm import rank_weights
-from seawall.defenses.sensitivity import SensitivityPoint, SensitivityProbe, severe_first
+from seawall.defenses.sensitivity import SensitivityPoint, SensitivityProbe, deepest_layer, severe_first
 from seawall.errors import UsageError
 from seawall.models.weights import spec_of
 from seawall.registry import register
@@ -90,10 +90,12 @@ class SensitivityAugmentation(ChangedImages):
         due = int(progress * self.rounds + 1e-9)  # 1e-9: a step count over a step count times rounds may round below
         if state and cast(int, state["round"]) >= due:
             return state
+        known = training_corruptions(self.corruptions, spec_of(model))
+        if not state:  # what cannot be measured is refused at the first step, not after the clean rounds
+            deepest_layer(model, next(iter(draw())))
         if due < self.clean_rounds:
             return {"round": due, "passes": 0, "plan": {}}
         probe = SensitivityProbe(model, first_chips(draw(), self.sample), seed)
-        known = training_corruptions(self.corruptions, spec_of(model))
         old = cast(Mapping[str, Sequence[Sequence[float]]], state.get("plan", {}))
         fresh = not old or due - cast(int, state["curve_round"]) >= self.curve_rounds
         plan: dict[str, Setting] = {}
@@ -147,7 +149,7 @@ def drawn_chains(known: Mapping[str, Corruption], weights: Mapping[str, LevelWei
 def first_chips(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     """Yield the first chips of some batches."""
     for batch in batches:
-        if count <= 0:
-            return
         yield batch if len(batch) <= count else batch.select(range(count))
         count -= len(batch)
+        if count <= 0:
+            return
