@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 from seawall.errors import ModelError, RunError
 from seawall.io import write_atomic
-from seawall.models.weights import pack_safetensors, state_of, unpack_safetensors
-from seawall.types import ObjectiveState
+from seawall.models.weights import pack_safetensors, spec_of, spec_to_json, state_of, tensors_digest, unpack_safetensors
+from seawall.training.configuration import NOT_DECIDING, Training
+from seawall.types import Objective, ObjectiveState
 
 KEPT_CHECKPOINTS = 2
 
@@ -290,3 +291,21 @@ class HistoryLog:
     def _write(self) -> None:
         # Written whole at every epoch, so that a kill leaves no incomplete line.
         write_atomic(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._rows))
+
+
+def training_identity(
+    model: nn.Module, objective: Objective, training: Training, seed: int, context: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the settings and digests that decide the result, as texts."""
+    settings = asdict(training)
+    for name in NOT_DECIDING:
+        settings.pop(name)
+    scaling = {name: t for name, t in state_of(model).items() if "standardize." in name}
+    return {
+        **{f"training.{key}": str(value) for key, value in settings.items()},
+        "seed": str(seed),
+        "objective": repr(objective) if is_dataclass(objective) else type(objective).__qualname__,
+        "model": spec_to_json(replace(spec_of(model), note="")),
+        "normalization": tensors_digest(scaling, {})[:12],
+        **{f"context.{key}": value for key, value in context.items()},
+    }

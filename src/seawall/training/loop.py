@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_you_mean
 from seawall.io import RunLock
 from seawall.models.blocks import Standardize
-from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of, tensors_digest
+from seawall.models.weights import check_finite, load_model, save_model, spec_of, state_of
 from seawall.modules import eval_mode, on_device
 from seawall.records import finite_or_none
 from seawall.result import StageProgress
@@ -43,8 +43,9 @@ from seawall.training.checkpoint import (
     HistoryRow,
     TrainingState,
     remove_unfinished,
+    training_identity,
 )
-from seawall.training.configuration import NOT_DECIDING, Training, default_monitor, learning_rate
+from seawall.training.configuration import Training, default_monitor, learning_rate
 from seawall.training.distributed import (
     OtherProcessError,
     all_reduce_gradients,
@@ -131,7 +132,9 @@ def fit(
         stopped = held.enter_context(handle_signals(str(folder)))
         held.enter_context(torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []))
         held.enter_context(on_device(model, fabric.device))
-        identity = _identity(model, objective, training, seed, {**(context or {}), "devices": str(fabric.world_size)})
+        identity = training_identity(
+            model, objective, training, seed, {**(context or {}), "devices": str(fabric.world_size)}
+        )
         run = _TrainingRun(fabric, model, objective, training, folder, identity, seed, progress, stopped)
         held.callback(run.close)
         run.begin(resume)
@@ -485,21 +488,3 @@ def _check_model(model: nn.Module, training: Training, check: Validation | None)
         raise UsageError(
             "training.patience, training.halt: expected a validation to stop early by, got none; give a check, or leave them out"
         )
-
-
-def _identity(
-    model: nn.Module, objective: Objective, training: Training, seed: int, context: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the settings and digests that decide the result, as texts."""
-    settings = asdict(training)
-    for name in NOT_DECIDING:
-        settings.pop(name)
-    scaling = {name: t for name, t in state_of(model).items() if "standardize." in name}
-    return {
-        **{f"training.{key}": str(value) for key, value in settings.items()},
-        "seed": str(seed),
-        "objective": repr(objective) if is_dataclass(objective) else type(objective).__qualname__,
-        "model": spec_to_json(replace(spec_of(model), note="")),
-        "normalization": tensors_digest(scaling, {})[:12],
-        **{f"context.{key}": value for key, value in context.items()},
-    }
