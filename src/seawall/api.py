@@ -384,7 +384,7 @@ def sensitivity(
         device: auto, cpu, or a CUDA device.
 
     Returns:
-        One row per corruption and severity: its physical level, the squared kernel distance of the features to those of the
+        One row per corruption and severity: its physical level and what that is of, the squared kernel distance of the features to those of the
         clean chips and the mean IoU where it was measured, and the number of the equal-harm severity where it is one;
         what the features are of, and the forward passes of the chips.
 

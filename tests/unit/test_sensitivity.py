@@ -201,6 +201,7 @@ def test_the_verb_shows_measured_and_chosen_severities_with_their_levels(tmp_pat
     haze = [row for row in done.table if row["corruption"] == "haze"]
     assert [row["equal_harm"] for row in haze if row["equal_harm"]] == [1, 2, 3]
     assert all(row["level"] == pytest.approx(0.8 * row["severity"], abs=1e-4) for row in haze)
+    assert haze[0]["of"] == "added aerosol optical depth at 550 nm"
     measured = [row for row in done.table if row["distance"] is not None]
     assert done.facts["passes"] == 1 + sum(row["severity"] > 0 for row in measured)
     assert "of the model itself" in str(done.facts["features"])

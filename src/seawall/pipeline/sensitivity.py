@@ -61,7 +61,7 @@ def _curve_rows(curve: SensitivityCurve, corruption: Corruption) -> list[Mutable
             "corruption": curve.corruption,
             "severity": severity,
             "level": round(corruption.level(severity), 4),
-            "unit": corruption.unit,
+            "of": f"{corruption.quantity} ({corruption.unit})" if corruption.unit else corruption.quantity,
             "equal_harm": curve.severities.index(severity) + 1 if severity in curve.severities else None,
             "distance": met[severity].distance if severity in met else None,
             "miou": met[severity].miou if severity in met else None,
