@@ -28,17 +28,15 @@ import torch
 from hardening import LOSS, Cells, Counts, billed_training, water_counts
 
 from seawall.chip_context import ChipContext
-from seawall.corruptions.build import parse_corruption
+from seawall.corruptions.build import fitting_corruptions
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.defenses.corrupted_batches import TRAINING_CORRUPTIONS
-from seawall.errors import UsageError
 from seawall.metrics.bootstrap import Resamples, percentile_interval, weighted_mean
 from seawall.metrics.ratios import divide_or_nan
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.recipe import Recipe, make_recipe
-from seawall.registry import entries
 from seawall.rng import Keys
 from seawall.types import Corruption, SegmentationModel
 
@@ -76,17 +74,6 @@ def recipe(given: argparse.Namespace, method: str, seed: int) -> Recipe:
     )
 
 
-def corruptions_of(chips: ChipFolder) -> dict[str, Corruption]:
-    """Return every registered corruption that fits the chips."""
-    context, found = ChipContext.of(chips, chips.ids), dict[str, Corruption]()
-    for entry in entries("corruption"):
-        try:
-            found[entry.name] = parse_corruption(entry.name, context)
-        except UsageError:  # of another sensor, or a composition without members
-            continue
-    return found
-
-
 def corrupted_counts(
     model: SegmentationModel, chips: ChipFolder, ids: tuple[str, ...], corruption: Corruption | None, severity: float
 ) -> Counts:
@@ -104,7 +91,7 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
     """Add the cells of one seed: clean, then every corruption at every severity."""
     base = RunContext(recipe(given, "none", seed), given.out, "cpu", True, lambda *_: None)
     chips, _ = load_chips(base, given.out / "chips")
-    split, known = make_split(base, chips), corruptions_of(chips)
+    split, known = make_split(base, chips), fitting_corruptions(ChipContext.of(chips, chips.ids))[0]
     groups = {id_: chips.row(id_).group for id_ in split.test}
     grid = [("0", "clean"), *((f"{severity:g}", name) for name in known for severity in given.severities)]
     for method in given.methods:
