@@ -21,10 +21,13 @@ if TYPE_CHECKING:
         doctor,
         evaluate,
         find_poisons,
+        harden,
         methods,
         poison,
         predict,
         run,
+        sensitivity,
+        stress,
         train,
     )
     from seawall.data.chips import ChipFolder
@@ -49,10 +52,13 @@ _HOMES = {
         "doctor",
         "evaluate",
         "find_poisons",
+        "harden",
         "methods",
         "poison",
         "predict",
         "run",
+        "sensitivity",
+        "stress",
         "train",
     ),
     "seawall.data.chips": ("ChipFolder",),
@@ -71,8 +77,8 @@ _HOMES = {
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
     "corrupt", "curate",
-    "doctor", "entries", "evaluate", "find", "find_poisons", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
-    "read_recipe", "register", "run", "save_model", "train", "whole_chips",
+    "doctor", "entries", "evaluate", "find", "find_poisons", "harden", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
+    "read_recipe", "register", "run", "save_model", "sensitivity", "stress", "train", "whole_chips",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from seawall.records import SEVERITIES
 from seawall.result import Progress, Result, no_progress, stage_progress
 
 if TYPE_CHECKING:
@@ -154,6 +155,56 @@ def train(
     return Result(*pipeline.train_only(changed, Path(out), device=device, resume=resume, progress=progress))
 
 
+def harden(
+    chips: Path | str,
+    threat: str = "",
+    *,
+    out: Path | str = Path("runs"),
+    method: str = "n-fgsm-drawn",
+    model: str = "unet",
+    against: Path | str | None = None,
+    suite: str = "seawall passes=30",
+    changes: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = True,
+    progress: Progress = no_progress,
+) -> Result:
+    """Train a hardened network and a plain one on the same split, attack both, and print what hardening gave and cost.
+
+    Args:
+        chips: A chip folder, as `seawall curate` makes it.
+        threat: What to harden against, in the chips' unit, such as "linf 2% reflectance".
+        out: Folder of run folders; this run gets one of its own, with weights, rows, report.html and card.json.
+        method: n-fgsm-drawn, n-fgsm-drawn-ema, pgd-3-drawn or pgd-3-drawn-ema; see docs/hardening.md.
+        model: Registered model: unet, anchored-unet ...
+        against: Weights of a plain network of the same split, to compare with instead of training one.
+        suite: Attacks of the card, at an eighth, a quarter, half and all of eps; final figures need "seawall passes=300".
+        changes: Change one value of the recipe, such as training.settings.epochs=20 or model.settings.width=8.
+        seed: Seed of split, weights and patches.
+        device: auto, cpu, cuda, or mps.
+        resume: Continue where an earlier run stopped; --no-resume starts over.
+
+    Returns:
+        The card: IoU of both networks and of the water indices, clean and within each budget, with intervals over groups and
+        flags; the CPU-minutes of each training and of the evaluation; what the monitor of catastrophic overfitting said.
+
+    Raises:
+        UsageError: The threat is not in the chips' unit or allows nothing, or the weights of `against` have another split.
+
+    Command:
+        seawall harden chips/mine --threat "linf 2% reflectance" --out runs
+    """
+    from seawall.pipeline import harden as hardening
+
+    return Result(
+        *hardening.harden_chips(
+            Path(chips), threat, method=method, model=model, against=_optional_path(against), suite=suite, changes=changes, out=Path(out), seed=seed,
+            device=device, resume=resume, progress=progress,
+        )
+    )  # fmt: skip
+
+
 def evaluate(
     weights: Path | str,
     chips: Path | str,
@@ -247,6 +298,110 @@ def attack(
             progress=progress,
         )
     )
+
+
+def stress(
+    model: Path | str | SegmentationModel,
+    data: Path | str | Sample,
+    *,
+    corruption: Sequence[str] = (),
+    severity: Sequence[float] = SEVERITIES,
+    baseline: str = "",
+    out: Path | str | None = None,
+    part: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Result:
+    """Measure a model under natural perturbations in physical units, beside a threshold model on the same chips.
+
+    Args:
+        model: A .safetensors file, or in Python any module with a spec (see `seawall.adapt`).
+        data: A chip folder; in Python also a Batch, a mapping with "image" and "mask", or a pair (image, label), in the model's unit.
+        corruption: Such as "haze worst=0.4", or several joined as "haze + shot-noise"; may be given again. Without one every
+            corruption that fits the chips; those that do not are listed with the reason.
+        severity: Above 0 and at most 1, the worst that is still delivered; may be given again.
+        baseline: Threshold model that errors are relative to, such as "mndwi > 0"; by default MNDWI, NDWI, VV or VH at its
+            published threshold, the first whose bands the chips have.
+        out: Folder of the rows (runs/stress for a chip folder); a killed command continues at the next missing (chip, severity).
+        part: auto, all, train, val or test, as for `seawall evaluate`; a Batch is measured whole.
+        seed: Seed of the corruptions, which are drawn per chip and the same for all severities and both models.
+        device: auto, cpu, cuda, or mps.
+
+    Returns:
+        One row per corruption, the most harmful first, and their mean: pooled IoU of the clean images and at each severity,
+        the mean drop, the corruption error (sum of 1 - IoU over that of the baseline), the relative one (clean
+        subtracted), 95 % intervals over groups, and the share of valid pixels that the worst severity keeps.
+
+    Raises:
+        UsageError: A corruption is unknown or of another sensor, or a severity is not above 0 and at most 1.
+
+    Command:
+        seawall stress runs/mine/models/unet/model.safetensors chips/mine --corruption haze --corruption "clouds + shot-noise"
+    """
+    from seawall.pipeline.stress import stress_model
+
+    return Result(
+        *stress_model(
+            _as_path(model),
+            _as_path(data),
+            corruption=corruption,
+            severity=severity,
+            baseline=baseline,
+            out=_optional_path(out),
+            part=part,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    )
+
+
+def sensitivity(
+    weights: Path | str,
+    chips: Path | str,
+    *,
+    corruption: Sequence[str] = (),
+    levels: int = 5,
+    layer: str = "",
+    extractor: Path | str | None = None,
+    part: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Result:
+    """Measure how far corruptions move the features of a network, and choose severities of equal harm.
+
+    Args:
+        weights: The network.
+        chips: A chip folder with the network's bands.
+        corruption: Such as "haze worst=0.4"; may be given again. Without one, those that sensitivity-augmentation trains on.
+        levels: Severities of equal harm per corruption; the kernel distance is equally spaced at them.
+        layer: Module whose features are compared; empty for the last one of the coarsest grid.
+        extractor: Weights of another network to take the features from; by default the network itself.
+        part: auto, all, train, val or test, as for `seawall evaluate`.
+        seed: Seed of the corruptions, which are drawn per chip and the same for all severities.
+        device: auto, cpu, or a CUDA device.
+
+    Returns:
+        One row per corruption and severity: its physical level and what that is of, the squared kernel distance of the features to those of the
+        clean chips and the mean IoU where it was measured, and the number of the equal-harm severity where it is one;
+        what the features are of, and the forward passes of the chips.
+
+    Raises:
+        UsageError: A corruption is unknown or of another sensor, or there is no such layer.
+
+    Command:
+        seawall sensitivity runs/mine/models/unet/model.safetensors chips/mine --corruption haze --corruption shot-noise
+    """
+    from seawall.pipeline.sensitivity import measure_sensitivity
+
+    return Result(
+        *measure_sensitivity(
+            Path(weights), Path(chips), corruption=corruption, levels=levels, layer=layer, extractor=_optional_path(extractor),
+            part=part, seed=seed, device=device, progress=progress,
+        )
+    )  # fmt: skip
 
 
 def predict(
@@ -532,7 +687,7 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     """List the registered methods, or the settings of one.
 
     Args:
-        kind: attack, attack-loss, goal, suite, noise, poison, detector, model, loss, objective or uncertainty; empty lists all.
+        kind: attack, attack-loss, goal, suite, noise, corruption, poison, detector, model, loss, objective or uncertainty; empty lists all.
         name: Show the settings of this method.
 
     Command:
@@ -592,8 +747,11 @@ VERBS: tuple[Callable[..., Result], ...] = (
     run,
     curate,
     train,
+    harden,
     evaluate,
     attack,
+    stress,
+    sensitivity,
     predict,
     corrupt,
     poison,

@@ -1,4 +1,4 @@
-"""Helpers for any torch module: its device, contexts for a device and for eval mode, and a forward pass that checks for in-place writes."""
+"""Helpers for any torch module: its device, contexts for a device and for eval mode, forward passes that check or keep a layer's maps."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from seawall.errors import ModelError
+from seawall.errors import DataError, ModelError
 from seawall.types import Batch, SegmentationModel
 
 
@@ -69,3 +70,53 @@ def checked_forward(model: SegmentationModel | nn.Module, image: Tensor) -> Tens
             "let its forward begin with image = image.clone()"
         )
     return logits
+
+
+def feature_layers(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, int]]:
+    """Return the modules without children that give maps (B, D, h, w) once, in the order of calls, with h * w.
+
+    The last one of a segmentation network gives its logits.
+
+    Args:
+        model: Called in eval mode; its modes are restored.
+        image: (B, C, H, W); the first image is used.
+    """
+    called: list[tuple[nn.Module, int]] = []
+
+    def note(module: nn.Module, given: tuple[object, ...], out: object) -> None:
+        if isinstance(out, Tensor) and out.ndim == 4:
+            called.append((module, out.shape[2] * out.shape[3]))
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(note) for module in leaves]
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(image[:1].to(device_of(model)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    modules = [module for module, _ in called]
+    return [(module, pixels) for module, pixels in called if modules.count(module) == 1]
+
+
+def forward_with_maps(model: nn.Module, layer: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits and the maps (B, D, h, w) of a layer, without gradients to the maps.
+
+    Raises:
+        DataError: The layer does not give maps once.
+    """
+    outputs: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda module, given, out: outputs.append(out.detach()))
+    try:
+        logits: Tensor = model(image)
+    finally:
+        hook.remove()
+    if len(outputs) != 1 or outputs[0].ndim != 4:
+        raise DataError("layer: expected one that gives (B, D, h, w) once, got another; choose a block")
+    return logits, outputs[0]
+
+
+def masked_map_mean(maps: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean (B, D) of maps (B, D, h, w) over the pixels of a mask (B, H, W); 0 where an image has none."""
+    weight = functional.adaptive_avg_pool2d(mask.float()[:, None], (maps.shape[2], maps.shape[3])).to(maps.device)
+    return (maps * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(1e-12)

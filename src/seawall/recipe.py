@@ -9,12 +9,13 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from seawall.errors import RecipeError, first_error
+from seawall.records import SEVERITIES
 from seawall.split_record import SplitSettings
 from seawall.training.configuration import NOT_DECIDING, Training
 
@@ -89,6 +90,18 @@ class SplitSection(RecipeSection):
         return self
 
 
+class RobustnessSection(RecipeSection):
+    """A threat that the validation chips are attacked within after every epoch.
+
+    Args:
+        threat: Threat model, as text with its unit.
+        steps: Steps of PGD.
+    """
+
+    threat: str
+    steps: int = Field(10, ge=2, le=1000)
+
+
 class TrainingSection(RecipeSection):
     """How the network is trained.
 
@@ -98,6 +111,9 @@ class TrainingSection(RecipeSection):
         augment: "d4" shows every patch in one of its eight orientations.
         balance: "classes" centers the patches on every class alike, "area" draws them evenly.
         devices: Processes that share every batch, one per device; batch norms see each process's share only.
+        start: Weights file to start from, of the same model, bands and classes; its normalization is kept. "" starts
+            from random weights.
+        robustness: Attack the validation chips too; the default monitor is then the IoU after PGD.
     """
 
     objective: MethodSection = MethodSection(name="supervised")
@@ -105,6 +121,8 @@ class TrainingSection(RecipeSection):
     augment: Literal["none", "d4"] = "d4"
     balance: Literal["area", "classes"] = "area"
     devices: int = Field(1, ge=1, le=1024)
+    start: str = ""
+    robustness: RobustnessSection | None = None
 
     @field_validator("settings")
     @classmethod
@@ -112,6 +130,27 @@ class TrainingSection(RecipeSection):
         # They stay as they are written: the id is a hash of that, and a new default must not change it.
         TypeAdapter(Training).validate_python(settings)
         return settings
+
+
+REFERENCE = "plain"
+"""Name of the reference network in rows and folders."""
+
+
+class ReferenceSection(RecipeSection):
+    """A second network, which the recipe's is compared with: the same model and split, trained by another objective.
+
+    It is attacked as the recipe's network is, the attacks on it are given to the recipe's network as well, and threshold
+    models among the baselines are measured by their exact worst case.
+
+    Args:
+        objective: What is minimized.
+        settings: Fields of `seawall.training.configuration.Training` that differ from the recipe's.
+        weights: Weights file of a network that is there already, trained on the same split; it is taken instead.
+    """
+
+    objective: MethodSection = MethodSection(name="supervised")
+    settings: dict[str, Any] = Field(default_factory=dict)
+    weights: str = ""
 
 
 class AttackSection(RecipeSection):
@@ -127,6 +166,29 @@ class AttackSection(RecipeSection):
     called: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
     threats: tuple[str, ...] = Field(min_length=1)
+
+
+class CorruptionSection(RecipeSection):
+    """A natural perturbation of the test images, measured at each severity.
+
+    Args:
+        name: Registered corruption.
+        called: Name in the rows, needed where one corruption is measured with two settings; its own if empty.
+        settings: Its settings; bands, unit, pixel size and classes come from the chips.
+        severities: Above 0 and at most 1.
+    """
+
+    name: str
+    called: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    severities: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(SEVERITIES, min_length=1)
+
+    @field_validator("severities")
+    @classmethod
+    def _check_distinct(cls, severities: tuple[float, ...]) -> tuple[float, ...]:
+        if twice := [one for one in severities if severities.count(one) > 1]:
+            raise ValueError(f"each severity once, but {twice[0]:g} twice; leave one out")
+        return severities
 
 
 class NoiseSection(RecipeSection):
@@ -218,10 +280,12 @@ class Recipe(RecipeSection):
     split: SplitSection = SplitSection()
     model: MethodSection = MethodSection(name="unet")
     training: TrainingSection = TrainingSection()
+    reference: ReferenceSection | None = None
     baselines: tuple[MethodSection, ...] = ()
     estimators: tuple[MethodSection, ...] = ()
     attacks: tuple[AttackSection, ...] = ()
     suites: tuple[AttackSection, ...] = ()
+    corruptions: tuple[CorruptionSection, ...] = ()
     noises: tuple[NoiseSection, ...] = ()
     scene: SceneSection | None = None
     examples: int = Field(4, ge=0, le=24)
@@ -232,6 +296,13 @@ class Recipe(RecipeSection):
         pairs = [(section.called or section.name, threat) for section in self.attacks for threat in section.threats]
         if twice := [name for name, threat in pairs if pairs.count((name, threat)) > 1]:
             raise ValueError(f"attack {twice[0]} once per threat; give one of the two another `called`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_corruption_names(self) -> Recipe:
+        names = [section.called or section.name for section in self.corruptions]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"corruption {twice[0]} once; give one of the two another `called`")
         return self
 
     @model_validator(mode="after")
@@ -257,7 +328,7 @@ class Recipe(RecipeSection):
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """The networks to train: one on the labels as they are, then one per label noise and rate."""
+        """The networks to train: one on the labels as they are, the reference, then one per label noise and rate."""
         own, base = self.training.objective, self.model.name
         noisy = (
             Network(
@@ -269,13 +340,30 @@ class Recipe(RecipeSection):
             for noise in self.noises
             for rate in noise.rates
         )
-        return (Network(base, own), *noisy)
+        beside = self.reference
+        plain = (Network(REFERENCE, beside.objective),) if beside is not None and not beside.weights else ()
+        return (Network(base, own), *plain, *noisy)
+
+    def training_of(self, network: Network) -> TrainingSection:
+        """Return how a network is trained; the reference has no attacked validation and starts from random weights."""
+        if self.reference is None or network.name != REFERENCE:
+            return self.training
+        settings = {**self.training.settings, **self.reference.settings}
+        changes = {"objective": network.objective, "settings": settings, "start": "", "robustness": None}
+        return self.training.model_copy(update=changes)
 
     @property
     def deciding(self) -> dict[str, Any]:
         """Everything that decides a trained or measured number, as plain values."""
         tree = self.model_dump(mode="json", exclude=set(DISPLAY_KEYS))
+        if not self.corruptions:  # recipes without them keep the id that they had before there were any
+            del tree["corruptions"]
         tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in NOT_DECIDING}
+        for key in ("start", "robustness"):  # ids of recipes without them stay what they were
+            if not tree["training"][key]:
+                del tree["training"][key]
+        if self.reference is None:
+            del tree["reference"]
         return tree
 
     @property
@@ -338,8 +426,8 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
-        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "objective": MethodSection,
-        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "noises": NoiseSection, "scene": SceneSection,
+        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "objective": MethodSection,
+        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "noises": NoiseSection, "scene": SceneSection,
     }  # fmt: skip
     for step in path:
         section = sections.get(step, section)

@@ -58,6 +58,26 @@ class ThreatFacts(NamedTuple):
         return all(a <= b for a, b in zip(own, others, strict=True)) and (own != others or not same_bands)
 
 
+class CorruptionFacts(NamedTuple):
+    """A natural perturbation as plain values, in the order of the fields of a record.
+
+    Args:
+        severity: From 0 to 1; None where the images were not corrupted.
+        level: The physical quantity at that severity.
+        quantity: What the level is, such as "added aerosol optical depth at 550 nm".
+        level_unit: Unit of the level; "" for a pure number.
+    """
+
+    severity: float | None = None
+    level: float | None = None
+    quantity: str = ""
+    level_unit: str = ""
+
+
+SEVERITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Severities of a corruption where none are named."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One measured number and everything needed to trace it.
@@ -65,8 +85,8 @@ class Record:
     Args:
         recipe: Id of the recipe that made it.
         model: Model name in the run.
-        method: The attack, or "clean".
-        threat: Threat as text with its unit; "" where there is none.
+        method: The attack or the corruption, or "clean".
+        threat: Threat with its unit or severity, as text; "" where there is none.
         chip: Chip id, or "" for a figure over a whole set.
         group: Event or location of the chip; splits and intervals go by it.
         metric: What was measured, such as "tp", "fp", "fn", "pixels" or "iou.pooled".
@@ -81,6 +101,10 @@ class Record:
         bands: Bands that the adversary may touch; empty for all of them.
         region: Pixels that the adversary may touch, as text; "" for every seen one.
         limits: What else bounds the adversary, as text: sign, spectrum, unusual bounds; "" for nothing.
+        severity: Severity of a corruption, from 0 to 1; None where the images were not corrupted.
+        level: Physical quantity at that severity.
+        quantity: What the level is.
+        level_unit: Unit of the level.
     """
 
     recipe: str
@@ -101,6 +125,10 @@ class Record:
     bands: tuple[str, ...] = ()
     region: str = ""
     limits: str = ""
+    severity: float | None = None
+    level: float | None = None
+    quantity: str = ""
+    level_unit: str = ""
 
     @property
     def key(self) -> Key:
@@ -108,16 +136,22 @@ class Record:
         return (self.recipe, self.model, self.method, self.threat, self.chip, self.group, self.metric, self.klass)
 
     def measured(self, metric: str, value: float | None, n: int, klass: str = "", seconds: float = 0.0) -> Record:
-        """Return the row of a number that was measured under the same conditions; flags and threat stay."""
+        """Return the row of a number that was measured under the same conditions; flags, threat and severity stay."""
         return Record(
             self.recipe, self.model, self.method, self.threat, self.chip, self.group, metric, klass, value, n, self.flags,
             seconds, self.norm, self.eps, self.unit, self.bands, self.region, self.limits,
+            self.severity, self.level, self.quantity, self.level_unit,
         )  # fmt: skip
 
     @property
     def adversary(self) -> ThreatFacts:
         """What the adversary may do, as one value."""
         return ThreatFacts(self.norm, self.eps, self.unit, self.bands, self.region, self.limits)
+
+    @property
+    def corruption(self) -> CorruptionFacts:
+        """Severity and level of the corruption, as one value."""
+        return CorruptionFacts(self.severity, self.level, self.quantity, self.level_unit)
 
 
 def _covers_bands(large: tuple[str, ...], small: tuple[str, ...]) -> bool:
@@ -127,8 +161,10 @@ def _covers_bands(large: tuple[str, ...], small: tuple[str, ...]) -> bool:
 
 RECORD_FIELDS = tuple(f.name for f in fields(Record))
 TUPLE_FIELDS = ("flags", "eps", "bands")
-THREAT_FIELDS = ("eps", "unit", "bands", "region", "limits")
-"""Fields of a threat; rows without an adversary leave them out of the file."""
+OPTIONAL_FIELDS = {
+    f.name: f.default for f in fields(Record) if f.name in ThreatFacts._fields[1:] + CorruptionFacts._fields
+}
+"""Fields of a threat and of a corruption with their defaults, which are left out of the file."""
 
 
 class RecordLog:
@@ -225,7 +261,10 @@ def finite_or_none(value: float | None) -> float | None:
 
 
 def _record_line(record: Record) -> str:
-    row = {name: getattr(record, name) for name in RECORD_FIELDS if name not in THREAT_FIELDS or getattr(record, name)}
+    every = {name: getattr(record, name) for name in RECORD_FIELDS}
+    row = {
+        name: value for name, value in every.items() if name not in OPTIONAL_FIELDS or value != OPTIONAL_FIELDS[name]
+    }
     row["norm"] = record.norm  # always written, which distinguishes rows of older versions
     if record.value is not None and not math.isfinite(record.value):
         raise RunError(

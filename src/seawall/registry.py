@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_type_hints, overload
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seawall.errors import SeawallError, UsageError, did_you_mean, first_error
-from seawall.types import Architecture, Attack, LabelNoise, Loss, Objective, Setting, Wrapper
+from seawall.types import Architecture, Attack, Corruption, LabelNoise, Loss, Objective, Setting, Wrapper
 
 if TYPE_CHECKING:
     from seawall.attacks.losses import AttackLoss
@@ -31,6 +31,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "goal": ("seawall.attacks",),
     "suite": ("seawall.attacks",),
     "noise": ("seawall.label_noise",),
+    "corruption": ("seawall.corruptions",),
     "poison": ("seawall.poisoning",),
     "detector": ("seawall.poisoning",),
     "loss": ("seawall.losses",),
@@ -48,18 +49,10 @@ CONVERTED = ("attack", "suite", "label-rule")
 ANYTHING = ConfigDict(arbitrary_types_allowed=True)
 TRAITS = frozenset(
     {
-        "weak",
-        "black-box",
-        "min-norm",
-        "stochastic",
-        "targeted",
-        "set",
-        "clean-label",
-        "peers",
-        "general",
-        "scale-invariant",
+        "weak", "black-box", "min-norm", "stochastic", "targeted", "set", "clean-label", "peers", "general", "scale-invariant",
+        "optical", "radar", "radiometric", "geometric",
     }
-)
+)  # fmt: skip
 Method = TypeVar("Method", bound=type)
 
 
@@ -144,7 +137,7 @@ def preset(
     """
     method = type(value)
     settings = [
-        (f.name, f.type, field(default=getattr(value, f.name)))
+        (f.name, f.type, _field_with(getattr(value, f.name)))
         for f in fields(value)  # type: ignore[arg-type]
         if f.init
     ]
@@ -155,6 +148,13 @@ def preset(
         namespace={"__doc__": text, "__module__": method.__module__, "name": name},
     )  # fmt: skip
     register(kind, name, paper=paper, smoke=smoke, traits=traits)(made)
+
+
+def _field_with(default: object) -> object:
+    """Return a dataclass field; a dict, which dataclasses refuse as a default, is given by a factory."""
+    if isinstance(default, Mapping):
+        return field(default_factory=lambda: default)
+    return field(default=default)
 
 
 def entries(kind: str) -> Iterator[Entry]:
@@ -181,6 +181,8 @@ def find(kind: str, name: str) -> Entry:
 def build(kind: Literal["attack"], name: str, settings: Mapping[str, Setting] | None = None) -> Attack: ...
 @overload
 def build(kind: Literal["attack-loss"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackLoss: ...
+@overload
+def build(kind: Literal["corruption"], name: str, settings: Mapping[str, Setting] | None = None) -> Corruption: ...
 @overload
 def build(kind: Literal["detector"], name: str, settings: Mapping[str, Setting] | None = None) -> PoisonDetector: ...
 @overload

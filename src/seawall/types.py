@@ -6,9 +6,9 @@ truth about pixels. Shapes: B images, C bands, K classes, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +184,25 @@ class LabelNoise(Protocol):
     def __call__(self, batch: Batch, keys: Keys) -> Batch: ...
 
 
+Stage = Literal["scene", "light", "atmosphere", "optics", "detector", "product", "geometry"]
+"""Where a corruption acts on the way from the ground to the chip, in physical order."""
+
+
+@runtime_checkable
+class Corruption(Protocol):
+    """A natural perturbation of a batch; severity from 0 (the very input) to 1 (the worst that is still delivered).
+
+    `level` is the physical quantity at a severity, which `quantity` names and which is given in `unit`.
+    """
+
+    quantity: ClassVar[str]
+    unit: ClassVar[str]
+    stage: ClassVar[Stage]
+
+    def level(self, severity: float) -> float: ...
+    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch: ...
+
+
 @runtime_checkable
 class Poison(Protocol):
     """A fault in training chips, put in on purpose: every chip of the batch is poisoned, each from its own key."""
@@ -203,6 +222,45 @@ class Objective(Protocol):
     """What training minimizes: a scalar with gradients to the model's parameters."""
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor: ...
+
+
+@runtime_checkable
+class ScheduledObjective(Objective, Protocol):
+    """An objective with a schedule: a pure function of the progress, so that a resumed training goes on alike."""
+
+    def at(self, progress: float) -> Objective:
+        """Return the objective at a share of the training, from 0 at the first step to just below 1 at the last."""
+        ...
+
+
+ObjectiveState = Mapping[str, Setting]
+"""What an adaptive objective has found out so far: plain values, which a checkpoint keeps exactly."""
+
+
+@runtime_checkable
+class AdaptiveObjective(Objective, Protocol):
+    """An objective that measures the network while it is trained, on a clock of its own.
+
+    Its state is kept in the checkpoint, so that a resumed training goes on alike.
+    """
+
+    def revise(
+        self, model: nn.Module, draw: Callable[[], Iterable[Batch]], progress: float, seed: int, state: ObjectiveState
+    ) -> ObjectiveState:
+        """Return the state from this step on: `state` itself where nothing is due.
+
+        Args:
+            model: The network as it is; its weights and modes are left alone.
+            draw: Batches of training chips, the same for the same step.
+            progress: Share of the training that is done.
+            seed: Seed of the experiment.
+            state: The state so far; empty at the first step.
+        """
+        ...
+
+    def given(self, state: ObjectiveState) -> Objective:
+        """Return the objective under a state."""
+        ...
 
 
 @runtime_checkable

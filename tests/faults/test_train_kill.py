@@ -117,7 +117,7 @@ def harness(home: Path, timed: int) -> None:
         assert attempt(folder, "never", 0)
         look(folder)
         assert (folder / "model.safetensors").read_bytes() == want, (kind, count, seconds)
-        rows = [[{**row, "seconds": 0} for row in read(path)] for path in (folder, home / "whole")]
+        rows = [[{**row, "seconds": 0, "cpu_seconds": 0} for row in read(path)] for path in (folder, home / "whole")]
         assert rows[0] == rows[1]
         assert not list(folder.rglob("*.part"))
     print(f"deaths {deaths}")

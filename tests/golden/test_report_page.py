@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from seawall.recipe import Recipe
+from seawall.records import CorruptionFacts
 from seawall.report.page import write_report
 from seawall.report.run_reader import (
     DataFacts,
@@ -255,6 +256,10 @@ called = "pgd, one band"
 settings = {steps = 2}
 threats = ["linf 1% reflectance bands=each"]
 
+[[corruptions]]
+name = "haze"
+severities = [0.5, 1.0]
+
 [[noises]]
 name = "erode"
 rates = [0.3]
@@ -332,7 +337,10 @@ def test_the_made_up_run_holds_nothing_that_a_real_one_does_not(run, real):
 @pytest.mark.slow
 def test_every_key_that_the_page_reads_is_in_a_real_run(real):
     facts = json.loads((real / "facts.json").read_text())
-    assert set(RunFacts.model_fields) <= facts.keys() and set(DataFacts.model_fields) <= facts["data"].keys()
+    assert (
+        set(RunFacts.model_fields) - {"hardening"} <= facts.keys()
+        and set(DataFacts.model_fields) <= facts["data"].keys()
+    )
     assert set(NoiseFacts.model_fields) <= next(iter(facts["noises"].values())).keys()
     scene = json.loads((real / "scenes/scene.json").read_text())
     assert (
@@ -340,8 +348,11 @@ def test_every_key_that_the_page_reads_is_in_a_real_run(real):
         and set(SceneFacts.model_fields) <= scene["result"].keys()
     )
     assert "datetime" in scene["properties"]
-    example = next((real / "examples").glob("*.json"))
-    assert set(ExampleFacts.model_fields) <= json.loads(example.read_text()).keys()
+    examples = [json.loads(path.read_text()) for path in (real / "examples").glob("*.json")]
+    corrupted = next(example for example in examples if example["method"] == "haze")
+    attacked = next(example for example in examples if example["method"] != "haze")
+    assert set(ExampleFacts.model_fields) <= corrupted.keys()
+    assert set(ExampleFacts.model_fields) - set(CorruptionFacts._fields) <= attacked.keys()
     epoch = json.loads((real / "models/unet/history.jsonl").read_text().splitlines()[0])
     assert set(EpochFacts.model_fields) - {"model", "scores"} <= epoch.keys() and "val.iou.water" in epoch
     assert tomllib.loads((real / "recipe.toml").read_text()).keys() <= Recipe.model_fields.keys()
@@ -354,9 +365,13 @@ def test_a_real_run_feeds_every_section(real):
     held = Page(text)
     assert held.open == []
     assert [s["id"] for s in held.all("section")] == [
-        "run", "data", "learning", "scores", "robustness", "labels", "calibration", "scene", "flags", "provenance",
+        "run", "data", "learning", "scores", "robustness", "corruptions", "labels", "calibration", "scene", "flags", "provenance",
     ]  # fmt: skip
     words = "".join(held.words)
+    assert (
+        "Under 1 natural perturbation the U-Net loses" in words
+        and "haze: added aerosol optical depth at 550 nm" in words
+    )
     assert "satellite image" in words and "Which band the adversary needs: U-Net" in words
     assert re.search(r"[\d.]+ to [\d.]+\u202f% reflectance \(per band\)", words)
     assert "Not readable." not in words

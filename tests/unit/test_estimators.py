@@ -19,7 +19,7 @@ from seawall.pipeline.validate import check_distinct_names, validate_recipe
 from seawall.recipe import make_recipe
 from seawall.records import Record
 from seawall.report.record_index import RecordIndex
-from seawall.report.run_reader import EstimatorFacts
+from seawall.report.run_reader import EstimatorFacts, RunFacts
 from seawall.report.summary import best_baseline
 from seawall.types import ModelSpec
 from seawall.uncertainty.predictor import TTA, Predictor
@@ -90,5 +90,5 @@ def test_the_report_names_the_network_and_the_estimator_and_takes_neither_for_a_
     ]  # fmt: skip
     index = RecordIndex(rows, "water", estimators=facts)
     assert [index.display_name(model) for model in index.models] == ["U-Net", "U-Net with tta"]
-    run = SimpleNamespace(trained={"unet": object()}, recipe=None)
+    run = SimpleNamespace(trained={"unet": object()}, recipe=None, facts=RunFacts())
     assert best_baseline(run, index) is None  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from seawall import api
+from seawall.chip_context import ChipContext
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.splits import Split
@@ -18,11 +19,11 @@ from seawall.label_noise import build
 from seawall.label_noise.build import (
     ChipNoise,
     CorruptedLabels,
-    NoiseContext,
     build_noise,
     parse_noise_settings,
     stored_label,
 )
+from seawall.models.weights import load_model
 from seawall.pipeline import provenance
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips
@@ -33,10 +34,10 @@ from seawall.pipeline.training import (
     measure_label_noise,
     train_network,
     training_settings,
-    validation_metrics,
 )
 from seawall.pipeline.validate import check_distinct_names
-from seawall.recipe import Recipe, make_recipe
+from seawall.pipeline.validation_metrics import metric_names, validation_metrics
+from seawall.recipe import Recipe, RobustnessSection, make_recipe
 from seawall.training.checkpoint import describe_differences
 from seawall.training.configuration import MEAN_IOU
 from seawall.types import LabelNoise, ModelSpec
@@ -76,7 +77,7 @@ def on_all(chips: ChipFolder) -> Split:
     return Split(chips.ids, (), (), "all")
 
 
-def noise_from_text(text: str, context: NoiseContext) -> LabelNoise:
+def noise_from_text(text: str, context: ChipContext) -> LabelNoise:
     return build_noise(*parse_noise_settings(text), context)
 
 
@@ -141,7 +142,7 @@ def test_the_thirds_of_a_recipe_are_those_of_its_training_part(tmp_path: Path) -
 
 
 def test_a_noise_asks_for_its_class_where_nothing_tells_it(tmp_path: Path) -> None:
-    others = NoiseContext(10.0, ("B03",), "reflectance", ("field", "forest", "town"))
+    others = ChipContext(10.0, ("B03",), "reflectance", ("field", "forest", "town"))
     with pytest.raises(UsageError, match="klass=<name>"):
         noise_from_text("dilate 10%", others)
     assert noise_from_text("dilate 10% klass=forest", others) == build_noise(
@@ -197,7 +198,7 @@ def test_corrupted_labels_are_made_once_and_bounded_in_memory(tmp_path: Path, mo
 
 def test_a_damaged_label_on_the_disk_is_made_again(tmp_path: Path) -> None:
     chips = chips_of(tmp_path / "chips", PAIR, 2)
-    noise = noise_from_text("symmetric 20%", NoiseContext.of(chips, chips.ids))
+    noise = noise_from_text("symmetric 20%", ChipContext.of(chips, chips.ids))
     want = CorruptedLabels(chips, noise, 0, tmp_path / "home")("c0")
     (path,) = (tmp_path / "home").iterdir()
     assert path.stat().st_size < want.nbytes
@@ -205,7 +206,7 @@ def test_a_damaged_label_on_the_disk_is_made_again(tmp_path: Path) -> None:
         path.write_bytes(damage)
         assert np.array_equal(CorruptedLabels(chips, noise, 0, tmp_path / "home")("c0"), want)
     CorruptedLabels(chips, noise, 1, tmp_path / "home")("c0")
-    CorruptedLabels(chips, noise_from_text("symmetric 30%", NoiseContext.of(chips, chips.ids)), 0, tmp_path / "home")(
+    CorruptedLabels(chips, noise_from_text("symmetric 30%", ChipContext.of(chips, chips.ids)), 0, tmp_path / "home")(
         "c0"
     )
     assert len(list((tmp_path / "home").iterdir())) == 3, "another seed or rate has planes of its own"
@@ -247,6 +248,63 @@ def test_the_validation_figures_are_iou_and_undefined_is_none(tmp_path: Path) ->
         "val.iou.water": None,
         MEAN_IOU: None,
     }
+
+
+class WrongAtHundredths(Green):
+    """`Green` whose gradient points the wrong way at whole hundredths, so that one step from there does no harm."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        hundredth = ((100 * image).round() / 100 - image).abs() < 1e-6
+        return super().forward(image - 2 * hundredth * (image - image.detach()))
+
+
+def test_attacked_validation_chips_tell_one_step_from_several(tmp_path: Path) -> None:
+    label = np.zeros((4, 4))
+    label[3] = 1
+    chips = written(tmp_path / "a", label)
+    within = RobustnessSection(threat="linf 2% reflectance", steps=20)
+    found = validation_metrics(Green(0.095), chips, ["a"], within)  # 0.08 and 0.09 turn into water, no water turns
+    assert found["val.iou.water"] == pytest.approx(4 / 6)
+    worst = {"land": 8 / 12, "water": 4 / 8, "mean": (8 / 12 + 4 / 8) / 2}
+    for kind in ("val.robust.iou", "val.fgsm.iou"):
+        assert {name: found[f"{kind}.{name}"] for name in worst} == pytest.approx(worst)
+    assert found["val.robust.overfitting"] == 0
+    assert list(found) == metric_names(PAIR, within)
+    within = RobustnessSection(threat="linf 5% reflectance", steps=20)
+    found = validation_metrics(WrongAtHundredths(0.115), chips, ["a"], within)
+    assert found["val.fgsm.iou.water"] == 1 and found["val.robust.iou.water"] < 0.4
+    assert found["val.robust.overfitting"] == 1
+
+
+def test_robust_validation_selects_by_itself_and_decides_the_id(tmp_path: Path) -> None:
+    chips = chips_of(tmp_path / "chips", PAIR, 3)
+    split = Split(("c0",), ("c1",), ("c2",), "by hand")
+    plain = run_of(tmp_path / "plain", training={"settings": QUICK})
+    keys = {"settings": QUICK, "robustness": {"threat": "linf 1% reflectance", "steps": 2}}
+    run = run_of(tmp_path / "run", training=keys)
+    assert training_settings(run, chips, split).monitor == "val.robust.iou.water"
+    assert run.recipe.id != plain.recipe.id
+    assert "robustness" not in plain.recipe.deciding["training"], "ids of recipes without it stay"
+    train_network(run, chips, split, run.recipe.networks[0])
+    rows = (tmp_path / "run/models/unet/history.jsonl").read_text()
+    assert "val.robust.iou.water" in rows and "val.robust.overfitting" in rows
+
+
+def test_training_starts_from_weights_that_have_not_seen_the_held_out_chips(tmp_path: Path) -> None:
+    chips = chips_of(tmp_path / "chips", PAIR, 3)
+    split = Split(("c0",), ("c1",), ("c2",), "by hand")
+    first = run_of(tmp_path / "first", training={"settings": QUICK})
+    train_network(first, chips, split, first.recipe.networks[0])
+    start = tmp_path / "first/models/unet/model.safetensors"
+    still = run_of(tmp_path / "still", training={"settings": {**QUICK, "lr": 1e-12}, "start": str(start)})
+    got = train_network(still, chips, split, still.recipe.networks[0]).state_dict()
+    want = load_model(start).state_dict()
+    parameters = [name for name in want if "running" not in name and "num_batches" not in name]
+    assert all(torch.allclose(got[name], want[name], atol=1e-8) for name in parameters)
+    for other in (Split(("c1",), ("c2",), ("c0",), "x"), Split(("c0",), ("c2",), ("c1",), "x")):
+        leak = run_of(tmp_path / f"leak{other.test[0]}", training={"settings": QUICK, "start": str(start)})
+        with pytest.raises(UsageError, match=r"training\.start: expected weights that have not seen"):
+            train_network(leak, chips, other, leak.recipe.networks[0])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""A case of an evaluation: the attack on the images, its threat, and what is measured."""
+"""A case of an evaluation: the attack or the corruption of the images, and what is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,10 +12,13 @@ from torch import Tensor
 from seawall.attacks.minimum_norm import MinimumNorm, MinimumNormResult
 from seawall.attacks.target import Hide, Towards
 from seawall.attacks.universal import SetAttack
+from seawall.corruptions.build import registered_name
+from seawall.corruptions.severity import check_severity
 from seawall.errors import ModelError, UsageError, did_you_mean
+from seawall.records import CorruptionFacts
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
-from seawall.types import Attack, Batch, ModelSpec, SegmentationModel
+from seawall.types import Attack, Batch, Corruption, ModelSpec, SegmentationModel
 
 MEASURES: Mapping[str, str] = {
     "counts": "pixels",
@@ -25,6 +28,10 @@ MEASURES: Mapping[str, str] = {
     "hiding": "hiding.pixels",
 }
 """Measures, each with the metric that is written last: a chip is done where its row is there."""
+
+
+COUNTED = ("counts",)
+"""What is measured under a corruption; calibration and object sizes would make the records many times as long."""
 
 
 class SanityCheckCost(NamedTuple):
@@ -48,9 +55,12 @@ class Case:
         label_free: The attack sees the model's own clean prediction on all seen pixels instead of the label.
         flags: Known objections to the numbers, as flags.
         check_cost: Cost of the sanity checks that the flags come from; None where there were none.
+        corruption: What changes images, labels, seen and valid pixels; None for none.
+        severity: Severity of the corruption, from 0 to 1; None where there is none.
 
     Raises:
-        UsageError: `attack` and `threat` do not go together, or a measure is unknown.
+        UsageError: `attack` and `threat` or `corruption` and `severity` do not go together, there is an attack and a
+            corruption, the severity is not in [0, 1], or a measure is unknown.
     """
 
     method: str = "clean"
@@ -61,6 +71,8 @@ class Case:
     label_free: bool = False
     flags: tuple[str, ...] = ()
     check_cost: SanityCheckCost | None = None
+    corruption: Corruption | None = None
+    severity: float | None = None
 
     def __post_init__(self) -> None:
         for name in self.measures:
@@ -73,11 +85,44 @@ class Case:
             )
         if self.label_free and self.attack is None:
             raise UsageError(f"case {self.method}: expected an attack where label_free is set, got none; leave it out")
+        if (self.corruption is None) != (self.severity is None) or (self.corruption and self.attack):
+            raise UsageError(
+                f"case {self.method}: expected a corruption with its severity and no attack, or neither, "
+                f"got {self.corruption!r} with {self.severity!r} and {self.attack!r}; measure them as two cases"
+            )
+        if self.severity is not None:
+            check_severity(self.method, self.severity)
 
     @property
     def threat_text(self) -> str:
-        """The threat as text, as in the rows."""
+        """The threat or the severity as text, as in the rows."""
+        if self.severity is not None:
+            return f"severity {self.severity!r}"
         return self.text if self.text or self.threat is None else str(self.threat)
+
+    @property
+    def corruption_facts(self) -> CorruptionFacts:
+        """Severity, level, quantity and unit of the corruption, as in the rows."""
+        if self.corruption is None or self.severity is None:
+            return CorruptionFacts()
+        level = float(self.corruption.level(self.severity))
+        return CorruptionFacts(float(self.severity), level, self.corruption.quantity, self.corruption.unit)
+
+    def corrupted(self, batch: Batch, seed: int) -> Batch:
+        """Return the batch that is measured: after the corruption where there is one, else the very batch.
+
+        Severity, settings and the case's name are no part of the random stream, so that all share one random field.
+
+        Raises:
+            ModelError: The corruption changed the shape, or made pixels that are no finite numbers.
+        """
+        if self.corruption is None or self.severity is None:
+            return batch
+        made = self.corruption(
+            batch, self.severity, Keys(seed, batch.chips, ("corrupt", registered_name(self.corruption)))
+        )
+        self._check_finite(made.image, batch)
+        return made
 
     def applicable(self, classes: int) -> tuple[str, ...]:
         """The measures that apply with so many classes: SRIP scores need two, hiding an attack that hides a class."""
@@ -102,11 +147,7 @@ class Case:
         known = _with_predicted_labels(model, batch) if self.label_free else batch
         made = self._attacked(model, known, self.threat, keys)
         image = made.image.detach()
-        if image.shape != batch.image.shape or not bool(torch.isfinite(image).all()):
-            raise ModelError(
-                f"{self.method} {self.threat_text}: expected finite images of shape {tuple(batch.image.shape)}, got "
-                f"{tuple(image.shape)}{'' if image.shape != batch.image.shape else ' with NaN or infinity'}; fix the method"
-            )
+        self._check_finite(image, batch)
         return made._replace(image=image)
 
     def target(self, spec: ModelSpec, batch: Batch, logits: Tensor) -> Tensor | None:
@@ -119,6 +160,13 @@ class Case:
         """
         goal = getattr(self.attack, "goal", None)
         return goal.class_map(spec, batch, logits) if isinstance(goal, Hide | Towards) else None
+
+    def _check_finite(self, image: Tensor, batch: Batch) -> None:
+        if image.shape != batch.image.shape or not bool(torch.isfinite(image).all()):
+            raise ModelError(
+                f"{self.method} {self.threat_text}: expected finite images of shape {tuple(batch.image.shape)}, got "
+                f"{tuple(image.shape)}{'' if image.shape != batch.image.shape else ' with NaN or infinity'}; fix the method"
+            )
 
     def _attacked(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> CaseImages:
         if isinstance(self.attack, SetAttack):
@@ -171,6 +219,15 @@ def hidden_class(attack: object) -> str:
     """Return the class that an attack hides, by its goal; "" for any other."""
     goal = getattr(attack, "goal", None)
     return goal.klass if isinstance(goal, Hide) else ""
+
+
+def severity_cases(corruptions: Mapping[str, Corruption], severities: Sequence[float]) -> list[Case]:
+    """Return a case per corruption and severity."""
+    return [
+        Case(name, measures=COUNTED, corruption=corruption, severity=severity)
+        for name, corruption in corruptions.items()
+        for severity in severities
+    ]
 
 
 CLEAN_CASE = Case()

@@ -131,16 +131,16 @@ def write_examples(
     device: torch.device | str | None = None,
     restricted: Case | None = None,
 ) -> None:
-    """Write what a case does to chips, clean beside attacked, without measuring it.
+    """Write what a case does to chips, clean beside attacked or corrupted, without measuring it.
 
     Args:
         model: Data units in, logits (B, K, H, W) out.
         batches: Chips.
-        case: The attack; the same seed gives the images that `evaluate` measured.
+        case: The attack or corruption; the same seed gives the images that `evaluate` measured.
         folder: Where the files go.
         name: Model name in the run.
         chips: Which chips; all where None.
-        seed: Seed of the attack.
+        seed: Seed of the case.
         device: Where to compute; the model's own where None.
         restricted: The same attack on the pixels of the class alone, shown beside it.
     """
@@ -149,13 +149,14 @@ def write_examples(
             chosen = [i for i, chip in enumerate(batch.chips) if chips is None or chip in chips]
             if chosen:
                 part = batch.select(chosen).to(device or device_of(model) or batch.image.device)
-                image = case.image(model, part, seed)
-                pred = _finite_logits(model, image, part)[0].argmax(1)
+                after = case.corrupted(part, seed)
+                image = case.image(model, after, seed)
+                pred = _finite_logits(model, image, after)[0].argmax(1)
                 beside = None if restricted is None else restricted.image(model, part, seed)
                 _write_case_examples(
                     model,
                     part,
-                    image,
+                    replace(after, image=image),
                     pred,
                     case,
                     EvaluationSettings("", name, show=part.chips, examples=folder),
@@ -170,8 +171,11 @@ def _eval_mode(model: SegmentationModel) -> AbstractContextManager[None]:
 def _case_records(model: SegmentationModel, cache: BatchCache, todo: list[int], case: Case) -> Iterator[Record]:
     """Yield the rows of the chosen chips of a batch under one case."""
     settings = cache.settings
-    batch = cache.batch.select(todo)
+    clean = cache.batch.select(todo)
     start = time.monotonic()
+    batch = case.corrupted(clean, settings.seed)
+    if batch is not clean:  # labels may have moved, and with them the objects in them
+        cache = BatchCache(batch, settings)
     with count_passes(model) as passes:
         image, solved = case.images(model, batch, settings.seed)
     spent = passes.forward / len(batch)
@@ -199,9 +203,11 @@ def _case_records(model: SegmentationModel, cache: BatchCache, todo: list[int], 
             yield from part(i, base)
         if hiding:
             yield from hiding_records(base, hiding[i])
+        if case.corruption is not None:
+            yield base.measured("pixels.clean", float(clean.valid[i].sum()), int(clean.seen[i].sum()))
         if "counts" in case.measures:
             yield from count_records(base, counts[i], model.spec.classes)
-    _write_case_examples(model, batch, image, pred, case, settings)
+    _write_case_examples(model, clean, replace(batch, image=image), pred, case, settings)
 
 
 def _finite_logits(model: SegmentationModel, image: Tensor, batch: Batch) -> tuple[Tensor, list[bool]]:
@@ -244,12 +250,14 @@ def _distances(image: Tensor, batch: Batch) -> list[tuple[float, float]]:
 
 
 def _write_case_examples(
-    model: SegmentationModel, batch: Batch, image: Tensor, pred: Tensor, case: Case, settings: EvaluationSettings, beside: Tensor | None = None
+    model: SegmentationModel, batch: Batch, made: Batch, pred: Tensor, case: Case, settings: EvaluationSettings, beside: Tensor | None = None
 ) -> None:  # fmt: skip
     """Write the requested examples, one per chip and case."""
     chosen = [i for i, chip in enumerate(batch.chips) if chip in settings.show]
-    if settings.examples is None or case.attack is None or not chosen:
+    if settings.examples is None or (case.attack is None and case.corruption is None) or not chosen:
         return
+    corrupted = case.corruption is not None
+    facts = case.corruption_facts
     part = batch.select(chosen)
     logits = _finite_logits(model, part.image, part)[0]
     target = case.target(model.spec, part, logits)
@@ -264,7 +272,7 @@ def _write_case_examples(
             threat=case.threat_text,
             model=settings.name,
             clean=part.image[j].cpu().numpy(),
-            attacked=image[i].cpu().numpy(),
+            attacked=made.image[i].cpu().numpy(),
             label=part.label[j].cpu().numpy(),
             pred_clean=logits[j].argmax(0).cpu().numpy(),
             pred_attacked=pred[i].cpu().numpy(),
@@ -274,5 +282,8 @@ def _write_case_examples(
             target=None if target is None else target[j].cpu().numpy(),
             restricted=None if other is None else other[j].cpu().numpy(),
             pred_restricted=None if after is None else after[j].cpu().numpy(),
+            label_after=made.label[i].cpu().numpy() if corrupted else None,
+            valid_after=made.valid[i].cpu().numpy() if corrupted else None,
+            extra={name: value for name, value in facts._asdict().items() if value is not None} if corrupted else None,
             name="@".join(word for word in (chip, settings.name, case.method, case.threat_text) if word),
         )

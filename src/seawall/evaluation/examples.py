@@ -34,6 +34,8 @@ def write_example(
     target: NDArray[np.integer] | None = None,
     restricted: FloatArray | None = None,
     pred_restricted: NDArray[np.integer] | None = None,
+    label_after: NDArray[np.integer] | None = None,
+    valid_after: BoolArray | None = None,
     extra: Mapping[str, str | float] | None = None,
     name: str | None = None,
 ) -> Path:
@@ -59,6 +61,8 @@ def write_example(
         target: (H, W) class that the adversary wants, where it has a target.
         restricted: (C, H, W) the image of the attack on the class's pixels alone, in data units.
         pred_restricted: (H, W) predicted class of that image.
+        label_after: (H, W) true class of the attacked image, where a corruption moved it.
+        valid_after: (H, W) pixels of the attacked image with a label that counts.
         extra: Further facts for the JSON file.
         name: Stem of the files; made from the chip id if None.
 
@@ -68,7 +72,7 @@ def write_example(
     Raises:
         DataError: The arrays do not have one height and width.
     """
-    more = [array for array in (target, restricted, pred_restricted) if array is not None]
+    more = [array for array in (target, restricted, pred_restricted, label_after, valid_after) if array is not None]
     arrays = (clean, attacked, label, pred_clean, pred_attacked, seen, valid, *more)
     shapes = {a.shape[-2:] for a in arrays}
     if len(shapes) != 1 or clean.shape != attacked.shape or clean.shape[0] != len(bands):
@@ -86,6 +90,8 @@ def write_example(
     if restricted is not None and pred_restricted is not None:
         panels["noise_restricted"] = _noise_preview((restricted - clean)[at], seen, float(change))
         panels["pred_restricted"] = pred_restricted.astype(np.int16)
+    if label_after is not None and valid_after is not None:
+        panels |= {"label_after": label_after.astype(np.int16), "valid_after": valid_after}
     with open_atomic(folder / f"{stem}.npz") as file:
         np.savez_compressed(
             file,

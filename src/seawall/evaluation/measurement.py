@@ -20,7 +20,7 @@ from seawall.evaluation.sanity_flags import with_sanity_flags, without_sanity_ch
 from seawall.inference.predict import model_digest
 from seawall.models.weights import spec_of, split_of, weights_digest
 from seawall.records import Record, RecordLog
-from seawall.result import StageProgress
+from seawall.result import Progress, StageProgress, stage_progress
 from seawall.types import Batch, SegmentationModel
 from seawall.version import code_version, module_digest
 
@@ -143,18 +143,40 @@ def check_and_evaluate(
             done += -(-len(ids) // CHIPS_IN_MEMORY)
 
 
+def case_progress(progress: Progress, cases: Sequence[Case], name: str = "") -> Callable[[Case], StageProgress]:
+    """Return case to its callback: a stage per attack, and one for all corruptions, which are many and short.
+
+    Args:
+        progress: The callback of the verb.
+        cases: All cases.
+        name: Model name, with which the names of the stages begin.
+    """
+    corrupted = [(case.method, case.threat_text) for case in cases if case.corruption is not None]
+    start = f"{name}: " if name else ""
+
+    def of(case: Case) -> StageProgress:
+        what = f"{case.method} {case.threat_text}".rstrip()
+        if case.corruption is None:
+            return stage_progress(progress, start + what)
+        at = corrupted.index((case.method, case.threat_text))
+        return lambda done, total, note: progress(f"{start}corruptions", at + (done >= total), len(corrupted), what)
+
+    return of
+
+
 def recipe_ids(model: nn.Module, chips: ChipSource, seed: int, checks: SanityChecks | None) -> Callable[[Case], str]:
     """Return case to a recipe id that covers all that decides its rows, where no recipe does.
 
-    That is the model and the split of its training, the chips, the seed, the attack with all its settings, the threat,
-    the sanity checks and the code.
+    That is the model and the split of its training, the chips, the seed, the attack or the corruption with all its
+    settings, the threat or the severity, the sanity checks and the code.
     """
     split, weights = split_of(model), model_digest(model)
     base = (weights, split.digest if split is not None else "", chips.digest, str(seed), code_version())
 
     def of(case: Case) -> str:
         checked = "" if case.attack is None else repr(checks)
-        settings = (case.method, settings_text(case.attack), settings_text(case.threat), case.threat_text, checked)
+        settings = [case.method, settings_text(case.attack), settings_text(case.threat), case.threat_text, checked]
+        settings += [] if case.corruption is None else [settings_text(case.corruption)]
         return f"{weights[:8]}-{_hash_texts(*base, *settings, repr(case.measures), str(case.label_free))}"
 
     return of

@@ -64,7 +64,7 @@ class EvaluationSettings:
         unphysical = (NOT_PHYSICAL,) if threat.unit == "stretched" else ()
         return Record(
             self.recipe, self.name, case.method, case.threat_text, chip, group, "", "", None, 0, (*case.flags, *flags, *unphysical), seconds,
-            *threat,
+            *threat, *case.corruption_facts,
         )  # fmt: skip
 
     def area(self, chip: str, gsd_m: float) -> float:

@@ -25,8 +25,8 @@ from seawall.attacks.target import (
     make_target,
 )
 from seawall.attacks.transfer import Transfer
+from seawall.evaluation.exact import exact_worst_images
 from seawall.metrics.consistency import ACCURACY_MARGIN
-from seawall.models.water_index import ThresholdNet, extreme_images
 from seawall.modules import checked_forward
 from seawall.rng import Keys
 from seawall.settings import settings
@@ -106,7 +106,7 @@ class SanityChecks:
         with self._running(model, batch, threat, keys) as run:
             run.flags += [*_forward_flags(model, run.batch), *_gradient_flags(model, run.batch)]
             attackable = len(run.batch) and threat.radius and _has_gradient(model, run.batch)
-            if attackable and not _exact_worst_images(model, run.batch, threat):
+            if attackable and not exact_worst_images(model, run.batch, threat):
                 run.accuracy["unbounded"] = min(
                     run.accuracy_under(PGD(steps=self.unbounded, step=0.1), far) for far in _unbounded_threats(threat)
                 )
@@ -131,7 +131,7 @@ class SanityChecks:
         with self._running(model, batch, threat, keys) as run:
             if len(run.batch) and threat.radius:
                 run.flags += _steepness_flags(model, run.batch, threat)
-                corners = _exact_worst_images(model, run.batch, threat)
+                corners = exact_worst_images(model, run.batch, threat)
                 if corners:
                     run.accuracy["attack"] = run.accuracy_under(PGD(steps=self.steps), threat)
                     run.accuracy["exact"] = _accuracy_on_all(model, run.batch, *corners)
@@ -254,13 +254,6 @@ def _unbounded_threats(threat: ThreatModel) -> list[ThreatModel]:
     sizes = UNBOUNDED_EPS.get(threat.unit, UNBOUNDED_EPS_DB)
     within = ThreatModel("linf", sizes[-1], threat.unit, DEFAULT_LOW[threat.unit], DEFAULT_HIGH[threat.unit])
     return [*(ThreatModel("linf", eps, threat.unit) for eps in sizes), within]
-
-
-def _exact_worst_images(model: SegmentationModel, batch: Batch, threat: ThreatModel) -> tuple[Tensor, ...]:
-    """Return the images of the exact worst case, where the model has a closed form; else none."""
-    if not isinstance(model, ThresholdNet):
-        return ()
-    return extreme_images(model, threat.around(batch.image, batch.seen))
 
 
 def _partly_right_chips(model: SegmentationModel, batch: Batch, most: int) -> Batch:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from seawall.evaluation.case import Case, SanityCheckCost
+from seawall.evaluation.exact import ExactWorstCase
 from seawall.evaluation.sanity_checks import QUICK_CHECKS, SanityChecks, SanityFindings
 from seawall.inference.predict import model_digest
 from seawall.io import write_atomic
@@ -33,7 +34,8 @@ def with_sanity_flags(
 ) -> list[Case]:  # fmt: skip
     """Return the cases with the flags that their numbers carry, and the cost of the sanity checks.
 
-    What depends on the budget is checked for every threat, what does not once; flags of the model go to every attack.
+    What depends on the budget is checked for every threat, what does not once; flags of the model go to every attack, but
+    for the exact worst case, which no attack can beat.
 
     Args:
         model: Any model with a spec.
@@ -44,7 +46,7 @@ def with_sanity_flags(
         home: Folder that keeps the findings, so that a resumed run does not repeat the checks; none where None.
         progress: Called with (done, total, note), the note naming the threat.
     """
-    threats = list(dict.fromkeys(case.threat for case in cases if isinstance(case.threat, ThreatModel)))
+    threats = list(dict.fromkeys(threat for case in cases if (threat := _checked_threat(case))))
     if not threats:
         return list(cases)
     parts = _first_chips(batches, checks.chips)
@@ -67,11 +69,12 @@ def with_sanity_flags(
     not_monotone = _not_monotone(found)
     made = []
     for case in cases:
-        if not isinstance(case.threat, ThreatModel):
+        threat_of_case = _checked_threat(case)
+        if threat_of_case is None:
             made.append(case)
             continue
-        finding = once.merged(found[case.threat]) if case.threat is threats[0] else found[case.threat]
-        more = ("not-monotone",) if case.threat in not_monotone else ()
+        finding = once.merged(found[threat_of_case]) if threat_of_case is threats[0] else found[threat_of_case]
+        more = ("not-monotone",) if threat_of_case in not_monotone else ()
         flags = tuple(dict.fromkeys((*case.flags, *once.flags, *finding.flags, *more)))
         made.append(
             replace(case, flags=flags, check_cost=SanityCheckCost(finding.passes, finding.seconds, finding.chips))
@@ -81,10 +84,12 @@ def with_sanity_flags(
 
 def without_sanity_checks(cases: Iterable[Case]) -> list[Case]:
     """Return the cases with a flag on every attack that there were no sanity checks."""
-    return [
-        replace(case, flags=(*case.flags, NOT_CHECKED)) if isinstance(case.threat, ThreatModel) else case
-        for case in cases
-    ]
+    return [replace(case, flags=(*case.flags, NOT_CHECKED)) if _checked_threat(case) else case for case in cases]
+
+
+def _checked_threat(case: Case) -> ThreatModel | None:
+    """Return the threat of a case whose number is an upper bound; None for clean images and the exact worst case."""
+    return None if isinstance(case.attack, ExactWorstCase) else case.threat
 
 
 def _first_chips(batches: Iterable[Batch], count: int) -> list[Batch]:

@@ -24,6 +24,8 @@ class Band:
         unit: Unit of its physical values.
         width_nm: Width at half height in nanometers; 0 for radar.
         noise: Noise-equivalent reflectance at the reference radiance; for radar the noise-equivalent sigma0 in dB.
+        reference: Reflectance of the reference radiance, for a sun at the zenith.
+        irradiance: Extraterrestrial solar irradiance in W m-2 um-1.
     """
 
     id: str
@@ -33,6 +35,8 @@ class Band:
     unit: Unit
     width_nm: float = 0.0
     noise: float | None = None
+    reference: float | None = None
+    irradiance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ _S2_TABLE = (
 
 def _optical(id_: str, common: str, center: float, width: float, gsd: float, ratio: float, L: float, E: float) -> Band:
     # Reflectance of a radiance for a sun at the zenith at one astronomical unit: rho = pi L / E.
-    return Band(id_, common, center, gsd, "reflectance", width, math.pi * L / ratio / E)
+    reference = math.pi * L / E
+    return Band(id_, common, center, gsd, "reflectance", width, reference / ratio, reference, E)
 
 
 _S2_BANDS = tuple(_optical(*row) for row in _S2_TABLE)

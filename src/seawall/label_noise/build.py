@@ -11,7 +11,7 @@ import threading
 import tomllib
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import cast
@@ -20,106 +20,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seawall import registry
+from seawall.chip_context import ChipContext, ContextField, build_with_context
 from seawall.data.chip_format import IGNORE
 from seawall.data.chips import Chip, ChipFolder
-from seawall.errors import UsageError, did_you_mean
+from seawall.errors import UsageError
 from seawall.io import write_atomic
 from seawall.label_noise.erode_dilate import Thirds, assign_thirds
 from seawall.label_noise.sources import check_source, source_files_digest
 from seawall.registry import build, entries, find
 from seawall.rng import Keys
-from seawall.types import Batch, LabelNoise, Setting, Unit
+from seawall.types import Batch, LabelNoise, Setting
 from seawall.version import code_version
 
 MEMORY_BYTES = 64 * 2**20
 """Bytes of corrupted labels of one noise in memory, one per pixel; the others are read from the disk again."""
 
 
-@dataclass(frozen=True)
-class NoiseContext:
-    """Properties of the chips that a label noise is applied to.
-
-    Args:
-        gsd_m: Meters per pixel.
-        bands: Band ids in channel order.
-        unit: Unit of the images.
-        classes: Class names in the order of the label values; empty where they are not known yet.
-        chips: Ids of the chips that the noise is applied to, in file order.
-    """
-
-    gsd_m: float
-    bands: tuple[str, ...]
-    unit: Unit
-    classes: tuple[str, ...] = ()
-    chips: tuple[str, ...] = ()
-
-    @staticmethod
-    def of(folder: ChipFolder, chips: Sequence[str]) -> NoiseContext:
-        """Return the context of some chips of a folder."""
-        return NoiseContext(folder.gsd_m, folder.bands, folder.unit, folder.classes, tuple(chips))
-
-    def klass(self, given: Setting) -> Setting:
-        """Return the index of the class that a noise changes: the given index or name, else water.
-
-        Raises:
-            UsageError: There is no such class, or none is given and there is neither "water" nor a pair of classes.
-        """
-        if not self.classes:
-            return 0 if given is None or isinstance(given, str) else given
-        if isinstance(given, str):
-            if given not in self.classes:
-                raise UsageError(f"noise klass: unknown class {given!r}; {did_you_mean(given, self.classes)}")
-            return self.classes.index(given)
-        if given is not None:
-            if isinstance(given, int) and not 0 <= given < len(self.classes):
-                raise UsageError(
-                    f"noise klass: expected a class of {', '.join(self.classes)}, got {given}; choose 0..{len(self.classes) - 1}"
-                )
-            return given
-        if "water" in self.classes:
-            return self.classes.index("water")
-        if len(self.classes) == 2:
-            return 1
-        raise UsageError(
-            f"noise klass: expected the class that the noise is about, got none of {', '.join(self.classes)}; write klass=<name>"
-        )
-
-
-CONTEXT_FIELDS: Mapping[str, Callable[[NoiseContext, Setting], Setting]] = {
-    "gsd_m": lambda context, given: context.gsd_m if given is None else given,
-    "bands": lambda context, given: list(context.bands) if given is None else given,
-    "unit": lambda context, given: context.unit if given is None else given,
-    "classes": lambda context, given: (len(context.classes) or 2) if given is None else given,
-    "klass": lambda context, given: context.klass(given),
-    "parts": lambda context, given: cast(Setting, dict(assign_thirds(context.chips))) if given is None else given,
-}
-"""Fields of a noise that are set from the chips, by name, where the caller gives no setting.
-
-A new noise that needs one of these properties declares a field of that name.
-"""
-
-
-def build_noise(name: str, settings: Mapping[str, Setting], context: NoiseContext) -> LabelNoise:
+def build_noise(name: str, settings: Mapping[str, Setting], context: ChipContext) -> LabelNoise:
     """Build a registered label noise with the properties of the chips.
 
     Args:
         name: Registered name.
-        settings: Its settings; those of `CONTEXT_FIELDS` that are left out come from the context.
+        settings: Its settings; those of `chip_context.CONTEXT_FIELDS` that are left out come from the context.
         context: The chips.
 
     Raises:
         UsageError: There is no such noise, or a setting is wrong or contradicts the chips.
     """
-    defaults = {f.name: f.default for f in fields(registry.find("noise", name).make)}
-    if defaults.get("gsd_m", MISSING) is not MISSING and settings.get("of") != "meters" and "gsd_m" not in settings:
-        del defaults["gsd_m"]  # a share has no use for meters per pixel
-    filled = {key: fill(context, settings.get(key)) for key, fill in CONTEXT_FIELDS.items() if key in defaults}
-    if context.classes and filled.get("classes", len(context.classes)) != len(context.classes):
-        raise UsageError(
-            f"{name}.classes: expected {len(context.classes)} as the chips have, got {filled['classes']}; leave it out"
-        )
-    return registry.build("noise", name, {**settings, **filled})
+    own: dict[str, ContextField] = {
+        "parts": lambda context, given: dict(assign_thirds(context.chips)) if given is None else given
+    }
+    defaults = {f.name: f.default for f in fields(find("noise", name).make)}
+    if defaults.get("gsd_m", MISSING) is not MISSING and settings.get("of") != "meters":
+        # a share has no use for meters per pixel
+        own["gsd_m"] = lambda context, given: defaults["gsd_m"] if given is None else given
+    return cast(LabelNoise, build_with_context("noise", name, settings, context, own))
 
 
 def build_noise_of_chips(
@@ -131,7 +66,7 @@ def build_noise_of_chips(
         UsageError: There is no such noise, or a setting is wrong or contradicts the chips.
         DataError: Its source is not there or has no label of any chip.
     """
-    noise = build_noise(name, settings, NoiseContext.of(folder, chips))
+    noise = build_noise(name, settings, ChipContext.of(folder, chips))
     return check_source(noise, {id_: folder.row(id_).grid for id_ in chips})
 
 

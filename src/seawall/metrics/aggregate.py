@@ -19,7 +19,7 @@ from seawall.metrics.bootstrap import (
     percentile_interval,
 )
 from seawall.metrics.ratios import CLASSWISE, OVERALL, ConfusionCounts, compute_ratio, divide_or_nan
-from seawall.records import Record, finite_or_none
+from seawall.records import CorruptionFacts, Record, finite_or_none
 
 SRIP_SCORES = ("iou", "accuracy", "precision", "recall", "f1", "specificity", "dice")
 
@@ -48,7 +48,7 @@ def aggregate_records(rows: Iterable[Record], *, samples: int = 1000, seed: int 
             draws = Resamples.over(table.groups, samples, seed)
             found += _of_counts(table, draws)
             found += _of_groups(table)
-        for part in (_of_srip, _of_bins, _of_sizes, _of_area, _of_hiding):
+        for part in (_of_srip, _of_bins, _of_sizes, _of_area, _of_hiding, _of_kept_pixels):
             found += part(table, samples, seed)
         found += _of_costs(table)
     return found
@@ -194,6 +194,16 @@ def _of_hiding(table: ChipTable, samples: int, seed: int) -> Iterator[Record]:
             yield table.record(f"{name}.skipped", float((~there).sum()), len(there), klass=klass)
 
 
+def _of_kept_pixels(table: ChipTable, samples: int, seed: int) -> Iterator[Record]:
+    """The valid pixels that a corruption left, over those of the clean images."""
+    groups, before = table.values("pixels.clean")
+    if groups:
+        kept, draws = table.values("pixels")[1], Resamples.over(groups, samples, seed)
+        yield from interval_records(
+            table, "pixels.kept_share", estimate_quotient(kept[:, 0], before[:, 0], len(groups), draws), ("",)
+        )
+
+
 def _of_costs(table: ChipTable) -> Iterator[Record]:
     """The largest distance within the budget; the means of passes per chip, and of the smallest noise that was a success."""
     largest = ("distance.linf", "distance.l2")
@@ -257,6 +267,16 @@ class ChipTable:
         held = self.rows.get("pixels", {})
         pixels = [held[g, c, ""].value if (g, c, "") in held else None for g, c in self.places]
         return ConfusionCounts(tp, fp, fn, np.array([np.nan if p is None else p for p in pixels], np.float64))
+
+    @property
+    def corruption(self) -> CorruptionFacts:
+        """Severity and level of the corruption."""
+        return self._like.corruption
+
+    @property
+    def severity(self) -> float | None:
+        """Severity of the corruption; None where the images were not corrupted."""
+        return self._like.severity
 
     def column(self, metric: str) -> DoubleArray:
         """Return a per-class metric as (N, K), zero where there is no row."""

@@ -1,8 +1,8 @@
-"""Consistency checks of attacks: flags of results that another attack, or a smaller budget, should not beat."""
+"""Consistency checks: flags of attacks that another attack, or a smaller budget, beats, and of corruptions that a smaller severity beats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from seawall.records import Record
@@ -16,20 +16,24 @@ RightPixels = Mapping[str, tuple[float, float]]
 NOISE, BLACK_BOX, TRANSFER = frozenset({"random"}), frozenset({"square"}), frozenset({"transfer"})
 ACCURACY_MARGIN = 0.002
 """Accuracy by which one attack must beat another; below it, two runs differ by chance."""
+SEVERITY_MARGIN = 0.01
+"""mIoU by which a smaller severity must do more harm; corruptions are random, and need not be as steady as attacks."""
 
 
 def consistency_flags(rows: Iterable[Record]) -> Mapping[SetupKey, tuple[str, ...]]:
-    """Return the flags of each setup that follow from comparing attacks by pooled pixel accuracy.
+    """Return the flags of each setup that follow from comparing attacks by pooled pixel accuracy, and severities by pooled mIoU.
 
     `weaker-than-noise`: random noise lowered the accuracy more. `black-box-wins` and `transfer-wins`: square or transfer beat every
     attack with gradients. `not-monotone`: the same attack lowered the accuracy less under a threat that allows more: no band has less
-    budget, and some band more. Only chips that both attacks of a comparison were run on count.
+    budget, and some band more. Only chips that both attacks of a comparison were run on count. `milder-when-severe`: a corruption at a
+    smaller severity lowered the mIoU more, by over `SEVERITY_MARGIN`.
 
     Args:
         rows: Rows with a chip, such as `evaluate_model` writes.
     """
-    found: dict[SetupKey, tuple[str, ...]] = {}
-    right, first_record = _right_pixels(rows)
+    held = list(rows)
+    found: dict[SetupKey, tuple[str, ...]] = dict.fromkeys(_milder_when_severe(held), ("milder-when-severe",))
+    right, first_record = _right_pixels(held)
     for setup, chips in right.items():
         if not any(first_record[setup].eps):
             continue
@@ -46,6 +50,30 @@ def consistency_flags(rows: Iterable[Record]) -> Mapping[SetupKey, tuple[str, ..
         if mine:
             found[setup] = mine
     return found
+
+
+def _milder_when_severe(rows: Iterable[Record]) -> Iterator[SetupKey]:
+    """Yield the setups of corruptions that left a clearly higher mIoU than a smaller severity did."""
+    counts: dict[SetupKey, dict[tuple[str, str], float]] = {}
+    severity: dict[SetupKey, float] = {}
+    for row in rows:
+        if row.severity is not None and row.chip and row.metric in ("tp", "fp", "fn"):
+            setup = (row.recipe, row.model, row.method, row.threat)
+            severity[setup] = row.severity
+            of_class = counts.setdefault(setup, {})
+            of_class[row.klass, row.metric] = of_class.get((row.klass, row.metric), 0.0) + (row.value or 0.0)
+    score = {setup: _mean_iou(of_class) for setup, of_class in counts.items()}
+    for setup in score:
+        smaller = [score[s] for s in score if s[:3] == setup[:3] and severity[s] < severity[setup]]
+        if smaller and min(smaller) < score[setup] - SEVERITY_MARGIN:
+            yield setup
+
+
+def _mean_iou(counts: Mapping[tuple[str, str], float]) -> float:
+    classes = {klass for klass, _ in counts}
+    parts = [[counts.get((klass, metric), 0.0) for metric in ("tp", "fp", "fn")] for klass in sorted(classes)]
+    defined = [part[0] / sum(part) for part in parts if sum(part)]
+    return sum(defined) / len(defined) if defined else float("nan")
 
 
 def _beaten(method: str, rivals: Mapping[str, RightPixels]) -> tuple[str, ...]:

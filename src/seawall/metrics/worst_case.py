@@ -149,7 +149,7 @@ def worst_case(
     samples: int = 1000,
     seed: int = 0,
 ) -> list[Record]:
-    """Return the metrics under an adversary who runs every attack and keeps the best per chip.
+    """Return the metrics under an adversary who runs every attack and keeps the best per chip; corruptions take no part.
 
     One set of rows per recipe, model and threat, under the method "worst case". The clean prediction is always a
     candidate: an adversary may do nothing. Each metric has its own choice of attacks, because the attack that is
@@ -166,7 +166,7 @@ def worst_case(
         samples: Resamples of the bootstrap.
         seed: Seed of the bootstrap and of the greedy search.
     """
-    every = [table for table in chip_tables(rows) if table.places and table.method != WORST]
+    every = [t for t in chip_tables(rows) if t.places and t.method != WORST and t.severity is None]
     clean = {(s.recipe, s.model): s for s in every if s.method == "clean"}
     suites: dict[tuple[str, str, str], list[ChipTable]] = {}
     for table in every:

@@ -59,22 +59,29 @@ class Segmenter(nn.Module):
         reach: Radius of the receptive field in pixels: the largest distance at which an input pixel changes a logit;
             None without a bound, as where a norm averages over the image. Logits of a tile at least this far from its
             edges are those of the whole scene.
+        features: From the image in data units to further channels (B, F, H, W), which follow the standardized bands.
     """
 
-    def __init__(self, spec: ModelSpec, network: nn.Module, stride: int, reach: int | None) -> None:
+    def __init__(
+        self, spec: ModelSpec, network: nn.Module, stride: int, reach: int | None, features: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.stride = stride
         self.reach = reach
         self.standardize = Standardize(len(spec.bands))
         self.network = network
+        self.features = features
         # Channels-last costs nothing on a CPU and gains up to a half; on tensor cores it always gains.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of an image (B, C, H, W) in data units."""
         height, width = image.shape[-2:]
-        x = self.standardize(image).contiguous(memory_format=torch.channels_last)
+        x = self.standardize(image)
+        if self.features is not None:
+            x = torch.cat([x, self.features(image)], 1)
+        x = x.contiguous(memory_format=torch.channels_last)
         logits = cast(Tensor, self.network(pad_to(x, self.stride)))
         return logits[..., :height, :width].contiguous()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -11,45 +11,58 @@ from torch import nn
 
 from seawall import registry
 from seawall.attacks.fischer import Fischer
+from seawall.chip_context import ChipContext
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.data.splits import Split
 from seawall.evaluation.case import CLEAN_CASE, Case, fit_set_attacks
 from seawall.evaluation.evaluate import write_examples
-from seawall.evaluation.measurement import ChipSource, check_and_evaluate, most_mixed_chips
+from seawall.evaluation.measurement import ChipSource, case_progress, check_and_evaluate, most_mixed_chips
 from seawall.evaluation.sanity_checks import QUICK_CHECKS
 from seawall.inference.backends import find_device
+from seawall.metrics.corruption_error import corruption_errors
 from seawall.models.water_index import ThresholdNet
 from seawall.pipeline.context import RunContext
+from seawall.pipeline.reference import exact_cases, transfer_cases
 from seawall.pipeline.training import model_factory, spec_of_chips
-from seawall.pipeline.validate import attack_cases, baseline_name
-from seawall.recipe import Recipe
+from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases
+from seawall.recipe import REFERENCE, Recipe
 from seawall.types import ModelSpec, SegmentationModel
 
 
 def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
-    """Evaluate every model on the held-out chips; the clean network and the baselines under attack as well.
+    """Evaluate every model on the held-out chips; the clean network, the reference and the baselines under attack as well.
+
+    With a reference, attacks on it are given to the clean network, and baselines have their exact worst case where there is one.
 
     An estimator of uncertainty around the clean network is a model of its own, "unet+tta", measured on clean images.
     """
     recipe, log = run.recipe, run.log
     first = next(iter(models))
     models = {**models, **dict(estimator_models(recipe, models[first]))}
-    attacked = {first: models[first], **dict(baseline_models(run, chips, split))}
-    cases = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
+    baselines = dict(baseline_models(run, chips, split))
+    attacked = {name: models[name] for name in (first, REFERENCE) if name in models} | baselines
+    attacks = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
+    corrupted = corruption_cases(recipe, ChipContext.of(chips, split.test))
+    cases = [*attacks, *corrupted]
+    more = transfer_cases(attacks, models[REFERENCE]) if REFERENCE in models else []
     source = ChipSource.of_folder(chips, split.test)
     for name, model in {**attacked, **models}.items():
-
-        def case_progress(case: Case, name: str = name) -> Callable[[int, int, str], None]:
-            return run.stage_progress(f"{name}: {case.method} {case.threat_text}".rstrip())
-
+        mine = [*cases, *more] if name == first else cases if name in attacked else [CLEAN_CASE]
+        if more and name in baselines:
+            mine = [*exact_cases(attacks, model, next(iter(whole_chips(chips, split.test[:1])))), *corrupted]
         check_and_evaluate(
-            model.to(find_device(run.device)), source, cases if name in attacked else [CLEAN_CASE], log=log,
+            model.to(find_device(run.device)), source, mine, log=log,
             recipe=lambda case: recipe.id, name=name, seed=recipe.seed,
-            checks=QUICK_CHECKS if recipe.sanity_checks else None, progress=case_progress, fit=lambda: whole_chips(chips, split.train),
+            checks=QUICK_CHECKS if recipe.sanity_checks else None,
+            progress=case_progress(run.progress, mine, name), fit=lambda: whole_chips(chips, split.train),
         )  # fmt: skip
         if name == first:
-            _write_examples(run, chips, split, name, model, *example_cases(cases))
+            most_mixed = most_mixed_chips(chips, split.test, recipe.examples)
+            _write_examples(run, chips, split, name, model, most_mixed, *example_cases(attacks))
+            klass = "water" if "water" in chips.classes else chips.classes[-1]
+            for case in worst_corruptions(run, name, cases, klass):
+                _write_examples(run, chips, split, name, model, most_mixed[:1], case, None)
 
 
 def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:
@@ -73,11 +86,30 @@ def example_cases(cases: Sequence[Case]) -> tuple[Case, Case | None]:
     return cases[-1], None
 
 
+CORRUPTIONS_SHOWN = 4
+"""Corruptions of which the report has a picture."""
+
+
+def worst_corruptions(run: RunContext, name: str, cases: Sequence[Case], klass: str) -> list[Case]:
+    """Return the corruptions that cost a model most, each at its largest severity; at most `CORRUPTIONS_SHOWN`.
+
+    Args:
+        run: The run, whose records are there.
+        name: Model name in the rows.
+        cases: The cases that were measured.
+        klass: Class of the IoU.
+    """
+    made = corruption_errors(run.log, name, "", klass, samples=0)[:-1]
+    worst = sorted(made, key=lambda e: -(e.drop.value or 0.0))[:CORRUPTIONS_SHOWN]
+    at = [(one.corruption, one.levels[-1].severity) for one in worst]
+    return sorted((c for c in cases if (c.method, c.severity) in at), key=lambda c: at.index((c.method, c.severity)))
+
+
 def _write_examples(
-    run: RunContext, chips: ChipFolder, split: Split, name: str, model: nn.Module, case: Case, restricted: Case | None
-) -> None:
+    run: RunContext, chips: ChipFolder, split: Split, name: str, model: nn.Module, wanted: Sequence[str], case: Case, restricted: Case | None
+) -> None:  # fmt: skip
     """Write the examples of the report that do not exist yet; a resumed run may have a higher number of them."""
-    if case.attack is None:
+    if case.attack is None and case.corruption is None:
         return
     folder, net = run.folder / "examples", cast(SegmentationModel, model)
     existing = {
@@ -85,7 +117,7 @@ def _write_examples(
         for example in (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json"))
         if (example.get("model"), example.get("method"), example.get("threat")) == (name, case.method, case.threat_text)
     }
-    missing = [id_ for id_ in most_mixed_chips(chips, split.test, run.recipe.examples) if id_ not in existing]
+    missing = [id_ for id_ in wanted if id_ not in existing]
     if missing:
         [case] = fit_set_attacks([case], net, lambda: whole_chips(chips, split.train), run.recipe.seed)
         write_examples(

@@ -21,7 +21,7 @@ from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.io import RunLock, write_atomic
 from seawall.label_noise.build import chip_batch
 from seawall.models.weights import spec_of, split_of
-from seawall.modules import device_of, eval_mode
+from seawall.modules import feature_layers
 from seawall.pipeline.corrupt_labels import select_part, split_settings
 from seawall.pipeline.trained_model import load_network
 from seawall.poisoning.detection import activations
@@ -315,21 +315,7 @@ def find_layer(model: nn.Module, name: str, image: Tensor) -> nn.Module:
         if name not in modules:
             raise UsageError(f"layer: unknown name {name!r}; {did_you_mean(name, modules)}")
         return modules[name]
-    called: list[nn.Module] = []
-
-    def note(module: nn.Module, given: tuple[object, ...], out: object) -> None:
-        if isinstance(out, Tensor) and out.ndim == 4:
-            called.append(module)
-
-    leaves = [module for module in modules.values() if not list(module.children())]
-    hooks = [module.register_forward_hook(note) for module in leaves]
-    try:
-        with eval_mode(model), torch.no_grad():
-            model(image[:1].to(device_of(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    once = [module for module in called if called.count(module) == 1]
+    once = [layer for layer, _ in feature_layers(model, image)]
     if len(once) < 2:
         raise UsageError(
             "layer: expected a network with feature maps before its logits, got none; name one with --layer"

@@ -23,7 +23,7 @@ from seawall.version import code_version
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """The facts.json of a run: its data, and the seconds of each stage, summed over resumes."""
+    """The facts.json of a run: its data, and the seconds and CPU seconds of each stage, summed over resumes."""
 
     path: Path
 
@@ -40,18 +40,19 @@ class RunMetadata:
         if stage in done:
             yield
             return
-        start = time.monotonic()
+        start = time.monotonic(), time.process_time()
         try:
             yield
         except BaseException:
-            self._add(stage, start)
+            self._add(stage, *start)
             raise
-        self._add(stage, start)
+        self._add(stage, *start)
         self.update(finished=[*done, stage])
 
-    def _add(self, stage: str, start: float) -> None:
-        seconds = cast(dict[str, float], self._read().get("seconds", {}))
-        self.update(seconds={**seconds, stage: round(seconds.get(stage, 0.0) + time.monotonic() - start, 1)})
+    def _add(self, stage: str, start: float, cpu_start: float) -> None:
+        for key, spent in (("seconds", time.monotonic() - start), ("cpu_seconds", time.process_time() - cpu_start)):
+            before = cast(dict[str, float], self._read().get(key, {}))
+            self.update(**{key: {**before, stage: round(before.get(stage, 0.0) + spent, 1)}})
 
     def _read(self) -> dict[str, object]:
         if not self.path.exists():

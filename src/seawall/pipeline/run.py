@@ -11,18 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seawall.chip_context import ChipContext
 from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.splits import Split
 from seawall.errors import RecipeError, RunError
 from seawall.io import RunLock, write_atomic
 from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.consistency import with_consistency_flags
-from seawall.models.weights import read_spec
+from seawall.models.weights import read_spec, weights_digest
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.evaluation import estimator_facts, evaluate_models
 from seawall.pipeline.mapping import map_scene
 from seawall.pipeline.provenance import RunMetadata, data_facts, record_environment
+from seawall.pipeline.reference import given_reference, hardening_facts
 from seawall.pipeline.training import (
     measure_label_noise,
     model_factory,
@@ -30,10 +32,10 @@ from seawall.pipeline.training import (
     train_network,
     train_networks,
     training_settings,
-    validation_metrics,
 )
-from seawall.pipeline.validate import check_distinct_names, validate_recipe
-from seawall.recipe import Recipe
+from seawall.pipeline.validate import baseline_name, check_distinct_names, corruption_cases, validate_recipe
+from seawall.pipeline.validation_metrics import validation_metrics
+from seawall.recipe import REFERENCE, Recipe
 from seawall.report.page import write_report
 from seawall.result import Progress
 from seawall.training.checkpoint import describe_differences
@@ -80,12 +82,16 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         check_same_experiment(run, chips, split)
         metadata.update(monitor=training_settings(run, chips, split).monitor)
         _check_models(run, chips, split)
+        given = given_reference(run, chips, split)
         metadata.update(noises=measure_label_noise(run, chips, split))
         metadata.update(estimators=estimator_facts(recipe))
+        metadata.update(corruption_baseline=baseline_name(recipe.baselines[0]) if recipe.baselines else "")
         with metadata.time_stage("training"):
-            models = dict(train_networks(run, chips, split))
+            models = dict(train_networks(run, chips, split)) | given
         with metadata.time_stage("evaluation"):
             evaluate_models(run, chips, split, models)
+        if recipe.reference is not None:
+            metadata.update(hardening=hardening_facts(run))
         with metadata.time_stage("scene"):
             name, network = next(iter(models.items()))
             maps = map_scene(run, chips, network, folder / "models" / name / "model.safetensors")
@@ -95,6 +101,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
 
 def _check_models(run: RunContext, chips: ChipFolder, split: Split) -> None:
     """Build the baselines and cases before the training, so that a missing band is found early."""
+    list(corruption_cases(run.recipe, ChipContext.of(chips, split.test)))
     check_distinct_names(run.recipe, spec_of_chips(chips))
     for method in run.recipe.baselines:
         model_factory(method)(spec_of_chips(chips))
@@ -104,7 +111,7 @@ def train_only(
     recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress
 ) -> tuple[dict[str, str | int | float | None], list[dict[str, str | int | float | None]], tuple[tuple[str, str], ...]]:
     """Split a chip folder and train one network; return facts, a table of the validation figures, and no failures."""
-    for key in ("attacks", "suites", "noises", "baselines", "scene"):
+    for key in ("attacks", "suites", "corruptions", "noises", "baselines", "reference", "scene"):
         if getattr(recipe, key):
             raise RecipeError(
                 f"{key}: expected nothing of it in a training, got some; put it into a recipe for `seawall run`"
@@ -120,7 +127,8 @@ def train_only(
         code = record_environment(out)
         model = train_network(run, chips, split, recipe.networks[0])
     table: list[dict[str, str | int | float | None]] = [
-        {"metric": name, "value": value} for name, value in validation_metrics(model, chips, split.val).items()
+        {"metric": name, "value": value}
+        for name, value in validation_metrics(model, chips, split.val, recipe.training.robustness).items()
     ]
     weights = out / "models" / recipe.model.name / "model.safetensors"
     facts: dict[str, str | int | float | None] = {
@@ -154,6 +162,8 @@ def check_same_experiment(run: RunContext, chips: ChipFolder, split: Split) -> N
     now = _flatten(run.recipe.deciding) | {
         f"chips.{part}": digest_chips(chips, ids) for part, ids in split.parts().items()
     }
+    if reference := given_reference(run, chips, split):
+        now["reference.digest"] = weights_digest(reference[REFERENCE])
     if run.resume and path.exists():
         was = _flatten(Recipe(name=run.recipe.name).deciding) | json.loads(path.read_text(encoding="utf-8"))
         if changes := describe_differences(was, now):
@@ -178,7 +188,8 @@ def summarize_run(run: RunContext) -> list[dict[str, str | float | None]]:
     """Return one row per model, method and threat: IoU and accuracy on the held-out chips with interval and flags."""
     spec = read_spec(run.folder / "models" / run.recipe.model.name / "model.safetensors")
     klass = "water" if "water" in spec.classes else spec.classes[-1]
-    made = [r for r in aggregate_records(with_consistency_flags(run.log)) if not r.chip and not r.group]
+    log = [row for row in run.log if row.severity is None]  # a row per severity of every corruption would be hundreds
+    made = [r for r in aggregate_records(with_consistency_flags(log)) if not r.chip and not r.group]
     found = {(r.model, r.method, r.threat, r.metric, r.klass): r.value for r in made}
     flags = {(r.model, r.method, r.threat): ", ".join(r.flags) for r in made}
     columns = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from seawall.data.chips import ChipFolder
 from seawall.data.selection import check_part, select_chips
 from seawall.errors import UsageError
 from seawall.evaluation.case import CLEAN_CASE, Case
-from seawall.evaluation.measurement import ChipSource, check_and_evaluate, recipe_ids, records_of_cases
+from seawall.evaluation.measurement import ChipSource, case_progress, check_and_evaluate, recipe_ids, records_of_cases
 from seawall.evaluation.sanity_checks import SanityChecks
 from seawall.inference.backends import Runtime, find_device
 from seawall.inference.predict import predict_many
@@ -42,8 +42,8 @@ def evaluate_chips(
     weights: Path, chips: Path, out: Path, *, part: str, device: str, progress: Progress
 ) -> tuple[MutableRow, list[MutableRow], Failed]:
     """Evaluate weights on a chip folder; rows go to `out/records.jsonl`."""
-    target = _open_target(weights, chips, part, device)
-    measured = _measure_target(target, [CLEAN_CASE], out, 0, progress)
+    target = open_target(weights, chips, part, device)
+    measured = measure_target(target, [CLEAN_CASE], out, 0, progress)
     rows = [row for row in aggregate_records(measured) if not row.chip and not row.group]
     found = {(r.metric, r.klass): r for r in rows}
 
@@ -63,7 +63,7 @@ def evaluate_chips(
     ]
     overall = {name: value(name) for name in ("miou.pooled", "accuracy.pooled", "ece.pooled", "srip.iou")}
     facts: MutableRow = {name: number for name, number in overall.items() if number is not None}
-    return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **_flag_facts(measured)}, table, ()
+    return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **flag_facts(flags_of(measured))}, table, ()
 
 
 def attack_chips(
@@ -76,29 +76,33 @@ def attack_chips(
     attacks: dict[str, Attack] = {name: registry.build("attack", name) for name in method}
     attacks |= dict(attacks_of(parse_suite(suite))) if suite else {}
     attacks = attacks or {"pgd": registry.build("attack", "pgd")}
-    target = _open_target(model, data, part, device)
+    target = open_target(model, data, part, device)
     spec = spec_of(target.net)
     parsed = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
     cases = [CLEAN_CASE, *(Case(name, attack, parsed) for name, attack in attacks.items())]
-    with _row_folder(out, data) as home:
-        rows = _measure_target(target, cases, home, seed, progress, sanity_checks)
+    with row_folder(out, data, Path("runs/attack")) as home:
+        rows = measure_target(target, cases, home, seed, progress, sanity_checks)
     klass = "water" if "water" in spec.classes else spec.classes[-1]
     table = robustness_card(rows, list(attacks), str(parsed), klass)
     kept: MutableRow = {"rows": str(home / "records.jsonl")} if home.exists() else {}
-    return {"class": klass, **target.facts, **kept, **_flag_facts(rows)}, table, ()
+    return {"class": klass, **target.facts, **kept, **flag_facts(flags_of(rows))}, table, ()
 
 
-def _flag_facts(rows: Sequence[Record]) -> MutableRow:
-    """Return the explanation of every flag of these rows."""
-    flags = dict.fromkeys(flag for row in rows for flag in row.flags)
-    return {f"flag {flag}": f"{explain(flag).means} {explain(flag).do}" for flag in flags}
+def flag_facts(flags: Iterable[str]) -> MutableRow:
+    """Return the explanation of every flag."""
+    return {f"flag {flag}": f"{explain(flag).means} {explain(flag).do}" for flag in dict.fromkeys(flags)}
+
+
+def flags_of(rows: Iterable[Record]) -> Iterator[str]:
+    """Yield the flags of the rows."""
+    return (flag for row in rows for flag in row.flags)
 
 
 @contextmanager
-def _row_folder(out: Path | None, data: Path | Sample) -> Iterator[Path]:
-    """Give the folder for the rows: on the disk for a chip folder, so that a killed attack resumes; temporary for a batch."""
+def row_folder(out: Path | None, data: Path | Sample, default: Path) -> Iterator[Path]:
+    """Give the folder for the rows: on the disk for a chip folder, so that a killed verb resumes; temporary for a batch."""
     if out is not None or isinstance(data, Path):
-        yield out or Path("runs/attack")
+        yield out or default
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / "rows"
@@ -140,21 +144,29 @@ def map_scenes(
 
 
 @dataclass(frozen=True)
-class _Target:
+class MeasuredModel:
     """A model and the chips that it is measured on.
 
     Args:
         net: The model.
         chips: The chips.
         facts: Which chips they are, and by which split.
+        gsd_m: Meters per pixel of the chips.
     """
 
     net: nn.Module
     chips: ChipSource
     facts: MutableRow
+    gsd_m: float
 
 
-def _open_target(model: Path | SegmentationModel, data: Path | Sample, part: str, device: str) -> _Target:
+def open_target(model: Path | SegmentationModel, data: Path | Sample, part: str, device: str) -> MeasuredModel:
+    """Return a model and the chips of a part that it is measured on.
+
+    Raises:
+        UsageError: There is no such part.
+        DataError: The chips have other bands, classes or units than the model, or the part has none.
+    """
     check_part(part)
     if not isinstance(data, Path):
         if part not in ("auto", "all"):
@@ -163,11 +175,13 @@ def _open_target(model: Path | SegmentationModel, data: Path | Sample, part: str
             )
         net = load_network(model, None, device)
         batch = as_batch(data, spec_of(net))
-        return _Target(net, ChipSource.of_batch(batch), {"chips": len(batch)})
+        return MeasuredModel(net, ChipSource.of_batch(batch), {"chips": len(batch)}, spec_of(net).gsd_m)
     folder = ChipFolder.open(data)
     net = load_network(model, folder, device)
     chosen = select_chips(folder, split_of(net), part)
-    return _Target(net, ChipSource.of_folder(folder, chosen.ids, chosen.flags), dict(chosen.facts()))
+    return MeasuredModel(
+        net, ChipSource.of_folder(folder, chosen.ids, chosen.flags), dict(chosen.facts()), folder.gsd_m
+    )
 
 
 def load_network(model: Path | SegmentationModel, chips: ChipFolder | None, device: str) -> nn.Module:
@@ -181,18 +195,32 @@ def load_network(model: Path | SegmentationModel, chips: ChipFolder | None, devi
     return load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit).to(torch_device)
 
 
-def _measure_target(
-    target: _Target, cases: Sequence[Case], out: Path, seed: int, progress: Progress, sanity_checks: bool = True
+def measure_target(
+    target: MeasuredModel,
+    cases: Sequence[Case],
+    out: Path,
+    seed: int,
+    progress: Progress,
+    sanity_checks: bool = True,
+    name: str = "",
 ) -> list[Record]:
+    """Return the records of a model under every case; those that `out/records.jsonl` lacks are measured first.
+
+    Args:
+        target: The model and the chips.
+        cases: What is done to the images.
+        out: Folder of the rows.
+        seed: Seed of attacks and corruptions.
+        progress: Called with one stage per attack, and one for all corruptions.
+        sanity_checks: Whether attacks are checked.
+        name: Model name in the rows and stages; its class in the rows where "".
+    """
     ask = SanityChecks() if sanity_checks else None
     recipe = recipe_ids(target.net, target.chips, seed, ask)
-
-    def case_progress(case: Case) -> Callable[[int, int, str], None]:
-        return stage_progress(progress, f"{case.method} {case.threat_text}".rstrip())
-
     with RunLock(out):
         log = RecordLog(out / "records.jsonl")
         check_and_evaluate(
-            target.net, target.chips, cases, log=log, recipe=recipe, name=type(target.net).__name__, seed=seed, checks=ask, progress=case_progress
+            target.net, target.chips, cases, log=log, recipe=recipe, name=name or type(target.net).__name__, seed=seed, checks=ask,
+            progress=case_progress(progress, cases, name),
         )  # fmt: skip
         return with_consistency_flags(records_of_cases(log, cases, recipe, target.chips))

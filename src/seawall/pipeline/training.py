@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -13,15 +13,14 @@ from torch import nn
 from seawall import registry
 from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder, digest_chips
-from seawall.data.loader import PatchFeed, whole_chips
+from seawall.data.loader import PatchFeed
 from seawall.data.splits import Split, record_split
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
-from seawall.metrics.counts import confusion
 from seawall.models.blocks import Standardize
-from seawall.models.weights import load_model, set_split
-from seawall.modules import to_device_of
+from seawall.models.weights import load_model, set_split, split_of, weights_digest
 from seawall.pipeline.context import RunContext
+from seawall.pipeline.validation_metrics import ROBUST_IOU, SINGLE_STEP_IOU, metric_names, validation_metrics
 from seawall.pipeline.worker import training_job
 from seawall.recipe import MethodSection, Network
 from seawall.rng import Keys
@@ -33,7 +32,7 @@ from seawall.types import ModelSpec
 
 
 def train_networks(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the network trained on clean labels, then one per label noise and rate."""
+    """Yield the network trained on clean labels, the reference, then one per label noise and rate."""
     for network in run.recipe.networks:
         yield network.name, train_network(run, chips, split, network)
 
@@ -106,90 +105,95 @@ def train_network(run: RunContext, chips: ChipFolder, split: Split, network: Net
 
 def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> History:
     """Train one network in this process, which may be one of several of a distributed training."""
-    recipe = run.recipe
-    training = training_settings(run, chips, split)
+    recipe, section = run.recipe, run.recipe.training_of(network)
+    training = training_settings(run, chips, split, network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
         model = model_factory(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
+    start = _start_from(section.start, model, chips, split)
     set_split(model, record_split(chips, split))
-    mean, std = chips.mean_std(split.train)
-    cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
+    if not start:
+        mean, std = chips.mean_std(split.train)
+        cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
     labels = corrupted_labels(run, chips, split, network)
     feed = PatchFeed(
         chips, split.train, training.patch, training.batch, training.patches_per_epoch, recipe.seed,
-        recipe.training.balance, recipe.training.augment, training.workers, labels,
+        section.balance, section.augment, training.workers, labels,
     )  # fmt: skip
     return fit(
         model,
         registry.build("objective", network.objective.name, network.objective.settings),
         feed,
-        lambda trained: validation_metrics(trained, chips, split.val),
+        lambda trained: validation_metrics(trained, chips, split.val, section.robustness),
         training,
         run.folder / "models" / network.name,
         device=run.device,
-        devices=recipe.training.devices,
+        devices=section.devices,
         resume=run.resume,
         seed=recipe.seed,
         context={
             "train": digest_chips(chips, split.train),
             "val": digest_chips(chips, split.val),
             "labels": labels.identity if labels else "as they are",
-            "augment": recipe.training.augment,
-            "balance": recipe.training.balance,
+            "augment": section.augment,
+            "balance": section.balance,
+            **({"start": start} if start else {}),
         },
-        metrics=metric_names(chips.classes),
+        metrics=metric_names(chips.classes, section.robustness),
         progress=run.stage_progress(f"train {network.name}"),
     )
 
 
-def training_settings(run: RunContext, chips: ChipFolder, split: Split) -> Training:
-    """Return the settings of a recipe's trainings, with the metric that selects the weights.
+def _start_from(path: str, model: nn.Module, chips: ChipFolder, split: Split) -> str:
+    """Load the weights to start from, and return the digest of their tensors; "" where there are none.
 
-    By default it is the IoU of water, or the mean over the classes if no validation chip has water.
+    Raises:
+        ModelError: They do not fit the model or the chips.
+        UsageError: They were trained or selected on chips of the test part, or on validation chips of this split.
+    """
+    if not path:
+        return ""
+    load_model(path, bands=chips.bands, classes=chips.classes, unit=chips.unit, into=model)
+    known = split_of(model)
+    for id_ in (*split.val, *split.test) if known is not None else ():
+        row = chips.row(id_)
+        part = known.part(row.sha256, row.group) if known is not None else ""
+        if part == "train" or (part == "val" and id_ in split.test):
+            raise UsageError(
+                f"training.start: expected weights that have not seen the held-out chips, got {path}, whose {part} part has {id_}; "
+                "use the same seed and shares of the split"
+            )
+    return weights_digest(model)
+
+
+def training_settings(run: RunContext, chips: ChipFolder, split: Split, network: Network | None = None) -> Training:
+    """Return the settings of the training of a network, the recipe's first by default, with the metric that selects the weights.
+
+    By default it is the IoU of water, or the mean over the classes if no validation chip has water; after PGD where the
+    validation chips are attacked.
 
     Raises:
         UsageError: The monitored metric is unknown, or no validation pixel has its class.
     """
-    training, classes = Training(**run.recipe.training.settings), chips.classes
+    section = run.recipe.training_of(network or run.recipe.networks[0])
+    training, classes, robustness = Training(**section.settings), chips.classes, section.robustness
     counts = np.sum([chips.row(id_).class_counts for id_ in split.val], axis=0)
     pixels = {f"val.iou.{name}": int(n) for name, n in zip(classes, counts, strict=True)}
     if not training.monitor:
         default = default_monitor(classes)
-        return replace(training, monitor=default if pixels.get(default) else MEAN_IOU)
-    if training.monitor not in metric_names(classes):
+        default = default if pixels.get(default) else MEAN_IOU
+        return replace(training, monitor=default if robustness is None else default.replace("val.iou", ROBUST_IOU))
+    names = metric_names(classes, robustness)
+    if training.monitor not in names:
         raise UsageError(
-            f"training.monitor: expected one of the validation figures, got {training.monitor!r}; {did_you_mean(training.monitor, metric_names(classes))}"
+            f"training.monitor: expected one of the validation figures, got {training.monitor!r}; {did_you_mean(training.monitor, names)}"
         )
-    if pixels.get(training.monitor, 1) == 0:
+    if pixels.get(training.monitor.replace(ROBUST_IOU, "val.iou").replace(SINGLE_STEP_IOU, "val.iou"), 1) == 0:
         raise UsageError(
             f"training.monitor: expected a class of the {len(split.val)} validation chips, got {training.monitor!r} without a pixel; "
             f"use {MEAN_IOU}, or another split"
         )
     return training
-
-
-def metric_names(classes: Sequence[str]) -> list[str]:
-    """Return the names of the validation metrics."""
-    return [*(f"val.iou.{name}" for name in classes), MEAN_IOU]
-
-
-def validation_metrics(model: nn.Module, chips: ChipFolder, ids: Iterable[str]) -> dict[str, float | None]:
-    """Return the metrics that select the best epoch: IoU per class, pooled over the validation chips, and their mean.
-
-    The IoU of a class that is neither labelled nor predicted is undefined, None; the mean is over the others.
-    """
-    classes = chips.classes
-    counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
-    with torch.no_grad():
-        for batch in whole_chips(chips, tuple(ids)):
-            pred = model(to_device_of(model, batch).image).argmax(1).cpu()
-            counts += confusion(pred, batch.label, batch.valid, len(classes)).sum(0)
-    hit = counts.diagonal().double()
-    union = counts.sum(0) + counts.sum(1) - hit
-    iou = [float(h / u) if u else None for h, u in zip(hit, union, strict=True)]
-    defined = [value for value in iou if value is not None]
-    mean = sum(defined) / len(defined) if defined else None
-    return dict(zip(metric_names(classes), [*iou, mean], strict=True))
 
 
 def spec_of_chips(chips: ChipFolder) -> ModelSpec:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from seawall import registry
 from seawall.attacks.suites import named_attacks as attacks_of
+from seawall.chip_context import ChipContext
+from seawall.corruptions.build import build_corruption
 from seawall.data.index import is_chip_folder
 from seawall.data.source_detection import DETECT, detect_source, source_fields
 from seawall.errors import RecipeError, UsageError, did_you_mean
-from seawall.evaluation.case import Case
+from seawall.evaluation.case import Case, severity_cases
 from seawall.geo.sensors import band_noise, resolve_bands
-from seawall.label_noise.build import NoiseContext, build_noise
+from seawall.label_noise.build import build_noise
 from seawall.labels.rules import parse_rule
-from seawall.recipe import DataSection, MethodSection, Recipe
+from seawall.recipe import CorruptionSection, DataSection, MethodSection, Recipe
 from seawall.simulate.scene import S2_BANDS
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
@@ -44,18 +46,22 @@ def validate_recipe(recipe: Recipe) -> None:
         registry.build("model", method.name, method.settings)
     for estimator in recipe.estimators:
         registry.build("uncertainty", estimator.name, estimator.settings)
-    for objective in (recipe.training.objective, *(n.objective for n in recipe.noises if n.objective)):
+    for objective in (network.objective for network in recipe.networks):
         registry.build("objective", objective.name, objective.settings)
     for attack in recipe.attacks:
         registry.build("attack", attack.name, attack.settings)
     for suite in recipe.suites:
         registry.build("suite", suite.name, suite.settings)
+    for corruption in recipe.corruptions:
+        _validate_corruption(corruption, recipe)
     for text in (text for section in (*recipe.attacks, *recipe.suites) for text in section.threats):
         _validate_threat(text, recipe)
+    if recipe.training.robustness is not None:
+        _validate_threat(recipe.training.robustness.threat, recipe)
     for noise in recipe.noises:
         for rate in noise.rates:
             build_noise(
-                noise.name, noise.at(rate), NoiseContext(10.0, _recipe_bands(recipe), _possible_units(recipe)[0])
+                noise.name, noise.at(rate), ChipContext(10.0, _recipe_bands(recipe), _possible_units(recipe)[0])
             )
     if recipe.data.labels not in ("truth", "cover"):
         parse_rule(recipe.data.labels)
@@ -69,6 +75,21 @@ def _validate_threat(text: str, recipe: Recipe) -> None:
             spec = ModelSpec(_recipe_bands(recipe), ("land", "water"), unit, 10.0)
             for one in split_by_band(text, spec):
                 threat_for(one, spec)
+            return
+        except UsageError as bad:
+            first = first or bad
+    if first:
+        raise first
+
+
+def _validate_corruption(section: CorruptionSection, recipe: Recipe) -> None:
+    # as for threats: a corruption that fits no possible unit is refused here, the chips decide later; where no bands
+    # are named they may lack the cirrus band, which no product of surface reflectance has
+    first: UsageError | None = None
+    bands = tuple(band for band in _recipe_bands(recipe) if recipe.data.bands or band != "B10")
+    for unit in _possible_units(recipe):
+        try:
+            build_corruption(section.name, section.settings, ChipContext(10.0, bands, unit))
             return
         except UsageError as bad:
             first = first or bad
@@ -179,6 +200,17 @@ def attack_cases(recipe: Recipe, spec: ModelSpec) -> Iterator[Case]:
         made = registry.build("suite", suite.name, suite.settings)
         for text in suite.threats:
             yield from (Case(name, method, threat_for(text, spec)) for name, method in attacks_of(made))
+
+
+def corruption_cases(recipe: Recipe, chips: ChipContext) -> Iterator[Case]:
+    """Yield every corruption of a recipe at every severity.
+
+    Raises:
+        UsageError: A corruption does not fit the chips.
+    """
+    for section in recipe.corruptions:
+        made = {section.called or section.name: build_corruption(section.name, section.settings, chips)}
+        yield from severity_cases(made, section.severities)
 
 
 def baseline_name(method: MethodSection) -> str:

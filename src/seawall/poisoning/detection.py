@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from seawall.arrays import DoubleArray
 from seawall.errors import DataError, UsageError
-from seawall.modules import eval_mode, to_device_of
+from seawall.modules import eval_mode, forward_with_maps, masked_map_mean, to_device_of
 from seawall.registry import register
 from seawall.types import Batch
 
@@ -73,29 +72,16 @@ def activations(
     Raises:
         DataError: The layer does not give maps (B, D, h, w), or no chip has such pixels.
     """
-    outputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, given, out: outputs.append(out.detach()))
     chips, rows = list[str](), list[DoubleArray]()
-    try:
-        with eval_mode(model), torch.no_grad():
-            for batch in batches:
-                outputs.clear()
-                model(to_device_of(model, batch).image)
-                if len(outputs) != 1 or outputs[0].ndim != 4:
-                    raise DataError(
-                        "activations: expected a layer that gives (B, D, h, w) once, got another; choose a block"
-                    )
-                at = batch.valid if klass is None else batch.valid & (batch.label == klass)
-                weight = functional.adaptive_avg_pool2d(at.float()[:, None], (outputs[0].shape[2], outputs[0].shape[3]))
-                weight = weight.to(outputs[0].device)
-                total = weight.sum((2, 3)).clamp_min(1e-12)
-                mean = (outputs[0] * weight).sum((2, 3)) / total
-                for i, chip in enumerate(batch.chips):
-                    if bool(at[i].any()):
-                        chips.append(chip)
-                        rows.append(mean[i].double().cpu().numpy())
-    finally:
-        hook.remove()
+    with eval_mode(model), torch.no_grad():
+        for batch in batches:
+            _, maps = forward_with_maps(model, layer, to_device_of(model, batch).image)
+            at = batch.valid if klass is None else batch.valid & (batch.label == klass)
+            mean = masked_map_mean(maps, at)
+            for i, chip in enumerate(batch.chips):
+                if bool(at[i].any()):
+                    chips.append(chip)
+                    rows.append(mean[i].double().cpu().numpy())
     if not rows:
         raise DataError(
             f"activations: expected chips with valid pixels of class {klass}, got none; choose another class"

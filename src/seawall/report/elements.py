@@ -40,11 +40,12 @@ class DefinitionList:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its title and a note on how to read it."""
+    """A chart with its title and a note on how to read it; a folded one is collapsed until the reader opens it."""
 
     title: str
     drawing: Drawing
     note: str = ""
+    folded: bool = False
     kind: str = "chart"
 
 

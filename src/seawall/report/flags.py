@@ -54,6 +54,8 @@ _FLAGS = (
          "Run the attack longer until the figure stops moving; this one is an upper bound."),
     Flag("not-monotone", "A larger budget did less harm than a smaller one, which no proper attack allows.",
          "Use the worst case over both budgets, and give the attack more steps at the larger one."),
+    Flag("milder-when-severe", "The same corruption at a smaller severity did clearly more harm.",
+         "Look at the curve and the pictures: some perturbations help the model, or take the hard pixels out of the count.", "note"),
     Flag("unbounded-survives", "Even with an unlimited budget the model keeps part of its score.",
          "The attack or its gradients are broken: try another loss and a black-box attack before believing the rest."),
     Flag("weaker-than-noise", "The attack does less harm than random noise of the same size.",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seawall.records import ThreatFacts
+from seawall.records import CorruptionFacts, ThreatFacts
 
 DASH = "–"
 MINUS = "−"
@@ -131,6 +131,16 @@ def plural(n: int, one: str, more: str = "") -> str:
         ('1 place', '3 places')
     """
     return f"{count_text(n)} {one if n == 1 else more or one + 's'}"
+
+
+def level_text(facts: CorruptionFacts) -> str:
+    """Return the physical quantity at a severity, with its unit.
+
+    Example:
+        >>> level_text(CorruptionFacts(1.0, 12.0, "wind speed", "m/s"))
+        'wind speed = 12 m/s'
+    """
+    return f"{facts.quantity} = {number_text(facts.level)} {facts.level_unit}".rstrip()
 
 
 NO_THREAT = ThreatFacts()

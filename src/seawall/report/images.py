@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.arrays import BoolArray, ByteArray, FloatArray
-from seawall.records import ThreatFacts
+from seawall.records import CorruptionFacts, ThreatFacts
 from seawall.report import images
 from seawall.report.elements import ColorScale, ImageLayer, ImagePair, ImagePairs, PageBlock, Sentence, SmallImage
-from seawall.report.formatting import ThreatLabel, plural
+from seawall.report.formatting import ThreatLabel, level_text, number_text, plural
 from seawall.report.record_index import CLEAN_METHOD, RecordIndex, TableCell, display_name
 from seawall.report.run_reader import ExampleFacts, RunFolder, read_example
 
@@ -115,24 +115,31 @@ MAX_PICTURE_BYTES = 3_400_000
 ExampleArrays = Mapping[str, NDArray[np.generic]]
 
 
-def example_chips(run: RunFolder, index: RecordIndex, unreadable: list[str]) -> list[PageBlock]:
+def example_chips(
+    run: RunFolder, index: RecordIndex, unreadable: list[str], *, corrupted: bool = False
+) -> list[PageBlock]:
     """Return the example chips as image pairs, until the pictures reach MAX_PICTURE_BYTES.
 
     Args:
         run: The run folder.
         index: Its records.
         unreadable: List to which examples that cannot be read are added, with the reason.
+        corrupted: Those of corruptions instead of those of attacks.
     """
     pairs: list[ImagePair] = []
     spent = left = 0
     for path in run.examples:
-        if spent > MAX_PICTURE_BYTES:
-            left += 1
-            continue
         try:
-            pair = _chip_pair(run, index, path, len(pairs))
+            example = read_example(path)
+            if (example.severity is not None) != corrupted:
+                continue
+            if spent > MAX_PICTURE_BYTES:
+                left += 1
+                continue
+            pair = _chip_pair(run, index, path, example, len(pairs))
         except (OSError, ValueError, KeyError, EOFError, IndexError) as bad:
-            unreadable.append(f"examples/{path.name}: {bad or type(bad).__name__}; left out")
+            fault = f"examples/{path.name}: {bad or type(bad).__name__}; left out"
+            unreadable += [fault] if fault not in unreadable else []
             continue
         spent += _picture_bytes(pair)
         pairs.append(pair)
@@ -142,9 +149,15 @@ def example_chips(run: RunFolder, index: RecordIndex, unreadable: list[str]) -> 
         "Drag, or use the arrow keys: the clean chip lies under the attacked one. The images hardly differ; the maps do. "
         "Pictures are lossless; a pair is stretched alike, each pair for itself, so that dark scenes can be seen. Shown are three of the bands that the model sees."
     )
+    if corrupted:
+        note = (
+            "Drag, or use the arrow keys: the clean chip lies under the corrupted one, at the largest severity of the corruptions that cost most. "
+            "Both are stretched by the clean chip, so that haze is bright and shadow dark. Shown are three of the bands that the model sees."
+        )
     if left:
         note += f" {plural(left, 'more example')} in the run folder."
-    return [ImagePairs("Clean and attacked, chip by chip", tuple(pairs), note)]
+    title = "Clean and corrupted, one chip per corruption" if corrupted else "Clean and attacked, chip by chip"
+    return [ImagePairs(title, tuple(pairs), note)]
 
 
 def _picture_bytes(pair: ImagePair) -> int:
@@ -153,10 +166,9 @@ def _picture_bytes(pair: ImagePair) -> int:
     return sum(map(len, (pair.left.picture, pair.right.picture, *overlays, *panels)))
 
 
-def _chip_pair(run: RunFolder, index: RecordIndex, path: Path, number: int) -> ImagePair:
+def _chip_pair(run: RunFolder, index: RecordIndex, path: Path, example: ExampleFacts, number: int) -> ImagePair:
     with np.load(path, allow_pickle=False) as held:
         arrays: ExampleArrays = {name: held[name] for name in held.files}
-    example = read_example(path)
     klass = run.classes.index(run.klass)
     valid = (
         _thinned_classes(arrays["valid"]).astype(bool)
@@ -166,25 +178,47 @@ def _chip_pair(run: RunFolder, index: RecordIndex, path: Path, number: int) -> I
     label = _thinned_classes(arrays["label"])
     clean, attacked = _checked_picture(arrays["clean"]), _checked_picture(arrays["attacked"])
     preds = _thinned_classes(arrays["pred_clean"]), _thinned_classes(arrays["pred_attacked"])
-    if len({clean.shape[:2], attacked.shape[:2], label.shape, valid.shape, preds[0].shape, preds[1].shape}) != 1:
+    after = label, valid
+    if "label_after" in arrays and "valid_after" in arrays:
+        after = _thinned_classes(arrays["label_after"]), _thinned_classes(arrays["valid_after"]).astype(bool)
+    if (
+        len(
+            {
+                clean.shape[:2],
+                attacked.shape[:2],
+                label.shape,
+                valid.shape,
+                preds[0].shape,
+                preds[1].shape,
+                after[0].shape,
+                after[1].shape,
+            }
+        )
+        != 1
+    ):
         raise ValueError("pictures, labels and predictions differ in size")
     layers = [
         ImageLayer(name, images.data_url(photo), (
-            ("Mistakes", images.mistakes_overlay(pred, label, klass, valid)), (f"{run.klass.capitalize()} found", images.found_overlay(pred, klass, valid)),
+            ("Mistakes", images.mistakes_overlay(pred, truth, klass, counts)), (f"{run.klass.capitalize()} found", images.found_overlay(pred, klass, counts)),
         ))
-        for name, photo, pred in (("clean", clean, preds[0]), ("attacked", attacked, preds[1]))
+        for name, photo, pred, truth, counts in (
+            ("clean", clean, preds[0], label, valid), ("corrupted" if example.quantity else "attacked", attacked, preds[1], *after)
+        )
     ]  # fmt: skip
     chip = example.chip or path.stem
     legend = (("missed", f"{run.klass} missed"), ("invented", f"{run.klass} invented"), ("found", f"{run.klass} found"))
     return ImagePair(
-        f"swipe-{number}", chip, layers[0], layers[1], clean.shape[1], clean.shape[0],
-        _chip_caption(index, chip, example), _chip_panels(index, example, arrays, label, preds, valid), legend, shown=1,
+        f"{'corrupted' if example.quantity else 'swipe'}-{number}", chip, layers[0], layers[1], clean.shape[1], clean.shape[0],
+        _chip_caption(index, chip, example), _chip_panels(index, example, arrays, label, preds, valid, after), legend, shown=1,
     )  # fmt: skip
 
 
 def _chip_caption(index: RecordIndex, chip: str, example: ExampleFacts) -> Sentence:
     model, method, threat = example.model, example.method, example.threat
     where = f", {display_name(method)} within {index.threat(threat).budget}" if method else ""
+    if example.quantity:
+        facts = CorruptionFacts(example.severity, example.level, example.quantity, example.level_unit)
+        where = f", {method} of severity {number_text(example.severity)} ({level_text(facts)})"
     parts: list[str | TableCell] = [index.display_name(model) + where]
     ious = [index.chip_iou((model, *CLEAN_METHOD), chip), index.chip_iou((model, method, threat), chip)]
     if all(cell.key for cell in ious):
@@ -199,8 +233,18 @@ def _chip_panels(
     label: NDArray[np.generic],
     preds: tuple[NDArray[np.generic], NDArray[np.generic]],
     valid: NDArray[np.bool_],
+    truth: tuple[NDArray[np.generic], NDArray[np.bool_]],
 ) -> tuple[SmallImage, ...]:
-    """Return the small pictures under a pair: label, noise, target, predictions, differences."""
+    """Return the small pictures under a pair: label, noise, target, predictions, differences.
+
+    `truth` is the label and what counts of it under the corruption, which may have moved both.
+    """
+    if example.quantity:
+        return (
+            SmallImage("label", images.class_map(truth[0], truth[1])),
+            SmallImage("map, corrupted", images.class_map(preds[1], truth[1])),
+            SmallImage("what changed", _difference_map(preds[0], preds[1], valid & truth[1])),
+        )
     panels = [SmallImage("label", images.class_map(label, valid))]
     for name, words in (("noise", "noise"), ("noise_restricted", "noise on the class only")):
         if name in arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,9 +13,11 @@ from markupsafe import Markup
 
 from seawall.io import write_atomic
 from seawall.report.calibration import calibration_section
+from seawall.report.corruptions import corruption_section
 from seawall.report.elements import BulletList, CodeBlock, DefinitionList, FlagList, PageBlock, Paragraphs, Section
 from seawall.report.flags import Flag, explain
 from seawall.report.formatting import count_text, join_words, plural
+from seawall.report.hardening import hardening_section
 from seawall.report.images import example_chips
 from seawall.report.label_noise import label_noise_section
 from seawall.report.published_tables import published_comparison
@@ -47,7 +50,7 @@ def write_report(run: Path) -> Path:
 
 def render_page(run: RunFolder) -> str:
     """Return the page's HTML."""
-    index = RecordIndex(run.records, run.klass, run.facts.noises, run.facts.estimators)
+    index = RecordIndex(run.records, run.klass, run.facts.noises, run.facts.estimators, run.facts.corruption_baseline)
     environment = Environment(
         loader=PackageLoader("seawall.report", "."),
         autoescape=True,
@@ -72,14 +75,11 @@ def render_page(run: RunFolder) -> str:
 
 def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
     unreadable = list(run.unreadable)
-    attacked, examples = robustness_section(run, index), example_chips(run, index, unreadable)
-    if examples:
-        lead = attacked.lead if attacked else "Chips before and after an attack."
-        blocks = attacked.blocks if attacked else ()
-        attacked = Section("robustness", "Under attack", lead, (*blocks[:1], *examples, *blocks[1:]))
+    attacked = _with_examples(robustness_section(run, index), example_chips(run, index, unreadable))
+    corrupted = _with_examples(corruption_section(index), example_chips(run, index, unreadable, corrupted=True))
     scene = scene_section(run, unreadable)
     found = (
-        clean_scores(run, index), attacked, label_noise_section(index), calibration_section(index), scene,
+        clean_scores(run, index), hardening_section(run, index), attacked, corrupted, label_noise_section(index), calibration_section(index), scene,
         published_comparison(run, index), run_settings(run), data_and_split(run), learning_curves(run, index), flags_section(run, index, unreadable), provenance_section(run, index),
     )  # fmt: skip
     order = (
@@ -87,7 +87,9 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         "data",
         "learning",
         "scores",
+        "hardening",
         "robustness",
+        "corruptions",
         "labels",
         "calibration",
         "scene",
@@ -97,6 +99,16 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
     )
     by_id = {section.id: section for section in found if section and section.blocks}
     return [by_id[id_] for id_ in order if id_ in by_id]
+
+
+def _with_examples(section: Section | None, examples: Sequence[PageBlock]) -> Section | None:
+    """Return the section with example chips; without a section, the examples under a title of their own."""
+    if section is None:
+        return (
+            Section("robustness", "Under attack", "Chips before and after an attack.", examples) if examples else None
+        )
+    first = 2 if section.id == "corruptions" else 1
+    return replace(section, blocks=(*section.blocks[:first], *examples, *section.blocks[first:]))
 
 
 def _read_asset(name: str) -> str:

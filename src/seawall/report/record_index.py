@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from seawall.errors import DataError
 from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.consistency import with_consistency_flags
+from seawall.metrics.corruption_error import CorruptionError, corruption_errors
 from seawall.metrics.worst_case import WORST, worst_case
 from seawall.records import Record
 from seawall.report.formatting import DASH, ThreatLabel, count_text, ratio_text
@@ -78,16 +80,18 @@ class RecordIndex:
         klass: The class that figures of one class are about.
         noises: The label noise of each network that was trained on noisy labels, by its name.
         estimators: The network and the estimator of each model that is one around a network, by its name.
+        reference: The baseline that corruption errors are relative to; "" for none.
     """
 
     def __init__(
         self, records: Iterable[Record], klass: str, noises: Mapping[str, NoiseFacts] | None = None,
-        estimators: Mapping[str, EstimatorFacts] | None = None,
+        estimators: Mapping[str, EstimatorFacts] | None = None, reference: str = "",
     ) -> None:  # fmt: skip
         given = with_consistency_flags(records)
         self.klass = klass
         self.noises = noises or {}
         self.estimators = estimators or {}
+        self.reference = reference
         self._rows: dict[tuple[str, ...], Record] = {}
         self.rows = (*aggregate_records(given), *worst_case(given), *given)
         for record in self.rows:
@@ -101,6 +105,18 @@ class RecordIndex:
     @cached_property
     def _threats(self) -> Mapping[str, ThreatLabel]:
         return {r.threat: ThreatLabel(r.threat, r.adversary) for r in self.measured if r.norm}
+
+    @cached_property
+    def corrupted(self) -> Mapping[str, Sequence[CorruptionError]]:
+        """What each corruption costs each model that was corrupted, by model; the last entry is the mean.
+
+        Empty for a run that was stopped before all models were measured on the same chips.
+        """
+        models = dict.fromkeys(r.model for r in self.measured if r.severity)
+        try:
+            return {m: corruption_errors(self.measured, m, self.reference, self.klass) for m in models}
+        except DataError:
+            return {}
 
     @cached_property
     def noisy_models(self) -> Mapping[str, NoiseFacts]:

@@ -100,13 +100,37 @@ class EstimatorFacts(RunFile):
     estimator: str = ""
 
 
+class HardeningFacts(RunFile):
+    """A hardened network and the plain one beside it, as `seawall.pipeline.reference.hardening_facts` writes them.
+
+    Args:
+        before: Name of the plain network in the rows.
+        after: Name of the hardened one.
+        cpu_minutes: CPU time of the training of each; None where it was not recorded.
+        overfitting_epochs: Epochs, counted from 0, after which several steps left less than half of what one step left.
+        kept_epoch: The epoch whose weights were kept.
+    """
+
+    before: str = ""
+    after: str = ""
+    cpu_minutes: Mapping[str, float | None] = Field(default_factory=dict)
+    overfitting_epochs: tuple[int, ...] = ()
+    kept_epoch: int | None = None
+
+
 class RunFacts(RunFile):
-    """The file facts.json: data, label noise, estimators, seconds per stage, version."""
+    """The file facts.json: data, label noise, estimators, hardening, seconds and CPU seconds per stage, version.
+
+    `corruption_baseline` is the baseline that corruption errors are relative to.
+    """
 
     data: DataFacts = DataFacts()
     noises: Mapping[str, NoiseFacts] = Field(default_factory=dict)
     estimators: Mapping[str, EstimatorFacts] = Field(default_factory=dict)
+    corruption_baseline: str = ""
+    hardening: HardeningFacts = HardeningFacts()
     seconds: Mapping[str, float] = Field(default_factory=dict)
+    cpu_seconds: Mapping[str, float] = Field(default_factory=dict)
     version: str = ""
 
 
@@ -171,6 +195,10 @@ class ExampleFacts(RunFile):
     model: str = ""
     largest_change: float | None = None
     preview_bands: tuple[str, ...] = ()
+    severity: float | None = None
+    level: float | None = None
+    quantity: str = ""
+    level_unit: str = ""
 
 
 class EpochFacts(RunFile):

@@ -41,6 +41,7 @@ def run_settings(run: RunFolder) -> Section:
             ("Compared with", join_words([_method_text(m) for m in recipe.baselines])),
             ("Attacks", "; ".join(map(_attack_text, recipe.attacks))),
             ("Suites", "; ".join(map(_attack_text, recipe.suites))),
+            ("Natural perturbations", join_words([c.called or c.name for c in recipe.corruptions])),
             ("Label noise, asked for", "; ".join(map(_noise_text, recipe.noises))),
             ("Label noise, reached", "; ".join(noise.label for noise in run.facts.noises.values())),
             ("Seed", str(recipe.seed)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from seawall.report.attack_effects import attacked_models
+from seawall.report.corruptions import mean_error_cell, mean_sentence
 from seawall.report.elements import Sentence
 from seawall.report.formatting import area_text, percent_text, plural, ratio_text
 from seawall.report.record_index import CLEAN_METHOD, MeasurementKey, RecordIndex, TableCell
@@ -36,7 +37,7 @@ def best_baseline(run: RunFolder, index: RecordIndex) -> tuple[str, TableCell] |
     known = [
         (scene_cell, m)
         for m in index.models
-        if m != mine and m not in run.trained and m not in index.noises and m not in index.estimators
+        if m not in (mine, run.facts.hardening.before) and m not in run.trained and m not in index.noises and m not in index.estimators
         and (scene_cell := index.value((m, *CLEAN_METHOD), "iou.pooled", index.klass)) is not None
     ]  # fmt: skip
     return (max(known)[1], index.cell((max(known)[1], *CLEAN_METHOD), "iou.pooled")) if known else None
@@ -51,6 +52,7 @@ def summary_sentences(run: RunFolder, index: RecordIndex) -> tuple[Sentence, ...
         *_accuracy_sentences(run, index, model),
         *_scene_sentences(run),
         *_attack_sentences(index, model),
+        *_corruption_sentences(index, model),
         *_label_noise_sentences(index, model),
     ]
     return tuple(sentences) or (("This run has not measured anything yet.",),)
@@ -90,6 +92,10 @@ def _attack_sentences(index: RecordIndex, model: str) -> list[Sentence]:
         "each band of each pixel" if facts.norm == "linf" and not (facts.region or facts.limits) else "the image"
     )
     return [(f"An adversary who may change {everywhere} by up to {threat.budget} takes it down to ", cell, ".")]
+
+
+def _corruption_sentences(index: RecordIndex, model: str) -> list[Sentence]:
+    return [mean_sentence(index, model)] if model in index.corrupted else []
 
 
 def _most_corrupted(index: RecordIndex, model: str) -> tuple[str, NoiseFacts] | None:
@@ -137,7 +143,7 @@ def _scene_kind(run: RunFolder) -> str:
 
 
 def key_numbers(run: RunFolder, index: RecordIndex) -> tuple[KeyNumber, ...]:
-    """Return up to five key numbers."""
+    """Return up to six key numbers."""
     model = main_model(run, index)
     made = []
     iou = index.cell((model, *CLEAN_METHOD), "iou.pooled")
@@ -152,6 +158,9 @@ def key_numbers(run: RunFolder, index: RecordIndex) -> tuple[KeyNumber, ...]:
     if held:
         threat, cell = headline_cell(held[0])
         made.append(KeyNumber("under attack", cell, f"worst case within {threat.budget}"))
+    if model in index.corrupted and index.reference:
+        beside = f"mean corruption error; 1 is {index.display_name(index.reference)}"
+        made.append(KeyNumber("natural perturbations", mean_error_cell(index, model), beside))
     most = _most_corrupted(index, model)
     if most is not None:
         made.append(KeyNumber("after wrong labels", index.cell((most[0], *CLEAN_METHOD), "iou.pooled"), most[1].label))

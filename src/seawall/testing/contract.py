@@ -8,6 +8,7 @@ from seawall.registry import Entry, entries
 from seawall.testing import (
     attack_losses,
     attacks,
+    corruptions,
     detectors,
     goals,
     label_rules,
@@ -27,6 +28,7 @@ Check = Callable[[Entry], None]
 CHECKS: dict[str, list[Check]] = {
     "attack": attacks.CHECKS,
     "attack-loss": attack_losses.CHECKS,
+    "corruption": corruptions.CHECKS,
     "detector": detectors.CHECKS,
     "goal": goals.CHECKS,
     "water-index": water_indices.CHECKS,

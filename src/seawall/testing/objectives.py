@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from seawall.registry import Entry, build
 from seawall.rng import Keys
 from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
 from seawall.testing.fixtures import ground_batch
-from seawall.types import Architecture, Batch, ModelSpec, Objective, SegmentationModel, Setting
+from seawall.types import AdaptiveObjective, Architecture, Batch, ModelSpec, Objective, SegmentationModel, Setting
 
 OBJECTIVE_SPEC = ModelSpec(("B02", "B03"), ("land", "water"), "reflectance", 10.0)
 
@@ -77,6 +79,23 @@ def check_descent_learns(entry: Entry) -> None:
         optimizer.step()
     after = _right(model, batch)
     assert after > max(before, 0.75), f"expected more than {max(before, 0.75):.2f} of the pixels, got {after:.2f}"
+
+
+def check_state_is_plain_and_repeats(entry: Entry) -> None:
+    """A measured state survives JSON, is the same when it is measured again, and leaves the model as it was."""
+    objective = made(entry, Objective)
+    if not isinstance(objective, AdaptiveObjective):
+        return
+    model, batch = _objective_inputs(entry)
+    weights, training = {name: value.clone() for name, value in model.state_dict().items()}, model.training
+    first, again = (objective.revise(model, lambda: [batch], 0.9, 0, {}) for _ in range(2))
+    assert first == again, "the same model and chips gave another state"
+    assert json.loads(json.dumps(first)) == first, "the state is not plain"
+    assert objective.revise(model, lambda: [batch], 0.9, 0, first) == first, "a state was revised twice at one time"
+    assert model.training == training, "the mode of the model was changed"
+    assert all(same_bits(value, weights[name]) for name, value in model.state_dict().items()), "it changed the model"
+    value = objective.given(first)(cast(SegmentationModel, model), batch, Keys(0, batch.chips))
+    assert value.ndim == 0 and bool(value.isfinite()), f"expected a finite scalar under the state, got {value}"
 
 
 def _objective_inputs(entry: Entry) -> tuple[nn.Module, Batch]:

@@ -46,6 +46,7 @@ class ThreatModel:
         region: Pixels that may be touched; None for every seen one.
         sign: "up" only brightens, "down" only darkens.
         spectrum: Relative strength per band; the offset of a pixel is a multiple of it. Its largest entry counts as 1.
+        factors: Multiple of eps of each image of a batch, where training draws budgets image by image; None for eps itself.
         names: Band names, for the text form only.
 
     Raises:
@@ -67,6 +68,7 @@ class ThreatModel:
     region: Region | None = None
     sign: Literal["both", "up", "down"] = "both"
     spectrum: tuple[float, ...] | None = None
+    factors: tuple[float, ...] | None = None
     names: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -85,11 +87,13 @@ class ThreatModel:
                 f"threat: expected one eps and a spectrum that is not all zero, got {self.eps} and {self.spectrum}; "
                 "the spectrum already gives the share of each band"
             )
+        if not all(math.isfinite(factor) and factor >= 0 for factor in self.factors or ()):
+            raise UsageError(f"threat: expected finite factors >= 0, got {self.factors}; 0 means no attack on an image")
 
     @property
     def radius(self) -> float:
         """Largest distance that an image of the set can have; 0 means that only the clean image is in it."""
-        return max(_as_tuple(self.eps))
+        return max(_as_tuple(self.eps)) * (1.0 if self.factors is None else max(self.factors, default=0.0))
 
     def scaled(self, factor: float) -> ThreatModel:
         """Return the same threat with `factor` times the budget."""
@@ -103,7 +107,7 @@ class ThreatModel:
             UsageError: A per-band setting has another number of bands than the image.
         """
         x = x.detach()
-        eps = self._column(self.eps, x, "eps")
+        eps = self._column(self.eps, x, "eps") * self._factor_per_image(x)
         low = torch.minimum(self._column(-math.inf if self.low is None else self.low, x, "low"), x)
         high = torch.maximum(self._column(math.inf if self.high is None else self.high, x, "high"), x)
         low = x if self.sign == "up" else low
@@ -141,7 +145,7 @@ class ThreatModel:
         """Return the distance (B,) in data units that `radius` bounds; bands with a smaller eps count for more."""
         offset = (a - b).detach()
         if isinstance(self.eps, tuple):
-            eps = self._column(self.eps, a, "eps")
+            eps = self._column(self.eps, a, "eps") * self._factor_per_image(a)
             share = torch.where(eps > 0, offset / eps.clamp_min(1e-30), torch.where(offset == 0, 0.0, math.inf))
             offset = share * self.radius
         flat = offset.flatten(1)
@@ -164,6 +168,12 @@ class ThreatModel:
         if self.norm == "linf":
             least, most = torch.maximum(least, -amount), torch.minimum(most, amount)
         return Ball(x, least, most, amount, self.norm, spectrum)
+
+    def _factor_per_image(self, x: Tensor) -> Tensor:
+        """Return the multiple of eps: (B, 1, 1, 1), or (1, 1, 1, 1) where all images have the same budget."""
+        if self.factors is not None and len(self.factors) != len(x):
+            raise UsageError(f"threat: expected {len(x)} factors, got {len(self.factors)}; give one per image")
+        return per_image(torch.tensor(self.factors or (1.0,), dtype=x.dtype, device=x.device))
 
     def _allowed(self, x: Tensor) -> Tensor:
         allowed = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
@@ -194,6 +204,8 @@ class ThreatModel:
         words = [] if self.sign == "both" else [f"sign={self.sign}"]
         if self.spectrum is not None:
             words.append(f"spectrum={_format_numbers(self.spectrum)}")
+        if self.factors is not None:
+            words.append(f"factors={_format_numbers(self.factors)}")
         for name, bound, usual in (
             ("low", self.low, DEFAULT_LOW[self.unit]),
             ("high", self.high, DEFAULT_HIGH[self.unit]),
@@ -240,7 +252,7 @@ class Ball:
         low: Smallest value of each pixel; equals `x` where it may not be touched. With a spectrum it bounds the
             amount (B, 1, H, W) that is added along it.
         high: Largest value, likewise.
-        eps: (1, C, 1, 1) budget per band; (1, 1, 1, 1) with a spectrum.
+        eps: (1, C, 1, 1) budget per band, or (B, C, 1, 1) per image; with a spectrum one band.
         norm: "linf" or "l2".
         spectrum: (1, C, 1, 1) direction of additive haze, largest entry 1, or None.
     """
@@ -285,7 +297,8 @@ class Ball:
 
     def select(self, indices: Tensor) -> Ball:
         """Return the set around the chosen images."""
-        return replace(self, x=self.x[indices], low=self.low[indices], high=self.high[indices])
+        eps = self.eps if len(self.eps) == 1 else self.eps[indices]
+        return replace(self, x=self.x[indices], low=self.low[indices], high=self.high[indices], eps=eps)
 
     def within(self, mask: Tensor) -> Ball:
         """Return the part of the set that touches only `mask` (B, H, W)."""

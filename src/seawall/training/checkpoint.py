@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from torch.optim import Optimizer
 
 from seawall.errors import ModelError, RunError
 from seawall.io import write_atomic
-from seawall.models.weights import pack_safetensors, state_of, unpack_safetensors
+from seawall.models.weights import pack_safetensors, spec_of, spec_to_json, state_of, tensors_digest, unpack_safetensors
+from seawall.training.configuration import NOT_DECIDING, Training
+from seawall.types import Objective, ObjectiveState
 
 KEPT_CHECKPOINTS = 2
 
@@ -31,24 +33,38 @@ class TrainingState:
         step: Steps done in the current epoch.
         loss: Sum of the losses of those steps.
         seconds: Time spent in that epoch.
+        cpu_seconds: CPU time spent in that epoch.
         best: Best value of the monitored metric.
         best_epoch: Its epoch.
         stale: Validations since then.
         ending: How the training ended; "" before its end.
         rows: History rows of the epochs done.
         versions: Versions of the code, oldest first, as `seawall.version.code_version` names them.
+        objective: State of an adaptive objective.
+        revision_s: CPU seconds of its measurements so far.
     """
 
     epoch: int = 0
     step: int = 0
     loss: float = 0.0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     best: float | None = None
     best_epoch: int = -1
     stale: int = 0
     ending: str = ""
     rows: list[Mapping[str, float | int | bool | None]] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
+    objective: ObjectiveState = field(default_factory=dict)
+    revision_s: float = 0.0
+
+
+class LoadedCheckpoint(NamedTuple):
+    """What a checkpoint holds beside the weights and the optimizer."""
+
+    state: TrainingState
+    scaler: Mapping[str, Any]
+    average: Mapping[str, Tensor]
 
 
 class Checkpoints:
@@ -63,13 +79,30 @@ class Checkpoints:
         self.folder = folder
         self.identity = dict(identity)
 
-    def save(self, state: TrainingState, model: nn.Module, optimizer: Optimizer, scaler: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        state: TrainingState,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scaler: Mapping[str, Any],
+        average: Mapping[str, Tensor],
+    ) -> None:
         """Write a checkpoint, then drop all but the two newest.
+
+        Args:
+            state: How far the training is.
+            model: The model.
+            optimizer: The optimizer.
+            scaler: State of the gradient scaler.
+            average: The averaged weights; empty without an average.
 
         Raises:
             RunError: The disk is full or the folder cannot be written; the earlier checkpoints stay.
         """
         tensors = {f"model.{name}": tensor for name, tensor in state_of(model).items()}
+        tensors |= {
+            f"average.{name}": tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in average.items()
+        }
         optimizer_state = optimizer.state_dict()
         plain: dict[str, dict[str, Any]] = {}
         for index, slots in optimizer_state["state"].items():
@@ -94,11 +127,11 @@ class Checkpoints:
                 f"{path}: expected to write a checkpoint, got {full.strerror or full}; free the disk and run again, the training goes on from the last one"
             ) from full
 
-    def load(self, model: nn.Module, optimizer: Optimizer) -> tuple[TrainingState, Mapping[str, Any]] | None:
+    def load(self, model: nn.Module, optimizer: Optimizer) -> LoadedCheckpoint | None:
         """Load the newest undamaged checkpoint into the model and the optimizer.
 
         Returns:
-            The state of the training and of the gradient scaler, or None without a checkpoint.
+            The rest of the checkpoint, or None without one.
 
         Raises:
             RunError: The checkpoint is of another training, naming what differs, or every checkpoint is damaged.
@@ -113,7 +146,8 @@ class Checkpoints:
             self._same(path, json.loads(meta["identity"]))
             _fill_model(model, _with_prefix("model.", tensors))
             _fill_optimizer(optimizer, json.loads(meta["optimizer"]), _with_prefix("optimizer.", tensors))
-            return _read_state(json.loads(meta["standing"])), json.loads(meta["scaler"])
+            state = _read_state(json.loads(meta["standing"]))
+            return LoadedCheckpoint(state, json.loads(meta["scaler"]), _with_prefix("average.", tensors))
         if damage:
             raise RunError(f"{damage[0]} (no earlier checkpoint is whole; train again with resume=False)")
         return None
@@ -194,7 +228,8 @@ class History:
     """The history of a training.
 
     Args:
-        rows: One per epoch: epoch, step, loss, lr, seconds, the validation metrics, and whether it was the best.
+        rows: One per epoch: epoch, step, loss, lr, seconds, CPU seconds of all processes, the validation metrics, and
+            whether it was the best.
         best: Best value of the monitored metric; None without a validation.
         best_epoch: The epoch whose weights are kept.
         ending: "finished" or "early".
@@ -256,3 +291,21 @@ class HistoryLog:
     def _write(self) -> None:
         # Written whole at every epoch, so that a kill leaves no incomplete line.
         write_atomic(self.path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in self._rows))
+
+
+def training_identity(
+    model: nn.Module, objective: Objective, training: Training, seed: int, context: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the settings and digests that decide the result, as texts."""
+    settings = asdict(training)
+    for name in NOT_DECIDING:
+        settings.pop(name)
+    scaling = {name: t for name, t in state_of(model).items() if "standardize." in name}
+    return {
+        **{f"training.{key}": str(value) for key, value in settings.items()},
+        "seed": str(seed),
+        "objective": repr(objective) if is_dataclass(objective) else type(objective).__qualname__,
+        "model": spec_to_json(replace(spec_of(model), note="")),
+        "normalization": tensors_digest(scaling, {})[:12],
+        **{f"context.{key}": value for key, value in context.items()},
+    }

@@ -43,11 +43,15 @@ class Training:
             rises along a cosine during the warm-up and falls along one to lr / 10000.
         warmup: Share of all steps over which the rate rises; linearly except in "onecycle".
         clip: Largest norm of the gradient; 0 does not clip.
+        ema: Decay of the moving average of the weights, which is then validated and kept instead of them, batch-norm
+            statistics included; 0 keeps none. 0.995 is common.
         precision: "32-true", or mixed precision, which is faster on some hardware.
         patience: Checks without improvement until training stops; 0 never stops early.
         monitor: Validation metric that selects the best weights; "" is "val.iou.water" where there is such a class,
             and the mean over the classes, "val.iou.mean", where there is none.
         better: Whether a higher or a lower value of it is better.
+        halt: Validation metric that ends the training as soon as it is above 0, such as "val.robust.overfitting"; "" for
+            none. The weights that are kept are the best ones by `monitor`.
         check_every: Epochs between checks; the last epoch is always checked.
         save_s: Seconds between checkpoints inside an epoch; 0 saves after epochs only.
         tensorboard: Write curves for TensorBoard beside the JSON lines.
@@ -72,10 +76,12 @@ class Training:
     schedule: Literal["constant", "cosine", "poly", "onecycle"] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip: NonNegativeFloat = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     patience: NonNegativeInt = 0
     monitor: str = ""
     better: Literal["higher", "lower"] = "higher"
+    halt: str = ""
     check_every: PositiveInt = 1
     save_s: NonNegativeFloat = 60.0
     tensorboard: bool = True

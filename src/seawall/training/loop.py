@@ -16,25 +16,26 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, is_dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from seawall.errors import ModelError, RunError, StoppedError, UsageError, did_you_mean
 from seawall.io import RunLock
 from seawall.models.blocks import Standardize
-from seawall.models.weights import check_finite, load_model, save_model, spec_of, spec_to_json, state_of, tensors_digest
+from seawall.models.weights import check_finite, load_model, save_model, spec_of, state_of
 from seawall.modules import eval_mode, on_device
 from seawall.records import finite_or_none
 from seawall.result import StageProgress
 from seawall.rng import Keys
+from seawall.training.averaging import WeightAverage
 from seawall.training.checkpoint import (
     Checkpoints,
     History,
@@ -42,8 +43,9 @@ from seawall.training.checkpoint import (
     HistoryRow,
     TrainingState,
     remove_unfinished,
+    training_identity,
 )
-from seawall.training.configuration import NOT_DECIDING, Training, default_monitor, learning_rate
+from seawall.training.configuration import Training, default_monitor, learning_rate
 from seawall.training.distributed import (
     OtherProcessError,
     all_reduce_gradients,
@@ -52,7 +54,8 @@ from seawall.training.distributed import (
     start_fabric,
 )
 from seawall.training.launch import handle_signals
-from seawall.types import Batch, Objective
+from seawall.training.optimizer import make_optimizer
+from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective
 from seawall.version import code_version
 
 __all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit"]
@@ -93,7 +96,8 @@ def fit(
 
     Args:
         model: A module with a `spec`; its `standardize` is fitted on the training pixels beforehand.
-        objective: What is minimized; it gets the model itself, not a wrapper.
+        objective: What is minimized; it gets the model itself, not a wrapper. With a schedule, it is taken at each step's progress;
+            with a state (`AdaptiveObjective`), that is measured on its clock and kept in the checkpoints.
         feed: Epoch to batches, at least `steps_per_epoch * accumulate` of them and the same ones every time. A
             `SeekableFeed` starts at the first batch that a resumed epoch lacks.
         check: Validation: model in eval mode to metrics, on one process; the monitored one selects the weights. Without
@@ -128,13 +132,16 @@ def fit(
         stopped = held.enter_context(handle_signals(str(folder)))
         held.enter_context(torch.random.fork_rng(devices=[fabric.device] if fabric.device.type == "cuda" else []))
         held.enter_context(on_device(model, fabric.device))
-        identity = _identity(model, objective, training, seed, {**(context or {}), "devices": str(fabric.world_size)})
+        identity = training_identity(
+            model, objective, training, seed, {**(context or {}), "devices": str(fabric.world_size)}
+        )
         run = _TrainingRun(fabric, model, objective, training, folder, identity, seed, progress, stopped)
         held.callback(run.close)
         run.begin(resume)
         while not run.state.ending:
             model.train()
             for batches in run.steps(feed):
+                run.revise(feed)
                 run.take_step(batches)
             run.end_epoch(check)
         return run.finish()
@@ -158,29 +165,32 @@ class _TrainingRun:
         self.fabric, self.model, self.objective, self.training = fabric, model, objective, training
         self.folder, self.seed, self.progress, self.stopped = folder, seed, progress, stopped
         self.checkpoints = Checkpoints(folder / "checkpoints", identity)
-        self.base_optimizer = _optimizer(model, training)
+        self.base_optimizer = make_optimizer(model, training)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.base_optimizer))
+        self.average = WeightAverage(model, training.ema) if training.ema else None
         self.state = TrainingState()
         self.failure: Exception | None = None
         self.log: HistoryLog | None = None
         self.saved_s = self.began_s = time.monotonic()
+        self.began_cpu_s = time.process_time()
 
     def begin(self, resume: bool) -> None:
         """Load the checkpoint if there is one."""
         on_rank_zero(self.fabric, lambda: self._clean_folder(resume))
         found = self.checkpoints.load(self.model, self.base_optimizer) if resume else None
         if found:
-            self.state, scaler = found
-            if scaler:
-                self.fabric.strategy.precision.load_state_dict(dict(scaler))
+            self.state = found.state
+            if found.scaler:
+                self.fabric.strategy.precision.load_state_dict(dict(found.scaler))
+            if self.average is not None:
+                self.average.load(found.average)
         if self.state.versions[-1:] != [code_version()] and not self.state.ending:
             self.state.versions.append(code_version())
             if found and self.progress is not None and self.fabric.is_global_zero:
                 note = f"goes on with seawall {code_version()}, begun with {', '.join(self.state.versions[:-1]) or 'an older one'}"
-                self.progress(
-                    self.state.epoch * self.training.steps_per_epoch + self.state.step, self.training.steps, note
-                )
+                self.progress(self.step, self.training.steps, note)
         self.began_s = time.monotonic() - self.state.seconds
+        self.began_cpu_s = time.process_time() - self.state.cpu_seconds
         on_rank_zero(self.fabric, self._open_log)
 
     def steps(self, feed: Feed) -> Iterator[list[Batch]]:
@@ -220,9 +230,36 @@ class _TrainingRun:
                 f"{self.folder}: expected every process to go on, got a failure of another; see its error"
             )
 
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.epoch * self.training.steps_per_epoch + self.state.step
+
+    def revise(self, feed: Feed) -> None:
+        """Let an adaptive objective measure the model, on patches of this epoch."""
+        if not isinstance(self.objective, AdaptiveObjective):
+            return
+        adaptive, state, began = self.objective, self.state, time.process_time()
+        state.objective = on_rank_zero(
+            self.fabric,
+            lambda: adaptive.revise(
+                self.model, lambda: feed(state.epoch), self.step / self.training.steps, self.seed, state.objective
+            ),
+        )
+        state.revision_s += time.process_time() - began
+
+    def _objective_now(self) -> Objective:
+        """Return the objective of this step: under its state, and at its share of the training."""
+        objective = self.objective
+        if isinstance(objective, AdaptiveObjective):
+            objective = objective.given(self.state.objective)
+        if isinstance(objective, ScheduledObjective):
+            objective = objective.at(self.step / self.training.steps)
+        return objective
+
     def take_step(self, batches: Sequence[Batch]) -> None:
         """Take one optimizer step."""
-        fabric, step = self.fabric, self.state.epoch * self.training.steps_per_epoch + self.state.step
+        fabric, step = self.fabric, self.step
         rate = learning_rate(self.training, step)
         for group in self.base_optimizer.param_groups:
             group["lr"] = rate
@@ -231,9 +268,10 @@ class _TrainingRun:
         shares, stop = self._pixel_shares(mine)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=fabric.device)
+        objective = self._objective_now()
         try:
             for batch, share in zip(mine, shares, strict=True):
-                total += self._backward(batch, share)
+                total += self._backward(objective, batch, share)
         except Exception as bad:
             self._fail(bad)
         summed, failed = all_reduce_gradients(fabric, self.model, total, self.failure is not None)
@@ -244,15 +282,17 @@ class _TrainingRun:
         if self.training.clip:
             fabric.clip_gradients(self.model, self.optimizer, max_norm=self.training.clip, error_if_nonfinite=False)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(step)
         self.state.step += 1
         self.state.loss += value
         self._report(step + 1, value)
         self._save_within_epoch(stop)
 
-    def _backward(self, batch: Batch, share: float) -> Tensor:
+    def _backward(self, objective: Objective, batch: Batch, share: float) -> Tensor:
         """Add the gradients of a batch and return its share of the step's loss."""
         with self.fabric.autocast():
-            loss = self.objective(self.model, batch, Keys(self.seed, batch.chips).fold("train"))  # type: ignore[arg-type]
+            loss = objective(self.model, batch, Keys(self.seed, batch.chips).fold("train"))  # type: ignore[arg-type]
         loss = loss if share == 1 else loss * share
         self.fabric.backward(loss)
         return loss.detach()
@@ -262,7 +302,8 @@ class _TrainingRun:
         state, training = self.state, self.training
         last = state.epoch + 1 == training.epochs
         due = check is not None and (last or (state.epoch + 1) % training.check_every == 0)
-        metrics = self._metrics(check) if check is not None and due else {}
+        with self._kept_weights():
+            metrics = self._metrics(check) if check is not None and due else {}
         best = check is None or (due and self._improves(metrics))
         if best:
             state.best, state.best_epoch, state.stale = metrics.get(training.monitor), state.epoch, 0
@@ -274,23 +315,33 @@ class _TrainingRun:
             "loss": state.loss / training.steps_per_epoch,
             "lr": self.base_optimizer.param_groups[0]["lr"],
             "seconds": time.monotonic() - self.began_s,
+            "cpu_seconds": self._cpu_seconds(),
+            **{f"objective.{key}": value for key, value in state.objective.items() if isinstance(value, int | float)},
+            **({"objective.cpu_s": state.revision_s} if state.objective else {}),
             **metrics,
             "best": best,
         }
-        state.epoch, state.step, state.loss, state.seconds = state.epoch + 1, 0, 0.0, 0.0
+        state.epoch, state.step, state.loss, state.seconds, state.cpu_seconds = state.epoch + 1, 0, 0.0, 0.0, 0.0
         state.rows.append(row)
-        state.ending = "finished" if last else "early" if training.patience and state.stale >= training.patience else ""
+        stale = bool(training.patience) and state.stale >= training.patience
+        halted = (metrics.get(training.halt) or 0.0) > 0
+        state.ending = "finished" if last else "early" if stale or halted else ""
         on_rank_zero(self.fabric, lambda: self._save_epoch(row, best))
-        self.began_s = time.monotonic()
+        self.began_s, self.began_cpu_s = time.monotonic(), time.process_time()
 
     def _save_epoch(self, row: HistoryRow, best: bool) -> None:
         """Write weights, history and checkpoint of an epoch."""
         self._check_weights()
         if best:
-            save_model(self.folder / "model.safetensors", self.model)
+            with self._kept_weights():
+                save_model(self.folder / "model.safetensors", self.model)
         if self.log is not None:
             self.log.append(row)
         self._save()
+
+    def _kept_weights(self) -> AbstractContextManager[None]:
+        """Give the model the weights that are validated and kept: their average, or as they are."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def finish(self) -> History:
         """Load the best weights into the model and return the history."""
@@ -333,6 +384,13 @@ class _TrainingRun:
         valid, stop = float(total[0]), bool(total[1] > 0)
         return [float(count) / valid if valid else 0.0 for count in counts], stop
 
+    def _cpu_seconds(self) -> float:
+        """Return the CPU time of the epoch, summed over the processes."""
+        own = time.process_time() - self.began_cpu_s
+        if self.fabric.world_size == 1:
+            return own
+        return float(self.fabric.all_reduce(torch.tensor(own, device=self.fabric.device), reduce_op="sum"))  # type: ignore[arg-type]
+
     def _metrics(self, check: Validation) -> dict[str, float | None]:
         """Run the validation on rank 0 and broadcast its metrics."""
 
@@ -358,6 +416,7 @@ class _TrainingRun:
         due = 0 < self.training.save_s <= time.monotonic() - self.saved_s
         if within and (stop or due):
             self.state.seconds = time.monotonic() - self.began_s
+            self.state.cpu_seconds = time.process_time() - self.began_cpu_s
             if stop:
                 on_rank_zero(self.fabric, self._save_whole)  # on all processes: they share the flag
             elif self.fabric.is_global_zero:
@@ -376,7 +435,8 @@ class _TrainingRun:
 
     def _save(self) -> None:
         scaler = self.fabric.strategy.precision.state_dict()
-        self.checkpoints.save(self.state, self.model, self.base_optimizer, scaler)
+        average = {} if self.average is None else self.average.tensors
+        self.checkpoints.save(self.state, self.model, self.base_optimizer, scaler, average)
         self.saved_s = time.monotonic()
 
     def _check_weights(self) -> None:
@@ -406,10 +466,11 @@ def _enter(held: ExitStack, lock: RunLock) -> None:
 
 
 def _check_monitor(training: Training, metrics: Sequence[str]) -> None:
-    if training.monitor not in metrics:
-        raise UsageError(
-            f"training.monitor: expected a metric of the check, got {training.monitor!r}; {did_you_mean(training.monitor, metrics)}"
-        )
+    for key, name in (("monitor", training.monitor), ("halt", training.halt or training.monitor)):
+        if name not in metrics:
+            raise UsageError(
+                f"training.{key}: expected a metric of the check, got {name!r}; {did_you_mean(name, metrics)}"
+            )
 
 
 def _check_model(model: nn.Module, training: Training, check: Validation | None) -> None:
@@ -423,39 +484,7 @@ def _check_model(model: nn.Module, training: Training, check: Validation | None)
             raise ModelError(
                 f"model.{name}: expected mean and std of the training pixels, got none; call model.{name}.fit(mean, std) first"
             )
-    if training.patience and check is None:
+    if (training.patience or training.halt) and check is None:
         raise UsageError(
-            "training.patience: expected a validation to stop early by, got none; give a check or patience = 0"
+            "training.patience, training.halt: expected a validation to stop early by, got none; give a check, or leave them out"
         )
-
-
-def _optimizer(model: nn.Module, training: Training) -> Optimizer:
-    # Norms and biases are not decayed: the next layer would compensate for it.
-    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    rest = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": training.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if training.optimizer == "sgd":
-        return SGD(groups, lr=training.lr, momentum=0.9, nesterov=True)
-    return AdamW(groups, lr=training.lr)
-
-
-def _identity(
-    model: nn.Module, objective: Objective, training: Training, seed: int, context: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the settings and digests that decide the result, as texts."""
-    settings = asdict(training)
-    for name in NOT_DECIDING:
-        settings.pop(name)
-    scaling = {name: t for name, t in state_of(model).items() if "standardize." in name}
-    return {
-        **{f"training.{key}": str(value) for key, value in settings.items()},
-        "seed": str(seed),
-        "objective": repr(objective) if is_dataclass(objective) else type(objective).__qualname__,
-        "model": spec_to_json(replace(spec_of(model), note="")),
-        "normalization": tensors_digest(scaling, {})[:12],
-        **{f"context.{key}": value for key, value in context.items()},
-    }

@@ -1,0 +1,1 @@
+"""Natural perturbations of Sentinel images, each in a physical quantity of a stated range."""

@@ -1,0 +1,142 @@
+"""What corruptions share: severity, the sensor they are of, and how a new image enters a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from seawall.errors import ImageryError, UsageError
+from seawall.geo.sensors import OPTICAL_BANDS, resolve_bands
+from seawall.types import FILL, Batch, Unit
+
+
+def check_severity(name: str, severity: float) -> float:
+    """Return the severity.
+
+    Raises:
+        UsageError: It is not in [0, 1].
+    """
+    if not (math.isfinite(severity) and 0.0 <= severity <= 1.0):
+        raise UsageError(f"{name}: expected a severity from 0 to 1, got {severity}; 0 is the input, 1 the worst")
+    return severity
+
+
+def linear_level(name: str, severity: float, start: float, worst: float) -> float:
+    """Return the physical quantity at a severity, linear from `start` to `worst`.
+
+    Raises:
+        UsageError: The severity is not in [0, 1].
+    """
+    return start + check_severity(name, severity) * (worst - start)
+
+
+def check_worst(name: str, worst: float, low: float, high: float) -> None:
+    """Check the quantity that severity 1 stands for.
+
+    Raises:
+        UsageError: It is outside (low, high].
+    """
+    if not (math.isfinite(worst) and low < worst <= high):
+        raise UsageError(
+            f"{name}.worst: expected above {low:g} and at most {high:g}, got {worst}; choose a value in between"
+        )
+
+
+def check_sun(name: str, sun_zenith_deg: float) -> None:
+    """Check the zenith angle of the sun.
+
+    Raises:
+        UsageError: It is not in [0, 80).
+    """
+    if not 0.0 <= sun_zenith_deg < 80.0:
+        raise UsageError(
+            f"{name}.sun_zenith_deg: expected degrees from 0 to below 80, got {sun_zenith_deg}; the layers are taken as flat"
+        )
+
+
+def check_optical(
+    name: str, unit: Unit, bands: Sequence[str], table: Sequence[str] | Mapping[str, object] = OPTICAL_BANDS
+) -> tuple[str, ...]:
+    """Return the Sentinel-2 ids of the bands of an optical image.
+
+    Args:
+        name: The corruption.
+        unit: Unit of the images.
+        bands: Names of the channels.
+        table: Bands that the physical model knows.
+
+    Raises:
+        UsageError: The images are not in reflectance, or the model does not know a band.
+    """
+    if unit != "reflectance":
+        raise UsageError(f"{name}: expected images in reflectance, got {unit}; it is a corruption of optical images")
+    try:
+        ids = resolve_bands(bands)
+    except ImageryError as bad:
+        raise UsageError(f"{name}.bands: {str(bad).removeprefix('bands: ')}") from bad
+    if lost := [band for band, id_ in zip(bands, ids, strict=True) if id_ not in table]:
+        raise UsageError(f"{name}.bands: expected some of {', '.join(table)}, got {lost[0]!r}; leave that band out")
+    if not ids:
+        raise UsageError(f"{name}.bands: expected the bands of the channels, got none; name them in order")
+    return ids
+
+
+def check_radar(name: str, unit: Unit, bands: Sequence[str], known: Sequence[str]) -> None:
+    """Check that images are of a radar.
+
+    Raises:
+        UsageError: The images are not in decibels, or the model does not know a polarization.
+    """
+    if unit not in ("sigma0_db", "gamma0_db"):
+        raise UsageError(f"{name}: expected images in decibels, got {unit}; it is a corruption of radar images")
+    if lost := [band for band in bands if band not in known]:
+        raise UsageError(f"{name}.bands: expected some of {', '.join(known)}, got {lost[0]!r}; leave that band out")
+    if not bands:
+        raise UsageError(f"{name}.bands: expected the bands of the channels, got none; name them in order")
+
+
+def per_band(name: str, values: Sequence[float], image: Tensor) -> Tensor:
+    """Return one value per channel as (1, C, 1, 1).
+
+    Raises:
+        UsageError: The image has another number of channels.
+    """
+    if len(values) != image.shape[1]:
+        raise UsageError(f"{name}.bands: expected {image.shape[1]} as the image has channels, got {len(values)}")
+    return torch.tensor(values, dtype=image.dtype, device=image.device).view(1, -1, 1, 1)
+
+
+def with_image(batch: Batch, image: Tensor) -> Batch:
+    """Return the batch with another image where it is seen; unseen pixels keep their fill bit for bit."""
+    return replace(batch, image=torch.where(batch.seen[:, None], image.to(batch.image.dtype), batch.image))
+
+
+def hide(batch: Batch, gone: Tensor, unit: Unit) -> Batch:
+    """Return the batch with pixels (B, H, W) that nothing is known of: unseen, invalid, the fill of the unit."""
+    image = torch.where((gone & batch.seen)[:, None], FILL[unit], batch.image)
+    return replace(batch, image=image, seen=batch.seen & ~gone, valid=batch.valid & ~gone)
+
+
+def is_decibels(unit: Unit) -> bool:
+    """Return whether values are logarithmic."""
+    return unit in ("sigma0_db", "gamma0_db")
+
+
+def to_power(image: Tensor, unit: Unit) -> Tensor:
+    """Return values that may be averaged: linear power for decibels, else the values themselves."""
+    # torch.pow rounds the last elements of a tensor differently, so that its values would depend on the batch
+    return torch.exp(image * (math.log(10) / 10)) if is_decibels(unit) else image
+
+
+def from_power(image: Tensor, unit: Unit) -> Tensor:
+    """Undo `to_power`; power is at least 1e-10."""
+    return 10 * torch.log10(image.clamp_min(1e-10)) if is_decibels(unit) else image
+
+
+def class_mask(batch: Batch, klass: int) -> Tensor:
+    """Return the valid pixels of a class, (B, H, W) bool."""
+    return batch.valid & (batch.label == klass)

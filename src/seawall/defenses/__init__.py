@@ -1,0 +1,1 @@
+"""Defenses beyond the loss: where a network is sensitive, and images that are changed for training."""

@@ -1,0 +1,72 @@
+"""A linear classifier of each pixel's bands, whose logits a U-Net corrects by a bounded amount."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from seawall.errors import UsageError
+from seawall.models.blocks import Norm, Segmenter, check_bands_and_classes, check_sizes, receptive_radius, settings_of
+from seawall.models.unet import UNet, UNetLayers
+from seawall.registry import register
+from seawall.types import ModelSpec
+
+LINEAR_GAIN = 10.0
+"""Factor of the linear logits: at the learning rates of a U-Net a handful of weights would otherwise be slow to grow."""
+
+
+@register("model", "anchored-unet", smoke={"width": 4, "depth": 2})
+@dataclass(frozen=True)
+class AnchoredUNet:
+    """Logits of a linear classifier of each pixel, plus a U-Net's logits that are bounded by a hyperbolic tangent.
+
+    The linear part has a known slope: with two classes, where the difference of its logits exceeds 2 `bound` plus eps
+    times the 1-norm of the difference of their weights, no change of eps per band moves the pixel's class, whatever the
+    U-Net makes of the neighborhood.
+
+    Args:
+        bound: Largest absolute value of a correction, in units of the logits.
+        width: Features of the U-Net at full size; each halving doubles them.
+        depth: Number of halvings of the image.
+        norm: As of "unet".
+        dropout: As of "unet".
+    """
+
+    bound: float = 1.0
+    width: int = 16
+    depth: int = 3
+    norm: Norm = "batch"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_sizes("anchored-unet", {"width": self.width, "depth": self.depth}, self.dropout)
+        if not 0 < self.bound < 100:
+            raise UsageError(f"anchored-unet.bound: expected a number in (0, 100), got {self.bound}; 1 is common")
+
+    def __call__(self, spec: ModelSpec) -> Segmenter:
+        check_bands_and_classes("anchored-unet", spec)
+        spec = replace(spec, architecture="anchored-unet", settings=settings_of(asdict(self)))
+        unet = UNet(self.width, self.depth, self.norm, self.dropout)
+        layers = AnchoredLayers(len(spec.bands), len(spec.classes), unet, self.bound)
+        return Segmenter(spec, layers, 2**self.depth, receptive_radius(self.depth, 2, self.norm))
+
+
+class AnchoredLayers(nn.Module):
+    """The linear classifier and the U-Net on the standardized image; the correction is 0 before training.
+
+    The names of submodules are those of the tensors in weights files.
+    """
+
+    def __init__(self, bands: int, classes: int, unet: UNet, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+        self.linear = nn.Conv2d(bands, classes, 1)
+        self.unet = UNetLayers(bands, classes, unet)
+        nn.init.zeros_(self.unet.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of a standardized image whose sides can be halved `depth` times."""
+        correction: Tensor = self.bound * torch.tanh(self.unet(x) / self.bound)
+        return LINEAR_GAIN * self.linear(x) + correction  # type: ignore[no-any-return]
