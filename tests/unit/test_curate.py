@@ -240,6 +240,19 @@ def table(root, *rows):
     return root / "index.csv"
 
 
+def test_a_row_of_an_index_that_is_too_short_fails_alone(tmp_path):
+    save(tmp_path / "a.tif", picture(0), crs=None)
+    save(tmp_path / "lab.tif", water(), dtype="uint8", crs=None, nodata=255)
+    scale, bands = "L1C reflectance x 10000", " ".join(BANDS)
+    (tmp_path / "index.csv").write_text(
+        "s2,label,gsd_m,group,s2_bands,s2_scale,id\n"
+        f"a.tif,lab.tif,10,g,{bands},{scale},whole\na.tif,lab.tif,10,g,{bands},{scale}\na.tif\n\n"
+    )
+    report = curate_chips(tmp_path / "index.csv", tmp_path / "out")
+    assert report.made == ("whole",)
+    assert [reason.endswith("got none for a.tif; name the chip") for _, reason in report.failed] == [True, True]
+
+
 def test_a_csv_index_says_bands_scale_and_groups(tmp_path):
     save(tmp_path / "s2/a.tif", picture(0) + 1000, crs=None)
     save(tmp_path / "s2/b.tif", picture(1), crs=None)

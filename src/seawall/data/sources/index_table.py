@@ -103,7 +103,7 @@ class IndexTable:
         if not self.path.is_file():
             raise DataError(f"{self.path}: expected a CSV index, got nothing there; check the path")
         with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="")  # a row may have fewer fields than the header
             names = reader.fieldnames or []
             for name in ("id", self.sensor):
                 if name not in names:
@@ -116,6 +116,8 @@ class IndexTable:
         return rows
 
     def _item(self, row: Mapping[str, str]) -> FileItem:
+        if not row["id"]:
+            raise DataError(f"{self.path}: expected an id in every row, got none for {row[self.sensor]}; name the chip")
         label = row.get("label", "")
         if not label and self.labelled:
             raise DataError(f"{row['id']}: expected a label, got none in the index; label it or use a rule")
