@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seawall.errors import DataError, ModelError
 from seawall.models.weights import spec_of
-from seawall.types import FILL, Batch, ModelSpec
+from seawall.types import DECIBEL_UNITS, FILL, Batch, ModelSpec
 
 Sample: TypeAlias = Batch | Mapping[str, object] | Sequence[object]
 """A Batch, a mapping with "image" and "mask" or "label" (a TorchGeo sample), or a pair (image, label)."""
@@ -118,7 +118,7 @@ def _check_unit(batch: Batch, spec: ModelSpec, where: str) -> None:
         raise DataError(
             f"{where}: expected reflectance, got a median of {middle:g}: these look like digital numbers; divide by 10000 and subtract 0.1 where the product's baseline is 04.00 or later"
         )
-    if spec.unit in ("sigma0_db", "gamma0_db"):
+    if spec.unit in DECIBEL_UNITS:
         low, high = DECIBEL_MEDIANS
         linear = bool((values >= 0).all())
         if not low <= middle <= high or linear:

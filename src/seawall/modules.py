@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seawall.errors import DataError, ModelError
+from seawall.errors import DataError, ModelError, UsageError, did_you_mean
 from seawall.types import Batch, SegmentationModel
 
 
@@ -70,6 +70,18 @@ def checked_forward(model: SegmentationModel | nn.Module, image: Tensor) -> Tens
             "let its forward begin with image = image.clone()"
         )
     return logits
+
+
+def named_layer(model: nn.Module, name: str) -> nn.Module:
+    """Return a module of a model by its name.
+
+    Raises:
+        UsageError: There is no such module.
+    """
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if name not in modules:
+        raise UsageError(f"layer: unknown name {name!r}; {did_you_mean(name, modules)}")
+    return modules[name]
 
 
 def feature_layers(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, int]]:

@@ -25,6 +25,9 @@ Unit = Literal["reflectance", "sigma0_db", "gamma0_db", "stretched"]
 Setting = None | bool | int | float | str | Sequence["Setting"] | Mapping[str, "Setting"]
 """What a recipe can say: plain TOML values."""
 
+DECIBEL_UNITS: tuple[Unit, ...] = ("sigma0_db", "gamma0_db")
+"""Units of backscatter in decibels: averages are taken in linear power."""
+
 FILL: Mapping[str, float] = {"reflectance": 0.0, "sigma0_db": -30.0, "gamma0_db": -30.0, "stretched": 0.0}
 """What an unseen pixel holds, per unit: a finite, dark value, so that no NaN reaches a network."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seawall.errors import ImageryError, UsageError
 from seawall.geo.sensors import OPTICAL_BANDS, resolve_bands
-from seawall.types import FILL, Batch, Unit
+from seawall.types import DECIBEL_UNITS, FILL, Batch, Unit
 
 
 def check_severity(name: str, severity: float) -> float:
@@ -91,7 +91,7 @@ def check_radar(name: str, unit: Unit, bands: Sequence[str], known: Sequence[str
     Raises:
         UsageError: The images are not in decibels, or the model does not know a polarization.
     """
-    if unit not in ("sigma0_db", "gamma0_db"):
+    if not is_decibels(unit):
         raise UsageError(f"{name}: expected images in decibels, got {unit}; it is a corruption of radar images")
     if lost := [band for band in bands if band not in known]:
         raise UsageError(f"{name}.bands: expected some of {', '.join(known)}, got {lost[0]!r}; leave that band out")
@@ -123,7 +123,7 @@ def hide(batch: Batch, gone: Tensor, unit: Unit) -> Batch:
 
 def is_decibels(unit: Unit) -> bool:
     """Return whether values are logarithmic."""
-    return unit in ("sigma0_db", "gamma0_db")
+    return unit in DECIBEL_UNITS
 
 
 def to_power(image: Tensor, unit: Unit) -> Tensor:

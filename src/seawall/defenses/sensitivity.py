@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from seawall.arrays import DoubleArray
 from seawall.defenses.equal_harm import equal_harm_severities
 from seawall.defenses.kernel_distance import kernel_distance
-from seawall.errors import DataError, UsageError, did_you_mean
+from seawall.errors import DataError
 from seawall.metrics.counts import confusion
 from seawall.metrics.ratios import ConfusionCounts, miou
-from seawall.modules import eval_mode, feature_layers, forward_with_maps, masked_map_mean, to_device_of
+from seawall.modules import eval_mode, feature_layers, forward_with_maps, masked_map_mean, named_layer, to_device_of
 from seawall.rng import Keys
 from seawall.types import Batch, Corruption
 
@@ -131,11 +131,8 @@ def deepest_layer(model: nn.Module, batch: Batch, name: str = "") -> tuple[str, 
         DataError: The model has no feature maps before its logits.
         UsageError: There is no such module.
     """
-    modules = dict(model.named_modules())
     if name:
-        if name not in modules:
-            raise UsageError(f"layer: unknown name {name!r}; {did_you_mean(name, modules)}")
-        return name, modules[name]
+        return name, named_layer(model, name)
     layers = feature_layers(model, batch.image)[:-1]
     if not layers:
         raise DataError(
@@ -143,7 +140,7 @@ def deepest_layer(model: nn.Module, batch: Batch, name: str = "") -> tuple[str, 
         )
     fewest = min(pixels for _, pixels in layers)
     found = [layer for layer, pixels in layers if pixels == fewest][-1]
-    return next(key for key, module in modules.items() if module is found), found
+    return next(key for key, module in model.named_modules() if module is found), found
 
 
 def severe_first(points: Sequence[SensitivityPoint]) -> list[SensitivityPoint]:

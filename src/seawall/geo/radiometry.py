@@ -28,7 +28,7 @@ from seawall.geo.unit_detection import (
     offset_present,
     suspected_offset,
 )
-from seawall.types import FILL, Unit
+from seawall.types import DECIBEL_UNITS, FILL, Unit
 
 __all__ = [
     "Detection",
@@ -248,8 +248,8 @@ _KIND_UNITS: Mapping[str, tuple[str, ...]] = {
     "dn10000": ("reflectance",),
     "dn10000_offset": ("reflectance",),
     "uint8": ("stretched",),
-    "db": ("sigma0_db", "gamma0_db"),
-    "linear": ("sigma0_db", "gamma0_db"),
+    "db": DECIBEL_UNITS,
+    "linear": DECIBEL_UNITS,
 }
 
 

@@ -23,7 +23,7 @@ from seawall.inference.tiling import Predict
 from seawall.io import write_atomic
 from seawall.models.weights import spec_of
 from seawall.modules import checked_forward, eval_mode, on_device
-from seawall.types import ModelSpec
+from seawall.types import DECIBEL_UNITS, ModelSpec
 
 Runtime = Literal["torch", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
@@ -234,4 +234,4 @@ def _check_export(model: nn.Module, raw: Path, spec: ModelSpec, path: Path) -> N
 
 def _example_image(spec: ModelSpec, count: int, side: int) -> torch.Tensor:
     draw = torch.rand(count, len(spec.bands), side, side, generator=torch.Generator().manual_seed(0))
-    return draw * 25 - 27 if spec.unit.endswith("_db") else draw * 0.4
+    return draw * 25 - 27 if spec.unit in DECIBEL_UNITS else draw * 0.4

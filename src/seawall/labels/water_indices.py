@@ -16,6 +16,7 @@ from torch import Tensor
 from seawall.errors import DataError, RadiometryError, UsageError, did_you_mean
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 from seawall.registry import build, parse_settings, preset, register
+from seawall.types import DECIBEL_UNITS
 
 MaskedIndex = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """An index (..., H, W), NaN where it is undefined, and the mask of the pixels where it is defined."""
@@ -247,7 +248,7 @@ class Backscatter(WaterIndex):
     name = "backscatter"
     slopes = (1,)
     sign = -1
-    units = ("sigma0_db", "gamma0_db")
+    units = DECIBEL_UNITS
 
     def __post_init__(self) -> None:
         bands_of_role(self.polarization)

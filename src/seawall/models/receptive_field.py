@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from seawall.modules import device_of, eval_mode
-from seawall.types import ModelSpec
+from seawall.types import DECIBEL_UNITS, ModelSpec
 
 ASSUMED_STRIDE = 32
 """Assumed stride of a network that states none: it may halve the image five times."""
@@ -83,7 +83,7 @@ def measure_receptive_radius(model: nn.Module, sides: Iterable[int] = (128, 256,
 def _gradient_radius(model: nn.Module, bands: int, unit: str, side: int, draw: int, device: torch.device) -> int | None:
     """Return the distance from a pixel near the center to the farthest input pixel that changes its logits."""
     noise = torch.rand(1, bands, side, side, generator=torch.Generator().manual_seed(draw))
-    image = (noise * 25 - 27 if unit.endswith("_db") else noise * 0.4).to(device).requires_grad_()
+    image = (noise * 25 - 27 if unit in DECIBEL_UNITS else noise * 0.4).to(device).requires_grad_()
     row, col = side // 2 + 5 * draw, side // 2 - 3 * draw  # another place in the cells of a pooling network
     logits = model(image)[0, :, row, col]
     if not logits.requires_grad:

@@ -16,12 +16,9 @@ from seawall.errors import RecipeError
 from seawall.geo.radiometry import Hints
 from seawall.labels.rules import parse_rule
 from seawall.pipeline.context import RunContext
-from seawall.pipeline.validate import CHIP_FOLDER, SIMULATED, source_kind, validate_data
+from seawall.pipeline.validate import CHIP_FOLDER, OWN_LABELS, SIMULATED, source_kind, validate_data
 from seawall.recipe import DataSection
 from seawall.types import Setting
-
-OWN_LABELS = ("truth", "cover")
-"""Values of `data.labels` that are no rule: the labels are the source's own."""
 
 
 def load_chips(run: RunContext, folder: Path) -> tuple[ChipFolder, tuple[tuple[str, str], ...]]:

@@ -26,9 +26,8 @@ from seawall.report.record_index import RecordIndex
 from seawall.report.run_reader import read_run
 from seawall.result import Failed, MutableRow, Progress
 from seawall.threat.model import ThreatModel
-from seawall.threat.parser import UNITS_BY_NAME
 from seawall.training.configuration import Training
-from seawall.types import ModelSpec
+from seawall.types import DECIBEL_UNITS, ModelSpec
 
 LOSS = "ce + dice"
 BUDGETS = (0.125, 0.25, 0.5, 1.0)
@@ -84,7 +83,7 @@ def harden_chips(
         raise UsageError(f"harden: unknown method {method!r}; {did_you_mean(method, HARDENING_METHODS)}")
     tree = hardening_tree(spec, parsed, HARDENING_METHODS[method], model=model, suite=suite)
     tree |= {"seed": seed, "title": f"Hardened within {threat}"}
-    tree["data"] = {"source": str(chips), "kind": "chips", "sensor": "s1" if spec.unit in UNITS_BY_NAME["db"] else "s2"}
+    tree["data"] = {"source": str(chips), "kind": "chips", "sensor": "s1" if spec.unit in DECIBEL_UNITS else "s2"}
     if against is not None:
         tree["reference"]["weights"] = str(against)
     done = run_recipe(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)

@@ -17,11 +17,11 @@ from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.data.selection import select_chips
 from seawall.data.writer import ChipWriter
-from seawall.errors import DataError, UsageError, did_you_mean
+from seawall.errors import DataError, UsageError
 from seawall.io import RunLock, write_atomic
 from seawall.label_noise.build import chip_batch
 from seawall.models.weights import spec_of, split_of
-from seawall.modules import feature_layers
+from seawall.modules import feature_layers, named_layer
 from seawall.pipeline.corrupt_labels import select_part, split_settings
 from seawall.pipeline.trained_model import load_network
 from seawall.poisoning.detection import activations
@@ -310,11 +310,8 @@ def find_layer(model: nn.Module, name: str, image: Tensor) -> nn.Module:
     Raises:
         UsageError: There is no such module, or none gives feature maps.
     """
-    modules: dict[str, nn.Module] = dict(model.named_modules())
     if name:
-        if name not in modules:
-            raise UsageError(f"layer: unknown name {name!r}; {did_you_mean(name, modules)}")
-        return modules[name]
+        return named_layer(model, name)
     once = [layer for layer, _ in feature_layers(model, image)]
     if len(once) < 2:
         raise UsageError(

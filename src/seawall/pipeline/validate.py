@@ -20,7 +20,10 @@ from seawall.recipe import CorruptionSection, DataSection, MethodSection, Recipe
 from seawall.simulate.scene import S2_BANDS
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
-from seawall.types import ModelSpec, Unit
+from seawall.types import DECIBEL_UNITS, ModelSpec, Unit
+
+OWN_LABELS = ("truth", "cover")
+"""Values of `data.labels` that are no rule: the labels are the source's own."""
 
 CHIP_FOLDER = "chips"
 """Kind of a source that is a chip folder already; nothing is curated."""
@@ -63,7 +66,7 @@ def validate_recipe(recipe: Recipe) -> None:
             build_noise(
                 noise.name, noise.at(rate), ChipContext(10.0, _recipe_bands(recipe), _possible_units(recipe)[0])
             )
-    if recipe.data.labels not in ("truth", "cover"):
+    if recipe.data.labels not in OWN_LABELS:
         parse_rule(recipe.data.labels)
 
 
@@ -98,7 +101,7 @@ def _validate_corruption(section: CorruptionSection, recipe: Recipe) -> None:
 
 
 def _possible_units(recipe: Recipe) -> tuple[Unit, ...]:
-    return ("reflectance", "stretched") if recipe.data.sensor == "s2" else ("sigma0_db", "gamma0_db", "stretched")
+    return ("reflectance", "stretched") if recipe.data.sensor == "s2" else (*DECIBEL_UNITS, "stretched")
 
 
 def _recipe_bands(recipe: Recipe) -> tuple[str, ...]:

@@ -10,11 +10,11 @@ from typing import Literal, cast
 from seawall.errors import UsageError, did_you_mean
 from seawall.threat.model import DEFAULT_HIGH, DEFAULT_LOW, UNIT_NAMES, PerBand, ThreatModel
 from seawall.threat.region import Region, parse_region
-from seawall.types import ModelSpec
+from seawall.types import DECIBEL_UNITS, ModelSpec
 
 UNITS_BY_NAME: dict[str, tuple[str, ...]] = {
     "reflectance": ("reflectance",),
-    "db": ("sigma0_db", "gamma0_db"),
+    "db": DECIBEL_UNITS,
     "stretched": ("stretched",),
 }
 THREAT_OPTIONS = ("bands", "high", "low", "region", "sign", "spectrum")
