@@ -366,6 +366,7 @@ def sensitivity(
     layer: str = "",
     extractor: Path | str | None = None,
     part: str = "auto",
+    out: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
     progress: Progress = no_progress,
@@ -380,6 +381,7 @@ def sensitivity(
         layer: Module whose features are compared; empty for the last one of the coarsest grid.
         extractor: Weights of another network to take the features from; by default the network itself.
         part: auto, all, train, val or test, as for `seawall evaluate`.
+        out: Folder of `sensitivity.html`, a page with the curves, and of their figures; without it nothing is written.
         seed: Seed of the corruptions, which are drawn per chip and the same for all severities.
         device: auto, cpu, or a CUDA device.
 
@@ -392,14 +394,14 @@ def sensitivity(
         UsageError: A corruption is unknown or of another sensor, or there is no such layer.
 
     Command:
-        seawall sensitivity runs/mine/models/unet/model.safetensors chips/mine --corruption haze --corruption shot-noise
+        seawall sensitivity runs/mine/models/unet/model.safetensors chips/mine --corruption haze --corruption shot-noise --out sensitivity
     """
     from seawall.pipeline.sensitivity import measure_sensitivity
 
     return Result(
         *measure_sensitivity(
             Path(weights), Path(chips), corruption=corruption, levels=levels, layer=layer, extractor=_optional_path(extractor),
-            part=part, seed=seed, device=device, progress=progress,
+            part=part, out=_optional_path(out), seed=seed, device=device, progress=progress,
         )
     )  # fmt: skip
 

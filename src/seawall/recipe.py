@@ -191,6 +191,20 @@ class CorruptionSection(RecipeSection):
         return severities
 
 
+class SensitivitySection(RecipeSection):
+    """Sensitivity curves of the networks on the test part: how far corruptions move their features.
+
+    Args:
+        corruptions: Texts such as "haze worst=0.4"; empty for those that sensitivity-augmentation trains on.
+        levels: Severities of equal harm per corruption.
+        layer: Module whose features are compared; "" for the last one of the coarsest grid.
+    """
+
+    corruptions: tuple[str, ...] = ()
+    levels: int = Field(5, ge=1, le=50)
+    layer: str = ""
+
+
 class NoiseSection(RecipeSection):
     """Label noise put on the training part; one more model is trained per rate.
 
@@ -257,8 +271,8 @@ class SceneSection(RecipeSection):
 RENAMED_KEYS = {"interrogation": "sanity_checks"}
 """Keys of recipes by an earlier version, and what they are called now."""
 
-DISPLAY_KEYS = ("title", "note", "published", "examples", "scene")
-"""Keys of a recipe that change the report and no trained or measured number."""
+DISPLAY_KEYS = ("title", "note", "published", "examples", "scene", "sensitivity")
+"""Keys of a recipe that change the report and no network and no row of the records."""
 
 
 class Recipe(RecipeSection):
@@ -288,6 +302,7 @@ class Recipe(RecipeSection):
     corruptions: tuple[CorruptionSection, ...] = ()
     noises: tuple[NoiseSection, ...] = ()
     scene: SceneSection | None = None
+    sensitivity: SensitivitySection | None = None
     examples: int = Field(4, ge=0, le=24)
     sanity_checks: bool = True
 

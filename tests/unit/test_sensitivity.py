@@ -1,6 +1,7 @@
 """Sensitivity curves: the kernel distance by closed forms, severities of equal harm, and what a measurement costs."""
 
 import itertools
+import json
 import math
 from pathlib import Path
 
@@ -20,7 +21,12 @@ from seawall.defenses.sensitivity import SensitivityPoint, SensitivityProbe, sev
 from seawall.errors import DataError, UsageError
 from seawall.models.unet import UNet
 from seawall.models.weights import save_model
+from seawall.pipeline import sensitivity as pipeline
+from seawall.pipeline.run import run_recipe
 from seawall.poisoning.detection import activations
+from seawall.recipe import make_recipe
+from seawall.report.page import write_report
+from seawall.result import no_progress
 from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.types import Batch, ModelSpec
 
@@ -207,3 +213,41 @@ def test_the_verb_shows_measured_and_chosen_severities_with_their_levels(tmp_pat
     assert "of the model itself" in str(done.facts["features"])
     with pytest.raises(UsageError, match="reflectance"):
         sensitivity(tmp_path / "net.safetensors", tmp_path / "chips", corruption=["speckle"])
+    paged = sensitivity(tmp_path / "net.safetensors", tmp_path / "chips", corruption=["haze"], out=tmp_path / "out")
+    page = Path(str(paged.facts["page"])).read_text()
+    assert page.count("haze: distance up to") > 0 and "Sensitivity of net" in page and "of the model itself" in page
+    curve = json.loads((tmp_path / "out/sensitivity.json").read_text())["net"]["curves"][0]
+    assert [p["distance"] for p in curve["points"]] == [r["distance"] for r in paged.table if r["distance"] is not None]
+
+
+RUN = {
+    "name": "curves",
+    "data": {"count": 8, "size": 64},
+    "model": {"name": "unet", "settings": {"width": 4, "depth": 2}},
+    "training": {"settings": {"epochs": 1, "steps_per_epoch": 2, "patch": 32, "tensorboard": False}},
+    "sensitivity": {"corruptions": ["haze", "gain worst=4"], "levels": 3},
+}
+
+
+def test_a_run_measures_its_networks_once_and_its_report_has_the_curves(tmp_path: Path, monkeypatch) -> None:
+    asked: list[str] = []
+    measure = pipeline.network_sensitivity
+    monkeypatch.setattr(
+        pipeline,
+        "network_sensitivity",
+        lambda model, *more, **named: (asked.append(""), measure(model, *more, **named))[1],
+    )
+    done = run_recipe(make_recipe(RUN), tmp_path, device="cpu", resume=True, progress=no_progress)
+    page = done.page.read_text()
+    assert "Sensitivity of the features" in page and "gain worst=4: distance up to" in page and len(asked) == 1
+    run_recipe(make_recipe(RUN), tmp_path, device="cpu", resume=True, progress=no_progress)
+    assert len(asked) == 1 and done.page.read_text() == page, "measured again"
+    other = {**RUN, "sensitivity": {"corruptions": ["clouds"]}}
+    again = run_recipe(make_recipe(other), tmp_path, device="cpu", resume=True, progress=no_progress)
+    assert again.page == done.page and len(asked) == 2 and "clouds: distance up to" in again.page.read_text()
+    (done.page.parent / "sensitivity.json").write_text('{"unet": {"features": "x"}}')
+    assert "sensitivity.json, unet: chips" in write_report(done.page.parent).read_text()
+    wrong = {**RUN, "sensitivity": {"corruptions": ["speckle"]}}
+    with pytest.raises(UsageError, match="reflectance"):
+        run_recipe(make_recipe(wrong), tmp_path / "wrong", device="cpu", resume=True, progress=no_progress)
+    assert not list((tmp_path / "wrong").rglob("*.safetensors")), "refused after the training"

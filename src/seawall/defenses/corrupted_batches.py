@@ -12,7 +12,7 @@ from seawall.rng import Keys
 from seawall.types import Batch, Corruption, ModelSpec, Unit
 
 GEOMETRIC = ("shift", "rotation", "elastic")
-OPTICAL = ("turbid-water", "low-sun", "haze", "mtf", "misregistration", "gain", "shot-noise", "rotation")
+OPTICAL = ("turbid-water", "wet-soil", "haze", "clouds", "offset", "shot-noise", "missing-band", "rotation")
 RADAR = ("wind", "incidence-angle", "speckle", "radar-gain", "rotation")
 TRAINING_CORRUPTIONS: Mapping[Unit, tuple[str, ...]] = {
     "reflectance": OPTICAL,
@@ -20,8 +20,8 @@ TRAINING_CORRUPTIONS: Mapping[Unit, tuple[str, ...]] = {
     "gamma0_db": RADAR,
     "stretched": GEOMETRIC,
 }
-"""Corruptions to train on unless others are named, one or two of each stage; the rest are held out, for a test of what
-carries over to corruptions that the network never saw."""
+"""Corruptions to train on unless others are named, one or two of each stage, harmful ones where a stage has them; the rest are
+held out, for a test of what carries over to corruptions that the network never saw."""
 
 
 def training_corruptions(named: Sequence[str], spec: ModelSpec) -> Mapping[str, Corruption]:

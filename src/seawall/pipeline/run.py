@@ -14,6 +14,7 @@ from pathlib import Path
 from seawall.chip_context import ChipContext
 from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.splits import Split
+from seawall.defenses.corrupted_batches import training_corruptions
 from seawall.errors import RecipeError, RunError
 from seawall.io import RunLock, write_atomic
 from seawall.metrics.aggregate import aggregate_records
@@ -25,6 +26,7 @@ from seawall.pipeline.evaluation import estimator_facts, evaluate_models
 from seawall.pipeline.mapping import map_scene
 from seawall.pipeline.provenance import RunMetadata, data_facts, record_environment
 from seawall.pipeline.reference import given_reference, hardening_facts
+from seawall.pipeline.sensitivity import run_sensitivity
 from seawall.pipeline.training import (
     measure_label_noise,
     model_factory,
@@ -90,6 +92,8 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
             models = dict(train_networks(run, chips, split)) | given
         with metadata.time_stage("evaluation"):
             evaluate_models(run, chips, split, models)
+        with metadata.time_stage("sensitivity"):
+            run_sensitivity(run, chips, split, models)
         if recipe.reference is not None:
             metadata.update(hardening=hardening_facts(run))
         with metadata.time_stage("scene"):
@@ -103,6 +107,8 @@ def _check_models(run: RunContext, chips: ChipFolder, split: Split) -> None:
     """Build the baselines and cases before the training, so that a missing band is found early."""
     list(corruption_cases(run.recipe, ChipContext.of(chips, split.test)))
     check_distinct_names(run.recipe, spec_of_chips(chips))
+    if run.recipe.sensitivity is not None:
+        training_corruptions(run.recipe.sensitivity.corruptions, spec_of_chips(chips))
     for method in run.recipe.baselines:
         model_factory(method)(spec_of_chips(chips))
 
@@ -111,7 +117,7 @@ def train_only(
     recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress
 ) -> tuple[dict[str, str | int | float | None], list[dict[str, str | int | float | None]], tuple[tuple[str, str], ...]]:
     """Split a chip folder and train one network; return facts, a table of the validation figures, and no failures."""
-    for key in ("attacks", "suites", "corruptions", "noises", "baselines", "reference", "scene"):
+    for key in ("attacks", "suites", "corruptions", "noises", "baselines", "reference", "scene", "sensitivity"):
         if getattr(recipe, key):
             raise RecipeError(
                 f"{key}: expected nothing of it in a training, got some; put it into a recipe for `seawall run`"

@@ -1,24 +1,73 @@
-"""The sensitivity of a network to corruptions, on chips of a folder."""
+"""The sensitivity of networks to corruptions: curves on chips of a folder, for the verb and for a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from torch import nn
 
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.data.selection import check_part, select_chips
+from seawall.data.splits import Split
 from seawall.defenses.corrupted_batches import training_corruptions
-from seawall.defenses.sensitivity import SensitivityCurve, SensitivityProbe
+from seawall.defenses.sensitivity import SensitivityPoint, SensitivityProbe
+from seawall.io import write_atomic
 from seawall.models.weights import spec_of, split_of
+from seawall.pipeline.context import RunContext
 from seawall.pipeline.trained_model import load_network
+from seawall.recipe import SensitivitySection
+from seawall.report.page import write_sensitivity_page
 from seawall.result import Failed, MutableRow, Progress
-from seawall.types import Corruption
+
+FIGURES = "sensitivity.json"
+"""File of the curves, by the name of the network, in a run folder and in that of the verb."""
+
+
+@dataclass(frozen=True)
+class CorruptionCurve:
+    """A measured curve with the physical quantity of its severities.
+
+    Args:
+        corruption: Its text, such as "haze".
+        quantity: What a severity stands for.
+        unit: Its unit; "" for a ratio.
+        points: Measured severities, ascending; the first is 0.
+        severities: Severities of equal harm, ascending; the last is 1.
+        levels: The physical quantity at each of them.
+    """
+
+    corruption: str
+    quantity: str
+    unit: str
+    points: tuple[SensitivityPoint, ...]
+    severities: tuple[float, ...]
+    levels: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class NetworkSensitivity:
+    """The curves of one network.
+
+    Args:
+        features: The layer and the network that the features are of.
+        chips: Number of chips.
+        passes: Forward passes of these chips.
+        curves: One per corruption.
+    """
+
+    features: str
+    chips: int
+    passes: int
+    curves: tuple[CorruptionCurve, ...]
 
 
 def measure_sensitivity(
     weights: Path, chips: Path, *, corruption: Sequence[str], levels: int, layer: str, extractor: Path | None, part: str,
-    seed: int, device: str, progress: Progress,
+    out: Path | None, seed: int, device: str, progress: Progress,
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Measure the curve of each corruption and choose its severities of equal harm.
 
@@ -30,6 +79,7 @@ def measure_sensitivity(
         layer: Module whose features are compared; "" for the last one of the coarsest grid.
         extractor: Weights of another network to take the features from.
         part: Which chips to measure on.
+        out: Folder of the page and of the figures; None writes neither.
         seed: Seed of what the corruptions draw.
         device: Where the networks run.
         progress: Called per corruption.
@@ -42,29 +92,66 @@ def measure_sensitivity(
     model = load_network(weights, folder, device)
     chosen = select_chips(folder, split_of(model), part)
     other = None if extractor is None else load_network(extractor, folder, device)
-    known = training_corruptions(corruption, spec_of(model))
-    probe = SensitivityProbe(model, whole_chips(folder, chosen.ids), seed, layer=layer, extractor=other)
-    table: list[MutableRow] = []
+    settings = SensitivitySection(corruptions=tuple(corruption), levels=levels, layer=layer)
+    found = network_sensitivity(model, folder, chosen.ids, settings, seed, progress, extractor=other)
+    facts: MutableRow = {**chosen.facts(), "features": found.features, "passes": found.passes}
+    if out is not None:
+        name = weights.parent.name if weights.stem == "model" else weights.stem
+        write_atomic(out / FIGURES, json.dumps({name: asdict(found)}))
+        facts["page"] = str(write_sensitivity_page(out, name, f"{weights} on {chips}, {chosen.part}."))
+    return facts, [row for curve in found.curves for row in _curve_rows(curve)], []
+
+
+def network_sensitivity(
+    model: nn.Module, chips: ChipFolder, ids: Sequence[str], settings: SensitivitySection, seed: int, progress: Progress,
+    *, extractor: nn.Module | None = None,
+) -> NetworkSensitivity:  # fmt: skip
+    """Measure a network on chips.
+
+    Raises:
+        UsageError: A corruption is unknown or of another sensor, or there is no such layer.
+        DataError: Fewer than two chips have seen pixels.
+    """
+    known = training_corruptions(settings.corruptions, spec_of(model))
+    probe = SensitivityProbe(model, whole_chips(chips, ids), seed, layer=settings.layer, extractor=extractor)
+    curves = []
     for done, (name, one) in enumerate(known.items()):
         progress("sensitivity", done, len(known), name)
-        table += _curve_rows(probe.curve(name, one, levels), one)
+        curve = probe.curve(name, one, settings.levels)
+        levels = tuple(one.level(severity) for severity in curve.severities)
+        curves.append(CorruptionCurve(name, one.quantity, one.unit, curve.points, curve.severities, levels))
     progress("sensitivity", len(known), len(known), "")
-    facts: MutableRow = {**chosen.facts(), "features": probe.features, "passes": probe.passes}
-    return facts, table, []
+    return NetworkSensitivity(probe.features, len(ids), probe.passes, tuple(curves))
 
 
-def _curve_rows(curve: SensitivityCurve, corruption: Corruption) -> list[MutableRow]:
+def run_sensitivity(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
+    """Measure the networks of a run on its test part, as the recipe asks; what was measured with these settings stays."""
+    settings = run.recipe.sensitivity
+    if settings is None:
+        return
+    path, asked = run.folder / FIGURES, settings.model_dump(mode="json")
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and run.resume else {}
+    for name, model in models.items():
+        if before.get(name, {}).get("settings") == asked:
+            continue
+        found = network_sensitivity(model, chips, split.test, settings, run.recipe.seed, run.progress)
+        before[name] = {**asdict(found), "settings": asked}
+        write_atomic(path, json.dumps(before))
+
+
+def _curve_rows(curve: CorruptionCurve) -> list[MutableRow]:
     """Return one row per measured or chosen severity, ascending."""
     met = {point.severity: point for point in curve.points}
+    level = dict(zip(curve.severities, curve.levels, strict=True)) | {p.severity: p.level for p in curve.points}
     return [
         {
             "corruption": curve.corruption,
             "severity": severity,
-            "level": round(corruption.level(severity), 4),
-            "of": f"{corruption.quantity} ({corruption.unit})" if corruption.unit else corruption.quantity,
+            "level": round(level[severity], 4),
+            "of": f"{curve.quantity} ({curve.unit})" if curve.unit else curve.quantity,
             "equal_harm": curve.severities.index(severity) + 1 if severity in curve.severities else None,
             "distance": met[severity].distance if severity in met else None,
             "miou": met[severity].miou if severity in met else None,
         }
-        for severity in sorted({*met, *curve.severities})
+        for severity in sorted(level)
     ]

@@ -11,10 +11,21 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from seawall import __version__
+from seawall.errors import RunError
 from seawall.io import write_atomic
 from seawall.report.calibration import calibration_section
 from seawall.report.corruptions import corruption_section
-from seawall.report.elements import BulletList, CodeBlock, DefinitionList, FlagList, PageBlock, Paragraphs, Section
+from seawall.report.elements import (
+    BulletList,
+    CodeBlock,
+    DefinitionList,
+    FlagList,
+    PageBlock,
+    Paragraphs,
+    Section,
+    Sentence,
+)
 from seawall.report.flags import Flag, explain
 from seawall.report.formatting import count_text, join_words, plural
 from seawall.report.hardening import hardening_section
@@ -23,11 +34,12 @@ from seawall.report.label_noise import label_noise_section
 from seawall.report.published_tables import published_comparison
 from seawall.report.record_index import RecordIndex, display_name
 from seawall.report.robustness import robustness_section
-from seawall.report.run_reader import RunFolder, read_run
+from seawall.report.run_reader import RunFolder, read_run, read_sensitivity
 from seawall.report.run_section import data_and_split, learning_curves, run_settings
 from seawall.report.scenes import scene_section, scene_title
 from seawall.report.scores import clean_scores
-from seawall.report.summary import key_numbers, summary_sentences
+from seawall.report.sensitivity import sensitivity_section
+from seawall.report.summary import KeyNumber, key_numbers, summary_sentences
 
 
 def write_report(run: Path) -> Path:
@@ -48,9 +60,42 @@ def write_report(run: Path) -> Path:
     return path
 
 
+def write_sensitivity_page(folder: Path, name: str, source: str) -> Path:
+    """Write `sensitivity.html` from the `sensitivity.json` in a folder and return its path.
+
+    Args:
+        folder: Holds `sensitivity.json`; the page is written beside it.
+        name: Name of the network.
+        source: A sentence that names the weights and the chips.
+
+    Raises:
+        RunError: The folder holds no curves that can be read.
+    """
+    unreadable: list[str] = []
+    section = sensitivity_section(read_sensitivity(folder / "sensitivity.json", unreadable))
+    if section is None:
+        raise RunError(f"{folder}: expected sensitivity.json with curves, got {unreadable or 'none'}; measure again")
+    path = folder / "sensitivity.html"
+    write_atomic(
+        path,
+        _render(f"Sensitivity of {name}", "sensitivity.json", [section], "seawall sensitivity", summary=[(source,)]),
+    )
+    return path
+
+
 def render_page(run: RunFolder) -> str:
     """Return the page's HTML."""
     index = RecordIndex(run.records, run.klass, run.facts.noises, run.facts.estimators, run.facts.corruption_baseline)
+    title = (run.recipe.title or run.recipe.name) if run.recipe else run.id
+    return _render(
+        title, run.id, _page_sections(run, index), *page_footer(run)[::-1], summary_sentences(run, index), key_numbers(run, index)
+    )  # fmt: skip
+
+
+def _render(
+    title: str, id_: str, sections: Sequence[Section], command: str, made_by: str = "", summary: Sequence[Sentence] = (),
+    tiles: Sequence[KeyNumber] = (),
+) -> str:  # fmt: skip
     environment = Environment(
         loader=PackageLoader("seawall.report", "."),
         autoescape=True,
@@ -59,14 +104,14 @@ def render_page(run: RunFolder) -> str:
         lstrip_blocks=True,
     )
     environment.globals["explain"] = explain
-    sections, script = _page_sections(run, index), _read_asset("page.js")
+    script = _read_asset("page.js")
     return environment.get_template("page.html").render(
-        title=(run.recipe.title or run.recipe.name) if run.recipe else run.id,
-        id=run.id,
-        summary=summary_sentences(run, index),
-        key_numbers=key_numbers(run, index),
+        title=title,
+        id=id_,
+        summary=summary,
+        key_numbers=tiles,
         sections=sections,
-        footer=page_footer(run),
+        footer=(made_by or f"seawall {__version__}", command),
         css=Markup(_read_asset("page.css")),
         js=Markup(script),
         js_digest="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -79,7 +124,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
     corrupted = _with_examples(corruption_section(index), example_chips(run, index, unreadable, corrupted=True))
     scene = scene_section(run, unreadable)
     found = (
-        clean_scores(run, index), hardening_section(run, index), attacked, corrupted, label_noise_section(index), calibration_section(index), scene,
+        clean_scores(run, index), hardening_section(run, index), attacked, corrupted, label_noise_section(index), calibration_section(index), sensitivity_section(run.sensitivity), scene,
         published_comparison(run, index), run_settings(run), data_and_split(run), learning_curves(run, index), flags_section(run, index, unreadable), provenance_section(run, index),
     )  # fmt: skip
     order = (
@@ -90,6 +135,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         "hardening",
         "robustness",
         "corruptions",
+        "sensitivity",
         "labels",
         "calibration",
         "scene",

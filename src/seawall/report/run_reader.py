@@ -201,6 +201,35 @@ class ExampleFacts(RunFile):
     level_unit: str = ""
 
 
+class SensitivityPointFacts(RunFile):
+    """What a corruption does to the features at one severity."""
+
+    severity: float
+    level: float
+    distance: float
+    miou: float | None = None
+
+
+class SensitivityCurveFacts(RunFile):
+    """A curve, with the keys of `seawall.pipeline.sensitivity.CorruptionCurve`."""
+
+    corruption: str
+    quantity: str
+    unit: str = ""
+    points: tuple[SensitivityPointFacts, ...] = Field(min_length=2)
+    severities: tuple[float, ...]
+    levels: tuple[float, ...]
+
+
+class SensitivityFacts(RunFile):
+    """The curves of one network, with the keys of `seawall.pipeline.sensitivity.NetworkSensitivity`."""
+
+    features: str
+    chips: int
+    passes: int
+    curves: tuple[SensitivityCurveFacts, ...] = ()
+
+
 class EpochFacts(RunFile):
     """One epoch of one network: a row of models/<name>/history.jsonl. `scores` holds the validation figures."""
 
@@ -225,6 +254,7 @@ class RunFolder:
         history: Training rows; each names its model.
         examples: Paths of the example chips, sorted.
         scenes: Scenes by name, sorted.
+        sensitivity: Sensitivity curves by the name of the network.
         unreadable: Files of the folder that could not be read, with the reason.
     """
 
@@ -237,6 +267,7 @@ class RunFolder:
     history: tuple[EpochFacts, ...]
     examples: tuple[Path, ...] = ()
     scenes: Mapping[str, MappedScene] = field(default_factory=dict)
+    sensitivity: Mapping[str, SensitivityFacts] = field(default_factory=dict)
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -290,6 +321,7 @@ def read_run(path: Path) -> RunFolder:
         history=tuple(_history_rows(path, unreadable)),
         examples=tuple(sorted((path / "examples").glob("*.npz"))),
         scenes=_scenes(path / "scenes", unreadable),
+        sensitivity=read_sensitivity(path / "sensitivity.json", unreadable),
         unreadable=tuple(unreadable),
     )
 
@@ -348,6 +380,17 @@ def _scenes(folder: Path, unreadable: list[str]) -> dict[str, MappedScene]:
         if scene is not None:
             truth = _validated(SceneTruth, folder / f"{path.stem}{TRUTH_SUFFIX}", unreadable)
             found[path.stem] = scene.model_copy(update={"truth": truth})
+    return found
+
+
+def read_sensitivity(path: Path, unreadable: list[str]) -> dict[str, SensitivityFacts]:
+    """Read the sensitivity curves of each network; one that cannot be read is listed and left out."""
+    found: dict[str, SensitivityFacts] = {}
+    for name, value in (_json_object(path, unreadable) or {}).items():
+        try:
+            found[name] = SensitivityFacts.model_validate(value)
+        except ValidationError as bad:
+            unreadable.append(f"{path.name}, {name}: {first_error(bad)}; left out")
     return found
 
 
