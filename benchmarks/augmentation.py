@@ -25,20 +25,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hardening import LOSS, Cells, Counts, billed_training, water_counts
+from hardening import LOSS, Cells, billed_training, corrupted_counts
 
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import fitting_corruptions
-from seawall.data.chips import ChipFolder
-from seawall.data.loader import whole_chips
 from seawall.defenses.corrupted_batches import TRAINING_CORRUPTIONS
 from seawall.metrics.bootstrap import Resamples, percentile_interval, weighted_mean
 from seawall.metrics.ratios import divide_or_nan
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.recipe import Recipe, make_recipe
-from seawall.rng import Keys
-from seawall.types import Corruption, SegmentationModel
 
 INNER: Mapping[str, object] = {"objective_settings": {"loss": LOSS}}
 CLOCK: Mapping[str, object] = {"rounds": 10, "clean_rounds": 2, "curve_rounds": 3}
@@ -72,19 +68,6 @@ def recipe(given: argparse.Namespace, method: str, seed: int) -> Recipe:
             "training": {"objective": {"name": name, "settings": dict(settings)}, "settings": training},
         }
     )
-
-
-def corrupted_counts(
-    model: SegmentationModel, chips: ChipFolder, ids: tuple[str, ...], corruption: Corruption | None, severity: float
-) -> Counts:
-    """Return the counts of every chip under a corruption."""
-    found: Counts = {}
-    for clean in whole_chips(chips, ids):
-        batch = clean if corruption is None else corruption(clean, severity, Keys(0, clean.chips))
-        with torch.no_grad():
-            water = model(batch.image).argmax(1) == 1
-        found |= water_counts(batch.chips, water, batch.label == 1, batch.valid)
-    return found
 
 
 def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:

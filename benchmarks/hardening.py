@@ -14,6 +14,7 @@ fgsm, n-fgsm, fgsm-rs, step-* 12; pgd-3, segpgd-3, pir-at 24; trades 30; grad-al
     python benchmarks/hardening.py --out runs/hardening --methods plain,anchored-pgd-3 --seeds 0
     python benchmarks/hardening.py --out runs/hardening --suite "seawall passes=300" --methods plain,anchored-pgd-3
     python benchmarks/hardening.py --out runs/hardening --transfer                         # attacks on plain, given to the others
+    python benchmarks/hardening.py --out runs/hardening --corruptions                      # natural perturbations, for the column mean CE
     python benchmarks/hardening.py --out runs/hardening --table                            # print what is there
 """
 
@@ -35,6 +36,8 @@ from seawall import registry
 from seawall.arrays import DoubleArray
 from seawall.attacks.suites import named_attacks, parse_suite
 from seawall.attacks.transfer import Transfer
+from seawall.chip_context import ChipContext
+from seawall.corruptions.build import fitting_corruptions
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import PatchFeed, whole_chips
 from seawall.data.splits import Split
@@ -52,7 +55,7 @@ from seawall.recipe import MethodSection, Recipe, make_recipe
 from seawall.rng import Keys
 from seawall.training.configuration import Training
 from seawall.training.pretrain import PatchLabels, pretrain_encoder
-from seawall.types import Attack, Objective, SegmentationModel
+from seawall.types import Attack, Corruption, Objective, SegmentationModel
 
 LOSS = "ce + dice"
 ONE, TWO = "linf 1% reflectance", "linf 2% reflectance"
@@ -72,35 +75,32 @@ class Method:
     pretrained: bool = False
 
 
+ONE_FIXED: Mapping[str, object] = {"threat": ONE}
 UP_TO_TWO: Mapping[str, object] = {"threat": TWO, "draw": "uniform"}
-WARM: Mapping[str, object] = {"threat": TWO, "draw": "uniform", "warmup": 0.3}
-EMA: Mapping[str, object] = {"ema": 0.995}
+MOSTLY_SMALL: Mapping[str, object] = {"threat": TWO, "draw": "squared"}
 FAST_RATE: Mapping[str, object] = {"lr": 0.1}
+FIVE_STEPS: Mapping[str, object] = {"attack_settings": {"steps": 5, "step": 0.4, "keep": "last"}}
 
 METHODS: Mapping[str, Method] = {
     "plain": Method(),
-    "plain-ema": Method(training=EMA),
-    "fgsm": Method(objective="fgsm", settings={"threat": ONE}),
-    "fgsm-rs": Method(objective="fgsm-rs", settings={"threat": ONE}),
-    "n-fgsm": Method(objective="n-fgsm", settings={"threat": ONE}),
-    "n-fgsm-drawn": Method(objective="n-fgsm", settings=UP_TO_TWO),
-    "n-fgsm-drawn-ema": Method(objective="n-fgsm", settings=UP_TO_TWO, training=EMA),
-    "grad-align": Method(objective="grad-align", settings={"threat": ONE}),
-    "step-checkpoints": Method(objective="step-checkpoints", settings={"threat": ONE}),
-    "step-linearized": Method(objective="step-linearized", settings={"threat": ONE}),
-    "pgd-3": Method(objective="adversarial", settings={"threat": ONE}),
-    "segpgd-3": Method(objective="segpgd-training", settings={"threat": ONE}),
+    "fgsm": Method(objective="fgsm", settings=ONE_FIXED),
+    "fgsm-rs": Method(objective="fgsm-rs", settings=ONE_FIXED),
+    "n-fgsm": Method(objective="n-fgsm", settings=ONE_FIXED),
+    "grad-align": Method(objective="grad-align", settings=ONE_FIXED),
+    "step-checkpoints": Method(objective="step-checkpoints", settings=ONE_FIXED),
+    "step-linearized": Method(objective="step-linearized", settings=ONE_FIXED),
+    "pgd-3": Method(objective="adversarial", settings=ONE_FIXED),
+    "pgd-5": Method(objective="adversarial", settings={**ONE_FIXED, **FIVE_STEPS}),
+    "segpgd-3": Method(objective="segpgd-training", settings=ONE_FIXED),
     "trades": Method(objective="trades", settings={"threat": ONE, "steps": 3, "step": 0.5}),
-    "pir-at": Method(objective="adversarial", settings={"threat": ONE}, pretrained=True),
-    "pgd-3-drawn": Method(objective="adversarial", settings=UP_TO_TWO),
-    "pgd-3-drawn-ema": Method(objective="adversarial", settings=WARM, training=EMA),
+    "pir-at": Method(objective="adversarial", settings=ONE_FIXED, pretrained=True),
+    "n-fgsm-drawn": Method(objective="n-fgsm", settings=UP_TO_TWO),
+    "n-fgsm-squared": Method(objective="n-fgsm", settings=MOSTLY_SMALL),
+    "pgd-3-squared": Method(objective="adversarial", settings=MOSTLY_SMALL),
+    "pgd-5-squared": Method(objective="adversarial", settings={**MOSTLY_SMALL, **FIVE_STEPS}),
     "index-plain": Method("index-unet"),
-    "index-n-fgsm": Method("index-unet", "n-fgsm", {"threat": ONE}),
-    "index-pgd-3": Method("index-unet", "adversarial", UP_TO_TWO),
-    "anchored-plain": Method("anchored-unet"),
-    "anchored-n-fgsm": Method("anchored-unet", "n-fgsm", UP_TO_TWO),
-    "anchored-pgd-3": Method("anchored-unet", "adversarial", UP_TO_TWO),
-    "anchored-pgd-3-ema": Method("anchored-unet", "adversarial", UP_TO_TWO, EMA),
+    "index-n-fgsm-squared": Method("index-unet", "n-fgsm", MOSTLY_SMALL),
+    "anchored-n-fgsm-squared": Method("anchored-unet", "n-fgsm", MOSTLY_SMALL),
     "linear-plain": Method("linear", training=FAST_RATE),
     "linear-fgsm": Method("linear", "fgsm", {"threat": TWO}, FAST_RATE),
 }
@@ -149,7 +149,7 @@ def pretrained(given: argparse.Namespace, order: Recipe, chips: ChipFolder, spli
         "objective", order.training.objective.name, {**order.training.objective.settings, "loss": "ce"}
     )
     pretrain_encoder(
-        network, cast(Objective, objective), PatchLabels(feed), training, folder / "pretrain", device="cpu"
+        network, objective, PatchLabels(feed), training, folder / "pretrain", device="cpu"
     )
     save_model(path, network)
     return str(path)
@@ -176,6 +176,19 @@ def billed_training(
         spent = (time.process_time() - began) / 60
         bill.write_text(json.dumps(spent))
     return cast(SegmentationModel, model.eval()), spent
+
+
+def corrupted_counts(
+    model: SegmentationModel, chips: ChipFolder, ids: tuple[str, ...], corruption: Corruption | None, severity: float
+) -> Counts:
+    """Return the counts of every chip under a corruption."""
+    found: Counts = {}
+    for clean in whole_chips(chips, ids):
+        batch = clean if corruption is None else corruption(clean, severity, Keys(0, clean.chips))
+        with torch.no_grad():
+            water = model(batch.image).argmax(1) == 1
+        found |= water_counts(batch.chips, water, batch.label == 1, batch.valid)
+    return found
 
 
 Counts = dict[str, list[int]]
@@ -307,36 +320,75 @@ def attacks_of(given: argparse.Namespace, plain: SegmentationModel | None) -> di
     return {"pgd-20": registry.build("attack", "pgd", {"steps": 20})}
 
 
-def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
-    """Add the cells of one seed: the indices, then every method."""
-    base = RunContext(recipe(given, METHODS["plain"], seed), given.out, "cpu", True, lambda *_: None)
-    chips, _ = load_chips(base, given.out / "chips")
-    split, label = make_split(base, chips), label_of(given)
-    groups = {id_: chips.row(id_).group for id_ in split.test}
-    for index in INDICES:
+@dataclass(frozen=True)
+class Bench:
+    """What the cells of one seed share."""
+
+    given: argparse.Namespace
+    cells: Cells
+    seed: int
+    chips: ChipFolder
+    split: Split
+
+    @staticmethod
+    def of(given: argparse.Namespace, cells: Cells, seed: int) -> Bench:
+        base = RunContext(recipe(given, METHODS["plain"], seed), given.out, "cpu", True, lambda *_: None)
+        chips, _ = load_chips(base, given.out / "chips")
+        return Bench(given, cells, seed, chips, make_split(base, chips))
+
+    def add(self, method: str, budget: str, attack: str, counts: Counts, minutes: float) -> None:
+        groups = {id_: self.chips.row(id_).group for id_ in self.split.test}
+        self.cells.add(method, self.seed, budget, attack, counts, groups, minutes)
+
+    def missing(self, method: str, grid: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the (budget, attack) of a method that have no cell."""
+        return [(budget, attack) for budget, attack in grid if not self.cells.has(method, self.seed, budget, attack)]
+
+    def trained(self, method: str) -> tuple[SegmentationModel, float]:
+        return trained(self.given, method, self.seed, self.chips, self.split)
+
+    def threshold(self, index: str) -> ThresholdNet:
         build = model_factory(MethodSection(name="threshold", settings={"index": index}))
-        model = cast(ThresholdNet, build(spec_of_chips(chips)))
-        for budget in ("0%", *BUDGETS):
-            if not cells.has(index, seed, budget, "exact"):
-                counts = exact_counts(model, chips, split.test, f"linf {budget} reflectance")
-                cells.add(index, seed, budget, "exact", counts, groups, 0.0)
-    plain = trained(given, PLAIN, seed, chips, split)[0] if given.transfer else None
+        return cast(ThresholdNet, build(spec_of_chips(self.chips)))
+
+
+def measure_attacks(bench: Bench) -> None:
+    """Add the clean and the attacked cells of one seed: the indices, then every method."""
+    given, chips, ids = bench.given, bench.chips, bench.split.test
+    for index in INDICES:
+        for budget, _ in bench.missing(index, [(b, "exact") for b in ("0%", *BUDGETS)]):
+            counts = exact_counts(bench.threshold(index), chips, ids, f"linf {budget} reflectance")
+            bench.add(index, budget, "exact", counts, 0.0)
+    plain = bench.trained(PLAIN)[0] if given.transfer else None
+    grid = [("0%", "clean"), *((budget, label_of(given)) for budget in BUDGETS)]
     for name in given.methods:
-        if given.transfer and name == PLAIN:
+        if (given.transfer and name == PLAIN) or not (todo := bench.missing(name, grid)):
             continue
-        todo = [b for b in ("0%", *BUDGETS) if not cells.has(name, seed, b, "clean" if b == "0%" else label)]
+        network, minutes = bench.trained(name)
+        clean = attacked_counts(network, chips, ids, None, "")
+        for budget, attack in todo:
+            members = attacks_of(given, plain).values() if attack != "clean" else ()
+            parts = [attacked_counts(network, chips, ids, a, f"linf {budget} reflectance") for a in members]
+            bench.add(name, budget, attack, worst_counts([clean, *parts]), minutes)
+
+
+SEVERITIES = (0.5, 1.0)
+REFERENCE_INDEX = "mndwi"
+"""Corruption errors are relative to the threshold 0 of this index."""
+
+
+def measure_corruptions(bench: Bench) -> None:
+    """Add the cells of one seed under every natural perturbation: the index, then every method."""
+    known = fitting_corruptions(ChipContext.of(bench.chips, bench.chips.ids))[0]
+    grid = [(f"severity {severity:g}", name) for name in known for severity in SEVERITIES]
+    for method in (REFERENCE_INDEX, *bench.given.methods):
+        todo = bench.missing(method, grid)
         if not todo:
             continue
-        network, minutes = trained(given, name, seed, chips, split)
-        clean = attacked_counts(network, chips, split.test, None, "")
-        for budget in todo:
-            parts = [clean]
-            if budget != "0%":
-                threat = f"linf {budget} reflectance"
-                parts += [
-                    attacked_counts(network, chips, split.test, a, threat) for a in attacks_of(given, plain).values()
-                ]
-            cells.add(name, seed, budget, "clean" if budget == "0%" else label, worst_counts(parts), groups, minutes)
+        network, minutes = (bench.threshold(method), 0.0) if method in INDICES else bench.trained(method)
+        for budget, name in todo:
+            counts = corrupted_counts(network, bench.chips, bench.split.test, known[name], float(budget.split()[1]))
+            bench.add(method, budget, name, counts, minutes)
 
 
 @dataclass(frozen=True)
@@ -357,6 +409,31 @@ class FinishedSeeds:
     def iou(self, method: str, budget: str) -> float:
         """Return the pooled IoU of any method on these seeds; NaN where there is no cell."""
         return pooled(self.parts(method, budget) or [{"": [0, 0]}])[0]
+
+    def mean_corruption_error(self) -> str:
+        """Return the mean over corruptions of the sum of 1 - IoU over that of the index, with its interval; "" without cells."""
+        rows = [r for r in self.cells.rows if r["budget"].startswith("severity") and r["seed"] in self.seeds]
+        of = {m: [r for r in rows if r["method"] == m] for m in (self.method, REFERENCE_INDEX)}
+        if not of[self.method] or len(of[self.method]) != len(of[REFERENCE_INDEX]):
+            return ""
+        names = sorted({group for r in rows for group in r["groups"]})
+        draws = Resamples.over(names)
+        weights = np.concatenate([draws.once, draws.weights])
+        errors = []
+        for corruption in dict.fromkeys(r["attack"] for r in rows):
+            lost = []
+            for method in (self.method, REFERENCE_INDEX):
+                every = [
+                    group_sums(
+                        [r["groups"] for r in of[method] if (r["attack"], r["budget"]) == (corruption, budget)], names
+                    )
+                    for budget in (f"severity {severity:g}" for severity in SEVERITIES)
+                ]
+                lost.append(sum(1 - divide_or_nan((weights @ pair)[:, 0], (weights @ pair)[:, 1]) for pair in every))
+            errors.append(lost[0] / lost[1])
+        mean = np.mean(np.array(errors), 0)
+        low, high = percentile_interval(mean[1:, None])
+        return f"{mean[0]:.3f} ({low[0]:.2f} to {high[0]:.2f})"
 
     def flag(self, budget: str) -> str:
         """Return a flag where the transfer attack leaves less than the attack: the figure is too good."""
@@ -381,13 +458,13 @@ def finished(cells: Cells, attack: str) -> Iterator[FinishedSeeds]:
 
 def table(cells: Cells, attack: str) -> Iterator[str]:
     """Yield the lines of the table: pooled over the seeds, with intervals over groups; ⚑ where the transfer attack does more."""
-    yield "| method | seeds | " + " | ".join(("clean", *BUDGETS)) + " | CPU-min |"
-    yield "|---|" + "---|" * (len(BUDGETS) + 3)
+    yield "| method | seeds | " + " | ".join(("clean", *BUDGETS)) + " | mean CE | CPU-min |"
+    yield "|---|" + "---|" * (len(BUDGETS) + 4)
     for done in finished(cells, attack):
         figures = [(*pooled(done.parts(done.method, budget)), done.flag(budget)) for budget in ("0%", *BUDGETS)]
         shown = " | ".join(f"{v:.3f} ({low:.2f} to {high:.2f}){flag}" for v, low, high, flag in figures)
         cost = np.mean([r["cpu_minutes"] for r in cells.rows if r["method"] == done.method and r["seed"] in done.seeds])
-        yield f"| {done.method} | {','.join(map(str, done.seeds))} | {shown} | {cost:.1f} |"
+        yield f"| {done.method} | {','.join(map(str, done.seeds))} | {shown} | {done.mean_corruption_error()} | {cost:.1f} |"
 
 
 def differences(cells: Cells, attack: str) -> Iterator[str]:
@@ -417,7 +494,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     cells = Cells(given.out / "cells.jsonl")
     for seed in () if given.table else given.seeds:
-        measure(given, cells, seed)
+        (measure_corruptions if given.corruptions else measure_attacks)(Bench.of(given, cells, seed))
     print("\n".join([*table(cells, label_of(given)), "", *differences(cells, label_of(given))]))
 
 
@@ -435,6 +512,7 @@ def asked() -> argparse.Namespace:
     ask.add_argument(
         "--transfer", action="store_true", help="attack the plain network of the seed instead of the method's"
     )
+    ask.add_argument("--corruptions", action="store_true", help="measure natural perturbations instead of attacks")
     ask.add_argument("--table", action="store_true", help="print the table of the finished cells and stop")
     ask.add_argument("--threads", type=int, default=1)
     given = ask.parse_args()

@@ -25,6 +25,9 @@ from seawall.types import Batch, Objective, SegmentationModel, Setting
 AttackParameter = bool | int | float | str | tuple[float, ...]
 """Type of an attack's setting; pydantic does not support the recursive `Setting`."""
 
+DRAWN_POWERS = {"uniform": 1, "squared": 2}
+"""Powers of a uniform number that give the share of eps of an image."""
+
 AttackFunction = Callable[[SegmentationModel, Batch, ThreatModel, Keys], Tensor]
 
 
@@ -38,21 +41,24 @@ class ThreatObjective(ABC):
     Args:
         loss: A loss, or in a recipe its name, such as "ce + dice".
         threat: Threat model, as text with its unit; of several, each image draws one.
-        draw: "fixed" uses the eps of the threat, "uniform" draws the eps of each image between 0 and it.
+        draw: "fixed" uses the eps of the threat, "uniform" draws the eps of each image between 0 and it, "squared" draws
+            the square of a uniform share of it: small ones more often, half of them below a quarter.
         warmup: Share of the training over which eps rises linearly from 0.
     """
 
     loss: LossField = field(default_factory=CrossEntropyLoss)
     threat: str | tuple[str, ...] = "linf 1% reflectance"
-    draw: Literal["fixed", "uniform"] = "fixed"
+    draw: Literal["fixed", "uniform", "squared"] = "fixed"
     warmup: float = 0.0
     name: ClassVar[str] = "adversarial"
 
     def __post_init__(self) -> None:
         if not self.threats:
             raise UsageError(f'{self.name}.threat: expected a threat, got none; such as "linf 1% reflectance"')
-        if self.draw not in ("fixed", "uniform"):
-            raise UsageError(f"{self.name}.draw: expected fixed or uniform, got {self.draw!r}; choose one")
+        if self.draw not in ("fixed", *DRAWN_POWERS):
+            raise UsageError(
+                f"{self.name}.draw: expected fixed, {' or '.join(DRAWN_POWERS)}, got {self.draw!r}; choose one"
+            )
         if not 0 <= self.warmup <= 1:
             raise UsageError(f"{self.name}.warmup: expected a share in [0, 1], got {self.warmup}; 0.3 is common")
 
@@ -90,7 +96,8 @@ class ThreatObjective(ABC):
     def _drawn(self, threat: ThreatModel, keys: Keys) -> ThreatModel:
         if self.draw == "fixed":
             return threat
-        return replace(threat, factors=tuple(keys.fold("eps").uniform((1,))[:, 0].tolist()))
+        shares = keys.fold("eps").uniform((1,))[:, 0] ** DRAWN_POWERS[self.draw]
+        return replace(threat, factors=tuple(shares.tolist()))
 
 
 @register("objective", "adversarial", paper="arXiv:1706.06083")
