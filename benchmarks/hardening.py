@@ -55,7 +55,7 @@ from seawall.recipe import MethodSection, Recipe, make_recipe
 from seawall.rng import Keys
 from seawall.training.configuration import Training
 from seawall.training.pretrain import PatchLabels, pretrain_encoder
-from seawall.types import Attack, Corruption, Objective, SegmentationModel
+from seawall.types import Attack, Corruption, SegmentationModel
 
 LOSS = "ce + dice"
 ONE, TWO = "linf 1% reflectance", "linf 2% reflectance"
@@ -148,9 +148,7 @@ def pretrained(given: argparse.Namespace, order: Recipe, chips: ChipFolder, spli
     objective = registry.build(
         "objective", order.training.objective.name, {**order.training.objective.settings, "loss": "ce"}
     )
-    pretrain_encoder(
-        network, objective, PatchLabels(feed), training, folder / "pretrain", device="cpu"
-    )
+    pretrain_encoder(network, objective, PatchLabels(feed), training, folder / "pretrain", device="cpu")
     save_model(path, network)
     return str(path)
 

@@ -160,8 +160,8 @@ def harden(
     threat: str = "",
     *,
     out: Path | str = Path("runs"),
-    method: str = "n-fgsm-drawn",
-    model: str = "unet",
+    method: str = "n-fgsm-squared",
+    model: str = "auto",
     against: Path | str | None = None,
     suite: str = "seawall passes=30",
     changes: Sequence[str] = (),
@@ -176,8 +176,8 @@ def harden(
         chips: A chip folder, as `seawall curate` makes it.
         threat: What to harden against, in the chips' unit, such as "linf 2% reflectance".
         out: Folder of run folders; this run gets one of its own, with weights, rows, report.html and card.json.
-        method: n-fgsm-drawn, n-fgsm-drawn-ema, pgd-3-drawn or pgd-3-drawn-ema; see docs/hardening.md.
-        model: Registered model: unet, anchored-unet ...
+        method: n-fgsm-squared, n-fgsm-drawn or pgd-3-squared; see docs/hardening.md.
+        model: Registered model; auto is index-unet where the chips have reflectance bands, else unet.
         against: Weights of a plain network of the same split, to compare with instead of training one.
         suite: Attacks of the card, at an eighth, a quarter, half and all of eps; final figures need "seawall passes=300".
         changes: Change one value of the recipe, such as training.settings.epochs=20 or model.settings.width=8.

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from seawall.models.unet import UNet
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, save_model, split_of
 from seawall.pipeline import training as pipeline_training
+from seawall.pipeline.harden import default_model
 from seawall.pipeline.training import spec_of_chips
 from seawall.pipeline.validation_metrics import OVERFITTING
 from seawall.records import read_records
@@ -35,6 +37,7 @@ from seawall.threat.model import ThreatModel
 from seawall.training.configuration import Training
 from seawall.training.loop import fit
 from seawall.training.objectives.supervised import Supervised
+from seawall.types import ModelSpec
 
 TWO = "linf 2% reflectance"
 QUICK = (
@@ -61,6 +64,7 @@ def chips_at(root: Path, places: str = "g") -> Path:
 
 def harden(chips: Path, out: Path, threat: str = TWO, **more: object) -> Result:
     changes = (*QUICK, *more.pop("changes", ()))  # type: ignore[misc]
+    more = {"model": "unet", **more}
     return api.harden(chips, threat, out=out, suite="seawall passes=3", changes=changes, device="cpu", **more)  # type: ignore[arg-type]
 
 
@@ -115,6 +119,13 @@ def test_the_same_command_gives_the_same_card_and_bill(chips: Path, done: tuple[
     again = harden(chips, folder.parent)
     assert (again.facts, list(again.table)) == (found.facts, list(found.table))
     assert (folder / "models/unet/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_the_default_model_has_indices_where_the_chips_have_reflectance() -> None:
+    optical = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
+    assert default_model(optical) == "index-unet"
+    assert default_model(replace(optical, bands=("B03",))) == "unet"
+    assert default_model(replace(optical, bands=("VV", "VH"), unit="sigma0_db")) == "unet"
 
 
 def test_a_plain_network_of_the_same_split_is_taken(chips: Path, done: tuple[Path, Result], tmp_path: Path) -> None:

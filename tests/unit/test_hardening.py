@@ -93,6 +93,8 @@ def test_threats_are_drawn_by_chip_and_warm_up_by_progress() -> None:
     sizes = (spied(drawn, model, batch, keys) - batch.image).abs().flatten(1).amax(1)
     want = 0.02 * keys.fold("eps").uniform((1,))[:, 0]
     assert torch.allclose(sizes, want, atol=1e-6) and len(set(sizes.tolist())) == 6
+    squared = (spied(replace(drawn, draw="squared"), model, batch, keys) - batch.image).abs().flatten(1).amax(1)
+    assert torch.allclose(squared, want**2 / 0.02, atol=1e-6), "the square of the same share of eps"
     quarter = (spied(drawn, model, batch, keys, 0.125) - batch.image).abs().flatten(1).amax(1)
     assert torch.allclose(quarter, want / 4, atol=1e-6)
     assert torch.equal(spied(drawn, model, batch, keys, 0.0), batch.image)

@@ -56,12 +56,12 @@ class HardeningMethod:
 
 
 HARDENING_METHODS: Mapping[str, HardeningMethod] = {
+    "n-fgsm-squared": HardeningMethod("n-fgsm", {"draw": "squared"}),
     "n-fgsm-drawn": HardeningMethod("n-fgsm", {"draw": "uniform"}),
-    "n-fgsm-drawn-ema": HardeningMethod("n-fgsm", {"draw": "uniform"}, {"ema": 0.995}),
-    "pgd-3-drawn": HardeningMethod("adversarial", {"draw": "uniform"}),
-    "pgd-3-drawn-ema": HardeningMethod("adversarial", {"draw": "uniform", "warmup": 0.3}, {"ema": 0.995}),
+    "pgd-3-squared": HardeningMethod("adversarial", {"draw": "squared"}),
 }
-DEFAULT_METHOD = "n-fgsm-drawn"
+DEFAULT_MODELS = ("index-unet", "unet")
+"""The first of these that fits the chips is hardened unless another is named."""
 
 
 def harden_chips(
@@ -81,7 +81,8 @@ def harden_chips(
         raise UsageError(f"harden: expected a threat with eps above 0, got {threat!r}; 0 allows no attack to train on")
     if method not in HARDENING_METHODS:
         raise UsageError(f"harden: unknown method {method!r}; {did_you_mean(method, HARDENING_METHODS)}")
-    tree = hardening_tree(spec, parsed, HARDENING_METHODS[method], model=model, suite=suite)
+    chosen = default_model(spec) if model == "auto" else model
+    tree = hardening_tree(spec, parsed, HARDENING_METHODS[method], model=chosen, suite=suite)
     tree |= {"seed": seed, "title": f"Hardened within {threat}"}
     tree["data"] = {"source": str(chips), "kind": "chips", "sensor": "s1" if spec.unit in DECIBEL_UNITS else "s2"}
     if against is not None:
@@ -120,17 +121,23 @@ def hardening_tree(
     }
 
 
+def default_model(spec: ModelSpec) -> str:
+    """Return the first of the default models that can be built for the chips."""
+    return next(name for name in DEFAULT_MODELS if _fits(MethodSection(name=name), spec))
+
+
 def fitting_indices(spec: ModelSpec) -> list[dict[str, Any]]:
     """Return the threshold models of the water indices whose bands, unit and classes the chips have."""
-    found: list[dict[str, Any]] = []
-    for index in INDICES:
-        method = {"name": "threshold", "settings": {"index": index}}
-        try:
-            model_factory(MethodSection.model_validate(method))(spec)
-        except ModelError:
-            continue
-        found.append(method)
-    return found
+    methods = [MethodSection(name="threshold", settings={"index": index}) for index in INDICES]
+    return [method.model_dump() for method in methods if _fits(method, spec)]
+
+
+def _fits(method: MethodSection, spec: ModelSpec) -> bool:
+    try:
+        model_factory(method)(spec)
+    except ModelError:
+        return False
+    return True
 
 
 def hardening_card(folder: Path, recipe: Recipe) -> tuple[MutableRow, list[MutableRow]]:
