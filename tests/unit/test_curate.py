@@ -301,9 +301,15 @@ def test_sen1floods11_layout(tmp_path):
         save(tmp_path / f"in/S2Hand/{name}_S2Hand.tif", np.repeat(picture(), 4, 0)[:13], dtype="int16")
         save(tmp_path / f"in/LabelHand/{name}_LabelHand.tif", label, dtype="int16")
     save(tmp_path / "in/S1Hand/Spain_9_S1Hand.tif", db, dtype="float32")
+    save(tmp_path / "in/LabelHand/Spain_8_LabelHand.tif", label, dtype="int16")
     report = curate_chips(tmp_path / "in", tmp_path / "s1", sensor="s1")
     folder = report.folder
-    assert folder.bands == ("VV", "VH") and folder.unit == "sigma0_db" and report.failed[0][0] == "Spain_9"
+    assert (
+        folder.bands == ("VV", "VH")
+        and folder.unit == "sigma0_db"
+        and [name for name, _ in report.failed] == ["Spain_9", "Spain_8"]
+    )
+    assert "Spain_8_S1Hand.tif, got none" in report.failed[1][1]
     assert folder.groups() == {"Ghana": ("Ghana_1", "Ghana_2"), "Sri-Lanka": ("Sri-Lanka_3",)}
     chip = folder.read("Ghana_1")
     assert (chip.image[:, ~chip.seen] == -30).all() and chip.seen.sum() == 1020 and chip.valid.sum() == 1020 - 32

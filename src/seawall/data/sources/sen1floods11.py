@@ -63,7 +63,7 @@ class Sen1Floods11:
         return ("land", "water")
 
     def items(self, chip: int) -> tuple[list[SourceItem], list[RejectedItem]]:
-        """Return the chips of all images with a label.
+        """Return the chips of all images with a label, and the images and labels that lack the other.
 
         Raises:
             DataError: The folder has no images of this sensor.
@@ -88,4 +88,9 @@ class Sen1Floods11:
             add_file_items(made, lost, item, chip, self.root)
         if not made and not lost:
             raise DataError(f"{self.root}: expected files *_{tail}.tif, got none; choose the other sensor or folder")
+        stems = [name.removesuffix("_LabelHand.tif") for name in found if name.endswith("_LabelHand.tif")]
+        for stem in stems if self.labelled else ():
+            if f"{stem}_{tail}.tif" not in found:
+                where = found[f"{stem}_LabelHand.tif"]
+                lost.append(RejectedItem(clean_id(stem), f"{where}: expected {stem}_{tail}.tif, got none; fetch it"))
         return made, lost
