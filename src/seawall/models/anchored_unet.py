@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from seawall.errors import UsageError
-from seawall.models.blocks import Norm, Segmenter, check_bands_and_classes, check_sizes, receptive_radius, settings_of
 from seawall.models.unet import UNet, UNetLayers
 from seawall.registry import register
-from seawall.types import ModelSpec
 
 LINEAR_GAIN = 10.0
 """Factor of the linear logits: at the learning rates of a U-Net a handful of weights would otherwise be slow to grow."""
@@ -19,7 +18,7 @@ LINEAR_GAIN = 10.0
 
 @register("model", "anchored-unet", smoke={"width": 4, "depth": 2})
 @dataclass(frozen=True)
-class AnchoredUNet:
+class AnchoredUNet(UNet):
     """Logits of a linear classifier of each pixel, plus a U-Net's logits that are bounded by a hyperbolic tangent.
 
     The linear part has a known slope: with two classes, where the difference of its logits exceeds 2 `bound` plus eps
@@ -27,30 +26,21 @@ class AnchoredUNet:
     U-Net makes of the neighborhood.
 
     Args:
+        width: As of "unet", like the other settings that are not listed here.
         bound: Largest absolute value of a correction, in units of the logits.
-        width: Features of the U-Net at full size; each halving doubles them.
-        depth: Number of halvings of the image.
-        norm: As of "unet".
-        dropout: As of "unet".
     """
 
     bound: float = 1.0
-    width: int = 16
-    depth: int = 3
-    norm: Norm = "batch"
-    dropout: float = 0.0
+    name: ClassVar[str] = "anchored-unet"
 
     def __post_init__(self) -> None:
-        check_sizes("anchored-unet", {"width": self.width, "depth": self.depth}, self.dropout)
+        super().__post_init__()
         if not 0 < self.bound < 100:
-            raise UsageError(f"anchored-unet.bound: expected a number in (0, 100), got {self.bound}; 1 is common")
+            raise UsageError(f"{self.name}.bound: expected a number in (0, 100), got {self.bound}; 1 is common")
 
-    def __call__(self, spec: ModelSpec) -> Segmenter:
-        check_bands_and_classes("anchored-unet", spec)
-        spec = replace(spec, architecture="anchored-unet", settings=settings_of(asdict(self)))
-        unet = UNet(self.width, self.depth, self.norm, self.dropout)
-        layers = AnchoredLayers(len(spec.bands), len(spec.classes), unet, self.bound)
-        return Segmenter(spec, layers, 2**self.depth, receptive_radius(self.depth, 2, self.norm))
+    def layers(self, bands: int, classes: int) -> nn.Module:
+        """Return the linear classifier and the U-Net."""
+        return AnchoredLayers(bands, classes, self, self.bound)
 
 
 class AnchoredLayers(nn.Module):

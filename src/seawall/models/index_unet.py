@@ -2,60 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from seawall.errors import ModelError, UsageError
-from seawall.models.blocks import Norm, Segmenter, check_bands_and_classes, check_sizes, receptive_radius, settings_of
-from seawall.models.unet import UNet, UNetLayers
+from seawall.models.blocks import Segmenter
+from seawall.models.unet import UNet
 from seawall.registry import register
 from seawall.types import ModelSpec
 
 
 @register("model", "index-unet", smoke={"width": 4, "depth": 2})
 @dataclass(frozen=True)
-class IndexUNet:
+class IndexUNet(UNet):
     """U-Net on the standardized bands and on (a - b) / (a + b + floor) of every pair of bands.
 
     A normalized difference cancels illumination, but over dark water its slope grows without a bound, and so does what
     a small change of a band does to it. With the floor the slope is at most 1 / floor.
 
     Args:
+        width: As of "unet", like the other settings that are not listed here.
         floor: Reflectance that is added to the sum of the two bands; the smaller, the steeper over dark surfaces.
-        width: Features at full size; each halving doubles them.
-        depth: Number of halvings of the image.
-        norm: As of "unet".
-        dropout: As of "unet".
     """
 
     floor: float = 0.1
-    width: int = 16
-    depth: int = 3
-    norm: Norm = "batch"
-    dropout: float = 0.0
+    name: ClassVar[str] = "index-unet"
 
     def __post_init__(self) -> None:
-        check_sizes("index-unet", {"width": self.width, "depth": self.depth}, self.dropout)
+        super().__post_init__()
         if not 1e-3 <= self.floor <= 10:
             raise UsageError(
-                f"index-unet.floor: expected a reflectance in [0.001, 10], got {self.floor}; 0.1 is common"
+                f"{self.name}.floor: expected a reflectance in [0.001, 10], got {self.floor}; 0.1 is common"
             )
 
     def __call__(self, spec: ModelSpec) -> Segmenter:
-        check_bands_and_classes("index-unet", spec)
         if spec.unit not in ("reflectance", "stretched") or len(spec.bands) < 2:
             raise ModelError(
-                f"index-unet: expected at least two optical bands, got {', '.join(spec.bands)} in {spec.unit}; use unet"
+                f"{self.name}: expected at least two optical bands, got {', '.join(spec.bands)} in {spec.unit}; use unet"
             )
-        spec = replace(spec, architecture="index-unet", settings=settings_of(asdict(self)))
-        bands = len(spec.bands)
-        unet = UNet(self.width, self.depth, self.norm, self.dropout)
-        layers = UNetLayers(bands + bands * (bands - 1) // 2, len(spec.classes), unet)
-        reach = receptive_radius(self.depth, 2, self.norm)
-        return Segmenter(spec, layers, 2**self.depth, reach, NormalizedDifferences(self.floor))
+        return super().__call__(spec)
+
+    def layers(self, bands: int, classes: int) -> nn.Module:
+        """Return the layers, which see the bands and one more per pair of them."""
+        return super().layers(bands + bands * (bands - 1) // 2, classes)
+
+    def features(self) -> nn.Module:
+        """Return what computes the normalized differences."""
+        return NormalizedDifferences(self.floor)
 
 
 class NormalizedDifferences(nn.Module):

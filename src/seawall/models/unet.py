@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +41,24 @@ class UNet:
     depth: int = 3
     norm: Norm = "batch"
     dropout: float = 0.0
+    name: ClassVar[str] = "unet"
 
     def __post_init__(self) -> None:
-        check_sizes("unet", {"width": self.width, "depth": self.depth}, self.dropout)
+        check_sizes(self.name, {"width": self.width, "depth": self.depth}, self.dropout)
 
     def __call__(self, spec: ModelSpec) -> Segmenter:
-        check_bands_and_classes("unet", spec)
-        spec = replace(spec, architecture="unet", settings=settings_of(asdict(self)))
-        return Segmenter(
-            spec,
-            UNetLayers(len(spec.bands), len(spec.classes), self),
-            2**self.depth,
-            receptive_radius(self.depth, 2, self.norm),
-        )
+        check_bands_and_classes(self.name, spec)
+        spec = replace(spec, architecture=self.name, settings=settings_of(asdict(self)))
+        reach = receptive_radius(self.depth, 2, self.norm)
+        return Segmenter(spec, self.layers(len(spec.bands), len(spec.classes)), 2**self.depth, reach, self.features())
+
+    def layers(self, bands: int, classes: int) -> nn.Module:
+        """Return the layers between the standardized image and the logits."""
+        return UNetLayers(bands, classes, self)
+
+    def features(self) -> nn.Module | None:
+        """Return what computes further bands from the image, which the layers see beside it; None where nothing does."""
+        return None
 
 
 class UNetLayers(nn.Module):
