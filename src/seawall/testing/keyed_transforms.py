@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -78,12 +79,12 @@ def check_bad_sizes_are_refused(entry: Entry) -> None:
         _assert_refused(DataError, partial(transform.encrypt, _image(1, bands, height, width)))
 
 
-def _assert_refused(kind: type[Exception], refuse: partial[object]) -> None:
+def _assert_refused(kind: type[Exception], refuse: Callable[[], object]) -> None:
     try:
         refuse()
     except kind:
         return
-    raise AssertionError(f"{refuse.args} was taken")
+    raise AssertionError(f"{refuse} was taken")
 
 
 def _bound(entry: Entry, block: int, bands: int, key: str = "contract") -> BlockTransform:
