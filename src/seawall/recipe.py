@@ -298,6 +298,17 @@ class Recipe(RecipeSection):
     sanity_checks: bool = True
 
     @model_validator(mode="after")
+    def _check_keyed(self) -> Recipe:
+        if self.keyed is None:
+            return self
+        beside = {"reference": self.reference, "noises": self.noises, "training.start": self.training.start}
+        if given := [key for key, section in beside.items() if section]:
+            raise ValueError(f"no {given[0]} beside keyed, which trains its own networks; put it into another recipe")
+        if taken := [name for a in self.attacks if (name := a.called or a.name) in KEYED_ATTACKS]:
+            raise ValueError(f"no attack called {taken[0]!r} beside keyed, which has one; give it another `called`")
+        return self
+
+    @model_validator(mode="after")
     def _check_attack_names(self) -> Recipe:
         pairs = [(section.called or section.name, threat) for section in self.attacks for threat in section.threats]
         if twice := [name for name, threat in pairs if pairs.count((name, threat)) > 1]:
@@ -325,17 +336,6 @@ class Recipe(RecipeSection):
         names = [network.name for network in self.networks]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"each network once, but {twice[0]} twice; give one of the noises another `called`")
-        return self
-
-    @model_validator(mode="after")
-    def _check_keyed(self) -> Recipe:
-        if self.keyed is None:
-            return self
-        beside = {"reference": self.reference, "noises": self.noises, "training.start": self.training.start}
-        if given := [key for key, section in beside.items() if section]:
-            raise ValueError(f"no {given[0]} beside keyed, which trains its own networks; put it into another recipe")
-        if taken := [name for a in self.attacks if (name := a.called or a.name) in KEYED_ATTACKS]:
-            raise ValueError(f"no attack called {taken[0]!r} beside keyed, which has one; give it another `called`")
         return self
 
     @property
