@@ -15,7 +15,7 @@ from seawall.attacks.pgd import PGD
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.inference.backends import export_onnx
 from seawall.inference.tiling import TILE_ALIGN, blend_tiles, plan_tiles, round_up
-from seawall.keyed_transforms.blocks import split_blocks
+from seawall.keyed_transforms.blocks import image_to_blocks
 from seawall.keyed_transforms.format_preserving import CODES, FormatPreserving, encrypt_number
 from seawall.keyed_transforms.keys import (
     KEY_BYTES,
@@ -71,7 +71,7 @@ def test_a_key_gives_the_same_transform_for_ever() -> None:
 @pytest.mark.parametrize("block", [1, 2, 3, 4, 8])
 def test_shuffle_keeps_the_values_of_every_block_and_moves_them_alike(block: int) -> None:
     image = image_of(2, 24, 48)
-    before, after = (split_blocks(x, block, 3) for x in (image, Shuffle(block)(KEY, 3).encrypt(image)))
+    before, after = (image_to_blocks(x, block, 3) for x in (image, Shuffle(block)(KEY, 3).encrypt(image)))
     assert torch.equal(before.sort(-1).values, after.sort(-1).values), "the histogram of a block changed"
     orders = {
         tuple(a.argsort()[b.argsort().argsort()].tolist())

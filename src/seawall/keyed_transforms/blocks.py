@@ -48,7 +48,7 @@ class BlockTransform(nn.Module, ABC):
         Raises:
             DataError: It has other bands or sides.
         """
-        return join_blocks(self.encrypt_blocks(split_blocks(image, self.block, self.bands)), self.block)
+        return blocks_to_image(self.encrypt_blocks(image_to_blocks(image, self.block, self.bands)), self.block)
 
     def decrypt(self, image: Tensor) -> Tensor:
         """Return the image that was transformed; for 8-bit values v / 255 exactly, after rounding to 8 bit.
@@ -59,7 +59,7 @@ class BlockTransform(nn.Module, ABC):
         Raises:
             DataError: It has other bands or sides.
         """
-        return join_blocks(self.decrypt_blocks(split_blocks(image, self.block, self.bands)), self.block)
+        return blocks_to_image(self.decrypt_blocks(image_to_blocks(image, self.block, self.bands)), self.block)
 
 
 @runtime_checkable
@@ -91,7 +91,7 @@ def block_subkey(key: SecretKey, name: str, block: int) -> bytes:
     return key.subkey(f"{name} {block}")
 
 
-def split_blocks(image: Tensor, block: int, bands: int) -> Tensor:
+def image_to_blocks(image: Tensor, block: int, bands: int) -> Tensor:
     """Return the blocks (B, H / M, W / M, M * M * C) of an image (B, C, H, W).
 
     Raises:
@@ -106,7 +106,7 @@ def split_blocks(image: Tensor, block: int, bands: int) -> Tensor:
     return cells.permute(0, 2, 4, 3, 5, 1).flatten(3)
 
 
-def join_blocks(blocks: Tensor, block: int) -> Tensor:
+def blocks_to_image(blocks: Tensor, block: int) -> Tensor:
     """Return the image (B, C, H, W) of blocks (B, H / M, W / M, M * M * C)."""
     count, rows, cols, _ = blocks.shape
     cells = blocks.reshape(count, rows, cols, block, block, -1).permute(0, 5, 1, 3, 2, 4)

@@ -17,7 +17,7 @@ CODES = 1000
 """Codes of three decimal digits."""
 LEVELS = 256
 HALF_BITS = 5
-ROUNDS = 10
+FEISTEL_ROUNDS = 10
 """Rounds of the Feistel network, as many as NIST SP 800-38G prescribes for FF1."""
 
 
@@ -85,7 +85,7 @@ def encrypt_number(cipher: bytes, value: int) -> int:
     """
     while True:  # cycle walking: codes above 999 are encrypted again, until one is not
         left, right = divmod(value, 2**HALF_BITS)
-        for number in range(ROUNDS):
+        for number in range(FEISTEL_ROUNDS):
             drawn = hmac.digest(cipher, bytes((number, right)), "sha256")[0]
             left, right = right, left ^ (drawn % 2**HALF_BITS)
         value = left * 2**HALF_BITS + right

@@ -32,7 +32,7 @@ def check_decryption_is_exact_on_8_bit(entry: Entry) -> None:
 
 def check_blocks_do_not_see_each_other(entry: Entry) -> None:
     """Every block is transformed alike wherever it is, alone and beside others, and the image is not written to."""
-    transform, image = _bound(entry, 2, 3), _image(2, 3, 8, 6)
+    transform, image = _bound(entry, 2, 3), _uniform_image(2, 3, 8, 6)
     before, whole = image.clone(), transform.encrypt(image)
     assert same_bits(image, before) and whole.shape == image.shape
     for row in range(0, 8, 2):
@@ -43,7 +43,7 @@ def check_blocks_do_not_see_each_other(entry: Entry) -> None:
 
 def check_the_key_decides(entry: Entry) -> None:
     """One key gives one transform, other keys and other block sizes give others; no random numbers are drawn."""
-    image = _image(1, 3, 12, 12)
+    image = _uniform_image(1, 3, 12, 12)
     with quiet_random():
         first = _bound(entry, 2, 3, "a").encrypt(image)
     assert same_bits(first, _bound(entry, 2, 3, "a").encrypt(image)), "the same key gave another transform"
@@ -55,7 +55,7 @@ def check_the_key_decides(entry: Entry) -> None:
 def check_gradient_reaches_the_image(entry: Entry) -> None:
     """Every value has a gradient: the transform's own where it is differentiable, else that of the identity."""
     method = made(entry, KeyedTransform)
-    transform, image = _bound(entry, 2, 3), (0.2 + 0.6 * _image(1, 3, 4, 4)).double().requires_grad_()
+    transform, image = _bound(entry, 2, 3), (0.2 + 0.6 * _uniform_image(1, 3, 4, 4)).double().requires_grad_()
     weight = torch.randn(image.shape, generator=torch.Generator().manual_seed(1)).double()
     (grad,) = torch.autograd.grad((weight * transform.encrypt(image)).sum(), image)
     assert bool(grad.isfinite().all()) and bool((grad != 0).all()), "a value has no gradient"
@@ -76,7 +76,7 @@ def check_bad_sizes_are_refused(entry: Entry) -> None:
         _assert_refused(UsageError, partial(build, entry.kind, entry.name, {"block": block}))
     transform = _bound(entry, 2, 3)
     for bands, height, width in ((2, 4, 4), (3, 5, 4), (3, 4, 1)):
-        _assert_refused(DataError, partial(transform.encrypt, _image(1, bands, height, width)))
+        _assert_refused(DataError, partial(transform.encrypt, _uniform_image(1, bands, height, width)))
 
 
 def _assert_refused(kind: type[Exception], refuse: Callable[[], object]) -> None:
@@ -98,7 +98,7 @@ def _every_value(levels: Tensor, block: int, bands: int) -> Tensor:
     return blocks.reshape(1, bands, block, 256 * block).to(torch.uint8)
 
 
-def _image(count: int, bands: int, height: int, width: int) -> Tensor:
+def _uniform_image(count: int, bands: int, height: int, width: int) -> Tensor:
     return torch.rand(count, bands, height, width, generator=torch.Generator().manual_seed(3))
 
 
