@@ -2,7 +2,7 @@
 
 Trains on the real chips (SEAWALL_DATA) or on simulated scenes, split by group; the seed decides split, weights, patches and
 key. Every transform is trained at each block size at equal optimizer steps, attacked with the key (PGD-20 through the
-transform, straight through the encryption), by the images of an attack on the plain network, and tried without the
+transform, straight through the encryption, and with the slope of its code table), by the images of an attack on the plain network, and tried without the
 transform and with wrong keys. At `--block` it is attacked through a surrogate with another key, in expectation over
 guessed keys, and by Square too. The border IoU counts the pixels within 2 pixels of a border of the label.
 
@@ -54,7 +54,9 @@ BORDER = 2
 """Pixels on either side of a border of the label that the border IoU counts."""
 EXPENSIVE = ("transfer-other-key", "guessed-keys", "black-box")
 WITHOUT_KEY = ("no transform", "wrong key 1", "wrong key 2", "wrong key 3")
-COLUMNS = ("clean", "key-known", "transfer-plain", *EXPENSIVE)
+SLOPE = "key-known-slope"
+COLUMNS = ("clean", "key-known", SLOPE, "transfer-plain", *EXPENSIVE)
+NOT_OF_PLAIN = (SLOPE, "transfer-plain", "guessed-keys")
 
 
 def network_names() -> list[str]:
@@ -194,10 +196,10 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
         network = plain if name == PLAIN else study.network(name)
         expensive = name == PLAIN or name.endswith(f" {given.block}")
         for attack in COLUMNS:
-            if (attack in EXPENSIVE and not expensive) or (
-                name == PLAIN and attack in ("transfer-plain", "guessed-keys")
-            ):
+            if (attack in EXPENSIVE and not expensive) or (name == PLAIN and attack in NOT_OF_PLAIN):
                 continue
+            if attack == SLOPE and not name.startswith("format-preserving"):
+                continue  # the gradient of the others is their own
             for budget in ("",) if attack == "clean" else BUDGETS:
                 if cells.has(name, seed, attack, budget):
                     continue
@@ -226,12 +228,13 @@ def adversary(
     if attack == "black-box":
         return registry.build("attack", "square", {"steps": study.given.queries}), network
     if attack == "transfer-other-key":  # the plain network gets the images of the shuffling surrogate
-        return pgd, study.network(f"shuffle {study.given.block}" if name == PLAIN else name, "other")
+        other = study.network(f"shuffle {study.given.block}" if name == PLAIN else name, "other")
+        return pgd, cast(KeyedModel, other).for_attacks()
     if attack == "guessed-keys":
         guesses = [public_key(f"study guess {study.seed} {i}") for i in range(study.given.guesses)]
-        ensemble = KeyEnsemble([cast(KeyedModel, network).with_key(key) for key in guesses])
+        ensemble = KeyEnsemble([cast(KeyedModel, network).with_key(key).for_attacks() for key in guesses])
         return registry.build("attack", "pgd", {"steps": 10}), cast(SegmentationModel, ensemble.eval())
-    return pgd, network
+    return pgd, cast(KeyedModel, network).for_attacks() if attack == SLOPE else network
 
 
 def table(cells: Cells, given: argparse.Namespace) -> Iterator[str]:

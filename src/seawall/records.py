@@ -79,6 +79,7 @@ SEVERITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 KEYED_ATTACKS: Mapping[str, str] = {
     "key-known": "PGD through the transform by an adversary who has weights and key",
+    "key-known-slope": "the same with the slope of the code table as the gradient of the encryption",
     "transfer-plain": "PGD on the plain network, given to this one: neither weights nor key are needed",
     "transfer-other-key": "PGD on a surrogate that was trained alike with another key, given to this one",
     "guessed-keys": "PGD in expectation over guessed keys by an adversary who has the weights and not the key",

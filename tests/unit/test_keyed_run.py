@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tomli_w
+import torch
 
 from seawall import api
 from seawall.data.index import ChipHeader
@@ -15,16 +16,19 @@ from seawall.errors import ModelError, RecipeError, RunError, UsageError
 from seawall.keyed_transforms.keys import make_key_file, public_key, read_key
 from seawall.metrics.consistency import BLACK_BOX, TRANSFER
 from seawall.models.keyed import KeyedModel, KeyEnsemble
+from seawall.models.unet import UNet
 from seawall.models.weights import load_model
-from seawall.pipeline.keyed import adaptive_cases, models_without_key, network_key
+from seawall.pipeline.keyed import adaptive_cases, models_without_key, network_key, protected
 from seawall.recipe import Recipe, make_recipe
 from seawall.records import KEYED_ATTACKS, read_records
 from seawall.report.record_index import RecordIndex
 from seawall.report.run_reader import read_run
 from seawall.result import Result
+from seawall.types import ModelSpec
 
 THREATS = ["linf 0.5% reflectance", "linf 1% reflectance"]
-ATTACKS = set(KEYED_ATTACKS)
+ATTACKS = set(KEYED_ATTACKS) - {"key-known-slope"}
+"""Those on a differentiable transform."""
 
 
 def chips_at(root: Path) -> Path:
@@ -89,9 +93,7 @@ def test_a_keyed_network_is_never_shown_without_its_adaptive_attacks(made: tuple
     }
     page = (made[2] / "report.html").read_text(encoding="utf-8")
     section = page[page.index('id="keyed"') : page.index('id="robustness"')]
-    assert all(
-        f">{name}<" in section.replace("\n", "") or name in section for name in (*KEYED_ATTACKS, "unet, no transform")
-    )
+    assert all(f">{name}<" in section.replace("\n", "") or name in section for name in (*ATTACKS, "unet, no transform"))
     facts = read_run(made[2]).facts.keyed
     assert (facts.transform, facts.block, facts.threats, len(facts.without_key)) == ("shuffle", 4, tuple(THREATS), 3)
 
@@ -126,7 +128,9 @@ def test_the_surrogate_and_the_guesses_know_nothing_of_the_key(made: tuple[Path,
     cases = adaptive_cases(recipe, models)
     assert set(cases) == {"unet", "plain"} and {c.method for c in cases["unet"]} == ATTACKS
     surrogates = {c.method: getattr(c.attack, "surrogate", None) for c in cases["unet"]}
-    assert surrogates["transfer-plain"] is models["plain"] and surrogates["transfer-other-key"] is models["other-key"]
+    trained_other = surrogates["transfer-other-key"]
+    assert surrogates["transfer-plain"] is models["plain"] and isinstance(trained_other, KeyedModel)
+    assert trained_other.network is models["other-key"].network, "the surrogate has weights of its own"
     guessed, network = surrogates["guessed-keys"], models["unet"]
     assert isinstance(guessed, KeyEnsemble) and isinstance(network, KeyedModel) and len(guessed.members) == 2
     orders = [member.transform.order for member in (*guessed.members, network)]  # type: ignore[union-attr]
@@ -135,6 +139,20 @@ def test_the_surrogate_and_the_guesses_know_nothing_of_the_key(made: tuple[Path,
     keyless = models_without_key(recipe, models)
     assert keyless["unet, no transform"].transform is None and len(keyless) == 3
     assert not adaptive_cases(Recipe(name="x"), models) and not models_without_key(Recipe(name="x"), models)
+
+
+def test_an_encryption_is_attacked_with_the_slope_of_its_code_table_too(made: tuple[Path, Path, Path]) -> None:
+    recipe = make_recipe(tree_of(made[0], str(made[1]), transform="format-preserving"))
+    spec = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
+    models = {n.name: protected(recipe, n, UNet(4, 1)(spec)).eval() for n in recipe.networks}
+    cases = adaptive_cases(recipe, models)
+    assert {c.method for c in cases["unet"]} == set(KEYED_ATTACKS)
+    assert {c.method for c in cases["plain"]} == set(KEYED_ATTACKS) - {"key-known-slope", "transfer-plain"}
+    [sloped] = {id(c.attack): c.attack for c in cases["unet"] if c.method == "key-known-slope"}.values()
+    surrogate = sloped.surrogate  # type: ignore[union-attr]
+    assert surrogate.transform.sloped and not models["unet"].transform.sloped
+    image = torch.rand(1, 2, 8, 8)
+    assert torch.equal(surrogate(image), models["unet"](image)), "the key and the forward pass are those of the network"
 
 
 def test_the_same_command_goes_on_and_another_key_does_not(made: tuple[Path, Path, Path], tmp_path: Path) -> None:

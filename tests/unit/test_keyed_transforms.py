@@ -120,6 +120,20 @@ def test_the_encryption_is_a_permutation_and_its_gradient_passes_through() -> No
     assert row[0] == row[1] and row[2] == row[3], "values outside the range count as its ends"
 
 
+def test_the_slope_of_the_code_table_is_that_between_neighbors() -> None:
+    transform = FormatPreserving(1)(KEY, 2)
+    stays, chosen = (int(i) for i in keyed_half_of(transform))
+    image = (torch.arange(256).float().reshape(1, 1, 1, 256) / 255).repeat(1, 2, 1, 1).double().requires_grad_()
+    sloped = transform.for_attacks()
+    codes = transform.encrypt(image.detach())[0, chosen, 0]
+    made = sloped.encrypt(image)
+    assert torch.equal(made, transform.encrypt(image)), "only the gradient differs"
+    (grad,) = torch.autograd.grad(made.sum(), image)
+    want = torch.cat([codes[1:2] - codes[:1], (codes[2:] - codes[:-2]) / 2, codes[-1:] - codes[-2:-1]]) * 255
+    assert torch.allclose(grad[0, chosen, 0], want, atol=1e-4) and bool((grad[0, stays] == 1).all())
+    assert Shuffle(2)(KEY, 2).for_attacks() is not None and not transform.sloped
+
+
 def keyed_half_of(transform: nn.Module) -> Tensor:
     """Return (positions that stay, positions that are encrypted) of a block of one pixel and two bands."""
     changed = transform.encrypt(torch.full((1, 2, 1, 1), 0.25))[0, :, 0, 0] != 0.25

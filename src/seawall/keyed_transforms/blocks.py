@@ -35,6 +35,10 @@ class BlockTransform(nn.Module, ABC):
     def decrypt_blocks(self, blocks: Tensor) -> Tensor:
         """Return the blocks that were transformed."""
 
+    def for_attacks(self) -> BlockTransform:
+        """Return the same transform with the most useful gradient for whoever has the key; itself where that is its own."""
+        return self
+
     def forward(self, image: Tensor) -> Tensor:
         """Return the transformed image; see `encrypt`."""
         return self.encrypt(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hmac
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -49,7 +50,7 @@ class FormatPreserving:
 
 @final
 class EncryptedBlocks(BlockTransform):
-    """The encrypted positions and the code table of one key."""
+    """The encrypted positions and the code table of one key; the gradient passes straight through unless it is `sloped`."""
 
     chosen: Tensor
     codes: Tensor
@@ -57,6 +58,7 @@ class EncryptedBlocks(BlockTransform):
 
     def __init__(self, block: int, bands: int, subkey: bytes) -> None:
         super().__init__(block, bands)
+        self.sloped = False
         half = keyed_half(hmac.digest(subkey, b"positions", "sha256"), block * block * bands)
         cipher = hmac.digest(subkey, b"cipher", "sha256")
         codes = torch.tensor([encrypt_number(cipher, value) for value in range(CODES)])
@@ -64,11 +66,27 @@ class EncryptedBlocks(BlockTransform):
         self.register_buffer("codes", codes[:LEVELS].float() / (CODES - 1), persistent=False)
         self.register_buffer("levels", codes.argsort().clamp_max(LEVELS - 1).float() / (LEVELS - 1), persistent=False)
 
+    def for_attacks(self) -> BlockTransform:
+        """Return the same encryption whose gradient is the slope of the code table from one level to the next but one.
+
+        A step of PGD changes a value by about a level, and the code by whatever the table says: the slope knows which way the
+        code goes, which the identity does not.
+        """
+        other = copy.copy(self)
+        other.sloped = True
+        return other
+
     def encrypt_blocks(self, blocks: Tensor) -> Tensor:
         """Return the values with the keyed half encrypted."""
         at = (blocks.detach() * (LEVELS - 1)).round().clamp(0, LEVELS - 1).long()
-        made = torch.where(self.chosen, self.codes.to(blocks.dtype)[at], blocks.detach())
-        return _StraightThrough.apply(blocks, made)  # type: ignore[no-any-return, no-untyped-call]
+        codes = self.codes.to(blocks.dtype)
+        made = torch.where(self.chosen, codes[at], blocks.detach())
+        slope = torch.ones_like(made)
+        if self.sloped:
+            above, below = (at + 1).clamp_max(LEVELS - 1), (at - 1).clamp_min(0)
+            rise = (codes[above] - codes[below]) * (LEVELS - 1) / (above - below)
+            slope = torch.where(self.chosen, rise, slope)
+        return _GivenSlope.apply(blocks, made, slope)  # type: ignore[no-any-return, no-untyped-call]
 
     def decrypt_blocks(self, blocks: Tensor) -> Tensor:
         """Return the values with the keyed half decrypted; a code that no 8-bit value has counts as that of 255."""
@@ -93,13 +111,15 @@ def encrypt_number(cipher: bytes, value: int) -> int:
             return value
 
 
-class _StraightThrough(torch.autograd.Function):
-    """The second value forward, the gradient of the first one backward."""
+class _GivenSlope(torch.autograd.Function):
+    """The second value forward, with the third as its slope in the first."""
 
     @staticmethod
-    def forward(ctx: Any, given: Tensor, made: Tensor) -> Tensor:
+    def forward(ctx: Any, given: Tensor, made: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
         return made.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grads[0] * slope, None, None

@@ -139,6 +139,11 @@ class KeyedModel(nn.Module):
         bound = self.facts.bound(key, len(self.spec.bands))
         return KeyedModel(self.network, self.facts, bound).train(self.training)
 
+    def for_attacks(self) -> KeyedModel:
+        """Return the same network whose transform has the most useful gradient for whoever has the key; weights are shared."""
+        transform = None if self.transform is None else self.transform.for_attacks()
+        return KeyedModel(self.network, self.facts, transform).train(self.training)
+
     def without_transform(self) -> KeyedModel:
         """Return the same network without the transform; weights are shared."""
         return KeyedModel(self.network, self.facts, None).train(self.training)

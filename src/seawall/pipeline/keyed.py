@@ -75,14 +75,21 @@ def adaptive_attacks(section: KeyedSection, seed: int, models: Mapping[str, nn.M
         seed: Seed of the guessed keys.
         models: The keyed network first, the plain one and the surrogate.
     """
-    network = next(iter(models.values()))
-    assert isinstance(network, KeyedModel)  # `train_networks` has put it there
-    guessed = [network.with_key(public_key(f"guess {seed} {i}")) for i in range(section.guesses)]
+    network, other = next(iter(models.values())), models[OTHER_KEY]
+    assert isinstance(network, KeyedModel) and isinstance(other, KeyedModel)  # `train_networks` has put them there
+    guessed = [network.with_key(public_key(f"guess {seed} {i}")).for_attacks() for i in range(section.guesses)]
     pgd = {"steps": section.steps}
-    surrogates = {"plain": models[REFERENCE], OTHER_KEY: models[OTHER_KEY], "guessed": KeyEnsemble(guessed)}
+    surrogates: dict[str, nn.Module] = {
+        "plain": models[REFERENCE],
+        OTHER_KEY: other.for_attacks(),
+        "guessed": KeyEnsemble(guessed),
+    }
+    if sloped := not registry.build("keyed-transform", section.transform, section.settings).differentiable:
+        surrogates["sloped"] = network.for_attacks()
     given = {name: Transfer(surrogate=net, attack="pgd", attack_settings=pgd) for name, net in surrogates.items()}
     return {
         "key-known": registry.build("attack", "pgd", pgd),
+        **({"key-known-slope": given["sloped"]} if sloped else {}),
         "transfer-plain": given["plain"],
         "transfer-other-key": given[OTHER_KEY],
         "guessed-keys": given["guessed"],
@@ -93,7 +100,8 @@ def adaptive_attacks(section: KeyedSection, seed: int, models: Mapping[str, nn.M
 def adaptive_cases(recipe: Recipe, models: Mapping[str, nn.Module]) -> dict[str, list[Case]]:
     """Return the adaptive attacks on the keyed network and on the plain one, by model; nothing without a keyed transform.
 
-    The plain network gets the same images where they were made without its gradients; "key-known" is PGD on itself.
+    The plain network gets the same images where they were made without its gradients; "key-known" is PGD on itself, and
+    "transfer-plain" and "key-known-slope" are nothing of their own there.
     """
     section, first = recipe.keyed, next(iter(models))
     if section is None:
@@ -101,7 +109,7 @@ def adaptive_cases(recipe: Recipe, models: Mapping[str, nn.Module]) -> dict[str,
     attacks, spec = adaptive_attacks(section, recipe.seed, models), spec_of(models[first])
     threats = [threat_for(text, spec) for text in section.threats]
     made = [Case(name, attack, threat) for name, attack in attacks.items() for threat in threats]
-    return {first: made, REFERENCE: [case for case in made if case.method != "transfer-plain"]}
+    return {first: made, REFERENCE: [case for case in made if case.method not in ("transfer-plain", "key-known-slope")]}
 
 
 def models_without_key(recipe: Recipe, models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:

@@ -11,9 +11,7 @@ from seawall.report.run_reader import KeyedRunFacts, RunFolder
 PLAIN_ATTACKS = {"key-known": "PGD on the plain network itself"}
 """What the attacks of a keyed network are on the plain one, where that differs."""
 
-STRAIGHT_THROUGH = (
-    "; its gradient passes the encryption as if that were the identity, so a better attack may do more than this row"
-)
+STRAIGHT_THROUGH = "; its gradient passes the encryption as if that were the identity, which misleads it"
 
 
 def keyed_section(run: RunFolder, index: RecordIndex) -> Section | None:
@@ -35,7 +33,8 @@ def _attack_table(facts: KeyedRunFacts, index: RecordIndex, name: str) -> Table:
     threats = [index.threat(text) for text in facts.threats]
     both = {facts.network: f"{name}, keyed", facts.plain: facts.plain}
     rows = []
-    for method in ("clean", *KEYED_ATTACKS, WORST):
+    attacks = [m for m in KEYED_ATTACKS if index.counts((facts.network, m, facts.threats[0]))]
+    for method in ("clean", *attacks, WORST):
         cells = []
         for threat in facts.threats:
             text = "" if method == "clean" else threat
@@ -46,7 +45,7 @@ def _attack_table(facts: KeyedRunFacts, index: RecordIndex, name: str) -> Table:
         *((f"{shown}, {threat.amount}", f"{shown}: {threat.text}") for threat in threats for shown in both.values()),
     )
     through = "" if facts.differentiable else STRAIGHT_THROUGH
-    said = [f"{method}: {what}{through if method == 'key-known' else ''}." for method, what in KEYED_ATTACKS.items()]
+    said = [f"{method}: {KEYED_ATTACKS[method]}{through if method == 'key-known' else ''}." for method in attacks]
     note = (
         f"{' '.join(said)} Keys guessed at once: {facts.guesses}. On the plain network key-known is {PLAIN_ATTACKS['key-known']}, and the "
         "other rows are the same attacks without its gradients. Worst: the attack that hurts most, chip by chip. "
