@@ -17,8 +17,9 @@ from seawall.keyed_transforms.keys import make_key_file, public_key, read_key
 from seawall.metrics.consistency import BLACK_BOX, TRANSFER
 from seawall.models.keyed import KeyedModel, KeyEnsemble
 from seawall.models.unet import UNet
-from seawall.models.weights import load_model
+from seawall.models.weights import load_model, save_model, split_of
 from seawall.pipeline.keyed import adaptive_cases, models_without_key, network_key, protected
+from seawall.pipeline.trained_model import load_network, open_target
 from seawall.recipe import Recipe, make_recipe
 from seawall.records import KEYED_ATTACKS, read_records
 from seawall.report.record_index import RecordIndex
@@ -141,7 +142,9 @@ def test_the_surrogate_and_the_guesses_know_nothing_of_the_key(made: tuple[Path,
     assert not adaptive_cases(Recipe(name="x"), models) and not models_without_key(Recipe(name="x"), models)
 
 
-def test_an_encryption_is_attacked_with_the_slope_of_its_code_table_too(made: tuple[Path, Path, Path]) -> None:
+def test_an_encryption_is_attacked_with_the_slope_of_its_code_table_too(
+    made: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
     recipe = make_recipe(tree_of(made[0], str(made[1]), transform="format-preserving"))
     spec = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
     models = {n.name: protected(recipe, n, UNet(4, 1)(spec)).eval() for n in recipe.networks}
@@ -153,6 +156,10 @@ def test_an_encryption_is_attacked_with_the_slope_of_its_code_table_too(made: tu
     assert surrogate.transform.sloped and not models["unet"].transform.sloped
     image = torch.rand(1, 2, 8, 8)
     assert torch.equal(surrogate(image), models["unet"](image)), "the key and the forward pass are those of the network"
+    save_model(tmp_path / "m.safetensors", models["unet"])
+    assert load_network(tmp_path / "m.safetensors", None, "cpu", str(made[1])).transform.sloped, (
+        "`seawall attack` knows it too"
+    )
 
 
 def test_the_same_command_goes_on_and_another_key_does_not(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -197,6 +204,10 @@ def test_verbs_need_the_key(made: tuple[Path, Path, Path], tmp_path: Path, monke
         weights, chips, corruption=["haze"], severity=[1.0], key=str(key), out=tmp_path / "s", device="cpu"
     )
     assert stressed.table
+    target = open_target(weights, chips, "test", "cpu", str(key))
+    assert split_of(target.net) is not None and target.facts["chips"] == 2, (
+        "the split travels with the copy that is attacked"
+    )
     model = load_model(weights, key=read_key(str(key)))
     with pytest.raises(UsageError, match="a module holds its own transform"):
         api.attack(model, chips, THREATS[0], key=str(key), out=tmp_path / "b", device="cpu")  # type: ignore[arg-type]

@@ -115,6 +115,9 @@ def test_the_encryption_is_a_permutation_and_its_gradient_passes_through() -> No
     assert torch.allclose(encrypted, encrypted.round(), atol=1e-3) and len(set(encrypted.round().tolist())) == 256
     made.sum().backward()
     assert torch.equal(image.grad, torch.ones_like(image))
+    at = int(keyed_half_of(transform)[1])
+    for near in (-0.4, 0.4):  # values count as the nearest of 256 levels
+        assert torch.equal(transform.encrypt(image.detach() + near / 255)[0, at], made[0, at])
     outside = transform.encrypt(torch.tensor([-0.5, 0.0, 1.0, 1.7]).reshape(1, 1, 1, 4).repeat(1, 2, 1, 1))
     row = outside[0, int(keyed_half_of(transform)[1]), 0]
     assert row[0] == row[1] and row[2] == row[3], "values outside the range count as its ends"

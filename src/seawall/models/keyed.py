@@ -15,6 +15,7 @@ from seawall.errors import DataError, ModelError, UsageError
 from seawall.keyed_transforms.blocks import BlockTransform
 from seawall.keyed_transforms.keys import MAKE, SecretKey
 from seawall.models.blocks import Segmenter, Standardize, pad_to
+from seawall.split_record import SPLIT_ATTRIBUTE
 from seawall.types import Batch, ModelSpec, Setting, Unit
 
 KEYED = "keyed"
@@ -136,17 +137,20 @@ class KeyedModel(nn.Module):
 
     def with_key(self, key: SecretKey) -> KeyedModel:
         """Return the same network behind the transform of another key, whether it fits or not; weights are shared."""
-        bound = self.facts.bound(key, len(self.spec.bands))
-        return KeyedModel(self.network, self.facts, bound).train(self.training)
+        return self._behind(self.facts.bound(key, len(self.spec.bands)))
 
     def for_attacks(self) -> KeyedModel:
         """Return the same network whose transform has the most useful gradient for whoever has the key; weights are shared."""
-        transform = None if self.transform is None else self.transform.for_attacks()
-        return KeyedModel(self.network, self.facts, transform).train(self.training)
+        return self._behind(None if self.transform is None else self.transform.for_attacks())
 
     def without_transform(self) -> KeyedModel:
         """Return the same network without the transform; weights are shared."""
-        return KeyedModel(self.network, self.facts, None).train(self.training)
+        return self._behind(None)
+
+    def _behind(self, transform: BlockTransform | None) -> KeyedModel:
+        other = KeyedModel(self.network, self.facts, transform).train(self.training)
+        setattr(other, SPLIT_ATTRIBUTE, getattr(self, SPLIT_ATTRIBUTE, None))
+        return other
 
 
 @final

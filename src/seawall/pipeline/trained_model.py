@@ -30,6 +30,7 @@ from seawall.keyed_transforms.keys import read_key
 from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.consistency import with_consistency_flags
 from seawall.metrics.robustness_card import robustness_card
+from seawall.models.keyed import KeyedModel
 from seawall.models.weights import load_model, spec_of, split_of
 from seawall.pipeline.validate import threat_for
 from seawall.records import Record, RecordLog
@@ -200,9 +201,13 @@ def load_network(model: Path | SegmentationModel, chips: ChipFolder | None, devi
         return net if device == "auto" else net.to(find_device(device))  # the caller's module stays on its device
     torch_device = find_device(device)
     secret = read_key(key) if key else None
-    if chips is None:
-        return load_model(model, key=secret).to(torch_device)
-    return load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit, key=secret).to(torch_device)
+    net = (
+        load_model(model, key=secret)
+        if chips is None
+        else load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit, key=secret)
+    )
+    # an attack that goes straight through an encryption would show robustness that is not there
+    return (net.for_attacks() if isinstance(net, KeyedModel) else net).to(torch_device)
 
 
 def measure_target(

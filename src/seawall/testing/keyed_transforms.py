@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seawall.errors import DataError, UsageError
-from seawall.keyed_transforms.blocks import BlockTransform, KeyedTransform
+from seawall.keyed_transforms.blocks import BlockTransform, KeyedTransform, blocks_to_image
 from seawall.keyed_transforms.keys import public_key
 from seawall.registry import Entry, build
 from seawall.testing.assertions import made, quiet_random, same_bits
@@ -24,8 +24,7 @@ def check_decryption_is_exact_on_8_bit(entry: Entry) -> None:
     for block in SIDES:
         for bands in BAND_COUNTS:
             transform = _bound(entry, block, bands)
-            levels = torch.arange(256).repeat_interleave(block * block * bands)
-            image = _every_value(levels, block, bands)
+            image = _every_value(block, bands)
             back = transform.decrypt(transform.encrypt(image.float() / 255))
             assert torch.equal((back * 255).round().to(torch.uint8), image), f"block {block}, {bands} bands"
 
@@ -92,10 +91,11 @@ def _bound(entry: Entry, block: int, bands: int, key: str = "contract") -> Block
     return cast(KeyedTransform, method)(public_key(key), bands)
 
 
-def _every_value(levels: Tensor, block: int, bands: int) -> Tensor:
-    """Return an image of one row of 256 blocks, of which block v holds the value v at every position."""
-    blocks = levels.reshape(256, block, block, bands).permute(3, 1, 0, 2)
-    return blocks.reshape(1, bands, block, 256 * block).to(torch.uint8)
+def _every_value(block: int, bands: int) -> Tensor:
+    """Return an image of 256 blocks in a row, so that every position holds every value once, and no two positions of a block the same."""
+    positions = block * block * bands
+    blocks = (torch.arange(256)[:, None] + 37 * torch.arange(positions)) % 256
+    return blocks_to_image(blocks[None, None], block).to(torch.uint8)
 
 
 def _uniform_image(count: int, bands: int, height: int, width: int) -> Tensor:
