@@ -179,7 +179,7 @@ def test_the_same_command_goes_on_and_another_key_does_not(made: tuple[Path, Pat
 def test_verbs_need_the_key(made: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chips, key, folder = made
     weights = folder / "models" / "unet" / "model.safetensors"
-    with pytest.raises(ModelError, match="give the key's file or env:NAME, as --key"):
+    with pytest.raises(ModelError, match="give the key's file or env:NAME as --key"):
         api.evaluate(weights, chips, out=tmp_path / "e")
     with pytest.raises(ModelError, match="another one"):
         (tmp_path / "wrong").write_text(public_key("wrong").secret.hex())

@@ -220,7 +220,7 @@ def rebuild_keyed(where: str, spec: ModelSpec, key: SecretKey | None) -> KeyedMo
     if key is None:
         raise ModelError(
             f"{where}: expected a key, got none; its network was trained behind the keyed transform {facts.transform}: "
-            "give the key's file or env:NAME, as --key or key="
+            "give the key's file or env:NAME as --key, where the command takes one"
         )
     if not key.fits(facts.salt, facts.check):
         raise ModelError(f"{where}: expected the key that it was trained with, got another one; give the right key")
