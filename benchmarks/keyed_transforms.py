@@ -19,7 +19,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -256,7 +256,7 @@ def table(cells: Cells, given: argparse.Namespace) -> Iterator[str]:
     )
 
 
-def lines(head: Sequence[str], names: Sequence[str], cell) -> Iterator[str]:
+def lines(head: Sequence[str], names: Sequence[str], cell: Callable[[str, str], str]) -> Iterator[str]:
     """Yield a table with a row per network."""
     yield f"| {' | '.join(head)} |"
     yield "|---" * len(head) + "|"
