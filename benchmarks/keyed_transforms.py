@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,9 +182,15 @@ class Cells:
             sink.write(json.dumps(row) + "\n")
         print(network, seed, attack, budget, pooled([row["iou"]]), row["cpu_seconds"], flush=True)
 
+    def seeds(self, network: str) -> list[int]:
+        """Return the seeds that have as many cells of a network as any seed, so that all figures of a row are of the same."""
+        counts = Counter(row["seed"] for row in self.rows if row["network"] == network)
+        return sorted(seed for seed, count in counts.items() if count == max(counts.values()))
+
     def parts(self, network: str, attack: str, budget: str, measure: str) -> list[dict[str, list[int]]]:
-        key = (network, attack, budget)
-        return [r[measure] for r in self.rows if (r["network"], r["attack"], r["budget"]) == key]
+        key, seeds = (network, attack, budget), self.seeds(network)
+        rows = [r for r in self.rows if r["seed"] in seeds]
+        return [r[measure] for r in rows if (r["network"], r["attack"], r["budget"]) == key]
 
 
 def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
@@ -237,20 +244,19 @@ def adversary(
     return pgd, cast(KeyedModel, network).for_attacks() if attack == SLOPE else network
 
 
-def table(cells: Cells, given: argparse.Namespace) -> Iterator[str]:
-    """Yield the lines of the tables: pooled over the seeds, with intervals over places where there is room."""
-    seeds = sorted({row["seed"] for row in cells.rows})
+def table(cells: Cells) -> Iterator[str]:
+    """Yield the lines of the tables: pooled over the seeds, with 95 % intervals over places."""
     names = [name for name in network_names() if cells.parts(name, "clean", "", "iou")]
     for budget in BUDGETS:
-        yield f"Water IoU within {budget} reflectance, seeds {', '.join(map(str, seeds))}:"
+        yield f"Water IoU within {budget} reflectance:"
         yield ""
-        yield from lines(("network, block", *COLUMNS), names, lambda n, c, b=budget: shown(cells, n, c, b, "iou"))
+        yield from lines(("seeds", *COLUMNS), names, lambda n, c, b=budget: shown(cells, n, c, b, "iou"))
         yield ""
     yield "Borders and access, clean images:"
     yield ""
     columns = ("clean", "border", *WITHOUT_KEY)
     yield from lines(
-        ("network, block", *columns),
+        ("seeds", *columns),
         names,
         lambda n, c: shown(cells, n, "clean" if c == "border" else c, "", "border" if c == "border" else "iou"),
     )
@@ -258,14 +264,16 @@ def table(cells: Cells, given: argparse.Namespace) -> Iterator[str]:
 
 def lines(head: Sequence[str], names: Sequence[str], cell: Callable[[str, str], str]) -> Iterator[str]:
     """Yield a table with a row per network."""
-    yield f"| {' | '.join(head)} |"
-    yield "|---" * len(head) + "|"
+    yield f"| network, block | {' | '.join(head)} |"
+    yield "|---" * (len(head) + 1) + "|"
     for name in names:
-        yield f"| {name} | {' | '.join(cell(name, column) for column in head[1:])} |"
+        yield f"| {name} | {' | '.join(cell(name, column) for column in head)} |"
 
 
 def shown(cells: Cells, network: str, attack: str, budget: str, measure: str) -> str:
     """Return a figure with its interval; a dash where it was not measured."""
+    if attack == "seeds":
+        return ", ".join(map(str, cells.seeds(network)))
     parts = cells.parts(network, attack, "" if attack in ("clean", *WITHOUT_KEY) else budget, measure)
     if not parts:
         return "–"
@@ -280,7 +288,7 @@ def main() -> None:
     cells = Cells(given.out / "cells.jsonl")
     for seed in () if given.table else given.seeds:
         measure(given, cells, seed)
-    print("\n".join(table(cells, given)))
+    print("\n".join(table(cells)))
 
 
 def asked() -> argparse.Namespace:
