@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         evaluate,
         find_poisons,
         harden,
+        make_key,
         methods,
         poison,
         predict,
@@ -53,6 +54,7 @@ _HOMES = {
         "evaluate",
         "find_poisons",
         "harden",
+        "make_key",
         "methods",
         "poison",
         "predict",
@@ -77,7 +79,7 @@ _HOMES = {
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
     "corrupt", "curate",
-    "doctor", "entries", "evaluate", "find", "find_poisons", "harden", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
+    "doctor", "entries", "evaluate", "find", "find_poisons", "harden", "load_model", "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
     "read_recipe", "register", "run", "save_model", "sensitivity", "stress", "train", "whole_chips",
 ]  # fmt: skip
 

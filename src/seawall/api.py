@@ -211,6 +211,7 @@ def evaluate(
     *,
     out: Path | str = Path("runs/evaluation"),
     part: str = "auto",
+    key: str = "",
     device: str = "auto",
     progress: Progress = no_progress,
 ) -> Result:
@@ -222,6 +223,7 @@ def evaluate(
         out: Folder of the rows; existing rows are not measured again.
         part: auto leaves out the chips that the weights were trained on or selected by; train, val or test is that
             part of the split that the weights carry; all is every chip, and those that the weights have seen are flagged.
+        key: File or env:NAME of the key, for weights behind a keyed transform.
         device: auto, cpu, cuda, or mps.
 
     Returns:
@@ -237,7 +239,7 @@ def evaluate(
 
     return Result(
         *trained_model.evaluate_chips(
-            Path(weights), Path(chips), Path(out), part=part, device=device, progress=progress
+            Path(weights), Path(chips), Path(out), part=part, device=device, progress=progress, key=key
         )
     )
 
@@ -251,6 +253,7 @@ def attack(
     suite: str = "",
     out: Path | str | None = None,
     part: str = "auto",
+    key: str = "",
     seed: int = 0,
     device: str = "auto",
     sanity_checks: bool = True,
@@ -267,6 +270,7 @@ def attack(
         out: Folder of the rows (runs/attack for a chip folder); a killed attack continues at the next missing (chip, attack).
         part: auto, all, train, val or test, as for `seawall evaluate`; a Batch is attacked whole.
         seed: Seed of the attacks; the split is the one that the weights carry, whatever the seed.
+        key: File or env:NAME of the key, for weights behind a keyed transform.
         device: auto, cpu, cuda, or mps.
         sanity_checks: Sanity checks: a few chips are attacked in other ways, and whatever beats the attack is flagged. They
             cost about 300 passes per chip checked; without them every number has the flag no-sanity-checks.
@@ -292,6 +296,7 @@ def attack(
             suite=suite,
             out=_optional_path(out),
             part=part,
+            key=key,
             seed=seed,
             device=device,
             sanity_checks=sanity_checks,
@@ -309,6 +314,7 @@ def stress(
     baseline: str = "",
     out: Path | str | None = None,
     part: str = "auto",
+    key: str = "",
     seed: int = 0,
     device: str = "auto",
     progress: Progress = no_progress,
@@ -326,6 +332,7 @@ def stress(
         out: Folder of the rows (runs/stress for a chip folder); a killed command continues at the next missing (chip, severity).
         part: auto, all, train, val or test, as for `seawall evaluate`; a Batch is measured whole.
         seed: Seed of the corruptions, which are drawn per chip and the same for all severities and both models.
+        key: File or env:NAME of the key, for weights behind a keyed transform.
         device: auto, cpu, cuda, or mps.
 
     Returns:
@@ -350,6 +357,7 @@ def stress(
             baseline=baseline,
             out=_optional_path(out),
             part=part,
+            key=key,
             seed=seed,
             device=device,
             progress=progress,
@@ -418,6 +426,7 @@ def predict(
     runtime: str = "torch",
     memory_mib: int = 512,
     estimator: str = "",
+    key: str = "",
     device: str = "auto",
     resume: bool = True,
     progress: Progress = no_progress,
@@ -435,6 +444,7 @@ def predict(
         runtime: torch, onnx or openvino; the last two need the extra "deploy".
         memory_mib: Memory for buffers; whatever the scene's size.
         estimator: Estimator of uncertainty around the network, such as "tta" or "mc-dropout passes=10"; softmax by default.
+        key: File or env:NAME of the key, for weights behind a keyed transform.
         device: auto, cpu, cuda, or mps.
         resume: Reuse what an earlier run finished for the same model, scene and settings.
 
@@ -449,7 +459,7 @@ def predict(
 
     files, table, failed = trained_model.map_scenes(
         Path(weights), Path(scene), Path(out), klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib,
-        estimator=estimator, device=device, resume=resume, progress=progress,
+        estimator=estimator, key=key, device=device, resume=resume, progress=progress,
     )  # fmt: skip
     return Result(files, table, failed, done=len(table))
 
@@ -670,6 +680,27 @@ def compare_labels(
     )
 
 
+def make_key(file: Path | str) -> Result:
+    """Write a new secret key for a keyed transform: 32 random bytes in hexadecimal digits, readable by the owner alone.
+
+    Args:
+        file: Where to write it; an existing file is never overwritten, because weights may need its key.
+
+    Returns:
+        The path of the file; the key is not printed.
+
+    Raises:
+        UsageError: The file exists or cannot be written.
+
+    Command:
+        seawall make-key water.key
+    """
+    from seawall.keyed_transforms.keys import make_key_file
+
+    make_key_file(Path(file))
+    return Result({"key": str(file)})
+
+
 def report(run: Path | str) -> Result:
     """Write the one-file HTML report of a run folder again.
 
@@ -689,7 +720,7 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     """List the registered methods, or the settings of one.
 
     Args:
-        kind: attack, attack-loss, goal, suite, noise, corruption, poison, detector, model, loss, objective or uncertainty; empty lists all.
+        kind: attack, attack-loss, goal, suite, noise, corruption, keyed-transform, poison, detector, model, loss, objective or uncertainty; empty lists all.
         name: Show the settings of this method.
 
     Command:
@@ -760,6 +791,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     find_poisons,
     audit_labels,
     compare_labels,
+    make_key,
     report,
     methods,
     doctor,

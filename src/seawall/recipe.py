@@ -15,7 +15,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from seawall.errors import RecipeError, first_error
-from seawall.records import SEVERITIES
+from seawall.keyed_transforms.configuration import KeyedSection
+from seawall.records import KEYED_ATTACKS, SEVERITIES
 from seawall.split_record import SplitSettings
 from seawall.training.configuration import NOT_DECIDING, Training
 
@@ -151,6 +152,10 @@ class ReferenceSection(RecipeSection):
     objective: MethodSection = MethodSection(name="supervised")
     settings: dict[str, Any] = Field(default_factory=dict)
     weights: str = ""
+
+
+OTHER_KEY = "other-key"
+"""Name of the surrogate of a keyed network in rows and folders: trained alike with another key."""
 
 
 class AttackSection(RecipeSection):
@@ -295,6 +300,7 @@ class Recipe(RecipeSection):
     model: MethodSection = MethodSection(name="unet")
     training: TrainingSection = TrainingSection()
     reference: ReferenceSection | None = None
+    keyed: KeyedSection | None = None
     baselines: tuple[MethodSection, ...] = ()
     estimators: tuple[MethodSection, ...] = ()
     attacks: tuple[AttackSection, ...] = ()
@@ -305,6 +311,17 @@ class Recipe(RecipeSection):
     sensitivity: SensitivitySection | None = None
     examples: int = Field(4, ge=0, le=24)
     sanity_checks: bool = True
+
+    @model_validator(mode="after")
+    def _check_keyed(self) -> Recipe:
+        if self.keyed is None:
+            return self
+        beside = {"reference": self.reference, "noises": self.noises, "training.start": self.training.start}
+        if given := [key for key, section in beside.items() if section]:
+            raise ValueError(f"no {given[0]} beside keyed, which trains its own networks; put it into another recipe")
+        if taken := [name for a in self.attacks if (name := a.called or a.name) in KEYED_ATTACKS]:
+            raise ValueError(f"no attack called {taken[0]!r} beside keyed, which has one; give it another `called`")
+        return self
 
     @model_validator(mode="after")
     def _check_attack_names(self) -> Recipe:
@@ -357,7 +374,8 @@ class Recipe(RecipeSection):
         )
         beside = self.reference
         plain = (Network(REFERENCE, beside.objective),) if beside is not None and not beside.weights else ()
-        return (Network(base, own), *plain, *noisy)
+        keyed = (Network(REFERENCE, own), Network(OTHER_KEY, own)) if self.keyed is not None else ()
+        return (Network(base, own), *plain, *keyed, *noisy)
 
     def training_of(self, network: Network) -> TrainingSection:
         """Return how a network is trained; the reference has no attacked validation and starts from random weights."""
@@ -379,6 +397,10 @@ class Recipe(RecipeSection):
                 del tree["training"][key]
         if self.reference is None:
             del tree["reference"]
+        if self.keyed is None:
+            del tree["keyed"]
+        else:  # where the key lies decides nothing; a run folder knows its key by a check value
+            del tree["keyed"]["key"]
         return tree
 
     @property
@@ -441,7 +463,7 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
-        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "objective": MethodSection,
+        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "keyed": KeyedSection, "objective": MethodSection,
         "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "noises": NoiseSection, "scene": SceneSection,
     }  # fmt: skip
     for step in path:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +76,16 @@ class CorruptionFacts(NamedTuple):
 
 SEVERITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Severities of a corruption where none are named."""
+
+KEYED_ATTACKS: Mapping[str, str] = {
+    "key-known": "PGD through the transform by an adversary who has weights and key",
+    "key-known-slope": "the same with the slope of the code table as the gradient of the encryption",
+    "transfer-plain": "PGD on the plain network, given to this one: neither weights nor key are needed",
+    "transfer-other-key": "PGD on a surrogate that was trained alike with another key, given to this one",
+    "guessed-keys": "PGD in expectation over guessed keys by an adversary who has the weights and not the key",
+    "black-box": "Square: answers of the network alone, the right key being inside",
+}
+"""Adaptive attacks on a network behind a keyed transform, by their names in the rows."""
 
 
 @dataclass(frozen=True)

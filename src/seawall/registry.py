@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from seawall.attacks.suites import Suite
     from seawall.attacks.target import AttackGoal
     from seawall.data.raw_chips import ImageSource
+    from seawall.keyed_transforms.blocks import KeyedTransform
     from seawall.labels.rules import LabelRule
     from seawall.labels.water_indices import WaterIndex
     from seawall.poisoning.detection import PoisonDetector
@@ -32,6 +33,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "suite": ("seawall.attacks",),
     "noise": ("seawall.label_noise",),
     "corruption": ("seawall.corruptions",),
+    "keyed-transform": ("seawall.keyed_transforms",),
     "poison": ("seawall.poisoning",),
     "detector": ("seawall.poisoning",),
     "loss": ("seawall.losses",),
@@ -187,6 +189,10 @@ def build(kind: Literal["corruption"], name: str, settings: Mapping[str, Setting
 def build(kind: Literal["detector"], name: str, settings: Mapping[str, Setting] | None = None) -> PoisonDetector: ...
 @overload
 def build(kind: Literal["goal"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackGoal: ...
+@overload
+def build(
+    kind: Literal["keyed-transform"], name: str, settings: Mapping[str, Setting] | None = None
+) -> KeyedTransform: ...
 @overload
 def build(kind: Literal["water-index"], name: str, settings: Mapping[str, Setting] | None = None) -> WaterIndex: ...
 @overload

@@ -21,6 +21,7 @@ from seawall.arrays import FloatArray
 from seawall.errors import ModelError, RunError, UsageError, did_you_mean
 from seawall.inference.tiling import Predict
 from seawall.io import write_atomic
+from seawall.models.keyed import keyed_part
 from seawall.models.weights import spec_of
 from seawall.modules import checked_forward, eval_mode, on_device
 from seawall.types import DECIBEL_UNITS, ModelSpec
@@ -108,8 +109,12 @@ def export_onnx(model: nn.Module, path: Path) -> None:
 
     Raises:
         RunError: The extra `deploy` is not installed.
-        ModelError: The network cannot be exported, or the exported one does not compute the same.
+        ModelError: The network cannot be exported, is behind a keyed transform, or the exported one does not compute the same.
     """
+    if keyed_part(model) is not None:
+        raise ModelError(
+            f"{path}: expected a network without a key, got one behind a keyed transform, which the file would give away; use --runtime torch"
+        )
     require_packages("onnx")
     onnx = importlib.import_module("onnx")
     spec = spec_of(model)

@@ -13,7 +13,8 @@ SetupKey = tuple[str, str, str, str]
 RightPixels = Mapping[str, tuple[float, float]]
 """Right and valid pixels by chip."""
 
-NOISE, BLACK_BOX, TRANSFER = frozenset({"random"}), frozenset({"square"}), frozenset({"transfer"})
+NOISE, BLACK_BOX = frozenset({"random"}), frozenset({"square", "black-box"})
+TRANSFER = frozenset({"transfer", "transfer-plain", "transfer-other-key", "guessed-keys"})
 ACCURACY_MARGIN = 0.002
 """Accuracy by which one attack must beat another; below it, two runs differ by chance."""
 SEVERITY_MARGIN = 0.01

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from seawall import __version__, registry
 from seawall.errors import ModelError, RunError, UsageError
 from seawall.io import write_atomic
+from seawall.keyed_transforms.keys import SecretKey
 from seawall.models.blocks import Standardize
+from seawall.models.keyed import KEYED, rebuild_keyed
 from seawall.split_record import SPLIT_ATTRIBUTE, SplitRecord
 from seawall.types import ModelSpec, Unit
 
@@ -63,6 +65,7 @@ def load_model(
     classes: Sequence[str] | None = None,
     unit: str | None = None,
     into: nn.Module | None = None,
+    key: SecretKey | None = None,
 ) -> nn.Module:
     """Read a model, in eval mode on the CPU, after checking that the file is intact and fits the data.
 
@@ -72,17 +75,18 @@ def load_model(
         classes: Classes of the data.
         unit: Unit of the data.
         into: A module of the same layers to load into, for an architecture that is not registered.
+        key: Key of a network behind a keyed transform; see `seawall.keyed_transforms.keys.read_key`.
 
     Raises:
         ModelError: The file is damaged, a pickle, or made for other data; its weights are not finite, or
-            do not fit the architecture.
+            do not fit the architecture; it needs a key and there is none, another one, or there is one without need.
     """
     path = Path(path)
     tensors, meta = unpack_safetensors(path)
     spec = spec_from_json(path, meta.get("spec", ""))
     check_spec_fits(path, spec, bands=bands, classes=classes, unit=unit)
     check_finite(tensors, f"{path} (sha256 {meta['digest'][:12]})")
-    model = into if into is not None else build_model(path, spec)
+    model = into if into is not None else build_model(path, spec, key)
     _load_tensors(path, model, tensors)
     for part in model.modules():
         if isinstance(part, Standardize):
@@ -217,23 +221,27 @@ def spec_from_json(path: Path, text: str) -> ModelSpec:
     return spec
 
 
-def build_model(path: Path, spec: ModelSpec) -> nn.Module:
-    """Build the architecture that a specification names.
+def build_model(path: Path, spec: ModelSpec, key: SecretKey | None = None) -> nn.Module:
+    """Build the architecture that a specification names, behind its keyed transform if it has one.
 
     Raises:
-        ModelError: The architecture or its settings are not known here.
+        ModelError: The architecture or its settings are not known here, or the key is missing, another one, or of no use.
     """
+    if key is not None and spec.architecture != KEYED:
+        raise ModelError(f"{path}: expected weights that need a key, got {spec.architecture} without one; leave it out")
     if spec.architecture == "module":
         raise ModelError(
             f"{path}: expected a registered architecture, got weights of a module of your own; pass it as load_model(..., into=module)"
         )
     try:
-        make = cast(Callable[[ModelSpec], nn.Module], registry.build("model", spec.architecture, spec.settings))
+        # The random weights are replaced later: leave the caller's random stream unchanged.
+        with torch.random.fork_rng(devices=[]):
+            if spec.architecture == KEYED:
+                return rebuild_keyed(str(path), spec, key)
+            make = cast(Callable[[ModelSpec], nn.Module], registry.build("model", spec.architecture, spec.settings))
+            return make(spec)
     except UsageError as bad:
         raise ModelError(f"{path}: expected a known architecture, got {bad}; install the package that has it") from bad
-    # The random weights are replaced later: leave the caller's random stream unchanged.
-    with torch.random.fork_rng(devices=[]):
-        return make(spec)
 
 
 def _split_from(path: Path, meta: Mapping[str, str]) -> SplitRecord | None:

@@ -23,6 +23,7 @@ from seawall.inference.backends import find_device
 from seawall.metrics.corruption_error import corruption_errors
 from seawall.models.water_index import ThresholdNet
 from seawall.pipeline.context import RunContext
+from seawall.pipeline.keyed import adaptive_cases, models_without_key
 from seawall.pipeline.reference import exact_cases, transfer_cases
 from seawall.pipeline.training import model_factory, spec_of_chips
 from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases
@@ -35,6 +36,8 @@ def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Ma
 
     With a reference, attacks on it are given to the clean network, and baselines have their exact worst case where there is one.
 
+    A network behind a keyed transform and the plain one beside it have the adaptive attacks of `seawall.pipeline.keyed` too.
+
     An estimator of uncertainty around the clean network is a model of its own, "unet+tta", measured on clean images.
     """
     recipe, log = run.recipe, run.log
@@ -45,10 +48,13 @@ def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Ma
     attacks = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
     corrupted = corruption_cases(recipe, ChipContext.of(chips, split.test))
     cases = [*attacks, *corrupted]
+    adaptive = adaptive_cases(recipe, models)
+    models |= models_without_key(recipe, models)
     more = transfer_cases(attacks, models[REFERENCE]) if REFERENCE in models else []
     source = ChipSource.of_folder(chips, split.test)
     for name, model in {**attacked, **models}.items():
         mine = [*cases, *more] if name == first else cases if name in attacked else [CLEAN_CASE]
+        mine = [*mine, *adaptive.get(name, ())]
         if more and name in baselines:
             mine = [*exact_cases(attacks, model, next(iter(whole_chips(chips, split.test[:1])))), *corrupted]
         check_and_evaluate(

@@ -23,6 +23,7 @@ from seawall.models.weights import read_spec, weights_digest
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.evaluation import estimator_facts, evaluate_models
+from seawall.pipeline.keyed import key_check, keyed_facts, validate_keyed
 from seawall.pipeline.mapping import map_scene
 from seawall.pipeline.provenance import RunMetadata, data_facts, record_environment
 from seawall.pipeline.reference import given_reference, hardening_facts
@@ -71,6 +72,8 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
     folder = out / recipe.id
     run = RunContext(recipe, folder, device, resume, progress)
     validate_recipe(recipe)
+    if recipe.keyed is not None:
+        validate_keyed(recipe.keyed)
     with RunLock(folder):
         if not resume:
             _clear_folder(folder)
@@ -94,6 +97,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
             evaluate_models(run, chips, split, models)
         with metadata.time_stage("sensitivity"):
             run_sensitivity(run, chips, split, models)
+        metadata.update(keyed=keyed_facts(recipe, spec_of_chips(chips)))
         if recipe.reference is not None:
             metadata.update(hardening=hardening_facts(run))
         with metadata.time_stage("scene"):
@@ -117,7 +121,17 @@ def train_only(
     recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress
 ) -> tuple[dict[str, str | int | float | None], list[dict[str, str | int | float | None]], tuple[tuple[str, str], ...]]:
     """Split a chip folder and train one network; return facts, a table of the validation figures, and no failures."""
-    for key in ("attacks", "suites", "corruptions", "noises", "baselines", "reference", "scene", "sensitivity"):
+    for key in (
+        "attacks",
+        "suites",
+        "corruptions",
+        "noises",
+        "baselines",
+        "reference",
+        "keyed",
+        "scene",
+        "sensitivity",
+    ):
         if getattr(recipe, key):
             raise RecipeError(
                 f"{key}: expected nothing of it in a training, got some; put it into a recipe for `seawall run`"
@@ -168,6 +182,7 @@ def check_same_experiment(run: RunContext, chips: ChipFolder, split: Split) -> N
     now = _flatten(run.recipe.deciding) | {
         f"chips.{part}": digest_chips(chips, ids) for part, ids in split.parts().items()
     }
+    now |= key_check(run.recipe)
     if reference := given_reference(run, chips, split):
         now["reference.digest"] = weights_digest(reference[REFERENCE])
     if run.resume and path.exists():

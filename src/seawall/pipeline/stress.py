@@ -25,7 +25,7 @@ MEAN_ROW = "mean"
 
 def stress_model(
     model: Path | SegmentationModel, data: Path | Sample, *, corruption: Sequence[str], severity: Sequence[float], baseline: str,
-    out: Path | None, part: str, seed: int, device: str, progress: Progress,
+    out: Path | None, part: str, seed: int, device: str, progress: Progress, key: str = "",
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Measure a model and a baseline on clean and corrupted chips; the table has one row per corruption, the most harmful first.
 
@@ -35,7 +35,7 @@ def stress_model(
         ModelError: The chips lack a band of the baseline.
     """
     severities = distinct_severities(severity)
-    target = open_target(model, data, part, device)
+    target = open_target(model, data, part, device, key)
     spec = spec_of(target.net)
     chosen = choose_corruptions(corruption, ChipContext(target.gsd_m, spec.bands, spec.unit, spec.classes))
     cases = [Case(measures=COUNTED), *severity_cases(chosen.corruptions, severities)]

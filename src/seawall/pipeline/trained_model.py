@@ -26,9 +26,11 @@ from seawall.inference.products import slug_of
 from seawall.inference.settings import PredictSettings
 from seawall.inputs import Sample, as_batch, as_model
 from seawall.io import RunLock
+from seawall.keyed_transforms.keys import read_key
 from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.consistency import with_consistency_flags
 from seawall.metrics.robustness_card import robustness_card
+from seawall.models.keyed import KeyedModel
 from seawall.models.weights import load_model, spec_of, split_of
 from seawall.pipeline.validate import threat_for
 from seawall.records import Record, RecordLog
@@ -39,10 +41,10 @@ from seawall.types import Attack, SegmentationModel
 
 
 def evaluate_chips(
-    weights: Path, chips: Path, out: Path, *, part: str, device: str, progress: Progress
+    weights: Path, chips: Path, out: Path, *, part: str, device: str, progress: Progress, key: str = ""
 ) -> tuple[MutableRow, list[MutableRow], Failed]:
     """Evaluate weights on a chip folder; rows go to `out/records.jsonl`."""
-    target = open_target(weights, chips, part, device)
+    target = open_target(weights, chips, part, device, key)
     measured = measure_target(target, [CLEAN_CASE], out, 0, progress)
     rows = [row for row in aggregate_records(measured) if not row.chip and not row.group]
     found = {(r.metric, r.klass): r for r in rows}
@@ -68,7 +70,7 @@ def evaluate_chips(
 
 def attack_chips(
     model: Path | SegmentationModel, data: Path | Sample, threat: str | ThreatModel, *, method: Sequence[str], suite: str, out: Path | None,
-    part: str, seed: int, device: str, sanity_checks: bool, progress: Progress,
+    part: str, seed: int, device: str, sanity_checks: bool, progress: Progress, key: str = "",
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Attack a model on chips with the named attacks and the members of a suite; the table has clean and worst case too."""
     if not threat:
@@ -76,7 +78,7 @@ def attack_chips(
     attacks: dict[str, Attack] = {name: registry.build("attack", name) for name in method}
     attacks |= dict(attacks_of(parse_suite(suite))) if suite else {}
     attacks = attacks or {"pgd": registry.build("attack", "pgd")}
-    target = open_target(model, data, part, device)
+    target = open_target(model, data, part, device, key)
     spec = spec_of(target.net)
     parsed = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
     cases = [CLEAN_CASE, *(Case(name, attack, parsed) for name, attack in attacks.items())]
@@ -110,13 +112,13 @@ def row_folder(out: Path | None, data: Path | Sample, default: Path) -> Iterator
 
 def map_scenes(
     weights: Path, scene: Path, out: Path, *, klass: str, names: Sequence[str], tile: int | None, overlap: int | None, runtime: Runtime,
-    memory_mib: int, estimator: str, device: str, resume: bool, progress: Progress,
+    memory_mib: int, estimator: str, device: str, resume: bool, progress: Progress, key: str = "",
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Map a scene, a folder or a manifest of scenes."""
     settings = PredictSettings(
         klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names)
     )
-    model: nn.Module = load_model(weights)
+    model: nn.Module = load_model(weights, key=read_key(key) if key else None)
     if estimator:
         wrapper = registry.build("uncertainty", *registry.parse_settings("uncertainty", estimator))
         model = wrapper(cast(SegmentationModel, model))
@@ -160,8 +162,10 @@ class MeasuredModel:
     gsd_m: float
 
 
-def open_target(model: Path | SegmentationModel, data: Path | Sample, part: str, device: str) -> MeasuredModel:
-    """Return a model and the chips of a part that it is measured on.
+def open_target(
+    model: Path | SegmentationModel, data: Path | Sample, part: str, device: str, key: str = ""
+) -> MeasuredModel:
+    """Return a model and the chips of a part that it is measured on; `key` is the source of the model's key, if it needs one.
 
     Raises:
         UsageError: There is no such part.
@@ -173,26 +177,37 @@ def open_target(model: Path | SegmentationModel, data: Path | Sample, part: str,
             raise UsageError(
                 f"part: expected all or auto for a Batch, got {part!r}; a Batch has no record of a split, so select its chips beforehand"
             )
-        net = load_network(model, None, device)
+        net = load_network(model, None, device, key)
         batch = as_batch(data, spec_of(net))
         return MeasuredModel(net, ChipSource.of_batch(batch), {"chips": len(batch)}, spec_of(net).gsd_m)
     folder = ChipFolder.open(data)
-    net = load_network(model, folder, device)
+    net = load_network(model, folder, device, key)
     chosen = select_chips(folder, split_of(net), part)
     return MeasuredModel(
         net, ChipSource.of_folder(folder, chosen.ids, chosen.flags), dict(chosen.facts()), folder.gsd_m
     )
 
 
-def load_network(model: Path | SegmentationModel, chips: ChipFolder | None, device: str) -> nn.Module:
-    """Return a network on its device; one from a file must have the bands, classes and unit of the chips, if there are any."""
+def load_network(model: Path | SegmentationModel, chips: ChipFolder | None, device: str, key: str = "") -> nn.Module:
+    """Return a network on its device; one from a file must have the bands, classes and unit of the chips, if there are any.
+
+    Raises:
+        UsageError: A key is given with a module, or cannot be read.
+    """
     if not isinstance(model, Path):
+        if key:
+            raise UsageError(f"key: expected none with a module, got {key!r}; a module holds its own transform")
         net = as_model(model)
         return net if device == "auto" else net.to(find_device(device))  # the caller's module stays on its device
     torch_device = find_device(device)
-    if chips is None:
-        return load_model(model).to(torch_device)
-    return load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit).to(torch_device)
+    secret = read_key(key) if key else None
+    net = (
+        load_model(model, key=secret)
+        if chips is None
+        else load_model(model, bands=chips.bands, classes=chips.classes, unit=chips.unit, key=secret)
+    )
+    # an attack that goes straight through an encryption would show robustness that is not there
+    return (net.for_attacks() if isinstance(net, KeyedModel) else net).to(torch_device)
 
 
 def measure_target(

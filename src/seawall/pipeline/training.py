@@ -13,13 +13,15 @@ from torch import nn
 from seawall import registry
 from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder, digest_chips
-from seawall.data.loader import PatchFeed
+from seawall.data.loader import PatchFeed, whole_chips
 from seawall.data.splits import Split, record_split
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
 from seawall.models.blocks import Standardize
+from seawall.models.keyed import KeyedModel
 from seawall.models.weights import load_model, set_split, split_of, weights_digest
 from seawall.pipeline.context import RunContext
+from seawall.pipeline.keyed import network_key, protected
 from seawall.pipeline.validation_metrics import ROBUST_IOU, SINGLE_STEP_IOU, metric_names, validation_metrics
 from seawall.pipeline.worker import training_job
 from seawall.recipe import MethodSection, Network
@@ -100,7 +102,7 @@ def train_network(run: RunContext, chips: ChipFolder, split: Split, network: Net
         )  # fmt: skip
     else:
         train_in_process(run, chips, split, network)
-    return load_model(run.folder / "models" / network.name / "model.safetensors")
+    return load_model(run.folder / "models" / network.name / "model.safetensors", key=network_key(run.recipe, network))
 
 
 def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> History:
@@ -109,10 +111,14 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
     training = training_settings(run, chips, split, network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
-        model = model_factory(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
+        model = protected(
+            recipe, network, model_factory(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
+        )
     start = _start_from(section.start, model, chips, split)
     set_split(model, record_split(chips, split))
-    if not start:
+    if isinstance(model, KeyedModel):
+        model.fit_standardize(whole_chips(chips, split.train))
+    elif not start:
         mean, std = chips.mean_std(split.train)
         cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
     labels = corrupted_labels(run, chips, split, network)

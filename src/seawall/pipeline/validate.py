@@ -57,7 +57,8 @@ def validate_recipe(recipe: Recipe) -> None:
         registry.build("suite", suite.name, suite.settings)
     for corruption in recipe.corruptions:
         _validate_corruption(corruption, recipe)
-    for text in (text for section in (*recipe.attacks, *recipe.suites) for text in section.threats):
+    keyed = () if recipe.keyed is None else (recipe.keyed,)
+    for text in (text for section in (*recipe.attacks, *recipe.suites, *keyed) for text in section.threats):
         _validate_threat(text, recipe)
     if recipe.training.robustness is not None:
         _validate_threat(recipe.training.robustness.threat, recipe)

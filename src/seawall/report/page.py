@@ -30,6 +30,7 @@ from seawall.report.flags import Flag, explain
 from seawall.report.formatting import count_text, join_words, plural
 from seawall.report.hardening import hardening_section
 from seawall.report.images import example_chips
+from seawall.report.keyed import keyed_section
 from seawall.report.label_noise import label_noise_section
 from seawall.report.published_tables import published_comparison
 from seawall.report.record_index import RecordIndex, display_name
@@ -124,7 +125,8 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
     corrupted = _with_examples(corruption_section(index), example_chips(run, index, unreadable, corrupted=True))
     scene = scene_section(run, unreadable)
     found = (
-        clean_scores(run, index), hardening_section(run, index), attacked, corrupted, label_noise_section(index), calibration_section(index), sensitivity_section(run.sensitivity), scene,
+        clean_scores(run, index), hardening_section(run, index), keyed_section(run, index), attacked, corrupted, label_noise_section(index),
+        calibration_section(index), sensitivity_section(run.sensitivity), scene,
         published_comparison(run, index), run_settings(run), data_and_split(run), learning_curves(run, index), flags_section(run, index, unreadable), provenance_section(run, index),
     )  # fmt: skip
     order = (
@@ -133,6 +135,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         "learning",
         "scores",
         "hardening",
+        "keyed",
         "robustness",
         "corruptions",
         "sensitivity",

@@ -118,8 +118,34 @@ class HardeningFacts(RunFile):
     kept_epoch: int | None = None
 
 
+class KeyedRunFacts(RunFile):
+    """A network behind a keyed transform, as `seawall.pipeline.keyed.keyed_facts` writes it.
+
+    Args:
+        network: Name of the network in the rows.
+        plain: Name of the network without a transform.
+        other_key: Name of the surrogate with another key.
+        transform: Registered transform.
+        block: Side of a block in pixels.
+        differentiable: Whether the gradient through the transform is its own.
+        threats: Threats of the adaptive attacks.
+        guesses: Keys that are guessed at once.
+        without_key: Names of the network without the transform and with wrong keys.
+    """
+
+    network: str = ""
+    plain: str = ""
+    other_key: str = ""
+    transform: str = ""
+    block: int = 0
+    differentiable: bool = True
+    threats: tuple[str, ...] = ()
+    guesses: int = 0
+    without_key: tuple[str, ...] = ()
+
+
 class RunFacts(RunFile):
-    """The file facts.json: data, label noise, estimators, hardening, seconds and CPU seconds per stage, version.
+    """The file facts.json: data, label noise, estimators, hardening, keyed transform, seconds and CPU seconds per stage, version.
 
     `corruption_baseline` is the baseline that corruption errors are relative to.
     """
@@ -129,6 +155,7 @@ class RunFacts(RunFile):
     estimators: Mapping[str, EstimatorFacts] = Field(default_factory=dict)
     corruption_baseline: str = ""
     hardening: HardeningFacts = HardeningFacts()
+    keyed: KeyedRunFacts = KeyedRunFacts()
     seconds: Mapping[str, float] = Field(default_factory=dict)
     cpu_seconds: Mapping[str, float] = Field(default_factory=dict)
     version: str = ""

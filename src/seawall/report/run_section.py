@@ -38,6 +38,10 @@ def run_settings(run: RunFolder) -> Section:
             ("Network", _method_text(recipe.model)),
             ("Objective", _method_text(recipe.training.objective)),
             ("Training", _settings_text(recipe.training.settings)),
+            (
+                "Keyed transform",
+                f"{recipe.keyed.transform} ({_settings_text(recipe.keyed.settings)})" if recipe.keyed else "",
+            ),
             ("Compared with", join_words([_method_text(m) for m in recipe.baselines])),
             ("Attacks", "; ".join(map(_attack_text, recipe.attacks))),
             ("Suites", "; ".join(map(_attack_text, recipe.suites))),
