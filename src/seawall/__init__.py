@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         doctor,
         evaluate,
         find_poisons,
+        flip_bits,
         harden,
         methods,
         poison,
@@ -52,6 +53,7 @@ _HOMES = {
         "doctor",
         "evaluate",
         "find_poisons",
+        "flip_bits",
         "harden",
         "methods",
         "poison",
@@ -77,7 +79,7 @@ _HOMES = {
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
     "corrupt", "curate",
-    "doctor", "entries", "evaluate", "find", "find_poisons", "harden", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
+    "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
     "read_recipe", "register", "run", "save_model", "sensitivity", "stress", "train", "whole_chips",
 ]  # fmt: skip
 

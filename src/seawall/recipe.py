@@ -191,6 +191,25 @@ class CorruptionSection(RecipeSection):
         return severities
 
 
+class FaultSection(RecipeSection):
+    """Flipped bits in the 8-bit weights of the network, until the IoU on the test chips is halved.
+
+    Args:
+        name: Registered fault.
+        called: Name in the report, needed where one fault is there with two settings; its own if empty.
+        most: Flips after which it stops.
+        images: Patches of the training part that the bits are chosen on.
+        defenses: Such as "clipping group=64"; the fault is measured without one and with each.
+    """
+
+    name: str
+    called: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    most: int = Field(100, ge=1, le=100_000)
+    images: int = Field(8, ge=1, le=1024)
+    defenses: tuple[str, ...] = ()
+
+
 class NoiseSection(RecipeSection):
     """Label noise put on the training part; one more model is trained per rate.
 
@@ -287,6 +306,7 @@ class Recipe(RecipeSection):
     suites: tuple[AttackSection, ...] = ()
     corruptions: tuple[CorruptionSection, ...] = ()
     noises: tuple[NoiseSection, ...] = ()
+    faults: tuple[FaultSection, ...] = ()
     scene: SceneSection | None = None
     examples: int = Field(4, ge=0, le=24)
     sanity_checks: bool = True
@@ -299,10 +319,11 @@ class Recipe(RecipeSection):
         return self
 
     @model_validator(mode="after")
-    def _check_corruption_names(self) -> Recipe:
-        names = [section.called or section.name for section in self.corruptions]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"corruption {twice[0]} once; give one of the two another `called`")
+    def _check_section_names(self) -> Recipe:
+        for kind, sections in (("corruption", self.corruptions), ("fault", self.faults)):
+            names = [section.called or section.name for section in sections]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{kind} {twice[0]} once; give one of the two another `called`")
         return self
 
     @model_validator(mode="after")
@@ -356,8 +377,12 @@ class Recipe(RecipeSection):
     def deciding(self) -> dict[str, Any]:
         """Everything that decides a trained or measured number, as plain values."""
         tree = self.model_dump(mode="json", exclude=set(DISPLAY_KEYS))
-        if not self.corruptions:  # recipes without them keep the id that they had before there were any
-            del tree["corruptions"]
+        for section in (
+            "corruptions",
+            "faults",
+        ):  # recipes without them keep the id that they had before there were any
+            if not tree[section]:
+                del tree[section]
         tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in NOT_DECIDING}
         for key in ("start", "robustness"):  # ids of recipes without them stay what they were
             if not tree["training"][key]:
@@ -427,7 +452,7 @@ def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
         "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "objective": MethodSection,
-        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "noises": NoiseSection, "scene": SceneSection,
+        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "noises": NoiseSection, "faults": FaultSection, "scene": SceneSection,
     }  # fmt: skip
     for step in path:
         section = sections.get(step, section)

@@ -69,7 +69,9 @@ class WeightChecksums:
     def changed_groups(self, tensors: Mapping[str, Tensor]) -> tuple[ChangedGroup, ...]:
         """Return the groups of tensors whose checksums differ; for a missing tensor, or one of another size, all of it."""
         return tuple(
-            found for name, digits in self.tensors.items() for found in self._changed_in(name, digits, tensors.get(name))
+            found
+            for name, digits in self.tensors.items()
+            for found in self._changed_in(name, digits, tensors.get(name))
         )
 
     def to_json(self) -> str:
@@ -156,7 +158,7 @@ def describe_groups(changed: tuple[ChangedGroup, ...]) -> str:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor's numbers in row-major order, on the CPU; they are shared where that needs no copy."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _digests(tensor: Tensor, group: int) -> Iterator[str]:

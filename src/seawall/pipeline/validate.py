@@ -21,6 +21,7 @@ from seawall.simulate.scene import S2_BANDS
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.types import DECIBEL_UNITS, ModelSpec, Unit
+from seawall.weight_faults.build import named_defenses
 
 OWN_LABELS = ("truth", "cover")
 """Values of `data.labels` that are no rule: the labels are the source's own."""
@@ -57,6 +58,9 @@ def validate_recipe(recipe: Recipe) -> None:
         registry.build("suite", suite.name, suite.settings)
     for corruption in recipe.corruptions:
         _validate_corruption(corruption, recipe)
+    for fault in recipe.faults:
+        registry.build("fault", fault.name, fault.settings)
+        named_defenses(fault.defenses)
     for text in (text for section in (*recipe.attacks, *recipe.suites) for text in section.threats):
         _validate_threat(text, recipe)
     if recipe.training.robustness is not None:

@@ -28,6 +28,7 @@ from seawall.report.run_section import data_and_split, learning_curves, run_sett
 from seawall.report.scenes import scene_section, scene_title
 from seawall.report.scores import clean_scores
 from seawall.report.summary import key_numbers, summary_sentences
+from seawall.report.weight_faults import weight_fault_section
 
 
 def write_report(run: Path) -> Path:
@@ -79,7 +80,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
     corrupted = _with_examples(corruption_section(index), example_chips(run, index, unreadable, corrupted=True))
     scene = scene_section(run, unreadable)
     found = (
-        clean_scores(run, index), hardening_section(run, index), attacked, corrupted, label_noise_section(index), calibration_section(index), scene,
+        clean_scores(run, index), hardening_section(run, index), attacked, corrupted, weight_fault_section(run, index), label_noise_section(index), calibration_section(index), scene,
         published_comparison(run, index), run_settings(run), data_and_split(run), learning_curves(run, index), flags_section(run, index, unreadable), provenance_section(run, index),
     )  # fmt: skip
     order = (
@@ -90,6 +91,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         "hardening",
         "robustness",
         "corruptions",
+        "weight-faults",
         "labels",
         "calibration",
         "scene",

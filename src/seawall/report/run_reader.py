@@ -134,6 +134,57 @@ class RunFacts(RunFile):
     version: str = ""
 
 
+FAULT_ROWS = "weight_faults.jsonl"
+"""File of a run folder with a line per network, fault in the weights and defense."""
+
+
+class WeightFaultFacts(RunFile):
+    """Flipped weight bits of one network, until the IoU on held-out chips was halved: a line of `FAULT_ROWS`.
+
+    Args:
+        model: The network.
+        fault: Name of the fault.
+        defense: Name of the defense; "none" without one.
+        seed: Seed of the fault.
+        bits: Bits of all its 8-bit weights.
+        layers: Layers with such weights.
+        most: Flips after which the fault was stopped.
+        flips_to_half: Flips until the IoU was at most half of that without flips; None where it never was.
+        curve: (flips, pixels of the class in label and prediction, pixels in either) after every round; without flips first.
+        flips: (layer, index, bit, integer before, integer after) of every bit in order.
+        detected: Bits in groups whose checksum differed.
+        seconds: CPU seconds that it took to choose the bits.
+    """
+
+    model: str
+    fault: str
+    defense: str
+    seed: int
+    bits: int
+    layers: int
+    most: int
+    flips_to_half: int | None
+    curve: tuple[tuple[int, int, int], ...] = Field(min_length=1)
+    flips: tuple[tuple[str, int, int, int, int], ...]
+    detected: int
+    seconds: float
+
+    @property
+    def iou(self) -> tuple[float, ...]:
+        """IoU after every round, without flips first; 0 where neither label nor prediction has the class."""
+        return tuple(both / either if either else 0.0 for _, both, either in self.curve)
+
+    @property
+    def detected_share(self) -> float | None:
+        """Share of the flips that checksums noticed; None without flips."""
+        return self.detected / len(self.flips) if self.flips else None
+
+    @property
+    def sign_share(self) -> float | None:
+        """Share of the flips that flipped a sign bit; None without flips."""
+        return sum(bit == 7 for _, _, bit, _, _ in self.flips) / len(self.flips) if self.flips else None
+
+
 class SceneFacts(RunFile):
     """The result of a whole-scene map, with the keys of `seawall.inference.products.SceneResult`."""
 
@@ -225,6 +276,7 @@ class RunFolder:
         history: Training rows; each names its model.
         examples: Paths of the example chips, sorted.
         scenes: Scenes by name, sorted.
+        weight_faults: Flipped weight bits, a value per network, fault and defense.
         unreadable: Files of the folder that could not be read, with the reason.
     """
 
@@ -237,6 +289,7 @@ class RunFolder:
     history: tuple[EpochFacts, ...]
     examples: tuple[Path, ...] = ()
     scenes: Mapping[str, MappedScene] = field(default_factory=dict)
+    weight_faults: tuple[WeightFaultFacts, ...] = ()
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -290,6 +343,7 @@ def read_run(path: Path) -> RunFolder:
         history=tuple(_history_rows(path, unreadable)),
         examples=tuple(sorted((path / "examples").glob("*.npz"))),
         scenes=_scenes(path / "scenes", unreadable),
+        weight_faults=tuple(read_weight_faults(path / FAULT_ROWS, unreadable)),
         unreadable=tuple(unreadable),
     )
 
@@ -366,6 +420,16 @@ def read_example(path: Path) -> ExampleFacts:
     if unreadable:
         raise ValueError(unreadable[0])
     return found or ExampleFacts()
+
+
+def read_weight_faults(path: Path, unreadable: list[str]) -> Iterator[WeightFaultFacts]:
+    """Yield the lines of `FAULT_ROWS`; the reason for each that cannot be read is added to a list."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ()
+    for number, line in enumerate(lines, 1):
+        try:
+            yield WeightFaultFacts.model_validate_json(line)
+        except ValidationError as bad:
+            unreadable.append(f"{path.name}:{number}: {first_error(bad)}; left out")
 
 
 def _records(path: Path) -> tuple[Record, ...]:

@@ -24,7 +24,7 @@ from seawall.report.run_reader import DataFacts, RunFolder
 from seawall.report.svg import ChartAxis, round_ticks
 from seawall.split_record import SPLIT_PARTS
 
-STAGE_ORDER = ("chips", "training", "evaluation", "scene")
+STAGE_ORDER = ("chips", "training", "evaluation", "weight faults", "scene")
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -42,6 +42,7 @@ def run_settings(run: RunFolder) -> Section:
             ("Attacks", "; ".join(map(_attack_text, recipe.attacks))),
             ("Suites", "; ".join(map(_attack_text, recipe.suites))),
             ("Natural perturbations", join_words([c.called or c.name for c in recipe.corruptions])),
+            ("Flipped weight bits", join_words([f.called or f.name for f in recipe.faults])),
             ("Label noise, asked for", "; ".join(map(_noise_text, recipe.noises))),
             ("Label noise, reached", "; ".join(noise.label for noise in run.facts.noises.values())),
             ("Seed", str(recipe.seed)),

@@ -10,6 +10,7 @@ from seawall.testing import (
     attacks,
     corruptions,
     detectors,
+    faults,
     goals,
     label_rules,
     losses,
@@ -21,6 +22,7 @@ from seawall.testing import (
     suites,
     uncertainty,
     water_indices,
+    weight_defenses,
 )
 
 Check = Callable[[Entry], None]
@@ -30,6 +32,8 @@ CHECKS: dict[str, list[Check]] = {
     "attack-loss": attack_losses.CHECKS,
     "corruption": corruptions.CHECKS,
     "detector": detectors.CHECKS,
+    "fault": faults.CHECKS,
+    "weight-defense": weight_defenses.CHECKS,
     "goal": goals.CHECKS,
     "water-index": water_indices.CHECKS,
     "label-rule": label_rules.CHECKS,

@@ -99,7 +99,9 @@ def measure_fault(
     clean = count_class(weights.model, held_out(), klass)
     if not clean.iou:
         name = weights.spec.classes[klass]
-        raise DataError(f"weight fault: expected {name} that the network finds on the held-out chips, got none; measure other chips")
+        raise DataError(
+            f"weight fault: expected {name} that the network finds on the held-out chips, got none; measure other chips"
+        )
     yield clean
     checksums, count, flips = WeightChecksums.of(weights.integers()), 0, list[BitFlip]()
     rounds = fault(weights, batch, seed)
@@ -123,7 +125,9 @@ def fault_curve(found: Iterable[ClassCounts | FaultRound]) -> FaultCurve:
     """Return the curve of what `measure_fault` yields."""
     clean, *rounds = found
     if not isinstance(clean, ClassCounts):
-        raise UsageError("fault curve: expected the counts without flips first, got a round; give all that was measured")
+        raise UsageError(
+            "fault curve: expected the counts without flips first, got a round; give all that was measured"
+        )
     return FaultCurve(clean, tuple(one for one in rounds if isinstance(one, FaultRound)))
 
 

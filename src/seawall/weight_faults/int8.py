@@ -64,7 +64,12 @@ def weight_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     for name, part in model.named_modules():
         own = part._parameters.get("weight") if isinstance(part, _ConvNd | nn.Linear) else None
-        if own is not None and own.is_floating_point() and own.numel() and all(own is not one for one in found.values()):
+        if (
+            own is not None
+            and own.is_floating_point()
+            and own.numel()
+            and all(own is not one for one in found.values())
+        ):
             found[f"{name}.weight" if name else "weight"] = own
     if not found:
         raise ModelError(

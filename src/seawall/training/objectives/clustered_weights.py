@@ -74,9 +74,6 @@ def clustering_penalty(weights: Iterable[Tensor]) -> Tensor:
         >>> clustering_penalty([torch.tensor([1.0, 3.0, -2.0])]).item()
         2.0
     """
-    parts = []
-    for weight in weights:
-        for sign in (weight[weight > 0], weight[weight < 0]):
-            if sign.numel():
-                parts.append((sign - sign.mean()).square().sum())
+    signs = [sign for weight in weights for sign in (weight[weight > 0], weight[weight < 0]) if sign.numel()]
+    parts = [(sign - sign.mean()).square().sum() for sign in signs]
     return torch.stack(parts).sum() if parts else torch.zeros(())
