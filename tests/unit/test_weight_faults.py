@@ -175,6 +175,23 @@ def test_bits_are_added_only_where_no_layer_raises_the_loss() -> None:
         assert weights.hamming_distance() == 0, "what raised nothing is flipped back"
 
 
+def test_layers_in_protected_memory_are_left_alone() -> None:
+    with int8_weights(flat_network()) as weights:
+        assert {flip.layer for some in islice(SEARCH(weights, ground_batch(), 0), 4) for flip in some} == {
+            "head.weight"
+        }
+    with int8_weights(flat_network()) as weights:
+        spared = ProgressiveBitSearch(spared="head")
+        assert {flip.layer for some in islice(spared(weights, ground_batch(), 0), 4) for flip in some} == {
+            "hidden.weight"
+        }
+        for text in ("tail", "weight"):
+            with pytest.raises(
+                UsageError, match=f"spared: expected a text that some weights have in their name, not all, got '{text}'"
+            ):
+                next(ProgressiveBitSearch(spared=text)(weights, ground_batch(), 0))
+
+
 def test_a_zero_gradient_allows_no_flip() -> None:
     model = Linear([[0.5, -1.0], [1.0, 0.3]])
     with int8_weights(model) as weights:

@@ -141,15 +141,22 @@ class ProgressiveBitSearch:
         objective: "ce", the cross-entropy over valid pixels, or "soft-iou", one minus the soft IoU of water.
         labels: Against which labels: "predicted" by the unflipped network, as in the paper, or those "given".
         most: Bits of one layer that are tried together at most; then the search ends.
+        spared: Weights whose name has this text in it lie in protected memory and are left alone, such as "head"; "" for none.
     """
 
     k_top: Annotated[int, Field(ge=0)] = 10
     objective: FaultObjective = "ce"
     labels: FaultLabels = "predicted"
     most: Annotated[int, Field(ge=1)] = 8
+    spared: str = ""
 
     def __call__(self, weights: QuantizedWeights, batch: Batch, seed: int) -> Iterator[tuple[BitFlip, ...]]:
         """Yield the bits of each round, once they are flipped."""
+        if self.spared and not 0 < sum(self.spared in name for name in weights.layers) < len(weights.layers):
+            raise UsageError(
+                f"progressive-bit-search.spared: expected a text that some weights have in their name, not all, got {self.spared!r}; "
+                f"they are {', '.join(weights.layers)}"
+            )
         loss = AttackedLoss.of(weights, batch, self.objective, self.labels)
         while flips := self.next_round(weights, loss):
             yield flips
@@ -160,6 +167,7 @@ class ProgressiveBitSearch:
         found = {
             name: CandidateBits.of(layer, gradients[name], self.k_top, self.most)
             for name, layer in weights.layers.items()
+            if not (self.spared and self.spared in name)
         }
         for count in range(1, self.most + 1):
             able = {name: bits for name, bits in found.items() if len(bits.index) >= count}
