@@ -18,6 +18,11 @@ from seawall.data.index import ChipHeader
 from seawall.data.splits import record_split, split_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, ModelError, RecipeError, UsageError
+from seawall.geo.raster import Grid, write_cog
+from seawall.inference.export import export_products
+from seawall.inference.output_buffer import OutputBuffer
+from seawall.inference.predict import predict_many, predict_scene
+from seawall.inference.settings import PredictSettings
 from seawall.models.checksums import GROUP_BYTES, WeightChecksums, WeightGuard
 from seawall.models.linear import PixelClassifier
 from seawall.models.unet import UNet
@@ -38,7 +43,7 @@ from seawall.testing.faults import flat_network
 from seawall.testing.fixtures import ground_batch
 from seawall.training.objectives.clustered_weights import ClusteredWeights, clustering_penalty
 from seawall.types import Batch, ModelSpec
-from seawall.weight_faults.damage import fault_curve, measure_fault
+from seawall.weight_faults.damage import ClassCounts, FaultRound, fault_curve, measure_fault
 from seawall.weight_faults.defense import Clipping, Reconstruction, WeightDefense
 from seawall.weight_faults.int8 import (
     BIT_VALUES,
@@ -371,6 +376,79 @@ def test_the_guard_of_a_service_notices_a_flip_between_and_within_scenes(tmp_pat
     WeightGuard.of(model).verify()
     other = WeightGuard.of(UNet(4, 1)(SPEC), read_checksums(path))
     other.verify()  # a wrapped or other network has checksums of its own memory
+
+
+@pytest.mark.parametrize(("every", "kept"), [(10**6, 0), (1, 0), (0, 1)])
+def test_rows_of_damaged_weights_are_not_kept(
+    every: int, kept: int, tmp_path: Path, lakes: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bit flips while the first tiles are computed; without comparisons only the end of the scene tells."""
+    path, written = tmp_path / "m.safetensors", []
+    save_model(path, lakes)
+    model = load_model(path)
+    image = lake_chips(OPTICAL_CHIPS, 1, 48).image[0].repeat(1, 12, 3).clamp_min(1e-4).numpy()
+    write_cog(
+        tmp_path / "s.tif",
+        np.rint(image * 10000).astype(np.uint16),
+        Grid(576, 144),
+        bands=OPTICAL_CHIPS.bands,
+        nodata=0,
+    )
+    write = OutputBuffer.write
+    monkeypatch.setattr(OutputBuffer, "write", lambda self, *given: (written.append(given[0]), write(self, *given))[1])
+
+    def flip(*_: object) -> None:
+        model.network.head.weight.data.view(torch.int32).view(-1)[0] ^= 1 << 20
+        handle.remove()
+
+    handle = model.network.head.register_forward_pre_hook(flip)
+    says = "that stay as they are" if kept else r"as they were loaded, got others in 'network\.head\.weight', group 0"
+    with pytest.raises(ModelError, match=f"expected weights {says}"):
+        predict_scene(model, tmp_path / "s.tif", tmp_path / "maps", tile=128, verify_tiles=every, weights=path)
+    assert bool(written) == bool(kept)
+    assert not list((tmp_path / "maps").glob("*.tif"))
+
+
+def test_a_flip_between_two_scenes_is_noticed_at_the_next(
+    tmp_path: Path, lakes: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, lakes)
+    model = load_model(path)
+    image = np.rint(lake_chips(OPTICAL_CHIPS, 1, 48).image[0].clamp_min(1e-4).numpy() * 10000).astype(np.uint16)
+    for name in ("a", "b"):
+        write_cog(tmp_path / f"{name}.tif", image, Grid(48, 48), bands=OPTICAL_CHIPS.bands, nodata=0)
+
+    def export_and_flip(*given: object) -> object:
+        result = export_products(*given)  # type: ignore[arg-type]
+        model.network.head.weight.data.view(torch.int32).view(-1)[0] ^= 1 << 20
+        return result
+
+    monkeypatch.setattr("seawall.inference.predict.export_products", export_and_flip)
+    report = predict_many(model, [tmp_path / "a.tif", tmp_path / "b.tif"], tmp_path / "maps", weights=path)
+    assert [one.name for one in report.made] == ["a"]
+    ((scene, reason),) = report.failed
+    assert Path(scene).name == "b.tif" and "got others in 'network.head.weight', group 0" in reason
+
+
+def test_weights_in_another_runtime_are_not_compared() -> None:
+    assert PredictSettings().tiles_between_checks == 16 and PredictSettings(verify_tiles=3).tiles_between_checks == 3
+    assert PredictSettings(runtime="onnx").tiles_between_checks == 0
+    assert PredictSettings(verify_tiles=3).identity() == PredictSettings().identity(), "a check changes no map"
+    with pytest.raises(UsageError, match="verify_tiles: expected 0 with the onnx runtime, which has its own copy"):
+        PredictSettings(runtime="onnx", verify_tiles=3)
+
+
+def test_flips_to_half_is_the_first_count_at_half() -> None:
+    clean = ClassCounts(80, 100)
+    rounds = [
+        FaultRound((), n, ClassCounts(both, 100), 0.0, 0) for n, both in ((1, 79), (3, 55), (4, 41), (6, 40), (9, 2))
+    ]
+    assert fault_curve([clean, *rounds]).flips_to_half == 6
+    assert fault_curve([clean, *rounds[:3]]).flips_to_half is None
+    assert fault_curve([clean, FaultRound((), 1, ClassCounts(0, 0), 0.0, 0)]).flips_to_half == 1, (
+        "nothing found is no water"
+    )
 
 
 def test_checksums_name_every_changed_group_and_a_missing_tensor() -> None:
