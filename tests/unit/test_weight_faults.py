@@ -180,6 +180,34 @@ def test_bits_are_added_only_where_no_layer_raises_the_loss() -> None:
         assert weights.hamming_distance() == 0, "what raised nothing is flipped back"
 
 
+def test_a_bit_is_not_flipped_back() -> None:
+    """The sign bit of 127 is set, and its gradient says to clear it again, which would raise the loss most."""
+    with int8_weights(Linear([[0.5, -1.0], [1.0, 0.3]])) as weights:
+        (layer,) = weights.layers.values()
+        weights.flip("layer.weight", 2, 7)
+        found = CandidateBits.of(layer, torch.tensor([0.0, 0.0, 1.0, 0.0]), 0, 99)
+        assert 7 not in found.bit.tolist() and set(found.index.tolist()) <= {2}
+        weights.flip("layer.weight", 2, 7)
+        weights.flip("layer.weight", 1, 7)  # of another weight
+        assert 7 in CandidateBits.of(layer, torch.tensor([0.0, 0.0, -1.0, 0.0]), 0, 99).bit.tolist()
+
+
+@pytest.mark.parametrize("objective", ["ce", "soft-iou"])
+def test_the_loss_of_a_search_is_that_of_the_valid_pixels(objective: FaultObjective) -> None:
+    batch, model = ground_batch(), flat_network()
+    with int8_weights(model) as weights, torch.no_grad():
+        value = AttackedLoss.of(weights, batch, objective, "given").value(model)
+        logits = model(batch.image).movedim(1, -1)[batch.valid]
+        label = batch.label[batch.valid]
+        water = logits.softmax(1)[:, 1]
+        both = water[label == 1].sum()
+        by_hand = {
+            "ce": nn.functional.cross_entropy(logits, label),
+            "soft-iou": 1 - (both + 1) / (water.sum() + (label == 1).sum() - both + 1),
+        }
+        assert value == pytest.approx(float(by_hand[objective]), rel=1e-5)
+
+
 def test_layers_in_protected_memory_are_left_alone() -> None:
     with int8_weights(flat_network()) as weights:
         assert {flip.layer for some in islice(SEARCH(weights, ground_batch(), 0), 4) for flip in some} == {
