@@ -645,6 +645,29 @@ def test_a_run_measures_faults_and_the_report_shows_them(folder: Path, tmp_path:
     assert [one.flips for one in kept] == [one.flips for one in lines] and kept[0] == lines[0]
 
 
+def test_a_network_that_finds_no_water_costs_no_report(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {
+        "name": "dry",
+        "data": {"source": str(folder), "kind": "chips"},
+        "model": {"name": "linear"},
+        "faults": FAULTS[1:],
+    }
+    settings = {"epochs": 1, "steps_per_epoch": 1, "patch": 16, "batch": 2, "lr": 1e-9, "tensorboard": False}
+    (tmp_path / "dry.toml").write_text(
+        make_recipe({**text, "training": {"settings": settings}, "sanity_checks": False}).to_toml()
+    )
+    monkeypatch.setattr("seawall.weight_faults.damage.count_class", lambda *_: ClassCounts(0, 10))
+    done = api.run(tmp_path / "dry.toml", out=tmp_path / "runs")
+    page = Path(str(done.facts["report"]))
+    (line,) = read_run(page.parent).weight_faults
+    assert line.refused.startswith("weight fault: expected water that the network finds") and not line.flips
+    assert (
+        "Under flipped weight bits" in page.read_text() and "expected water that the network finds" in page.read_text()
+    )
+
+
 def test_recipes_with_wrong_faults_are_refused_before_the_training(folder: Path, tmp_path: Path) -> None:
     base = {"name": "flips", "data": {"source": str(folder), "kind": "chips"}}
     assert make_recipe(base).id == make_recipe({**base, "faults": []}).id != make_recipe({**base, "faults": FAULTS}).id

@@ -13,7 +13,7 @@ from seawall.data.chips import ChipFolder
 from seawall.data.loader import patches, whole_chips
 from seawall.data.selection import select_chips
 from seawall.data.splits import Split
-from seawall.errors import UsageError
+from seawall.errors import DataError, UsageError
 from seawall.inference.backends import find_device
 from seawall.inputs import Sample, as_batch
 from seawall.io import write_atomic
@@ -120,10 +120,17 @@ def _table_row(line: WeightFaultFacts) -> MutableRow:
 
 
 def measure_weight_faults(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
-    """Measure the faults of a recipe on its network and the reference; lines that are there are not measured again."""
+    """Measure the faults of a recipe on its network and the reference; lines that are there are not measured again.
+
+    A fault that cannot be measured, as on a network that finds nothing of the class, has a line with the reason.
+    """
     recipe, path = run.recipe, run.folder / FAULT_ROWS
     if not recipe.faults:
         return
+
+    def held_out() -> Iterator[Batch]:
+        yield from whole_chips(chips, split.test)
+
     lines = list(read_weight_faults(path, []))
     done = {(line.model, line.fault, line.defense) for line in lines}
     for name in (recipe.model.name, REFERENCE):
@@ -133,10 +140,14 @@ def measure_weight_faults(run: RunContext, chips: ChipFolder, split: Split, mode
             for named in faults_of(section):
                 if (name, named.name, named.defense_name) in done:
                     continue
-                line = fault_line(
-                    name, named, net, batch, lambda: whole_chips(chips, split.test), recipe.seed,
-                    run.stage_progress(f"{named.label} on {name}"),
-                )  # fmt: skip
+                stage = run.stage_progress(f"{named.label} on {name}")
+                try:
+                    line = fault_line(name, named, net, batch, held_out, recipe.seed, stage)
+                except DataError as bad:  # a network that finds no water must not take the report with it
+                    line = WeightFaultFacts(
+                        model=name, fault=named.name, defense=named.defense_name, seed=recipe.seed, most=named.most,
+                        refused=str(bad),
+                    )  # fmt: skip
                 lines.append(line)
                 write_atomic(path, fault_text(lines))
 

@@ -154,20 +154,22 @@ class WeightFaultFacts(RunFile):
         flips: (layer, index, bit, integer before, integer after) of every bit in order.
         detected: Bits in groups whose checksum differed.
         seconds: CPU seconds that it took to choose the bits.
+        refused: Why it was not measured; "" where it was.
     """
 
     model: str
     fault: str
     defense: str
     seed: int
-    bits: int
-    layers: int
     most: int
-    flips_to_half: int | None
-    curve: tuple[tuple[int, int, int], ...] = Field(min_length=1)
-    flips: tuple[tuple[str, int, int, int, int], ...]
-    detected: int
-    seconds: float
+    bits: int = 0
+    layers: int = 0
+    flips_to_half: int | None = None
+    curve: tuple[tuple[int, int, int], ...] = Field(((0, 0, 0),), min_length=1)
+    flips: tuple[tuple[str, int, int, int, int], ...] = ()
+    detected: int = 0
+    seconds: float = 0.0
+    refused: str = ""
 
     @property
     def iou(self) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from seawall.report.charts import CurvePoint, Series, line_chart, series_color
-from seawall.report.elements import Chart, PageBlock, Section, Table, TableRow, table_row
+from seawall.report.elements import BulletList, Chart, PageBlock, Section, Table, TableRow, table_row
 from seawall.report.formatting import DASH, count_text, number_text, percent_text, plural, ratio_text
 from seawall.report.record_index import RecordIndex, TableCell
 from seawall.report.run_reader import FAULT_ROWS, RunFolder, WeightFaultFacts
@@ -29,17 +29,20 @@ SHORTEST_AXIS = 10
 
 def weight_fault_section(run: RunFolder, index: RecordIndex) -> Section | None:
     """Show every fault that was measured; None where there is none."""
-    found = run.weight_faults
-    if not found:
-        return None
+    found = [one for one in run.weight_faults if not one.refused]
+    blocks: list[PageBlock] = []
+    if found:
+        blocks = [_fault_table(index, found), _fault_chart(index, found)]
+    if refused := [(f"{_fault_name(index, one)}.", one.refused) for one in run.weight_faults if one.refused]:
+        blocks.append(BulletList(tuple(refused)))
+    return Section("weight-faults", "Under flipped weight bits", FAULT_LEAD, blocks) if blocks else None
+
+
+def _fault_table(index: RecordIndex, found: Sequence[WeightFaultFacts]) -> Table:
     bits = " and ".join(dict.fromkeys(f"{count_text(one.bits)} bits in {plural(one.layers, 'layer')}" for one in found))
     note = f"{bits}. A number with > was not enough: the fault was stopped there. Lines are in {FAULT_ROWS}."
     rows = tuple(_fault_row(index, one) for one in found)
-    blocks: list[PageBlock] = [
-        Table(f"Flips until the {index.klass} IoU is halved", FAULT_HEAD, rows, note),
-        _fault_chart(index, found),
-    ]
-    return Section("weight-faults", "Under flipped weight bits", FAULT_LEAD, blocks)
+    return Table(f"Flips until the {index.klass} IoU is halved", FAULT_HEAD, rows, note)
 
 
 def _fault_name(index: RecordIndex, one: WeightFaultFacts) -> str:
