@@ -37,7 +37,7 @@ from seawall.inference.scene import SceneReader, open_scene
 from seawall.inference.settings import PredictSettings, SceneJob, SceneReport, clean_name, find_scenes, scene_stem
 from seawall.inference.tiling import Predict, TilePlan, blend_tiles, plan_tiles
 from seawall.io import RunLock
-from seawall.models.checksums import WeightGuard
+from seawall.models.checksums import WeightChecksums, WeightGuard
 from seawall.models.identity import identify, model_digest
 from seawall.models.weights import check_finite, read_checksums, spec_of, state_of, weights_digest
 from seawall.result import StageProgress, no_progress
@@ -183,8 +183,16 @@ def _scene_predictor(
     path = None if weights is None else Path(weights)
     guard = None
     if settings.tiles_between_checks:
-        guard = WeightGuard.of(model, None if path is None else read_checksums(path))
+        guard = WeightGuard.of(model, None if path is None else _checksums_of_file(path))
     return _ScenePredictor(model, out, settings, device, resume, progress, notes, path, guard)
+
+
+def _checksums_of_file(path: Path) -> WeightChecksums | None:
+    """Return the checksums of a weights file; None for a file of another library, which a caller's own network may come from."""
+    try:
+        return read_checksums(path)
+    except ModelError:
+        return None
 
 
 @dataclass(frozen=True)
