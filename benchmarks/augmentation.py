@@ -34,7 +34,7 @@ from seawall.metrics.bootstrap import Resamples, percentile_interval, weighted_m
 from seawall.metrics.ratios import divide_or_nan
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
-from seawall.recipe import Recipe, make_recipe
+from seawall.recipe.recipe import Recipe, make_recipe
 
 INNER: Mapping[str, object] = {"objective_settings": {"loss": LOSS}}
 CLOCK: Mapping[str, object] = {"rounds": 10, "clean_rounds": 2, "curve_rounds": 3}

@@ -32,7 +32,7 @@ from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import train_network
 from seawall.pipeline.validate import threat_for
-from seawall.recipe import Recipe, make_recipe
+from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.rng import Keys
 from seawall.types import Attack, Batch, SegmentationModel
 

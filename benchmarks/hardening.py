@@ -51,7 +51,8 @@ from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import model_factory, spec_of_chips, train_network
 from seawall.pipeline.validate import threat_for
-from seawall.recipe import MethodSection, Recipe, make_recipe
+from seawall.recipe.recipe import Recipe, make_recipe
+from seawall.recipe.sections import MethodSection
 from seawall.rng import Keys
 from seawall.training.configuration import Training
 from seawall.training.pretrain import PatchLabels, pretrain_encoder

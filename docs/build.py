@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from seawall import registry
 from seawall.cli import app
-from seawall.recipe import make_recipe, read_recipe
+from seawall.recipe.recipe import make_recipe, read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -22,7 +22,7 @@ from seawall.geo.preview import write_preview
 from seawall.inference.products import SceneResult
 from seawall.inference.stac_items import scene_item
 from seawall.pipeline.provenance import RunMetadata
-from seawall.recipe import make_recipe
+from seawall.recipe.recipe import make_recipe
 from seawall.records import Record, RecordLog
 from seawall.threat.parser import parse_threat
 from seawall.training.checkpoint import HistoryLog

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         doctor,
         evaluate,
         find_poisons,
+        flip_bits,
         harden,
         make_key,
         methods,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from seawall.inference.predict import predict_many, predict_scene
     from seawall.models.adapter import adapt
     from seawall.models.weights import load_model, save_model
-    from seawall.recipe import Recipe, read_recipe
+    from seawall.recipe.recipe import Recipe, read_recipe
     from seawall.registry import build, entries, find, register
     from seawall.result import Result
     from seawall.rng import Keys
@@ -53,6 +54,7 @@ _HOMES = {
         "doctor",
         "evaluate",
         "find_poisons",
+        "flip_bits",
         "harden",
         "make_key",
         "methods",
@@ -69,7 +71,7 @@ _HOMES = {
     "seawall.rng": ("Keys",),
     "seawall.models.adapter": ("adapt",),
     "seawall.models.weights": ("load_model", "save_model"),
-    "seawall.recipe": ("Recipe", "read_recipe"),
+    "seawall.recipe.recipe": ("Recipe", "read_recipe"),
     "seawall.registry": ("build", "entries", "find", "register"),
     "seawall.threat": ("ThreatModel", "parse_threat"),
     "seawall.result": ("Result",),
@@ -79,7 +81,8 @@ _HOMES = {
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
     "corrupt", "curate",
-    "doctor", "entries", "evaluate", "find", "find_poisons", "harden", "load_model", "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene",
+    "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model", "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many",
+    "predict_scene",
     "read_recipe", "register", "run", "save_model", "sensitivity", "stress", "train", "whole_chips",
 ]  # fmt: skip
 

@@ -48,7 +48,7 @@ def run(
     Command:
         seawall run recipes/hls.toml --set training.settings.epochs=3
     """
-    from seawall.recipe import read_recipe
+    from seawall.recipe.recipe import read_recipe
 
     read = read_recipe(
         Path(recipe), (*changes, *_devices_change(devices))
@@ -148,7 +148,7 @@ def train(
         seawall train chips/mine --out runs/mine --set training.settings.epochs=20
     """
     from seawall.pipeline import run as pipeline
-    from seawall.recipe import change_recipe
+    from seawall.recipe.recipe import change_recipe
 
     tree = {"name": "train", "seed": seed, "data": {"source": str(chips), "kind": "chips"}, "model": {"name": model}}
     changed = change_recipe(tree, (*changes, *_devices_change(devices)))
@@ -365,6 +365,58 @@ def stress(
     )
 
 
+def flip_bits(
+    model: Path | str | SegmentationModel,
+    data: Path | str | Sample,
+    *,
+    fault: Sequence[str] = (),
+    defense: Sequence[str] = (),
+    chosen_on: Path | str | Sample | None = None,
+    images: int = 8,
+    most: int = 100,
+    out: Path | str | None = None,
+    part: str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Result:
+    """Flip bits of a network's 8-bit weights until its IoU on held-out chips is halved, beside random flips.
+
+    Args:
+        model: A .safetensors file, or in Python any module with a spec and layers that have weights.
+        data: A chip folder; in Python also a Batch, a mapping with "image" and "mask", or a pair (image, label), in the model's unit.
+        fault: Such as "progressive-bit-search objective=soft-iou"; may be given again. Without one the search and random flips.
+        defense: Weights are read through it, such as "reconstruction" or "clipping group=64"; may be given again. Every fault
+            is measured without one as well.
+        chosen_on: Chips that the bits are chosen on; by default those of the folder that the weights learned from.
+        images: How many patches of them.
+        most: Flips after which a search stops; random flips stop after ten times as many.
+        out: Folder of the rows (runs/flip-bits for a chip folder).
+        part: auto, all, train, val or test, as for `seawall evaluate`; a Batch is measured whole.
+        seed: Seed of the patches and of random flips.
+        device: auto, cpu, cuda, or mps.
+
+    Returns:
+        One row per fault and defense: IoU with 8-bit weights, flips until it is halved, flips made and the IoU after them,
+        the share of sign bits among them, the share that checksums detect, and CPU seconds per flip.
+
+    Raises:
+        UsageError: A fault, a defense or a number is wrong, or bits would be chosen on chips that are measured.
+        ModelError: The model has no weights of convolutions or linear layers, as a threshold has none.
+
+    Command:
+        seawall flip-bits runs/mine/models/unet/model.safetensors chips/mine --defense reconstruction
+    """
+    from seawall.pipeline.weight_faults import flip_weight_bits
+
+    return Result(
+        *flip_weight_bits(
+            _as_path(model), _as_path(data), fault=fault, defense=defense, chosen_on=_as_path(chosen_on), images=images, most=most,
+            out=_optional_path(out), part=part, seed=seed, device=device, progress=progress,
+        )
+    )  # fmt: skip
+
+
 def sensitivity(
     weights: Path | str,
     chips: Path | str,
@@ -425,6 +477,7 @@ def predict(
     overlap: int | None = None,
     runtime: str = "torch",
     memory_mib: int = 512,
+    verify_tiles: int | None = None,
     estimator: str = "",
     key: str = "",
     device: str = "auto",
@@ -443,6 +496,8 @@ def predict(
         overlap: Pixels that neighboring tiles share; by default as many as make the tiled map equal the whole one.
         runtime: torch, onnx or openvino; the last two need the extra "deploy".
         memory_mib: Memory for buffers; whatever the scene's size.
+        verify_tiles: Tiles after which the weights in memory are compared with the checksums of their file, 16 by default; 0
+            compares them at the end of a scene only. They are compared before rows are kept, too.
         estimator: Estimator of uncertainty around the network, such as "tta" or "mc-dropout passes=10"; softmax by default.
         key: File or env:NAME of the key, for weights behind a keyed transform.
         device: auto, cpu, cuda, or mps.
@@ -458,7 +513,7 @@ def predict(
     from seawall.pipeline import trained_model
 
     files, table, failed = trained_model.map_scenes(
-        Path(weights), Path(scene), Path(out), klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib,
+        Path(weights), Path(scene), Path(out), klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, verify_tiles=verify_tiles,
         estimator=estimator, key=key, device=device, resume=resume, progress=progress,
     )  # fmt: skip
     return Result(files, table, failed, done=len(table))
@@ -720,7 +775,7 @@ def methods(kind: str = "", *, name: str = "") -> Result:
     """List the registered methods, or the settings of one.
 
     Args:
-        kind: attack, attack-loss, goal, suite, noise, corruption, keyed-transform, poison, detector, model, loss, objective or uncertainty; empty lists all.
+        kind: attack, attack-loss, goal, suite, noise, corruption, keyed-transform, fault, weight-defense, poison, detector, model, loss, objective or uncertainty; empty lists all.
         name: Show the settings of this method.
 
     Command:
@@ -784,6 +839,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     evaluate,
     attack,
     stress,
+    flip_bits,
     sensitivity,
     predict,
     corrupt,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from seawall.labels.rules import LabelRule
     from seawall.labels.water_indices import WaterIndex
     from seawall.poisoning.detection import PoisonDetector
+    from seawall.weight_faults.defense import WeightDefense
+    from seawall.weight_faults.search import WeightFault
 
 HOMES: Mapping[str, tuple[str, ...]] = {
     "attack": ("seawall.attacks",),
@@ -36,6 +38,8 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "keyed-transform": ("seawall.keyed_transforms",),
     "poison": ("seawall.poisoning",),
     "detector": ("seawall.poisoning",),
+    "fault": ("seawall.weight_faults",),
+    "weight-defense": ("seawall.weight_faults",),
     "loss": ("seawall.losses",),
     "objective": ("seawall.training.objectives",),
     "model": ("seawall.models",),
@@ -188,6 +192,8 @@ def build(kind: Literal["corruption"], name: str, settings: Mapping[str, Setting
 @overload
 def build(kind: Literal["detector"], name: str, settings: Mapping[str, Setting] | None = None) -> PoisonDetector: ...
 @overload
+def build(kind: Literal["fault"], name: str, settings: Mapping[str, Setting] | None = None) -> WeightFault: ...
+@overload
 def build(kind: Literal["goal"], name: str, settings: Mapping[str, Setting] | None = None) -> AttackGoal: ...
 @overload
 def build(
@@ -211,6 +217,10 @@ def build(kind: Literal["source"], name: str, settings: Mapping[str, Setting] | 
 def build(kind: Literal["suite"], name: str, settings: Mapping[str, Setting] | None = None) -> Suite: ...
 @overload
 def build(kind: Literal["uncertainty"], name: str, settings: Mapping[str, Setting] | None = None) -> Wrapper: ...
+@overload
+def build(
+    kind: Literal["weight-defense"], name: str, settings: Mapping[str, Setting] | None = None
+) -> WeightDefense: ...
 @overload
 def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -> object: ...
 def build(kind: str, name: str, settings: Mapping[str, Setting] | None = None) -> object:

@@ -14,7 +14,7 @@ import torch
 
 from seawall.errors import DataError, RunError, StoppedError, UsageError
 from seawall.models.weights import load_model
-from seawall.recipe import Recipe
+from seawall.recipe.recipe import Recipe
 from seawall.training.launch import run_processes
 from terminal import cli
 from tiny import pair

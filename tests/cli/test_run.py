@@ -251,7 +251,7 @@ def test_labels_of_a_noise_are_kept_and_their_change_is_told(whole: Path) -> Non
     assert len(list((whole / "labels" / "unet@erode-0.3").glob("*.z"))) == told["chips"] == 4
     from seawall.pipeline.context import RunContext
     from seawall.pipeline.run import label_noise_facts
-    from seawall.recipe import make_recipe
+    from seawall.recipe.recipe import make_recipe
     from seawall.result import no_progress
 
     printed = label_noise_facts(RunContext(make_recipe({"name": "x"}), whole, "cpu", True, no_progress))

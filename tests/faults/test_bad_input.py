@@ -25,7 +25,7 @@ from seawall.data.chips import ChipFolder
 from seawall.io import RunLock
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import save_model
-from seawall.recipe import read_recipe
+from seawall.recipe.recipe import read_recipe
 from seawall.types import ModelSpec
 from terminal import cli, contents, full_disk, process
 from tiny import BANDS, SIZE, SMALL, SMALL_TRAINING, SPEC, broken_rasters, cut_off, marks, numbers, pair, save, scene

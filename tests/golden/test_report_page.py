@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seawall.recipe import Recipe
+from seawall.recipe.recipe import Recipe
 from seawall.records import CorruptionFacts
 from seawall.report.page import write_report
-from seawall.report.run_reader import (
+from seawall.report.run_facts import (
     DataFacts,
     EpochFacts,
     ExampleFacts,

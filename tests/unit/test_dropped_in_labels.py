@@ -16,7 +16,7 @@ from seawall.labels.rules import RuleLabel
 from seawall.labels.water_indices import BandPlane, WaterIndex
 from seawall.models.water_index import extreme_images
 from seawall.pipeline.validate import validate_recipe
-from seawall.recipe import make_recipe
+from seawall.recipe.recipe import make_recipe
 from seawall.registry import build, register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel

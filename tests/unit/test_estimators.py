@@ -16,10 +16,10 @@ from seawall.models.unet import UNet
 from seawall.models.weights import load_model, save_model
 from seawall.pipeline.evaluation import estimator_facts, estimator_models
 from seawall.pipeline.validate import check_distinct_names, validate_recipe
-from seawall.recipe import make_recipe
+from seawall.recipe.recipe import make_recipe
 from seawall.records import Record
 from seawall.report.record_index import RecordIndex
-from seawall.report.run_reader import EstimatorFacts, RunFacts
+from seawall.report.run_facts import EstimatorFacts, RunFacts
 from seawall.report.summary import best_baseline
 from seawall.types import ModelSpec
 from seawall.uncertainty.predictor import TTA, Predictor

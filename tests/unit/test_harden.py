@@ -29,7 +29,7 @@ from seawall.pipeline.training import spec_of_chips
 from seawall.pipeline.validation_metrics import OVERFITTING
 from seawall.records import read_records
 from seawall.report.hardening import overfitting_text
-from seawall.report.run_reader import HardeningFacts
+from seawall.report.run_facts import HardeningFacts
 from seawall.result import Result
 from seawall.rng import Keys
 from seawall.testing import ground_batch, linear_model

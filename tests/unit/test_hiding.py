@@ -16,7 +16,7 @@ from seawall.evaluation.rows import fooled_and_preserved
 from seawall.metrics.aggregate import aggregate_records
 from seawall.pipeline.evaluation import example_cases
 from seawall.pipeline.validate import attack_cases, validate_recipe
-from seawall.recipe import make_recipe, read_recipe
+from seawall.recipe.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog
 from seawall.report.attack_effects import hiding_blocks
 from seawall.report.record_index import RecordIndex

@@ -20,7 +20,7 @@ from seawall.models.unet import UNet
 from seawall.models.weights import load_model, save_model, split_of
 from seawall.pipeline.keyed import adaptive_cases, models_without_key, network_key, protected
 from seawall.pipeline.trained_model import load_network, open_target
-from seawall.recipe import Recipe, make_recipe
+from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.records import KEYED_ATTACKS, read_records
 from seawall.report.record_index import RecordIndex
 from seawall.report.run_reader import read_run

@@ -17,7 +17,8 @@ from seawall.inference.predict import predict_scene
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.mapping import compare_with_truth, map_scene, simulate_input
-from seawall.recipe import Recipe, SceneSection
+from seawall.recipe.recipe import Recipe
+from seawall.recipe.sections import SceneSection
 from seawall.simulate.scene import simulate_s2
 from seawall.types import ModelSpec
 

@@ -37,7 +37,8 @@ from seawall.pipeline.training import (
 )
 from seawall.pipeline.validate import check_distinct_names
 from seawall.pipeline.validation_metrics import metric_names, validation_metrics
-from seawall.recipe import Recipe, RobustnessSection, make_recipe
+from seawall.recipe.recipe import Recipe, make_recipe
+from seawall.recipe.sections import RobustnessSection
 from seawall.training.checkpoint import describe_differences
 from seawall.training.configuration import MEAN_IOU
 from seawall.types import LabelNoise, ModelSpec

@@ -419,15 +419,18 @@ def test_layers_of_a_map_are_no_scenes(tmp_path):
     assert [job.name for job in find_scenes(tmp_path, tmp_path / "out")] == ["a", "b.2021"]
 
 
-def test_weights_that_change_while_a_scene_is_mapped_are_noticed(tmp_path):
+@pytest.mark.parametrize(
+    ("verify", "what"), [(None, "as they were loaded, got others in 'gain', group 0"), (0, "that stay as they are")]
+)
+def test_weights_that_change_while_a_scene_is_mapped_are_noticed(verify, what, tmp_path):
     class Decaying(Ndwi):
         def forward(self, image):
             with torch.no_grad():
                 self.gain.mul_(1.01)
             return super().forward(image)
 
-    with pytest.raises(ModelError, match="expected weights that stay as they are"):
-        predict_scene(Decaying(), write_scene(tmp_path / "a.tif"), tmp_path / "out")
+    with pytest.raises(ModelError, match=f"expected weights {what}"):
+        predict_scene(Decaying(), write_scene(tmp_path / "a.tif"), tmp_path / "out", verify_tiles=verify)
     assert not list((tmp_path / "out").glob("*"))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from seawall.errors import RecipeError
-from seawall.recipe import Recipe, make_recipe, read_recipe
+from seawall.recipe.recipe import Recipe, make_recipe, read_recipe
 
 
 def write(folder: Path, text: str) -> Path:

@@ -15,7 +15,7 @@ import pytest
 
 from seawall.errors import RunError
 from seawall.metrics.worst_case import WORST
-from seawall.recipe import Recipe, make_recipe
+from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.records import Record, RecordLog, ThreatFacts
 from seawall.report import images
 from seawall.report.attack_effects import attacked_models, hiding_blocks
@@ -29,7 +29,8 @@ from seawall.report.page import write_report
 from seawall.report.published_tables import SRIP_TABLES, published_comparison
 from seawall.report.record_index import CLEAN_METHOD, RecordIndex
 from seawall.report.robustness import robustness_section
-from seawall.report.run_reader import EpochFacts, NoiseFacts, RunFacts, RunFolder, read_run
+from seawall.report.run_facts import EpochFacts, NoiseFacts, RunFacts
+from seawall.report.run_reader import RunFolder, read_run
 from seawall.report.run_section import label_source, learning_curves
 from seawall.report.scores import clean_scores
 from seawall.report.summary import key_numbers, summary_sentences

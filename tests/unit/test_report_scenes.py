@@ -13,7 +13,8 @@ from seawall.geo.preview import PREVIEW_SIDE, Stretch, write_preview
 from seawall.report import scenes
 from seawall.report.images import example_chips
 from seawall.report.record_index import RecordIndex
-from seawall.report.run_reader import DataFacts, MappedScene, RunFacts, RunFolder, SceneFacts, SceneTruth, read_run
+from seawall.report.run_facts import DataFacts, MappedScene, RunFacts, SceneFacts, SceneTruth
+from seawall.report.run_reader import RunFolder, read_run
 from seawall.report.scenes import scene_section, share_difference, true_class_share
 from seawall.report.summary import key_numbers, summary_sentences
 from tiny import save

@@ -24,7 +24,7 @@ from seawall.models.weights import save_model
 from seawall.pipeline import sensitivity as pipeline
 from seawall.pipeline.run import run_recipe
 from seawall.poisoning.detection import activations
-from seawall.recipe import make_recipe
+from seawall.recipe.recipe import make_recipe
 from seawall.report.page import write_report
 from seawall.result import no_progress
 from seawall.testing.fixtures import ground_batch, linear_model

@@ -22,7 +22,7 @@ from seawall.pipeline.context import RunContext
 from seawall.pipeline.corrupt_labels import select_part
 from seawall.pipeline.data import make_split
 from seawall.pipeline.run import train_only
-from seawall.recipe import make_recipe
+from seawall.recipe.recipe import make_recipe
 from seawall.records import read_records
 from seawall.result import no_progress
 from seawall.split_record import SplitRecord, SplitSettings

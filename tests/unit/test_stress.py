@@ -24,7 +24,7 @@ from seawall.metrics.worst_case import worst_case
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.pipeline.stress import distinct_severities, threshold_model
 from seawall.pipeline.validate import validate_recipe
-from seawall.recipe import make_recipe, read_recipe
+from seawall.recipe.recipe import make_recipe, read_recipe
 from seawall.records import Record, RecordLog, read_records
 from seawall.rng import Keys
 from seawall.testing.corruptions import OPTICAL_CHIPS, RADAR_CHIPS, lake_chips

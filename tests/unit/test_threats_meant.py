@@ -9,7 +9,7 @@ from seawall.attacks.pgd import PGD
 from seawall.errors import UsageError
 from seawall.geo.sensors import band_noise
 from seawall.pipeline.validate import attack_cases, split_by_band, threat_for
-from seawall.recipe import make_recipe
+from seawall.recipe.recipe import make_recipe
 from seawall.report.attack_effects import band_effects
 from seawall.report.record_index import RecordIndex
 from seawall.rng import Keys

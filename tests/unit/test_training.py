@@ -21,7 +21,7 @@ from seawall.losses.segmentation import CrossEntropyLoss
 from seawall.models.unet import UNet
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, read_spec
-from seawall.recipe import make_recipe
+from seawall.recipe.recipe import make_recipe
 from seawall.registry import build
 from seawall.training import loop
 from seawall.training.distributed import OtherProcessError, all_reduce_gradients, on_rank_zero

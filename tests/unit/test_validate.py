@@ -12,7 +12,8 @@ from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips
 from seawall.pipeline.run import train_only
 from seawall.pipeline.validate import SOURCE_KEYS, validate_data, validate_recipe
-from seawall.recipe import DataSection, Recipe, make_recipe
+from seawall.recipe.recipe import Recipe, make_recipe
+from seawall.recipe.sections import DataSection
 from tiny import SIZE, marks, numbers, pair
 
 

@@ -37,8 +37,9 @@ from seawall.inference.scene import SceneReader, open_scene
 from seawall.inference.settings import PredictSettings, SceneJob, SceneReport, clean_name, find_scenes, scene_stem
 from seawall.inference.tiling import Predict, TilePlan, blend_tiles, plan_tiles
 from seawall.io import RunLock
+from seawall.models.checksums import WeightChecksums, WeightGuard
 from seawall.models.identity import identify, model_digest
-from seawall.models.weights import check_finite, spec_of, state_of, weights_digest
+from seawall.models.weights import check_finite, read_checksums, spec_of, state_of, weights_digest
 from seawall.result import StageProgress, no_progress
 
 __all__ = [
@@ -77,6 +78,7 @@ def predict_scene(
     sensor: str = "",
     hints: Hints = Hints(),
     memory_mib: int = 512,
+    verify_tiles: int | None = None,
     device: str = "auto",
     resume: bool = True,
     progress: StageProgress = no_progress,
@@ -93,11 +95,12 @@ def predict_scene(
             comes last: without it there is no map.
         name: Name of the products; the file's by default.
         when: Acquisition time, ISO 8601; from the file's tags or name by default.
-        klass: See `PredictSettings`, as for all settings up to memory_mib.
+        klass: See `PredictSettings`, as for all settings up to verify_tiles.
         device: auto, cpu, cuda, cuda:1, mps.
         resume: Keep what an earlier run finished, if model, scene and settings are the same.
         progress: Called after each batch of tiles.
-        weights: File that the model was read from, for the link in its STAC Item; None writes the weights to `out`.
+        weights: File that the model was read from, for the link in its STAC Item, and for the checksums that the weights in
+            memory are compared with; None writes the weights to `out` and takes the checksums of the memory at the start.
 
     Raises:
         UsageError: A setting is out of its range, or the class is unknown.
@@ -106,13 +109,11 @@ def predict_scene(
         RunError: Another run works in the folder, the disk is full, or a tile does not fit into memory.
     """
     settings = PredictSettings(
-        klass, tile, overlap, batch, unsure, temperature, runtime, tuple(bands), sensor, hints, memory_mib
+        klass, tile, overlap, batch, unsure, temperature, runtime, tuple(bands), sensor, hints, memory_mib, verify_tiles
     )
     job = SceneJob(Path(path), clean_name(name or scene_stem(Path(path))), when)
     with _lock_folder(Path(out)) as notes:
-        return _ScenePredictor(
-            model, Path(out), settings, device, resume, progress, notes, None if weights is None else Path(weights)
-        ).map(job)
+        return _scene_predictor(model, Path(out), settings, device, resume, progress, notes, weights).map(job)
 
 
 def predict_many(
@@ -148,9 +149,7 @@ def predict_many(
     made: list[SceneResult] = []
     failed: list[tuple[str, str]] = []
     with _lock_folder(Path(out)) as notes:
-        mapper = _ScenePredictor(
-            model, Path(out), settings, device, resume, progress, notes, None if weights is None else Path(weights)
-        )
+        mapper = _scene_predictor(model, Path(out), settings, device, resume, progress, notes, weights)
         for job in jobs:
             try:
                 made.append(mapper.map(job))
@@ -176,6 +175,26 @@ def _lock_folder(out: Path) -> Iterator[tuple[str, ...]]:
         lock.__exit__(None, None, None)
 
 
+def _scene_predictor(
+    model: nn.Module, out: Path, settings: PredictSettings, device: str, resume: bool, progress: StageProgress,
+    notes: tuple[str, ...], weights: Path | str | None,
+) -> _ScenePredictor:  # fmt: skip
+    """Return what maps scenes, with checksums of the weights that hold for all of them."""
+    path = None if weights is None else Path(weights)
+    guard = None
+    if settings.tiles_between_checks:
+        guard = WeightGuard.of(model, None if path is None else _checksums_of_file(path))
+    return _ScenePredictor(model, out, settings, device, resume, progress, notes, path, guard)
+
+
+def _checksums_of_file(path: Path) -> WeightChecksums | None:
+    """Return the checksums of a weights file; None for a file of another library, which a caller's own network may come from."""
+    try:
+        return read_checksums(path)
+    except ModelError:
+        return None
+
+
 @dataclass(frozen=True)
 class _ScenePredictor:
     model: nn.Module
@@ -186,6 +205,7 @@ class _ScenePredictor:
     progress: StageProgress
     notes: tuple[str, ...]
     weights: Path | None
+    guard: WeightGuard | None
 
     def map(self, job: SceneJob) -> SceneResult:
         """Map one scene, or return the map that is there."""
@@ -197,6 +217,8 @@ class _ScenePredictor:
             raise ModelError(
                 f"model: expected at most {NODATA} classes, got {len(spec.classes)}; a map pixel is a byte"
             )
+        if self.guard is not None:
+            self.guard.verify()
         check_finite(state_of(self.model), "model")
         find_device(self.device)
         with (
@@ -238,8 +260,9 @@ class _ScenePredictor:
         """Fill the buffer; afterwards check that the weights are still those that the key was made of."""
         before = weights_digest(self.model)
         totals = fill_buffer(
-            self.model, scene, buffer, reported, settings, plan, self.device, lambda d, t: self.progress(d, t, name)
-        )
+            self.model, scene, buffer, reported, settings, plan, self.device, lambda d, t: self.progress(d, t, name),
+            self.guard,
+        )  # fmt: skip
         if weights_digest(self.model) != before:
             raise ModelError(
                 "model: expected weights that stay as they are while a scene is mapped, got others afterwards; the memory "
@@ -306,8 +329,13 @@ def fill_buffer(
     plan: TilePlan,
     device: str,
     progress: Callable[[int, int], None],
+    guard: WeightGuard | None = None,
 ) -> Totals:
-    """Predict the windows that the buffer lacks; return the totals over the scene."""
+    """Predict the windows that the buffer lacks; return the totals over the scene.
+
+    A guard compares the weights every few tiles, and before a window is kept: bits that flipped stay flipped, so what
+    passes was made with the weights as they were.
+    """
     grid, classes = scene.source.grid, len(scene.spec.classes)
     areas = grid.row_areas_m2()
     counted = {window: Totals.of(facts) for window, facts in buffer.open().items()}
@@ -318,6 +346,11 @@ def fill_buffer(
 
     def tick(tiles: int) -> None:
         nonlocal done
+        if (
+            guard is not None
+            and done // settings.tiles_between_checks < (done + tiles) // settings.tiles_between_checks
+        ):
+            guard.verify()
         done += tiles
         progress(done, total)
 
@@ -337,6 +370,8 @@ def fill_buffer(
                 batch=batch,
                 tick=tick,
             ):
+                if guard is not None:
+                    guard.verify()
                 height, width = strip.seen.shape
                 part = count_strip(strip, reported, None if areas is None else areas[strip.row : strip.row + height])
                 window = (strip.row, strip.col, height, width)

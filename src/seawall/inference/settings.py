@@ -22,6 +22,8 @@ from seawall.settings import settings
 
 SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
 """Endings of raster scenes in a folder; SAFE folders count too, as one scene each."""
+VERIFY_TILES = 16
+"""Tiles between two comparisons of the weights with their checksums, each of which costs milliseconds."""
 PRODUCT_LAYERS = ("class", "water", "uncertainty")
 """Layers whose files never count as a scene in a folder."""
 
@@ -43,6 +45,9 @@ class PredictSettings:
         sensor: Product family whose band names count first.
         hints: Unit, scale and offset of the scene where its file does not state them.
         memory_mib: Room for rows being read and blended; scenes too wide for it are mapped in panels.
+        verify_tiles: Tiles after which the weights in memory are compared with their checksums; they are compared before
+            rows are kept, too. 0 compares them at the end of a scene only. None is 16 where PyTorch runs the network;
+            other runtimes have a copy of the weights that is not compared, and take 0 alone.
 
     Raises:
         UsageError: A setting is out of its range.
@@ -59,8 +64,14 @@ class PredictSettings:
     sensor: str = ""
     hints: Hints = field(default_factory=Hints)
     memory_mib: PositiveInt = 512
+    verify_tiles: NonNegativeInt | None = None
 
     def __post_init__(self) -> None:
+        if self.verify_tiles and self.runtime != "torch":
+            raise UsageError(
+                f"predict.verify_tiles: expected 0 with the {self.runtime} runtime, which has its own copy of the weights, got {self.verify_tiles}; "
+                "use --runtime torch"
+            )
         overlap = self.overlap or 0
         TilePlan.of(1, 1, max(TILE, 2 * overlap) if self.tile is None else self.tile, overlap)
 
@@ -71,9 +82,16 @@ class PredictSettings:
             raise ValueError("two rising probabilities, such as 0.2 and 0.8")
         return unsure
 
+    @property
+    def tiles_between_checks(self) -> int:
+        """Tiles after which the weights are compared with their checksums; 0 for never."""
+        if self.verify_tiles is None:
+            return VERIFY_TILES if self.runtime == "torch" else 0
+        return self.verify_tiles
+
     def identity(self) -> dict[str, object]:
-        """Return the settings that can change a map; batch and memory cannot."""
-        return {k: v for k, v in asdict(self).items() if k not in ("batch", "memory_mib")}
+        """Return the settings that can change a map; batch, memory and checks of the weights cannot."""
+        return {k: v for k, v in asdict(self).items() if k not in ("batch", "memory_mib", "verify_tiles")}
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,13 @@ from seawall.errors import ModelError, RunError, UsageError
 from seawall.io import write_atomic
 from seawall.keyed_transforms.keys import SecretKey
 from seawall.models.blocks import Standardize
+from seawall.models.checksums import WeightChecksums, describe_groups, tensor_bytes
 from seawall.models.keyed import KEYED, rebuild_keyed
 from seawall.split_record import SPLIT_ATTRIBUTE, SplitRecord
 from seawall.types import ModelSpec, Unit
 
+CHECKSUMS = "checksums"
+"""Key of the checksums of groups of bytes in the metadata; files of earlier versions have none."""
 WEIGHT_LIMIT = 1e6
 """Largest plausible weight; running variances of unscaled inputs may be larger."""
 
@@ -48,6 +51,7 @@ def save_model(path: Path | str, model: nn.Module) -> str:
     check_finite(tensors, str(path))
     split = split_of(model)
     meta = {"seawall": __version__, "spec": spec_to_json(spec_of(model))}
+    meta[CHECKSUMS] = WeightChecksums.of(tensors).to_json()
     data, digest = pack_safetensors(tensors, meta | ({"split": split.to_json()} if split is not None else {}))
     try:
         write_atomic(path, data)
@@ -102,6 +106,20 @@ def read_spec(path: Path | str) -> ModelSpec:
         ModelError: The file is damaged or a pickle.
     """
     return spec_from_json(Path(path), unpack_safetensors(Path(path))[1].get("spec", ""))
+
+
+def read_checksums(path: Path | str) -> WeightChecksums | None:
+    """Return the checksums inside a weights file, after checking that it is intact; None for one of an earlier version.
+
+    Raises:
+        ModelError: The file is damaged or a pickle.
+    """
+    path = Path(path)
+    text = unpack_safetensors(path)[1].get(CHECKSUMS)
+    try:
+        return None if text is None else WeightChecksums.from_json(text)
+    except ValueError as bad:
+        raise ModelError(f"{path}: expected checksums that this version knows, got {bad}; update seawall") from bad
 
 
 def split_of(model: nn.Module | Path | str) -> SplitRecord | None:
@@ -314,7 +332,7 @@ def pack_safetensors(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> 
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, *(_tensor_bytes(tensors[name]) for name in order)]), sha256
+    return b"".join([struct.pack("<Q", len(text)), text, *(tensor_bytes(tensors[name]) for name in order)]), sha256
 
 
 def unpack_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -341,9 +359,19 @@ def unpack_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     got = tensors_digest(tensors, {key: text for key, text in meta.items() if key != "digest"})
     if got != want:
         raise ModelError(
-            f"{path}: expected sha256 {want[:12]}, got {got[:12]}; bytes of the file have changed: copy it again or take a backup"
+            f"{path}: expected sha256 {want[:12]}, got {got[:12]}; bytes of the file have changed{_changed_part(tensors, meta)}: "
+            "copy it again or take a backup"
         )
     return tensors, meta
+
+
+def _changed_part(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
+    """Return where the bytes of a damaged file changed, as far as its checksums say so."""
+    try:
+        changed = WeightChecksums.from_json(meta.get(CHECKSUMS, "")).changed_groups(tensors)
+    except ValueError:
+        return ""
+    return f" in {describe_groups(changed)}" if changed else " in the metadata"
 
 
 def tensors_digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
@@ -352,7 +380,7 @@ def tensors_digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> st
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(_tensor_bytes(tensor))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -417,8 +445,3 @@ def _dtype_name(name: str, tensor: Tensor) -> str:
     if tensor.dtype not in SAFETENSORS_DTYPES:
         raise ModelError(f"{name}: expected numbers, got {tensor.dtype}; leave it out of the state")
     return SAFETENSORS_DTYPES[tensor.dtype]
-
-
-def _tensor_bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""

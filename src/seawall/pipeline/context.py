@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from seawall.recipe import Recipe
+from seawall.recipe.recipe import Recipe
 from seawall.records import RecordLog
 from seawall.result import Progress, StageProgress, stage_progress
 

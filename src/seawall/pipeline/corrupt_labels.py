@@ -31,7 +31,7 @@ from seawall.label_noise.build import (
 )
 from seawall.label_noise.label_difference import DescribedNoise, LabelDifference, allowed_pixels, label_differences
 from seawall.label_noise.sources import source_files_digest
-from seawall.recipe import change_recipe
+from seawall.recipe.recipe import change_recipe
 from seawall.result import Failed, MutableRow, Progress
 from seawall.split_record import SPLIT_PARTS, SplitRecord, SplitSettings
 from seawall.types import Batch, LabelNoise

@@ -17,7 +17,7 @@ from seawall.geo.radiometry import Hints
 from seawall.labels.rules import parse_rule
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.validate import CHIP_FOLDER, OWN_LABELS, SIMULATED, source_kind, validate_data
-from seawall.recipe import DataSection
+from seawall.recipe.sections import DataSection
 from seawall.types import Setting
 
 

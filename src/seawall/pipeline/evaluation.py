@@ -27,7 +27,8 @@ from seawall.pipeline.keyed import adaptive_cases, models_without_key
 from seawall.pipeline.reference import exact_cases, transfer_cases
 from seawall.pipeline.training import model_factory, spec_of_chips
 from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases
-from seawall.recipe import REFERENCE, Recipe
+from seawall.recipe.recipe import Recipe
+from seawall.recipe.sections import REFERENCE
 from seawall.types import ModelSpec, SegmentationModel
 
 

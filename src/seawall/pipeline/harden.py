@@ -20,7 +20,8 @@ from seawall.pipeline.trained_model import flag_facts
 from seawall.pipeline.training import model_factory, spec_of_chips
 from seawall.pipeline.validate import threat_for
 from seawall.pipeline.validation_metrics import OVERFITTING
-from seawall.recipe import MethodSection, Recipe, change_recipe
+from seawall.recipe.recipe import Recipe, change_recipe
+from seawall.recipe.sections import MethodSection
 from seawall.report.hardening import card_rows, overfitting_text
 from seawall.report.record_index import RecordIndex
 from seawall.report.run_reader import read_run

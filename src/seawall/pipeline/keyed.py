@@ -11,12 +11,12 @@ from seawall import registry
 from seawall.attacks.transfer import Transfer
 from seawall.errors import RecipeError
 from seawall.evaluation.case import Case
-from seawall.keyed_transforms.configuration import KeyedSection
 from seawall.keyed_transforms.keys import SecretKey, public_key, read_key
 from seawall.models.keyed import KeyedModel, KeyEnsemble, protect
 from seawall.models.weights import spec_of
 from seawall.pipeline.validate import threat_for
-from seawall.recipe import OTHER_KEY, REFERENCE, Network, Recipe
+from seawall.recipe.recipe import Network, Recipe
+from seawall.recipe.sections import OTHER_KEY, REFERENCE, KeyedSection
 from seawall.types import Attack, ModelSpec
 
 

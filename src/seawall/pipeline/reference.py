@@ -18,7 +18,7 @@ from seawall.evaluation.exact import ExactWorstCase, exact_worst_images
 from seawall.models.weights import load_model, split_of
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.validation_metrics import OVERFITTING
-from seawall.recipe import REFERENCE
+from seawall.recipe.sections import REFERENCE
 from seawall.threat.model import ThreatModel
 from seawall.training.checkpoint import HistoryRow
 from seawall.types import Batch, SegmentationModel

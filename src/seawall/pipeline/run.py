@@ -38,10 +38,13 @@ from seawall.pipeline.training import (
 )
 from seawall.pipeline.validate import baseline_name, check_distinct_names, corruption_cases, validate_recipe
 from seawall.pipeline.validation_metrics import validation_metrics
-from seawall.recipe import REFERENCE, Recipe
+from seawall.pipeline.weight_faults import measure_weight_faults
+from seawall.recipe.recipe import RUN_KEYS, Recipe
+from seawall.recipe.sections import REFERENCE
 from seawall.report.page import write_report
 from seawall.result import Progress
 from seawall.training.checkpoint import describe_differences
+from seawall.weight_faults.int8 import weight_parameters
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,9 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         with metadata.time_stage("sensitivity"):
             run_sensitivity(run, chips, split, models)
         metadata.update(keyed=keyed_facts(recipe, spec_of_chips(chips)))
+        if recipe.faults:
+            with metadata.time_stage("weight faults"):
+                measure_weight_faults(run, chips, split, models)
         if recipe.reference is not None:
             metadata.update(hardening=hardening_facts(run))
         with metadata.time_stage("scene"):
@@ -115,23 +121,15 @@ def _check_models(run: RunContext, chips: ChipFolder, split: Split) -> None:
         training_corruptions(run.recipe.sensitivity.corruptions, spec_of_chips(chips))
     for method in run.recipe.baselines:
         model_factory(method)(spec_of_chips(chips))
+    if run.recipe.faults:
+        weight_parameters(model_factory(run.recipe.model)(spec_of_chips(chips)))
 
 
 def train_only(
     recipe: Recipe, out: Path, *, device: str, resume: bool, progress: Progress
 ) -> tuple[dict[str, str | int | float | None], list[dict[str, str | int | float | None]], tuple[tuple[str, str], ...]]:
     """Split a chip folder and train one network; return facts, a table of the validation figures, and no failures."""
-    for key in (
-        "attacks",
-        "suites",
-        "corruptions",
-        "noises",
-        "baselines",
-        "reference",
-        "keyed",
-        "scene",
-        "sensitivity",
-    ):
+    for key in RUN_KEYS:
         if getattr(recipe, key):
             raise RecipeError(
                 f"{key}: expected nothing of it in a training, got some; put it into a recipe for `seawall run`"

@@ -19,7 +19,7 @@ from seawall.io import write_atomic
 from seawall.models.weights import spec_of, split_of
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.trained_model import load_network
-from seawall.recipe import SensitivitySection
+from seawall.recipe.sections import SensitivitySection
 from seawall.report.page import write_sensitivity_page
 from seawall.result import Failed, MutableRow, Progress
 

@@ -112,12 +112,12 @@ def row_folder(out: Path | None, data: Path | Sample, default: Path) -> Iterator
 
 def map_scenes(
     weights: Path, scene: Path, out: Path, *, klass: str, names: Sequence[str], tile: int | None, overlap: int | None, runtime: Runtime,
-    memory_mib: int, estimator: str, device: str, resume: bool, progress: Progress, key: str = "",
+    memory_mib: int, verify_tiles: int | None, estimator: str, device: str, resume: bool, progress: Progress, key: str = "",
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Map a scene, a folder or a manifest of scenes."""
     settings = PredictSettings(
-        klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names)
-    )
+        klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names), verify_tiles=verify_tiles,
+    )  # fmt: skip
     model: nn.Module = load_model(weights, key=read_key(key) if key else None)
     if estimator:
         wrapper = registry.build("uncertainty", *registry.parse_settings("uncertainty", estimator))

@@ -24,7 +24,8 @@ from seawall.pipeline.context import RunContext
 from seawall.pipeline.keyed import network_key, protected
 from seawall.pipeline.validation_metrics import ROBUST_IOU, SINGLE_STEP_IOU, metric_names, validation_metrics
 from seawall.pipeline.worker import training_job
-from seawall.recipe import MethodSection, Network
+from seawall.recipe.recipe import Network
+from seawall.recipe.sections import MethodSection
 from seawall.rng import Keys
 from seawall.training.checkpoint import History
 from seawall.training.configuration import MEAN_IOU, Training, default_monitor

@@ -16,11 +16,13 @@ from seawall.evaluation.case import Case, severity_cases
 from seawall.geo.sensors import band_noise, resolve_bands
 from seawall.label_noise.build import build_noise
 from seawall.labels.rules import parse_rule
-from seawall.recipe import CorruptionSection, DataSection, MethodSection, Recipe
+from seawall.recipe.recipe import Recipe
+from seawall.recipe.sections import CorruptionSection, DataSection, MethodSection
 from seawall.simulate.scene import S2_BANDS
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.types import DECIBEL_UNITS, ModelSpec, Unit
+from seawall.weight_faults.build import named_defenses
 
 OWN_LABELS = ("truth", "cover")
 """Values of `data.labels` that are no rule: the labels are the source's own."""
@@ -57,6 +59,9 @@ def validate_recipe(recipe: Recipe) -> None:
         registry.build("suite", suite.name, suite.settings)
     for corruption in recipe.corruptions:
         _validate_corruption(corruption, recipe)
+    for fault in recipe.faults:
+        registry.build("fault", fault.name, fault.settings)
+        named_defenses(fault.defenses)
     keyed = () if recipe.keyed is None else (recipe.keyed,)
     for text in (text for section in (*recipe.attacks, *recipe.suites, *keyed) for text in section.threats):
         _validate_threat(text, recipe)

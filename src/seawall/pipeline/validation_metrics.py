@@ -15,7 +15,7 @@ from seawall.data.loader import whole_chips
 from seawall.metrics.counts import confusion
 from seawall.modules import to_device_of
 from seawall.pipeline.validate import threat_for
-from seawall.recipe import RobustnessSection
+from seawall.recipe.sections import RobustnessSection
 from seawall.rng import Keys
 from seawall.training.configuration import MEAN_IOU
 from seawall.types import Attack, Batch, SegmentationModel

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, cast
 from seawall.data.chips import ChipFolder
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import make_split
-from seawall.recipe import make_recipe
+from seawall.recipe.recipe import make_recipe
 from seawall.result import StageProgress
 from seawall.training.launch import run_worker
 
 if TYPE_CHECKING:
-    from seawall.recipe import Network
+    from seawall.recipe.recipe import Network
 
 
 def training_job(run: RunContext, chips: ChipFolder, network: Network) -> dict[str, object]:

@@ -9,7 +9,8 @@ from seawall.report.attack_effects import attacked_models
 from seawall.report.elements import PageBlock, Paragraphs, Section, Sentence, Table, table_row
 from seawall.report.formatting import DASH, join_words, number_text, plural
 from seawall.report.record_index import CLEAN_METHOD, MeasurementKey, RecordIndex, TableCell
-from seawall.report.run_reader import HardeningFacts, RunFolder
+from seawall.report.run_facts import HardeningFacts
+from seawall.report.run_reader import RunFolder
 
 TRANSFER_FLAG = "transfer-wins"
 

@@ -16,7 +16,8 @@ from seawall.report import images
 from seawall.report.elements import ColorScale, ImageLayer, ImagePair, ImagePairs, PageBlock, Sentence, SmallImage
 from seawall.report.formatting import ThreatLabel, level_text, number_text, plural
 from seawall.report.record_index import CLEAN_METHOD, RecordIndex, TableCell, display_name
-from seawall.report.run_reader import ExampleFacts, RunFolder, read_example
+from seawall.report.run_facts import ExampleFacts
+from seawall.report.run_reader import RunFolder, read_example
 
 RGBA = tuple[int, int, int, int]
 PixelT = TypeVar("PixelT", bound=np.generic)

@@ -6,7 +6,8 @@ from seawall.metrics.worst_case import WORST
 from seawall.records import KEYED_ATTACKS
 from seawall.report.elements import PageBlock, Section, Table, table_row
 from seawall.report.record_index import CLEAN_METHOD, RecordIndex, display_name
-from seawall.report.run_reader import KeyedRunFacts, RunFolder
+from seawall.report.run_facts import KeyedRunFacts
+from seawall.report.run_reader import RunFolder
 
 PLAIN_ATTACKS = {"key-known": "PGD on the plain network itself"}
 """What the attacks of a keyed network are on the plain one, where that differs."""

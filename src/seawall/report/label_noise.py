@@ -9,7 +9,7 @@ from seawall.report.charts import CurvePoint, Series, line_chart, series_color
 from seawall.report.elements import Chart, PageBlock, Section, Table
 from seawall.report.formatting import DASH, percent_text, ratio_text
 from seawall.report.record_index import CLEAN_METHOD, RecordIndex, TableCell, record_key_text
-from seawall.report.run_reader import NoiseFacts
+from seawall.report.run_facts import NoiseFacts
 from seawall.report.svg import ChartAxis
 
 NOISE_COLUMNS = (

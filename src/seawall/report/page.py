@@ -41,6 +41,7 @@ from seawall.report.scenes import scene_section, scene_title
 from seawall.report.scores import clean_scores
 from seawall.report.sensitivity import sensitivity_section
 from seawall.report.summary import KeyNumber, key_numbers, summary_sentences
+from seawall.report.weight_faults import weight_fault_section
 
 
 def write_report(run: Path) -> Path:
@@ -126,7 +127,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
     scene = scene_section(run, unreadable)
     found = (
         clean_scores(run, index), hardening_section(run, index), keyed_section(run, index), attacked, corrupted, label_noise_section(index),
-        calibration_section(index), sensitivity_section(run.sensitivity), scene,
+        calibration_section(index), sensitivity_section(run.sensitivity), weight_fault_section(run, index), scene,
         published_comparison(run, index), run_settings(run), data_and_split(run), learning_curves(run, index), flags_section(run, index, unreadable), provenance_section(run, index),
     )  # fmt: skip
     order = (
@@ -139,6 +140,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         "robustness",
         "corruptions",
         "sensitivity",
+        "weight-faults",
         "labels",
         "calibration",
         "scene",

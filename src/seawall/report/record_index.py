@@ -13,7 +13,7 @@ from seawall.metrics.corruption_error import CorruptionError, corruption_errors
 from seawall.metrics.worst_case import WORST, worst_case
 from seawall.records import Record
 from seawall.report.formatting import DASH, ThreatLabel, count_text, ratio_text
-from seawall.report.run_reader import EstimatorFacts, NoiseFacts
+from seawall.report.run_facts import EstimatorFacts, NoiseFacts
 
 DISPLAY_NAMES = {
     "unet": "U-Net", "dense-unet": "dense U-Net", "index-unet": "index U-Net", "anchored-unet": "anchored U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seawall.recipe import AttackSection, MethodSection, NoiseSection
+from seawall.recipe.sections import AttackSection, MethodSection, NoiseSection
 from seawall.records import finite_or_none
 from seawall.report.charts import ChartRow, CurvePoint, Series, bar_chart, line_chart, series_color
 from seawall.report.elements import BulletList, Chart, DefinitionList, PageBlock, Paragraphs, Section, Table
@@ -20,11 +20,12 @@ from seawall.report.formatting import (
     threat_sizes_text,
 )
 from seawall.report.record_index import RecordIndex, display_name
-from seawall.report.run_reader import DataFacts, RunFolder
+from seawall.report.run_facts import DataFacts
+from seawall.report.run_reader import RunFolder
 from seawall.report.svg import ChartAxis, round_ticks
 from seawall.split_record import SPLIT_PARTS
 
-STAGE_ORDER = ("chips", "training", "evaluation", "scene")
+STAGE_ORDER = ("chips", "training", "evaluation", "weight faults", "scene")
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -46,6 +47,7 @@ def run_settings(run: RunFolder) -> Section:
             ("Attacks", "; ".join(map(_attack_text, recipe.attacks))),
             ("Suites", "; ".join(map(_attack_text, recipe.suites))),
             ("Natural perturbations", join_words([c.called or c.name for c in recipe.corruptions])),
+            ("Flipped weight bits", join_words([f.called or f.name for f in recipe.faults])),
             ("Label noise, asked for", "; ".join(map(_noise_text, recipe.noises))),
             ("Label noise, reached", "; ".join(noise.label for noise in run.facts.noises.values())),
             ("Seed", str(recipe.seed)),

@@ -26,7 +26,8 @@ from seawall.report.elements import (
 from seawall.report.flags import find_flag, warning_flags
 from seawall.report.formatting import DASH, area_text, count_text, duration_text, percent_text, ratio_text
 from seawall.report.record_index import TableCell
-from seawall.report.run_reader import TRUTH_SUFFIX, MappedScene, RunFolder
+from seawall.report.run_facts import MappedScene
+from seawall.report.run_reader import TRUTH_SUFFIX, RunFolder
 
 MAP_SIDE = 900
 """Longest side of a shown map, in pixels; with several maps, of all together."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from seawall.report.charts import CurvePoint, Series, line_chart, series_color
 from seawall.report.elements import Chart, PageBlock, Paragraphs, Section, Table, TableRow, table_row
 from seawall.report.formatting import DASH, number_text, plural, ratio_text
-from seawall.report.run_reader import SensitivityCurveFacts, SensitivityFacts
+from seawall.report.run_facts import SensitivityCurveFacts, SensitivityFacts
 from seawall.report.svg import ChartAxis
 
 OPEN_CURVES = 4

@@ -10,7 +10,8 @@ from seawall.report.elements import Sentence
 from seawall.report.formatting import area_text, percent_text, plural, ratio_text
 from seawall.report.record_index import CLEAN_METHOD, MeasurementKey, RecordIndex, TableCell
 from seawall.report.robustness import headline_cell
-from seawall.report.run_reader import MappedScene, NoiseFacts, RunFolder
+from seawall.report.run_facts import MappedScene, NoiseFacts
+from seawall.report.run_reader import RunFolder
 from seawall.report.scenes import scene_cell, share_difference, truth_words
 
 

@@ -10,6 +10,7 @@ from seawall.testing import (
     attacks,
     corruptions,
     detectors,
+    faults,
     goals,
     keyed_transforms,
     label_rules,
@@ -22,6 +23,7 @@ from seawall.testing import (
     suites,
     uncertainty,
     water_indices,
+    weight_defenses,
 )
 
 Check = Callable[[Entry], None]
@@ -31,6 +33,8 @@ CHECKS: dict[str, list[Check]] = {
     "attack-loss": attack_losses.CHECKS,
     "corruption": corruptions.CHECKS,
     "detector": detectors.CHECKS,
+    "fault": faults.CHECKS,
+    "weight-defense": weight_defenses.CHECKS,
     "goal": goals.CHECKS,
     "keyed-transform": keyed_transforms.CHECKS,
     "water-index": water_indices.CHECKS,

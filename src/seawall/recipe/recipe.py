@@ -9,245 +9,32 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from seawall.errors import RecipeError, first_error
-from seawall.keyed_transforms.configuration import KeyedSection
-from seawall.records import KEYED_ATTACKS, SEVERITIES
+from seawall.recipe.sections import (
+    OTHER_KEY,
+    REFERENCE,
+    AttackSection,
+    CorruptionSection,
+    DataSection,
+    FaultSection,
+    KeyedSection,
+    MethodSection,
+    NoiseSection,
+    RecipeSection,
+    ReferenceSection,
+    SceneSection,
+    SensitivitySection,
+    SplitSection,
+    TrainingSection,
+)
+from seawall.records import KEYED_ATTACKS
 from seawall.split_record import SplitSettings
 from seawall.training.configuration import NOT_DECIDING, Training
-
-
-class RecipeSection(BaseModel):
-    """A section of a recipe: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MethodSection(RecipeSection):
-    """A registered method and its settings, as `{name = "pgd", settings = {steps = 20}}`."""
-
-    name: str
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-
-class DataSection(RecipeSection):
-    """Where the chips come from.
-
-    Args:
-        source: "simulated", a chip folder, or anything that `seawall curate` reads. `$NAME` is taken
-            from the environment.
-        kind: A registered source, with settings of its own after its name; "auto" detects it, and "chips" is a chip folder.
-        select: Keep source ids that start with this.
-        sensor: "s1" or "s2".
-        bands: Band ids to keep, in this order; empty keeps all.
-        labels: "truth" takes the source's labels, "cover" the full land cover of simulated scenes, and a rule
-            such as "ndwi >= -0.25" labels every image by an index.
-        names: Band names in file order, where files name none.
-        group: Regular expression on file names; its first bracket is the event or place.
-        gsd_m: Meters per pixel, where files have no georeference.
-        gain: Reflectance or dB per stored number, where files do not say it.
-        offset: What is added after the gain, in physical units.
-        label_map: What raw label values mean, as {"-1" = 255}; 255 does not count.
-        count: Simulated scenes.
-        size: Side of a simulated scene in pixels.
-        frame: Side of the larger simulated scene that each is cut out of, at a random place; 0 simulates each alone,
-            which gives more water than a part of a large scene.
-        clouds: Simulated scenes have clouds and their shadows.
-    """
-
-    source: str = "simulated"
-    kind: str = "auto"
-    select: str = ""
-    sensor: Literal["s1", "s2"] = "s2"
-    bands: tuple[str, ...] = ()
-    labels: str = "truth"
-    names: tuple[str, ...] = ()
-    group: str = ""
-    gsd_m: float | None = Field(None, gt=0)
-    gain: float | None = None
-    offset: float | None = None
-    label_map: dict[int, int] = Field(default_factory=dict)
-    count: int = Field(24, ge=3, le=100_000)
-    size: int = Field(256, ge=64, le=8192)
-    frame: int = Field(0, ge=0, le=16384)
-    clouds: bool = True
-
-
-class SplitSection(RecipeSection):
-    """How the chips are split; groups never cross."""
-
-    by: Literal["group", "block"] = SplitSettings.by
-    block_m: float = SplitSettings.block_m
-    val: float = Field(SplitSettings.val, gt=0)
-    test: float = Field(SplitSettings.test, gt=0)
-
-    @model_validator(mode="after")
-    def _check_settings(self) -> SplitSection:
-        TypeAdapter(SplitSettings).validate_python(self.model_dump())
-        return self
-
-
-class RobustnessSection(RecipeSection):
-    """A threat that the validation chips are attacked within after every epoch.
-
-    Args:
-        threat: Threat model, as text with its unit.
-        steps: Steps of PGD.
-    """
-
-    threat: str
-    steps: int = Field(10, ge=2, le=1000)
-
-
-class TrainingSection(RecipeSection):
-    """How the network is trained.
-
-    Args:
-        objective: What is minimized; its loss is one of its settings, as `{loss = "ce + dice"}`.
-        settings: Fields of `seawall.training.configuration.Training`: epochs, patch, batch, lr and so on.
-        augment: "d4" shows every patch in one of its eight orientations.
-        balance: "classes" centers the patches on every class alike, "area" draws them evenly.
-        devices: Processes that share every batch, one per device; batch norms see each process's share only.
-        start: Weights file to start from, of the same model, bands and classes; its normalization is kept. "" starts
-            from random weights.
-        robustness: Attack the validation chips too; the default monitor is then the IoU after PGD.
-    """
-
-    objective: MethodSection = MethodSection(name="supervised")
-    settings: dict[str, Any] = Field(default_factory=dict)
-    augment: Literal["none", "d4"] = "d4"
-    balance: Literal["area", "classes"] = "area"
-    devices: int = Field(1, ge=1, le=1024)
-    start: str = ""
-    robustness: RobustnessSection | None = None
-
-    @field_validator("settings")
-    @classmethod
-    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        # They stay as they are written: the id is a hash of that, and a new default must not change it.
-        TypeAdapter(Training).validate_python(settings)
-        return settings
-
-
-REFERENCE = "plain"
-"""Name of the reference network in rows and folders."""
-
-
-class ReferenceSection(RecipeSection):
-    """A second network, which the recipe's is compared with: the same model and split, trained by another objective.
-
-    It is attacked as the recipe's network is, the attacks on it are given to the recipe's network as well, and threshold
-    models among the baselines are measured by their exact worst case.
-
-    Args:
-        objective: What is minimized.
-        settings: Fields of `seawall.training.configuration.Training` that differ from the recipe's.
-        weights: Weights file of a network that is there already, trained on the same split; it is taken instead.
-    """
-
-    objective: MethodSection = MethodSection(name="supervised")
-    settings: dict[str, Any] = Field(default_factory=dict)
-    weights: str = ""
-
-
-OTHER_KEY = "other-key"
-"""Name of the surrogate of a keyed network in rows and folders: trained alike with another key."""
-
-
-class AttackSection(RecipeSection):
-    """An attack or a suite against one or more threats, each with its unit: "linf 1% reflectance".
-
-    Args:
-        name: Registered name.
-        called: Name of an attack in the rows, needed where one attack is run with two settings; its own if empty.
-            The members of a suite are named by the suite.
-    """
-
-    name: str
-    called: str = ""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    threats: tuple[str, ...] = Field(min_length=1)
-
-
-class CorruptionSection(RecipeSection):
-    """A natural perturbation of the test images, measured at each severity.
-
-    Args:
-        name: Registered corruption.
-        called: Name in the rows, needed where one corruption is measured with two settings; its own if empty.
-        settings: Its settings; bands, unit, pixel size and classes come from the chips.
-        severities: Above 0 and at most 1.
-    """
-
-    name: str
-    called: str = ""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    severities: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(SEVERITIES, min_length=1)
-
-    @field_validator("severities")
-    @classmethod
-    def _check_distinct(cls, severities: tuple[float, ...]) -> tuple[float, ...]:
-        if twice := [one for one in severities if severities.count(one) > 1]:
-            raise ValueError(f"each severity once, but {twice[0]:g} twice; leave one out")
-        return severities
-
-
-class SensitivitySection(RecipeSection):
-    """Sensitivity curves of the networks on the test part: how far corruptions move their features.
-
-    Args:
-        corruptions: Texts such as "haze worst=0.4"; empty for those that sensitivity-augmentation trains on.
-        levels: Severities of equal harm per corruption.
-        layer: Module whose features are compared; "" for the last one of the coarsest grid.
-    """
-
-    corruptions: tuple[str, ...] = ()
-    levels: int = Field(5, ge=1, le=50)
-    layer: str = ""
-
-
-class NoiseSection(RecipeSection):
-    """Label noise put on the training part; one more model is trained per rate.
-
-    Args:
-        name: Registered noise.
-        called: Name of the noise in the networks' names, needed where one noise is run with two settings; its own if empty.
-        settings: Its settings without the rate.
-        rates: Values of `vary`, one model each; 0 trains a control on labels that the noise leaves as they are.
-        vary: The setting that takes the rates.
-        objective: Train through the noise with this objective instead of the recipe's.
-    """
-
-    name: str
-    called: str = Field("", pattern=r"^([a-z0-9][a-z0-9._-]*)?$")
-    settings: dict[str, Any] = Field(default_factory=dict)
-    rates: tuple[float, ...] = Field(min_length=1)
-    vary: str = "budget"
-    objective: MethodSection | None = None
-
-    @model_validator(mode="after")
-    def _check_rate(self) -> NoiseSection:
-        if self.vary in self.settings:
-            raise ValueError(f"{self.vary} in `rates` alone; a setting of that name would undo them")
-        return self
-
-    def at(self, rate: float) -> dict[str, Any]:
-        """Return the noise's settings at one rate."""
-        return {**self.settings, self.vary: rate}
-
-    @property
-    def way(self) -> str:
-        """Suffix of the networks' names: the loss if that alone differs from the recipe's objective, else the objective."""
-        if self.objective is None:
-            return ""
-        loss = self.objective.settings.get("loss")
-        if self.objective.name == "supervised" and isinstance(loss, str):
-            return loss.replace(" ", "")
-        return self.objective.name
 
 
 class Network(NamedTuple):
@@ -266,15 +53,22 @@ class Network(NamedTuple):
     rate: float = 0.0
 
 
-class SceneSection(RecipeSection):
-    """A whole scene to map: a raster, or a simulated one of `size` pixels."""
-
-    source: str = "simulated"
-    size: int = Field(1024, ge=128, le=20_000)
-
-
 RENAMED_KEYS = {"interrogation": "sanity_checks"}
 """Keys of recipes by an earlier version, and what they are called now."""
+
+RUN_KEYS = (
+    "attacks",
+    "suites",
+    "corruptions",
+    "noises",
+    "faults",
+    "baselines",
+    "reference",
+    "keyed",
+    "scene",
+    "sensitivity",
+)
+"""Keys that `seawall run` measures or maps by, and that have no meaning for a training alone."""
 
 DISPLAY_KEYS = ("title", "note", "published", "examples", "scene", "sensitivity")
 """Keys of a recipe that change the report and no network and no row of the records."""
@@ -307,6 +101,7 @@ class Recipe(RecipeSection):
     suites: tuple[AttackSection, ...] = ()
     corruptions: tuple[CorruptionSection, ...] = ()
     noises: tuple[NoiseSection, ...] = ()
+    faults: tuple[FaultSection, ...] = ()
     scene: SceneSection | None = None
     sensitivity: SensitivitySection | None = None
     examples: int = Field(4, ge=0, le=24)
@@ -331,10 +126,11 @@ class Recipe(RecipeSection):
         return self
 
     @model_validator(mode="after")
-    def _check_corruption_names(self) -> Recipe:
-        names = [section.called or section.name for section in self.corruptions]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"corruption {twice[0]} once; give one of the two another `called`")
+    def _check_section_names(self) -> Recipe:
+        for kind, sections in (("corruption", self.corruptions), ("fault", self.faults)):
+            names = [section.called or section.name for section in sections]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{kind} {twice[0]} once; give one of the two another `called`")
         return self
 
     @model_validator(mode="after")
@@ -389,8 +185,12 @@ class Recipe(RecipeSection):
     def deciding(self) -> dict[str, Any]:
         """Everything that decides a trained or measured number, as plain values."""
         tree = self.model_dump(mode="json", exclude=set(DISPLAY_KEYS))
-        if not self.corruptions:  # recipes without them keep the id that they had before there were any
-            del tree["corruptions"]
+        for section in (
+            "corruptions",
+            "faults",
+        ):  # recipes without them keep the id that they had before there were any
+            if not tree[section]:
+                del tree[section]
         tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in NOT_DECIDING}
         for key in ("start", "robustness"):  # ids of recipes without them stay what they were
             if not tree["training"][key]:
@@ -464,7 +264,8 @@ def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
         "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "keyed": KeyedSection, "objective": MethodSection,
-        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "noises": NoiseSection, "scene": SceneSection,
+        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "sensitivity": SensitivitySection,
+        "noises": NoiseSection, "faults": FaultSection, "scene": SceneSection,
     }  # fmt: skip
     for step in path:
         section = sections.get(step, section)

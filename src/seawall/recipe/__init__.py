@@ -1,0 +1,1 @@
+"""Recipes: an experiment as a file and as a frozen value."""
