@@ -43,6 +43,21 @@ def class_index(name: str, classes: Sequence[str]) -> int:
     return classes.index(name)
 
 
+def main_class(classes: Sequence[str]) -> str:
+    """Return the class that figures are of where none is named: water where there is one, else the last.
+
+    Example:
+        >>> main_class(("land", "water", "ice")), main_class(("land", "ice"))
+        ('water', 'ice')
+    """
+    return "water" if "water" in classes else classes[-1]
+
+
+def body_classes(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes whose connected bodies are counted where none is named: water where there is one, else all but the first."""
+    return ("water",) if "water" in classes else tuple(classes[1:])
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What a model needs to be used rightly; it travels inside the weights file.

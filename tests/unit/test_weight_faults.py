@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from seawall.testing.corruptions import OPTICAL_CHIPS, lake_chips
 from seawall.testing.faults import flat_network
 from seawall.testing.fixtures import ground_batch
 from seawall.training.objectives.clustered_weights import ClusteredWeights, clustering_penalty
-from seawall.types import Batch, ModelSpec
+from seawall.types import Batch, ModelSpec, main_class
 from seawall.weight_faults.damage import ClassCounts, FaultRound, fault_curve, measure_fault
 from seawall.weight_faults.defense import Clipping, Reconstruction, WeightDefense
 from seawall.weight_faults.int8 import (
@@ -687,3 +688,14 @@ def test_recipes_with_wrong_faults_are_refused_before_the_training(folder: Path,
         path.write_text(make_recipe({**base, "faults": faults, "model": {"name": model}}).to_toml())
         with pytest.raises((UsageError, ModelError), match=says):
             api.run(path, out=tmp_path / "runs")
+
+
+def test_without_water_the_last_class_is_measured() -> None:
+    spec = ModelSpec(("B03", "B08"), ("land", "ice", "snow"), "reflectance", 10.0)
+    assert main_class(spec.classes) == "snow" and main_class(("land", "water", "ice")) == "water"
+    model, batch = UNet(2, 1)(spec).eval(), ground_batch(images=2)
+    with torch.no_grad():
+        model.network.head.bias[2] += 100.0
+    batch = replace(batch, label=torch.where(batch.valid, 2, batch.label))
+    done = seawall.flip_bits(model, batch, chosen_on=batch, most=1)
+    assert done.facts["class"] == "snow" and done.table

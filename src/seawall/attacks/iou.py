@@ -16,7 +16,7 @@ from seawall.errors import UsageError
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import Ball, ThreatModel
-from seawall.types import Batch, ModelSpec, SegmentationModel
+from seawall.types import Batch, ModelSpec, SegmentationModel, main_class
 
 SIGMOID_COUNT = SigmoidCount()
 SMALLEST_WORTH = 0.02
@@ -82,8 +82,8 @@ class IoUAttack:
 
 
 def attacked_class(spec: ModelSpec, klass: str) -> int:
-    """Return the index of a class; "" is water, or the last class where there is none."""
-    return spec.klass(klass or ("water" if "water" in spec.classes else spec.classes[-1]))
+    """Return the index of a class; "" is the main one."""
+    return spec.klass(klass or main_class(spec.classes))
 
 
 @dataclass(frozen=True)

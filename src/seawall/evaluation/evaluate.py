@@ -21,7 +21,7 @@ from seawall.metrics.counts import confusion, count_records
 from seawall.modules import checked_forward, device_of, eval_mode
 from seawall.records import Record, RecordLog
 from seawall.result import StageProgress
-from seawall.types import Batch, SegmentationModel
+from seawall.types import Batch, SegmentationModel, body_classes
 
 NON_FINITE = "non-finite logits"
 
@@ -75,7 +75,7 @@ def evaluate_model(
         DataError: A valid pixel has a label outside the classes.
     """
     classes = model.spec.classes
-    known = ("water",) if "water" in classes else classes[1:]
+    known = body_classes(classes)
     chosen = known if bodies is None else bodies
     for klass in chosen:
         model.spec.klass(klass)
@@ -114,7 +114,7 @@ def missing_chips(
     groups: Mapping[str, str] | None = None, attacks: Sequence[Case] = (CLEAN_CASE,), bodies: tuple[str, ...] | None = None,
 ) -> list[str]:  # fmt: skip
     """Return the chips that some case has not measured yet, so that no others need be read."""
-    known = ("water",) if "water" in classes else tuple(classes[1:])
+    known = body_classes(classes)
     settings = EvaluationSettings(recipe, name, groups or {}, bodies=known if bodies is None else bodies)
     return [c for c in chips if not all(settings.done(log, case, c, len(classes)) for case in attacks)]
 

@@ -13,6 +13,7 @@ from seawall.metrics.aggregate import ChipTable, chip_tables, interval_records
 from seawall.metrics.bootstrap import IntervalEstimate, Resamples, estimate_mean, estimate_quotient, estimate_ratio
 from seawall.metrics.ratios import ConfusionCounts, divide_or_nan, mean_defined
 from seawall.records import Record
+from seawall.types import main_class
 
 ChosenAttacks = NDArray[np.int64]
 
@@ -241,7 +242,7 @@ class _StackedTables:
         return estimate_quotient(top, bottom, int(bottom.sum()), draws)
 
     def _winners(self, table: ChipTable, each: DoubleArray) -> Iterator[Record]:
-        judge = self.klass or ("water" if "water" in self.classes else self.classes[-1] if self.classes else "")
+        judge = self.klass or (main_class(self.classes) if self.classes else "")
         single = self.klass in self.classes or len(self.classes) == 2
         values = each[..., self.classes.index(judge)] if single else mean_defined(each)
         lowest, chosen = worst_each(values, self.there)

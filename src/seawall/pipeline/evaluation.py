@@ -29,7 +29,7 @@ from seawall.pipeline.training import model_factory, spec_of_chips
 from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases
 from seawall.recipe.recipe import Recipe
 from seawall.recipe.sections import REFERENCE
-from seawall.types import ModelSpec, SegmentationModel
+from seawall.types import ModelSpec, SegmentationModel, main_class
 
 
 def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
@@ -67,7 +67,7 @@ def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Ma
         if name == first:
             most_mixed = most_mixed_chips(chips, split.test, recipe.examples)
             _write_examples(run, chips, split, name, model, most_mixed, *example_cases(attacks))
-            klass = "water" if "water" in chips.classes else chips.classes[-1]
+            klass = main_class(chips.classes)
             for case in worst_corruptions(run, name, cases, klass):
                 _write_examples(run, chips, split, name, model, most_mixed[:1], case, None)
 

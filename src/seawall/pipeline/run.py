@@ -44,6 +44,7 @@ from seawall.recipe.sections import REFERENCE
 from seawall.report.page import write_report
 from seawall.result import Progress
 from seawall.training.checkpoint import describe_differences
+from seawall.types import main_class
 from seawall.weight_faults.int8 import weight_parameters
 
 
@@ -206,7 +207,7 @@ def _flatten(tree: Mapping[str, object], under: str = "") -> dict[str, str]:
 def summarize_run(run: RunContext) -> list[dict[str, str | float | None]]:
     """Return one row per model, method and threat: IoU and accuracy on the held-out chips with interval and flags."""
     spec = read_spec(run.folder / "models" / run.recipe.model.name / "model.safetensors")
-    klass = "water" if "water" in spec.classes else spec.classes[-1]
+    klass = main_class(spec.classes)
     log = [row for row in run.log if row.severity is None]  # a row per severity of every corruption would be hundreds
     made = [r for r in aggregate_records(with_consistency_flags(log)) if not r.chip and not r.group]
     found = {(r.model, r.method, r.threat, r.metric, r.klass): r.value for r in made}

@@ -18,7 +18,7 @@ from seawall.models.water_index import ThresholdNet, WaterIndexThreshold
 from seawall.models.weights import spec_of
 from seawall.pipeline.trained_model import flag_facts, flags_of, measure_target, open_target, row_folder
 from seawall.result import Failed, MutableRow, Progress
-from seawall.types import Corruption, ModelSpec, SegmentationModel
+from seawall.types import Corruption, ModelSpec, SegmentationModel, main_class
 
 MEAN_ROW = "mean"
 
@@ -40,7 +40,7 @@ def stress_model(
     chosen = choose_corruptions(corruption, ChipContext(target.gsd_m, spec.bands, spec.unit, spec.classes))
     cases = [Case(measures=COUNTED), *severity_cases(chosen.corruptions, severities)]
     reference = threshold_model(baseline, spec)
-    name, klass = type(target.net).__name__, "water" if "water" in spec.classes else spec.classes[-1]
+    name, klass = type(target.net).__name__, main_class(spec.classes)
     with row_folder(out, data, Path("runs/stress")) as home:
         rows = measure_target(target, cases, home, seed, progress, name=name)
         if reference is not None:

@@ -37,7 +37,7 @@ from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
 from seawall.result import Failed, MutableRow, Progress, stage_progress
 from seawall.threat.model import ThreatModel
-from seawall.types import Attack, SegmentationModel
+from seawall.types import Attack, SegmentationModel, main_class
 
 
 def evaluate_chips(
@@ -84,7 +84,7 @@ def attack_chips(
     cases = [CLEAN_CASE, *(Case(name, attack, parsed) for name, attack in attacks.items())]
     with row_folder(out, data, Path("runs/attack")) as home:
         rows = measure_target(target, cases, home, seed, progress, sanity_checks)
-    klass = "water" if "water" in spec.classes else spec.classes[-1]
+    klass = main_class(spec.classes)
     table = robustness_card(rows, list(attacks), str(parsed), klass)
     kept: MutableRow = {"rows": str(home / "records.jsonl")} if home.exists() else {}
     return {"class": klass, **target.facts, **kept, **flag_facts(flags_of(rows))}, table, ()

@@ -24,7 +24,7 @@ from seawall.recipe.sections import REFERENCE, FaultSection
 from seawall.report.run_facts import FAULT_ROWS, WeightFaultFacts
 from seawall.report.run_reader import read_weight_faults
 from seawall.result import Failed, MutableRow, Progress, StageProgress, stage_progress
-from seawall.types import Batch, SegmentationModel
+from seawall.types import Batch, SegmentationModel, main_class
 from seawall.weight_faults.build import NamedFault, named_defenses, named_faults
 from seawall.weight_faults.damage import (
     ClassCounts,
@@ -60,7 +60,7 @@ def flip_weight_bits(
     def held_out() -> Iterator[Batch]:
         yield from target.chips.read(target.chips.ids)
 
-    klass = spec_of(target.net).mapped_class()
+    klass = main_class(spec_of(target.net).classes)
     clean = count_class(target.net, held_out(), spec_of(target.net).klass(klass))
     name = type(target.net).__name__
     lines = [

@@ -26,6 +26,7 @@ from seawall.report.run_facts import (
     SensitivityFacts,
     WeightFaultFacts,
 )
+from seawall.types import main_class
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class RunFolder:
     @property
     def klass(self) -> str:
         """The class that the page is about: water where there is one, else the last."""
-        return "water" if "water" in self.classes else self.classes[-1]
+        return main_class(self.classes)
 
     @property
     def trained(self) -> frozenset[str]:

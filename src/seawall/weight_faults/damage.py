@@ -13,7 +13,7 @@ from seawall.errors import DataError, UsageError
 from seawall.metrics.counts import confusion
 from seawall.models.checksums import WeightChecksums
 from seawall.modules import eval_mode, to_device_of
-from seawall.types import Batch
+from seawall.types import Batch, main_class
 from seawall.weight_faults.int8 import BitFlip, QuantizedWeights
 from seawall.weight_faults.search import WeightFault
 
@@ -95,7 +95,7 @@ def measure_fault(
     """
     if most < 1:
         raise UsageError(f"most: expected at least 1 flip, got {most}; 100 is common")
-    klass = weights.spec.klass(weights.spec.mapped_class())
+    klass = weights.spec.klass(main_class(weights.spec.classes))
     clean = count_class(weights.model, held_out(), klass)
     if not clean.iou:
         name = weights.spec.classes[klass]

@@ -15,7 +15,7 @@ from seawall.losses.segmentation import masked_mean, pixel_cross_entropy, soft_o
 from seawall.modules import to_device_of
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.types import Batch
+from seawall.types import Batch, main_class
 from seawall.weight_faults.int8 import BIT_VALUES, BITS, BitFlip, QuantizedLayer, QuantizedWeights, integers_to_bits
 
 FaultObjective = Literal["ce", "soft-iou"]
@@ -60,7 +60,7 @@ class AttackedLoss:
         if labels == "predicted":
             with torch.no_grad():
                 batch = replace(batch, label=weights.model(batch.image).argmax(1))
-        return AttackedLoss(batch, objective, weights.spec.klass(weights.spec.mapped_class()))
+        return AttackedLoss(batch, objective, weights.spec.klass(main_class(weights.spec.classes)))
 
     def __call__(self, model: nn.Module) -> Tensor:
         """Return the loss, a scalar; invalid pixels have no part in it."""
