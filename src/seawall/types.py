@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from seawall.class_names import class_index
 from seawall.errors import DataError, UsageError
 from seawall.rng import Keys
 
@@ -30,32 +31,6 @@ DECIBEL_UNITS: tuple[Unit, ...] = ("sigma0_db", "gamma0_db")
 
 FILL: Mapping[str, float] = {"reflectance": 0.0, "sigma0_db": -30.0, "gamma0_db": -30.0, "stretched": 0.0}
 """What an unseen pixel holds, per unit: a finite, dark value, so that no NaN reaches a network."""
-
-
-def class_index(name: str, classes: Sequence[str]) -> int:
-    """Return the index of a class.
-
-    Raises:
-        UsageError: There is no class of that name.
-    """
-    if name not in classes:
-        raise UsageError(f"class: expected one of {', '.join(classes)}, got {name!r}; name one of these")
-    return classes.index(name)
-
-
-def main_class(classes: Sequence[str]) -> str:
-    """Return the class that figures are of where none is named: water where there is one, else the last.
-
-    Example:
-        >>> main_class(("land", "water", "ice")), main_class(("land", "ice"))
-        ('water', 'ice')
-    """
-    return "water" if "water" in classes else classes[-1]
-
-
-def body_classes(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes whose connected bodies are counted where none is named: water where there is one, else all but the first."""
-    return ("water",) if "water" in classes else tuple(classes[1:])
 
 
 @dataclass(frozen=True)

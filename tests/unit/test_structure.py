@@ -60,7 +60,7 @@ def test_a_name_that_is_defined_twice_is_found(tmp_path: Path) -> None:
         ("a table of water indices", r'"water-index", "mndwi"', {"labels/water_indices.py"}),
         ("splitting a folder", r"def split_chips", {"data/splits.py"}),
         ("a file's SHA-256", r'file_digest\(file, "sha256"|sha256\(\w+\.read_bytes', {"io.py"}),
-        ("the class that figures are of", r"else (self\.|\w+\.)?classes\[-1\]", {"types.py"}),
+        ("the class that figures are of", r"else (self\.|\w+\.)?classes\[-1\]", {"class_names.py"}),
         ("the text of a threat", r"def parse_threat", {"threat/parser.py"}),
     ],
 )

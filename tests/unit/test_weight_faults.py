@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import seawall
 from seawall import api
+from seawall.class_names import main_class
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.splits import record_split, split_chips
@@ -44,7 +45,7 @@ from seawall.testing.corruptions import OPTICAL_CHIPS, lake_chips
 from seawall.testing.faults import flat_network
 from seawall.testing.fixtures import ground_batch
 from seawall.training.objectives.clustered_weights import ClusteredWeights, clustering_penalty
-from seawall.types import Batch, ModelSpec, main_class
+from seawall.types import Batch, ModelSpec
 from seawall.weight_faults.damage import ClassCounts, FaultRound, fault_curve, measure_fault
 from seawall.weight_faults.defense import Clipping, Reconstruction, WeightDefense
 from seawall.weight_faults.int8 import (

@@ -12,11 +12,12 @@ from torch import Tensor
 from seawall.attacks.ascent import Momentum, check_steps, gradient_ascent
 from seawall.attacks.losses import AttackLoss, LossSetting, SigmoidCount
 from seawall.attacks.target import UNTARGETED, AttackTarget, attack_mode, autograd_ready, check_attack_inputs
+from seawall.class_names import main_class
 from seawall.errors import UsageError
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import Ball, ThreatModel
-from seawall.types import Batch, ModelSpec, SegmentationModel, main_class
+from seawall.types import Batch, ModelSpec, SegmentationModel
 
 SIGMOID_COUNT = SigmoidCount()
 SMALLEST_WORTH = 0.02

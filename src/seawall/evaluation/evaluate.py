@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seawall.attacks.cost import count_passes
 from seawall.attacks.minimum_norm import MinimumNormResult
+from seawall.class_names import body_classes
 from seawall.errors import DataError, ModelError
 from seawall.evaluation.case import CLEAN_CASE, Case, hidden_class
 from seawall.evaluation.examples import write_example
@@ -21,7 +22,7 @@ from seawall.metrics.counts import confusion, count_records
 from seawall.modules import checked_forward, device_of, eval_mode
 from seawall.records import Record, RecordLog
 from seawall.result import StageProgress
-from seawall.types import Batch, SegmentationModel, body_classes
+from seawall.types import Batch, SegmentationModel
 
 NON_FINITE = "non-finite logits"
 

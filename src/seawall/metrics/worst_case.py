@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seawall.arrays import DoubleArray
+from seawall.class_names import main_class
 from seawall.metrics.aggregate import ChipTable, chip_tables, interval_records
 from seawall.metrics.bootstrap import IntervalEstimate, Resamples, estimate_mean, estimate_quotient, estimate_ratio
 from seawall.metrics.ratios import ConfusionCounts, divide_or_nan, mean_defined
 from seawall.records import Record
-from seawall.types import main_class
 
 ChosenAttacks = NDArray[np.int64]
 

@@ -12,6 +12,7 @@ from torch import nn
 from seawall import registry
 from seawall.attacks.fischer import Fischer
 from seawall.chip_context import ChipContext
+from seawall.class_names import main_class
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.data.splits import Split
@@ -29,7 +30,7 @@ from seawall.pipeline.training import model_factory, spec_of_chips
 from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases
 from seawall.recipe.recipe import Recipe
 from seawall.recipe.sections import REFERENCE
-from seawall.types import ModelSpec, SegmentationModel, main_class
+from seawall.types import ModelSpec, SegmentationModel
 
 
 def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:

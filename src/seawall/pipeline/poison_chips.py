@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seawall import registry
+from seawall.class_names import class_index
 from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
@@ -30,7 +31,7 @@ from seawall.poisoning.meta_poison import MetaPoison
 from seawall.poisoning.target import PoisonTarget, choose_chips
 from seawall.result import Failed, MutableRow, Progress
 from seawall.rng import Keys
-from seawall.types import Batch, Poison, Setting, class_index
+from seawall.types import Batch, Poison, Setting
 
 POISONS_FILE = "poisons.jsonl"
 

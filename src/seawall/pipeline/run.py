@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seawall.chip_context import ChipContext
+from seawall.class_names import main_class
 from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.splits import Split
 from seawall.defenses.corrupted_batches import training_corruptions
@@ -44,7 +45,6 @@ from seawall.recipe.sections import REFERENCE
 from seawall.report.page import write_report
 from seawall.result import Progress
 from seawall.training.checkpoint import describe_differences
-from seawall.types import main_class
 from seawall.weight_faults.int8 import weight_parameters
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seawall.chip_context import ChipContext
+from seawall.class_names import main_class
 from seawall.corruptions.build import corruption_name, fitting_corruptions, parse_corruption
 from seawall.corruptions.severity import check_severity
 from seawall.errors import ModelError, UsageError
@@ -18,7 +19,7 @@ from seawall.models.water_index import ThresholdNet, WaterIndexThreshold
 from seawall.models.weights import spec_of
 from seawall.pipeline.trained_model import flag_facts, flags_of, measure_target, open_target, row_folder
 from seawall.result import Failed, MutableRow, Progress
-from seawall.types import Corruption, ModelSpec, SegmentationModel, main_class
+from seawall.types import Corruption, ModelSpec, SegmentationModel
 
 MEAN_ROW = "mean"
 

@@ -14,6 +14,7 @@ from torch import nn
 from seawall import registry
 from seawall.attacks.suites import named_attacks as attacks_of
 from seawall.attacks.suites import parse_suite
+from seawall.class_names import main_class
 from seawall.data.chips import ChipFolder
 from seawall.data.selection import check_part, select_chips
 from seawall.errors import UsageError
@@ -37,7 +38,7 @@ from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
 from seawall.result import Failed, MutableRow, Progress, stage_progress
 from seawall.threat.model import ThreatModel
-from seawall.types import Attack, SegmentationModel, main_class
+from seawall.types import Attack, SegmentationModel
 
 
 def evaluate_chips(

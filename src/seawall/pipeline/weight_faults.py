@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from seawall import registry
+from seawall.class_names import main_class
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import patches, whole_chips
 from seawall.data.selection import select_chips
@@ -24,7 +25,7 @@ from seawall.recipe.sections import REFERENCE, FaultSection
 from seawall.report.run_facts import FAULT_ROWS, WeightFaultFacts
 from seawall.report.run_reader import read_weight_faults
 from seawall.result import Failed, MutableRow, Progress, StageProgress, stage_progress
-from seawall.types import Batch, SegmentationModel, main_class
+from seawall.types import Batch, SegmentationModel
 from seawall.weight_faults.build import NamedFault, named_defenses, named_faults
 from seawall.weight_faults.damage import (
     ClassCounts,

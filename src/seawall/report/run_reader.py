@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from seawall.class_names import main_class
 from seawall.errors import RecipeError, RunError, first_error
 from seawall.recipe.recipe import Recipe, read_recipe
 from seawall.records import Record, read_records
@@ -26,7 +27,6 @@ from seawall.report.run_facts import (
     SensitivityFacts,
     WeightFaultFacts,
 )
-from seawall.types import main_class
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from seawall.class_names import main_class
 from seawall.errors import DataError, UsageError
 from seawall.metrics.counts import confusion
 from seawall.models.checksums import WeightChecksums
 from seawall.modules import eval_mode, to_device_of
-from seawall.types import Batch, main_class
+from seawall.types import Batch
 from seawall.weight_faults.int8 import BitFlip, QuantizedWeights
 from seawall.weight_faults.search import WeightFault
 

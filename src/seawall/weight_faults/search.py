@@ -10,12 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from seawall.class_names import main_class
 from seawall.errors import DataError, UsageError
 from seawall.losses.segmentation import masked_mean, pixel_cross_entropy, soft_overlap
 from seawall.modules import to_device_of
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.types import Batch, main_class
+from seawall.types import Batch
 from seawall.weight_faults.int8 import BIT_VALUES, BITS, BitFlip, QuantizedLayer, QuantizedWeights, integers_to_bits
 
 FaultObjective = Literal["ce", "soft-iou"]
