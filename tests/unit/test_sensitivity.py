@@ -213,6 +213,8 @@ def test_the_verb_shows_measured_and_chosen_severities_with_their_levels(tmp_pat
     assert "of the model itself" in str(done.facts["features"])
     with pytest.raises(UsageError, match="reflectance"):
         sensitivity(tmp_path / "net.safetensors", tmp_path / "chips", corruption=["speckle"])
+    with pytest.raises(UsageError, match="levels and most from 1"):
+        sensitivity(tmp_path / "net.safetensors", tmp_path / "chips", corruption=["haze"], levels=0)
     paged = sensitivity(tmp_path / "net.safetensors", tmp_path / "chips", corruption=["haze"], out=tmp_path / "out")
     page = Path(str(paged.facts["page"])).read_text()
     assert page.count("haze: distance up to") > 0 and "Sensitivity of net" in page and "of the model itself" in page

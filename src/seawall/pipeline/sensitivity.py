@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -14,55 +14,19 @@ from seawall.data.loader import whole_chips
 from seawall.data.selection import check_part, select_chips
 from seawall.data.splits import Split
 from seawall.defenses.corrupted_batches import training_corruptions
-from seawall.defenses.sensitivity import SensitivityPoint, SensitivityProbe
+from seawall.defenses.sensitivity import SensitivityProbe
 from seawall.io import write_atomic
 from seawall.models.weights import spec_of, split_of
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.trained_model import load_network
-from seawall.recipe.sections import SensitivitySection
 from seawall.report.page import write_sensitivity_page
+from seawall.report.run_facts import (
+    SENSITIVITY_FIGURES,
+    SensitivityCurveFacts,
+    SensitivityFacts,
+    SensitivityPointFacts,
+)
 from seawall.result import Failed, MutableRow, Progress
-
-FIGURES = "sensitivity.json"
-"""File of the curves, by the name of the network, in a run folder and in that of the verb."""
-
-
-@dataclass(frozen=True)
-class CorruptionCurve:
-    """A measured curve with the physical quantity of its severities.
-
-    Args:
-        corruption: Its text, such as "haze".
-        quantity: What a severity stands for.
-        unit: Its unit; "" for a ratio.
-        points: Measured severities, ascending; the first is 0.
-        severities: Severities of equal harm, ascending; the last is 1.
-        levels: The physical quantity at each of them.
-    """
-
-    corruption: str
-    quantity: str
-    unit: str
-    points: tuple[SensitivityPoint, ...]
-    severities: tuple[float, ...]
-    levels: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class NetworkSensitivity:
-    """The curves of one network.
-
-    Args:
-        features: The layer and the network that the features are of.
-        chips: Number of chips.
-        passes: Forward passes of these chips.
-        curves: One per corruption.
-    """
-
-    features: str
-    chips: int
-    passes: int
-    curves: tuple[CorruptionCurve, ...]
 
 
 def measure_sensitivity(
@@ -92,36 +56,42 @@ def measure_sensitivity(
     model = load_network(weights, folder, device)
     chosen = select_chips(folder, split_of(model), part)
     other = None if extractor is None else load_network(extractor, folder, device)
-    settings = SensitivitySection(corruptions=tuple(corruption), levels=levels, layer=layer)
-    found = network_sensitivity(model, folder, chosen.ids, settings, seed, progress, extractor=other)
+    found = network_sensitivity(
+        model, folder, chosen.ids, corruption, levels=levels, layer=layer, extractor=other, seed=seed, progress=progress
+    )
     facts: MutableRow = {**chosen.facts(), "features": found.features, "passes": found.passes}
     if out is not None:
         name = weights.parent.name if weights.stem == "model" else weights.stem
-        write_atomic(out / FIGURES, json.dumps({name: asdict(found)}))
+        write_atomic(out / SENSITIVITY_FIGURES, json.dumps({name: found.model_dump()}))
         facts["page"] = str(write_sensitivity_page(out, name, f"{weights} on {chips}, {chosen.part}."))
     return facts, [row for curve in found.curves for row in _curve_rows(curve)], []
 
 
 def network_sensitivity(
-    model: nn.Module, chips: ChipFolder, ids: Sequence[str], settings: SensitivitySection, seed: int, progress: Progress,
-    *, extractor: nn.Module | None = None,
-) -> NetworkSensitivity:  # fmt: skip
+    model: nn.Module, chips: ChipFolder, ids: Sequence[str], corruption: Sequence[str], *, levels: int, layer: str,
+    extractor: nn.Module | None, seed: int, progress: Progress,
+) -> SensitivityFacts:  # fmt: skip
     """Measure a network on chips.
 
     Raises:
         UsageError: A corruption is unknown or of another sensor, or there is no such layer.
         DataError: Fewer than two chips have seen pixels.
     """
-    known = training_corruptions(settings.corruptions, spec_of(model))
-    probe = SensitivityProbe(model, whole_chips(chips, ids), seed, layer=settings.layer, extractor=extractor)
+    known = training_corruptions(corruption, spec_of(model))
+    probe = SensitivityProbe(model, whole_chips(chips, ids), seed, layer=layer, extractor=extractor)
     curves = []
     for done, (name, one) in enumerate(known.items()):
         progress("sensitivity", done, len(known), name)
-        curve = probe.curve(name, one, settings.levels)
-        levels = tuple(one.level(severity) for severity in curve.severities)
-        curves.append(CorruptionCurve(name, one.quantity, one.unit, curve.points, curve.severities, levels))
+        curve = probe.curve(name, one, levels)
+        curves.append(
+            SensitivityCurveFacts(
+                corruption=name, quantity=one.quantity, unit=one.unit,
+                points=tuple(SensitivityPointFacts(**asdict(point)) for point in curve.points),
+                severities=curve.severities, levels=tuple(one.level(severity) for severity in curve.severities),
+            )
+        )  # fmt: skip
     progress("sensitivity", len(known), len(known), "")
-    return NetworkSensitivity(probe.features, len(ids), probe.passes, tuple(curves))
+    return SensitivityFacts(features=probe.features, chips=len(ids), passes=probe.passes, curves=tuple(curves))
 
 
 def run_sensitivity(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
@@ -129,17 +99,20 @@ def run_sensitivity(run: RunContext, chips: ChipFolder, split: Split, models: Ma
     settings = run.recipe.sensitivity
     if settings is None:
         return
-    path, asked = run.folder / FIGURES, settings.model_dump(mode="json")
+    path, asked = run.folder / SENSITIVITY_FIGURES, settings.model_dump(mode="json")
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and run.resume else {}
     for name, model in models.items():
         if before.get(name, {}).get("settings") == asked:
             continue
-        found = network_sensitivity(model, chips, split.test, settings, run.recipe.seed, run.progress)
-        before[name] = {**asdict(found), "settings": asked}
+        found = network_sensitivity(
+            model, chips, split.test, settings.corruptions, levels=settings.levels, layer=settings.layer, extractor=None,
+            seed=run.recipe.seed, progress=run.progress,
+        )  # fmt: skip
+        before[name] = {**found.model_dump(), "settings": asked}
         write_atomic(path, json.dumps(before))
 
 
-def _curve_rows(curve: CorruptionCurve) -> list[MutableRow]:
+def _curve_rows(curve: SensitivityCurveFacts) -> list[MutableRow]:
     """Return one row per measured or chosen severity, ascending."""
     met = {point.severity: point for point in curve.points}
     level = dict(zip(curve.severities, curve.levels, strict=True)) | {p.severity: p.level for p in curve.points}

@@ -35,6 +35,7 @@ from seawall.report.label_noise import label_noise_section
 from seawall.report.published_tables import published_comparison
 from seawall.report.record_index import RecordIndex, display_name
 from seawall.report.robustness import robustness_section
+from seawall.report.run_facts import SENSITIVITY_FIGURES
 from seawall.report.run_reader import RunFolder, read_run, read_sensitivity
 from seawall.report.run_section import data_and_split, learning_curves, run_settings
 from seawall.report.scenes import scene_section, scene_title
@@ -74,13 +75,15 @@ def write_sensitivity_page(folder: Path, name: str, source: str) -> Path:
         RunError: The folder holds no curves that can be read.
     """
     unreadable: list[str] = []
-    section = sensitivity_section(read_sensitivity(folder / "sensitivity.json", unreadable))
+    section = sensitivity_section(read_sensitivity(folder / SENSITIVITY_FIGURES, unreadable))
     if section is None:
-        raise RunError(f"{folder}: expected sensitivity.json with curves, got {unreadable or 'none'}; measure again")
+        raise RunError(
+            f"{folder}: expected {SENSITIVITY_FIGURES} with curves, got {unreadable or 'none'}; measure again"
+        )
     path = folder / "sensitivity.html"
     write_atomic(
         path,
-        _render(f"Sensitivity of {name}", "sensitivity.json", [section], "seawall sensitivity", summary=[(source,)]),
+        _render(f"Sensitivity of {name}", SENSITIVITY_FIGURES, [section], "seawall sensitivity", summary=[(source,)]),
     )
     return path
 

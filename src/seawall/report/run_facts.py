@@ -273,8 +273,12 @@ class ExampleFacts(RunFile):
     level_unit: str = ""
 
 
+SENSITIVITY_FIGURES = "sensitivity.json"
+"""File of the sensitivity curves, by the name of the network, in a run folder and in that of the verb."""
+
+
 class SensitivityPointFacts(RunFile):
-    """What a corruption does to the features at one severity."""
+    """What a corruption does to the features at one severity, as `seawall.defenses.sensitivity.SensitivityPoint`."""
 
     severity: float
     level: float
@@ -283,7 +287,16 @@ class SensitivityPointFacts(RunFile):
 
 
 class SensitivityCurveFacts(RunFile):
-    """A curve, with the keys of `seawall.pipeline.sensitivity.CorruptionCurve`."""
+    """A measured curve with the physical quantity of its severities.
+
+    Args:
+        corruption: Its text, such as "haze".
+        quantity: What a severity stands for.
+        unit: Its unit; "" for a ratio.
+        points: Measured severities, ascending; the first is 0.
+        severities: Severities of equal harm, ascending; the last is 1.
+        levels: The physical quantity at each of them.
+    """
 
     corruption: str
     quantity: str
@@ -294,7 +307,14 @@ class SensitivityCurveFacts(RunFile):
 
 
 class SensitivityFacts(RunFile):
-    """The curves of one network, with the keys of `seawall.pipeline.sensitivity.NetworkSensitivity`."""
+    """The curves of one network.
+
+    Args:
+        features: The layer and the network that the features are of.
+        chips: Number of chips.
+        passes: Forward passes of these chips.
+        curves: One per corruption.
+    """
 
     features: str
     chips: int

@@ -17,6 +17,7 @@ from seawall.recipe.recipe import Recipe, read_recipe
 from seawall.records import Record, read_records
 from seawall.report.run_facts import (
     FAULT_ROWS,
+    SENSITIVITY_FIGURES,
     DataFacts,
     EpochFacts,
     ExampleFacts,
@@ -112,7 +113,7 @@ def read_run(path: Path) -> RunFolder:
         history=tuple(_history_rows(path, unreadable)),
         examples=tuple(sorted((path / "examples").glob("*.npz"))),
         scenes=_scenes(path / "scenes", unreadable),
-        sensitivity=read_sensitivity(path / "sensitivity.json", unreadable),
+        sensitivity=read_sensitivity(path / SENSITIVITY_FIGURES, unreadable),
         weight_faults=tuple(read_weight_faults(path / FAULT_ROWS, unreadable)),
         unreadable=tuple(unreadable),
     )
