@@ -142,8 +142,9 @@ def preset(
         UsageError: As `register`.
     """
     method = type(value)
+    types = get_type_hints(method, include_extras=True)  # resolved: a field may be of a class in another module
     settings = [
-        (f.name, f.type, _field_with(getattr(value, f.name)))
+        (f.name, types[f.name], _field_with(getattr(value, f.name)))
         for f in fields(value)  # type: ignore[arg-type]
         if f.init
     ]

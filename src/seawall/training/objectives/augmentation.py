@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import ClassVar, cast, final
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 from torch import Tensor
 
-from seawall import registry
 from seawall.defenses.corrupted_batches import Chain, corrupt_each, training_corruptions
 from seawall.defenses.image_operations import OPERATIONS, ImageOperation, Operation
 from seawall.errors import UsageError
 from seawall.registry import preset, register
 from seawall.rng import Keys
-from seawall.training.objectives.adversarial import AttackParameter
-from seawall.types import Batch, ModelSpec, Objective, ScheduledObjective, SegmentationModel, Setting
+from seawall.training.objectives.wrapping import WrappingObjective
+from seawall.types import Batch, ModelSpec, Objective, SegmentationModel
 
 BINS = 31
 """Magnitudes of RandAugment and TrivialAugment, from 0 to all of an operation's reach."""
 
 
 @dataclass(frozen=True)
-class ChangedImages(ABC):
+class ChangedImages(WrappingObjective):
     """What objectives on changed images share: each chip draws its changes from its own key, then `objective` has its say.
 
     Batch size, order and resume change no draw.
@@ -34,25 +32,7 @@ class ChangedImages(ABC):
         objective_settings: Its settings, such as {loss = "ce + dice"}.
     """
 
-    objective: str = "supervised"
-    objective_settings: Mapping[str, AttackParameter | Mapping[str, AttackParameter]] = field(default_factory=dict)
     name: ClassVar[str] = "augmentation"
-
-    def __post_init__(self) -> None:
-        _ = self.inner
-
-    @cached_property
-    def inner(self) -> Objective:
-        """The objective that gets the changed chips."""
-        return registry.build("objective", self.objective, cast(Mapping[str, Setting], self.objective_settings))
-
-    def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
-        return self.value(model, batch, keys, self.inner)
-
-    def at(self, progress: float) -> Objective:
-        """Return the objective at a share of the training, if the inner one has a schedule."""
-        inner = self.inner.at(progress) if isinstance(self.inner, ScheduledObjective) else self.inner
-        return partial(self.value, inner=inner)
 
     def value(self, model: SegmentationModel, batch: Batch, keys: Keys, inner: Objective) -> Tensor:
         """Return the inner objective's value of the changed chips."""

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from seawall import registry
 from seawall.errors import UsageError
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.training.objectives.adversarial import AttackParameter
-from seawall.types import Batch, Objective, ScheduledObjective, SegmentationModel, Setting
+from seawall.training.objectives.wrapping import WrappingObjective
+from seawall.types import Batch, Objective, SegmentationModel
 from seawall.weight_faults.int8 import weight_parameters
 
 
 @register("objective", "clustered-weights", paper="He et al., CVPR 2020")
 @dataclass(frozen=True)
-class ClusteredWeights:
+class ClusteredWeights(WrappingObjective):
     """Another objective plus the squared distances of positive weights to their mean and of negative ones to theirs.
 
     The penalty is a sum over layers, as in the paper, and each mean is over the weights of one sign of one layer. A batch
@@ -36,28 +34,13 @@ class ClusteredWeights:
     """
 
     strength: float = 1e-3
-    objective: str = "supervised"
-    objective_settings: Mapping[str, AttackParameter | Mapping[str, AttackParameter]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.strength < float("inf"):
             raise UsageError(
                 f"clustered-weights.strength: expected a number from 0 on, got {self.strength}; 0.001 is common"
             )
-        _ = self.inner
-
-    @cached_property
-    def inner(self) -> Objective:
-        """The objective that the penalty is added to."""
-        return registry.build("objective", self.objective, cast(Mapping[str, Setting], self.objective_settings))
-
-    def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
-        return self.value(model, batch, keys, self.inner)
-
-    def at(self, progress: float) -> Objective:
-        """Return the objective at a share of the training, if the inner one has a schedule."""
-        inner = self.inner.at(progress) if isinstance(self.inner, ScheduledObjective) else self.inner
-        return partial(self.value, inner=inner)
 
     def value(self, model: SegmentationModel, batch: Batch, keys: Keys, inner: Objective) -> Tensor:
         """Return the inner objective's value plus the penalty."""

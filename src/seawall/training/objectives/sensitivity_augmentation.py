@@ -81,7 +81,7 @@ class SensitivityAugmentation(ChangedImages):
         """Return the objective with the severities and probabilities of a state; without any, images stay clean."""
         plan = cast(Mapping[str, Sequence[Sequence[float]]], state.get("plan", {}))
         kept = tuple((name, tuple((s, w) for s, w in pairs)) for name, pairs in plan.items())
-        return PlannedAugmentation(self.objective, self.objective_settings, kept)
+        return PlannedAugmentation(kept, objective=self.objective, objective_settings=self.objective_settings)
 
     def revise(
         self, model: nn.Module, draw: Callable[[], Iterable[Batch]], progress: float, seed: int, state: ObjectiveState

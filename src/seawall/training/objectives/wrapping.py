@@ -1,0 +1,49 @@
+"""What objectives around another objective share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import cast
+
+from torch import Tensor
+
+from seawall import registry
+from seawall.rng import Keys
+from seawall.training.objectives.adversarial import AttackParameter
+from seawall.types import Batch, Objective, ScheduledObjective, SegmentationModel, Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrappingObjective(ABC):
+    """An objective around another one, which keeps its schedule.
+
+    Args:
+        objective: Registered name of the inner objective.
+        objective_settings: Its settings, such as {loss = "ce + dice"}.
+    """
+
+    objective: str = "supervised"
+    objective_settings: Mapping[str, AttackParameter | Mapping[str, AttackParameter]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self.inner
+
+    @cached_property
+    def inner(self) -> Objective:
+        """The inner objective."""
+        return registry.build("objective", self.objective, cast(Mapping[str, Setting], self.objective_settings))
+
+    def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
+        return self.value(model, batch, keys, self.inner)
+
+    def at(self, progress: float) -> Objective:
+        """Return the objective at a share of the training, if the inner one has a schedule."""
+        inner = self.inner.at(progress) if isinstance(self.inner, ScheduledObjective) else self.inner
+        return partial(self.value, inner=inner)
+
+    @abstractmethod
+    def value(self, model: SegmentationModel, batch: Batch, keys: Keys, inner: Objective) -> Tensor:
+        """Return the value around that of the inner objective."""
