@@ -11,8 +11,8 @@ fgsm, n-fgsm, fgsm-rs, step-* 12; pgd-3, segpgd-3, pir-at 24; trades 30; grad-al
 4 minutes per budget for a U-Net. `--width 8 --patch 64` takes about a sixth.
 
     python benchmarks/hardening.py --out runs/hardening                                   # all methods, 3 seeds, PGD-20
-    python benchmarks/hardening.py --out runs/hardening --methods plain,anchored-pgd-3 --seeds 0
-    python benchmarks/hardening.py --out runs/hardening --suite "seawall passes=300" --methods plain,anchored-pgd-3
+    python benchmarks/hardening.py --out runs/hardening --methods plain,index-n-fgsm-squared --seeds 0
+    python benchmarks/hardening.py --out runs/hardening --suite "seawall passes=300" --methods plain,index-n-fgsm-squared
     python benchmarks/hardening.py --out runs/hardening --transfer                         # attacks on plain, given to the others
     python benchmarks/hardening.py --out runs/hardening --corruptions                      # natural perturbations, for the column mean CE
     python benchmarks/hardening.py --out runs/hardening --table                            # print what is there
@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -98,7 +98,6 @@ METHODS: Mapping[str, Method] = {
     "n-fgsm-drawn": Method(objective="n-fgsm", settings=UP_TO_TWO),
     "n-fgsm-squared": Method(objective="n-fgsm", settings=MOSTLY_SMALL),
     "pgd-3-squared": Method(objective="adversarial", settings=MOSTLY_SMALL),
-    "pgd-5-squared": Method(objective="adversarial", settings={**MOSTLY_SMALL, **FIVE_STEPS}),
     "index-plain": Method("index-unet"),
     "index-n-fgsm-squared": Method("index-unet", "n-fgsm", MOSTLY_SMALL),
     "anchored-n-fgsm-squared": Method("anchored-unet", "n-fgsm", MOSTLY_SMALL),
@@ -234,13 +233,24 @@ def worst_counts(parts: list[Counts]) -> Counts:
     return {name: parts[int(a)][name] for name, a in zip(names, chosen, strict=True)}
 
 
-class Cells:
-    """The finished cells in a file, one JSON line each; a cell is (method, seed, budget, attack)."""
+class JsonLines:
+    """Rows in a file, one JSON line each; a line that a killed writer left half is not read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed writer leaves half a line
+        self.rows = [json.loads(line) for line in lines if line.endswith("}")]
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row to the file."""
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as sink:
+            sink.write(json.dumps(row) + "\n")
+
+
+class Cells(JsonLines):
+    """The finished cells; a cell is (method, seed, budget, attack)."""
 
     def has(self, *key: object) -> bool:
         return any((r["method"], r["seed"], r["budget"], r["attack"]) == key for r in self.rows)
@@ -268,10 +278,7 @@ class Cells:
             "cpu_minutes": round(minutes, 2),
         }
         row |= dict(zip(("iou", "low", "high"), pooled([by_group]), strict=True))
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as sink:
-            sink.write(json.dumps(row) + "\n")
+        self.append(row)
         print({key: value for key, value in row.items() if key != "groups"}, flush=True)
 
 

@@ -16,7 +16,6 @@ where it stopped. The keys of this study are no secrets: they follow from the se
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from hardening import LOSS, billed_training, pooled, water_counts
+from hardening import LOSS, JsonLines, billed_training, pooled, water_counts
 from torch import Tensor
 from torch.nn import functional
 
@@ -153,13 +152,8 @@ def near_border(truth: Tensor) -> Tensor:
     return (functional.max_pool2d(plane, side, 1, BORDER) != -functional.max_pool2d(-plane, side, 1, BORDER))[:, 0]
 
 
-class Cells:
-    """The finished cells in a file, one JSON line each."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed writer leaves half a line
+class Cells(JsonLines):
+    """The finished cells."""
 
     def has(self, network: str, seed: int, attack: str, budget: str) -> bool:
         key = (network, seed, attack, budget)
@@ -176,10 +170,7 @@ class Cells:
             **counts,
             "cpu_seconds": round(seconds, 1),
         }
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as sink:
-            sink.write(json.dumps(row) + "\n")
+        self.append(row)
         print(network, seed, attack, budget, pooled([row["iou"]]), row["cpu_seconds"], flush=True)
 
     def seeds(self, network: str) -> list[int]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import statistics
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hardening import JsonLines
 from torch import nn
 
 from seawall import registry
@@ -102,13 +102,8 @@ def trained(
     return train_network(RunContext(order, folder, "cpu", True, lambda *_: None), chips, split, order.networks[0])
 
 
-class Cells:
-    """The finished cells in a file, one JSON line each; a cell is (network, defense, fault, seed)."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines if line.endswith("}")]  # a killed writer leaves half a line
+class Cells(JsonLines):
+    """The finished cells; a cell is (network, defense, fault, seed)."""
 
     def find(self, network: str, defense: str, fault: str) -> list[dict[str, object]]:
         """Return the cells of all seeds."""
@@ -119,10 +114,7 @@ class Cells:
         return any(row["seed"] == seed for row in self.find(network, defense, fault))
 
     def add(self, row: dict[str, object]) -> None:
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as sink:
-            sink.write(json.dumps(row) + "\n")
+        self.append(row)
         print({k: v for k, v in row.items() if k not in ("curve", "flips")}, flush=True)
 
 
