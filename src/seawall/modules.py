@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from seawall.errors import DataError, ModelError, UsageError, did_you_mean
 from seawall.types import Batch, SegmentationModel
@@ -37,6 +38,30 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norms of a model that keep running statistics."""
+    return [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Let forward passes in training mode leave the running statistics of batch norms as they are.
+
+    Their buffers are not written to: a backward pass may still need them.
+    """
+    norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms(model)]
+    counts = [None if count is None else count.clone() for _, _, count in norms]
+    try:
+        for norm, _, _ in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for (norm, momentum, seen), count in zip(norms, counts, strict=True):
+            norm.momentum = momentum
+            if seen is not None and count is not None:
+                seen.copy_(count)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from seawall.defenses.corrupted_batches import TRAINING_CORRUPTIONS, corrupt_eac
 from seawall.defenses.image_operations import OPERATIONS, ImageOperation
 from seawall.errors import DataError, StoppedError, UsageError
 from seawall.models.unet import UNet
+from seawall.modules import batch_norms
 from seawall.registry import build, entries
 from seawall.rng import Keys
 from seawall.testing.corruptions import lake_chips
@@ -189,6 +190,31 @@ def test_pixels_outside_the_sensitive_region_stay(change: str) -> None:
         assert torch.equal(out.valid, batch.valid)
     else:
         assert not torch.equal(out.label, batch.label)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_norms_keep_the_statistics_of_unchanged_images(momentum: float | None) -> None:
+    model, plain, batch = make(), make(), lakes()
+    keys = Keys(0, batch.chips)
+    for part in (model, plain):
+        part.train()
+        for norm in batch_norms(part):
+            norm.momentum = momentum
+    objective = UniformAugmentation(("offset",))
+    changed = objective.changed(model, batch, keys.fold(objective.name))  # type: ignore[arg-type]
+    for _ in range(2):
+        model.zero_grad()
+        value = objective(model, batch, keys)  # type: ignore[arg-type]
+        value.backward()
+        plain(batch.image)
+    assert [norm.momentum for norm in batch_norms(model)] == [momentum] * 6
+    for (name, got), want in zip(model.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(got, want), name
+    want = Supervised()(plain, changed, keys)  # type: ignore[arg-type]
+    want.backward()
+    assert torch.equal(value, want)
+    for got, wanted in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(got.grad, wanted.grad)  # type: ignore[arg-type]
 
 
 def test_the_schedule_of_the_inner_objective_is_kept() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, cast, final
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from seawall.defenses.corrupted_batches import Chain, corrupt_each, training_corruptions
 from seawall.defenses.image_operations import OPERATIONS, ImageOperation, Operation
 from seawall.errors import UsageError
+from seawall.modules import batch_norms, kept_statistics
 from seawall.registry import preset, register
 from seawall.rng import Keys
 from seawall.training.objectives.wrapping import WrappingObjective
@@ -25,7 +27,8 @@ BINS = 31
 class ChangedImages(WrappingObjective):
     """What objectives on changed images share: each chip draws its changes from its own key, then `objective` has its say.
 
-    Batch size, order and resume change no draw.
+    Batch size, order and resume change no draw. Batch norms keep the running statistics of the images as they were, for
+    that is what the network is used on: a forward pass more, without gradients.
 
     Args:
         objective: Registered name of the objective that gets the changed chips.
@@ -36,7 +39,14 @@ class ChangedImages(WrappingObjective):
 
     def value(self, model: SegmentationModel, batch: Batch, keys: Keys, inner: Objective) -> Tensor:
         """Return the inner objective's value of the changed chips."""
-        return inner(model, self.changed(model, batch, keys.fold(self.name)), keys)
+        module = cast(nn.Module, model)
+        changed = self.changed(model, batch, keys.fold(self.name))
+        if changed is batch or not module.training or not batch_norms(module):
+            return inner(model, changed, keys)
+        with torch.no_grad():
+            model(batch.image)
+        with kept_statistics(module):
+            return inner(model, changed, keys)
 
     @abstractmethod
     def changed(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Batch:
