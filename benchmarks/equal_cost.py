@@ -31,9 +31,9 @@ from seawall.data.loader import whole_chips
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import train_network
-from seawall.pipeline.validate import threat_for
 from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.rng import Keys
+from seawall.threat.parser import parse_threat
 from seawall.types import Attack, Batch, SegmentationModel
 
 ARCHITECTURES: Mapping[str, Mapping[str, object]] = {
@@ -100,7 +100,7 @@ class Cell:
 
     def __init__(self, home: Path, name: str, model: SegmentationModel, batch: Batch, threat: str) -> None:
         self.model, self.batch = model, batch
-        self.threat, self.keys = threat_for(threat, model.spec), Keys(0, batch.chips)
+        self.threat, self.keys = parse_threat(threat, model.spec), Keys(0, batch.chips)
         size = f"{len(batch)}x{batch.image.shape[-1]}"
         self.path = home / "cells" / size / f"{name}@{threat.replace(' ', '-').replace('%', '')}.json"
         self.held: dict[str, list[list[float]]] = json.loads(self.path.read_text()) if self.path.exists() else {}

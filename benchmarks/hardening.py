@@ -50,10 +50,10 @@ from seawall.models.weights import save_model
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import model_factory, spec_of_chips, train_network
-from seawall.pipeline.validate import threat_for
 from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.recipe.sections import MethodSection
 from seawall.rng import Keys
+from seawall.threat.parser import parse_threat
 from seawall.training.configuration import Training
 from seawall.training.pretrain import PatchLabels, pretrain_encoder
 from seawall.types import Attack, Corruption, SegmentationModel
@@ -201,7 +201,7 @@ def attacked_counts(
     for batch in whole_chips(chips, ids):
         image = batch.image
         if attack is not None:
-            image = attack(model, batch, threat_for(threat, model.spec), Keys(0, batch.chips))
+            image = attack(model, batch, parse_threat(threat, model.spec), Keys(0, batch.chips))
         with torch.no_grad():
             water = model(image).argmax(1) == 1
         found |= water_counts(batch.chips, water, (batch.label == 1), batch.valid)
@@ -212,7 +212,7 @@ def exact_counts(model: ThresholdNet, chips: ChipFolder, ids: tuple[str, ...], t
     """Return the counts of a threshold model in its exact worst case."""
     found: Counts = {}
     for batch in whole_chips(chips, ids):
-        ball = threat_for(threat, model.spec).around(batch.image, batch.seen)
+        ball = parse_threat(threat, model.spec).around(batch.image, batch.seen)
         says = torch.stack([model(image).argmax(1) == 1 for image in extreme_images(model, ball)])
         truth = batch.label == 1
         found |= water_counts(batch.chips, torch.where(truth, says.all(0), says.any(0)), truth, batch.valid)

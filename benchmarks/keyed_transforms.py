@@ -38,9 +38,9 @@ from seawall.keyed_transforms.keys import public_key
 from seawall.models.keyed import KeyedModel, KeyEnsemble
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
-from seawall.pipeline.validate import threat_for
 from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.rng import Keys
+from seawall.threat.parser import parse_threat
 from seawall.types import Attack, Batch, SegmentationModel
 
 PLAIN = "plain"
@@ -127,7 +127,7 @@ class Study:
 
     def attacked(self, attack: Attack, model: SegmentationModel, budget: str) -> list[Tensor]:
         """Return the adversarial images of the test chips."""
-        threat = threat_for(f"linf {budget} reflectance", model.spec)
+        threat = parse_threat(f"linf {budget} reflectance", model.spec)
         return [attack(model, batch, threat, Keys(self.seed, batch.chips)) for batch in self.batches]
 
     def counts(

@@ -46,10 +46,10 @@ from seawall.models.weights import load_model
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import train_network
-from seawall.pipeline.validate import threat_for
 from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
+from seawall.threat.parser import parse_threat
 from seawall.types import Attack, Batch, SegmentationModel
 
 
@@ -153,7 +153,7 @@ def main() -> None:
         home = Path(given.home or folder)
         for name, model, batch in networks(given, home):
             spec = model.spec
-            threat, keys = threat_for(given.threat, spec), Keys(0, batch.chips)
+            threat, keys = parse_threat(given.threat, spec), Keys(0, batch.chips)
             facts = {"model": name, "threat": str(threat), "chips": len(batch)}
 
             def say(of: dict[str, object] = facts, **row: object) -> None:

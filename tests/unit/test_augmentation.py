@@ -311,6 +311,9 @@ def test_settings_out_of_range_are_refused() -> None:
         RandAugment(magnitude=31)
     with pytest.raises(UsageError, match="trivial-augment"):
         build("objective", "trivial-augment", {"draws": 0})
+    for outer in ("clustered-weights", "uniform-augmentation"):  # its measurements would never be asked for
+        with pytest.raises(UsageError, match="make it the outer one"):
+            build("objective", outer, {"objective": "sensitivity-augmentation"})
     with pytest.raises(UsageError, match="unknown name 'fog'"):
         UniformAugmentation(corruptions=("fog",)).changed(make(), lakes(), Keys(0, lakes().chips))
     with pytest.raises(UsageError, match="speckle"):

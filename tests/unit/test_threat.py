@@ -55,7 +55,7 @@ def test_multiples_of_noise_and_shares_of_range() -> None:
         ("linf 1% reflectance band=B03", OPTICAL, "did you mean 'bands'?"),
         ("linf 1% reflectance bands=B04", OPTICAL, "got 'B04'"),
         ("linf 1%,2% reflectance", OPTICAL, "1 or 3 values"),
-        ("linf 2x noise", OPTICAL, "noise of every band"),
+        ("linf 2x noise", RADAR, "noise of every band"),
         ("linf 2 noise", OPTICAL, "2x noise"),
         ("linf 1% range", OPTICAL, "range of every band"),
         ("haze 1% reflectance", OPTICAL, "haze spectrum"),

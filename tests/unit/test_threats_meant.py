@@ -8,7 +8,7 @@ import torch
 from seawall.attacks.pgd import PGD
 from seawall.errors import UsageError
 from seawall.geo.sensors import band_noise
-from seawall.pipeline.validate import attack_cases, split_by_band, threat_for
+from seawall.pipeline.validate import attack_cases, split_by_band
 from seawall.recipe.recipe import make_recipe
 from seawall.report.attack_effects import band_effects
 from seawall.report.record_index import RecordIndex
@@ -39,7 +39,7 @@ def test_a_share_of_each_bands_noise_or_range() -> None:
     assert [float(f"{n:.4f}") for n in noise.abs().amax((0, 2, 3))] == [0.02, 0.04]
     noise, _ = attacked("linf 5% range", ranges={"B02": 0.4, "B03": 0.8})
     assert [float(f"{n:.4f}") for n in noise.abs().amax((0, 2, 3))] == [0.02, 0.04]
-    assert threat_for("linf 1x noise", S2).eps == tuple(band_noise(S2.bands)[band] for band in S2.bands)
+    assert parse_threat("linf 1x noise", S2).eps == tuple(band_noise(S2.bands)[band] for band in S2.bands)
 
 
 def test_l2_is_over_the_image() -> None:

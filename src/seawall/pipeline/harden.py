@@ -18,7 +18,6 @@ from seawall.io import write_atomic
 from seawall.pipeline.run import run_recipe
 from seawall.pipeline.trained_model import flag_facts
 from seawall.pipeline.training import model_factory, spec_of_chips
-from seawall.pipeline.validate import threat_for
 from seawall.pipeline.validation_metrics import OVERFITTING
 from seawall.recipe.recipe import Recipe, change_recipe
 from seawall.recipe.sections import MethodSection
@@ -27,6 +26,7 @@ from seawall.report.record_index import RecordIndex
 from seawall.report.run_reader import read_run
 from seawall.result import Failed, MutableRow, Progress
 from seawall.threat.model import ThreatModel
+from seawall.threat.parser import parse_threat
 from seawall.training.configuration import Training
 from seawall.types import DECIBEL_UNITS, ModelSpec
 
@@ -77,7 +77,7 @@ def harden_chips(
     spec = spec_of_chips(ChipFolder.open(chips))
     if not threat:
         raise UsageError('harden: expected a threat such as "linf 2% reflectance", got none; give norm, size and unit')
-    parsed = threat_for(threat, spec)
+    parsed = parse_threat(threat, spec)
     if not parsed.radius:
         raise UsageError(f"harden: expected a threat with eps above 0, got {threat!r}; 0 allows no attack to train on")
     if method not in HARDENING_METHODS:

@@ -14,9 +14,9 @@ from seawall.evaluation.case import Case
 from seawall.keyed_transforms.keys import SecretKey, public_key, read_key
 from seawall.models.keyed import KeyedModel, KeyEnsemble, protect
 from seawall.models.weights import spec_of
-from seawall.pipeline.validate import threat_for
 from seawall.recipe.recipe import Network, Recipe
 from seawall.recipe.sections import OTHER_KEY, REFERENCE, KeyedSection
+from seawall.threat.parser import parse_threat
 from seawall.types import Attack, ModelSpec
 
 
@@ -107,7 +107,7 @@ def adaptive_cases(recipe: Recipe, models: Mapping[str, nn.Module]) -> dict[str,
     if section is None:
         return {}
     attacks, spec = adaptive_attacks(section, recipe.seed, models), spec_of(models[first])
-    threats = [threat_for(text, spec) for text in section.threats]
+    threats = [parse_threat(text, spec) for text in section.threats]
     made = [Case(name, attack, threat) for name, attack in attacks.items() for threat in threats]
     return {first: made, REFERENCE: [case for case in made if case.method not in ("transfer-plain", "key-known-slope")]}
 
@@ -135,7 +135,7 @@ def keyed_facts(recipe: Recipe, spec: ModelSpec) -> dict[str, object]:
     if section is None:
         return {}
     network, transform = recipe.model.name, registry.build("keyed-transform", section.transform, section.settings)
-    threats: Sequence[str] = [str(threat_for(text, spec)) for text in section.threats]
+    threats: Sequence[str] = [str(parse_threat(text, spec)) for text in section.threats]
     return {
         "network": network, "plain": REFERENCE, "other_key": OTHER_KEY, "transform": section.transform, "block": transform.block,
         "differentiable": transform.differentiable, "threats": threats, "guesses": section.guesses,

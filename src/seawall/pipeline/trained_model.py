@@ -33,11 +33,11 @@ from seawall.metrics.consistency import with_consistency_flags
 from seawall.metrics.robustness_card import robustness_card
 from seawall.models.keyed import KeyedModel
 from seawall.models.weights import load_model, spec_of, split_of
-from seawall.pipeline.validate import threat_for
 from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
 from seawall.result import Failed, MutableRow, Progress, stage_progress
 from seawall.threat.model import ThreatModel
+from seawall.threat.parser import parse_threat
 from seawall.types import Attack, SegmentationModel
 
 
@@ -81,7 +81,7 @@ def attack_chips(
     attacks = attacks or {"pgd": registry.build("attack", "pgd")}
     target = open_target(model, data, part, device, key)
     spec = spec_of(target.net)
-    parsed = threat if isinstance(threat, ThreatModel) else threat_for(threat, spec)
+    parsed = threat if isinstance(threat, ThreatModel) else parse_threat(threat, spec)
     cases = [CLEAN_CASE, *(Case(name, attack, parsed) for name, attack in attacks.items())]
     with row_folder(out, data, Path("runs/attack")) as home:
         rows = measure_target(target, cases, home, seed, progress, sanity_checks)

@@ -13,13 +13,12 @@ from seawall.data.index import is_chip_folder
 from seawall.data.source_detection import DETECT, detect_source, source_fields
 from seawall.errors import RecipeError, UsageError, did_you_mean
 from seawall.evaluation.case import Case, severity_cases
-from seawall.geo.sensors import band_noise, resolve_bands
+from seawall.geo.sensors import resolve_bands
 from seawall.label_noise.build import build_noise
 from seawall.labels.rules import parse_rule
 from seawall.recipe.recipe import Recipe
 from seawall.recipe.sections import CorruptionSection, DataSection, MethodSection
 from seawall.simulate.scene import S2_BANDS
-from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.types import DECIBEL_UNITS, ModelSpec, Unit
 from seawall.weight_faults.build import named_defenses
@@ -83,7 +82,7 @@ def _validate_threat(text: str, recipe: Recipe) -> None:
         try:
             spec = ModelSpec(_recipe_bands(recipe), ("land", "water"), unit, 10.0)
             for one in split_by_band(text, spec):
-                threat_for(one, spec)
+                parse_threat(one, spec)
             return
         except UsageError as bad:
             first = first or bad
@@ -176,15 +175,6 @@ def validate_data(data: DataSection, kind: str) -> None:
             raise RecipeError(f"data.{key}: expected it once, got {value!r} beside data.kind {data.kind!r}; remove one")
 
 
-def threat_for(text: str, spec: ModelSpec) -> ThreatModel:
-    """Parse a threat for a model; multiples of noise refer to the published noise of its sensor.
-
-    Raises:
-        UsageError: The text has no unit, or one that is not the model's.
-    """
-    return parse_threat(text, spec, noise=band_noise(spec.bands))
-
-
 def split_by_band(text: str, spec: ModelSpec) -> list[str]:
     """Return one threat per band for `bands=each`, else the text itself.
 
@@ -203,12 +193,12 @@ def attack_cases(recipe: Recipe, spec: ModelSpec) -> Iterator[Case]:
         method = registry.build("attack", attack.name, attack.settings)
         for text in attack.threats:
             yield from (
-                Case(attack.called or attack.name, method, threat_for(one, spec)) for one in split_by_band(text, spec)
+                Case(attack.called or attack.name, method, parse_threat(one, spec)) for one in split_by_band(text, spec)
             )
     for suite in recipe.suites:
         made = registry.build("suite", suite.name, suite.settings)
         for text in suite.threats:
-            yield from (Case(name, method, threat_for(text, spec)) for name, method in attacks_of(made))
+            yield from (Case(name, method, parse_threat(text, spec)) for name, method in attacks_of(made))
 
 
 def corruption_cases(recipe: Recipe, chips: ChipContext) -> Iterator[Case]:

@@ -14,9 +14,9 @@ from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.metrics.counts import confusion
 from seawall.modules import to_device_of
-from seawall.pipeline.validate import threat_for
 from seawall.recipe.sections import RobustnessSection
 from seawall.rng import Keys
+from seawall.threat.parser import parse_threat
 from seawall.training.configuration import MEAN_IOU
 from seawall.types import Attack, Batch, SegmentationModel
 
@@ -83,4 +83,4 @@ def _attacked_chips(
             yield batch, batch.image
             continue
         net = cast(SegmentationModel, model)
-        yield batch, attack(net, batch, threat_for(threat, net.spec), Keys(0, batch.chips).fold("validation"))
+        yield batch, attack(net, batch, parse_threat(threat, net.spec), Keys(0, batch.chips).fold("validation"))

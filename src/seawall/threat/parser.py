@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Literal, cast
 
 from seawall.errors import UsageError, did_you_mean
+from seawall.geo.sensors import band_noise
 from seawall.threat.model import DEFAULT_HIGH, DEFAULT_LOW, UNIT_NAMES, PerBand, ThreatModel
 from seawall.threat.region import Region, parse_region
 from seawall.types import DECIBEL_UNITS, ModelSpec
@@ -45,7 +46,7 @@ def parse_threat(
     Args:
         text: The threat.
         spec: Whose bands and unit it must fit.
-        noise: Noise of each band in data units, for `x noise`.
+        noise: Noise of each band in data units, for `x noise`; None takes the published noise of optical bands.
         ranges: Dynamic range of each band in data units, for `% range`.
         haze: Relative strength of haze per band, for `haze` without `spectrum=`.
 
@@ -104,7 +105,8 @@ def _parse_eps(
     if min(amounts) < 0:
         raise UsageError(f"threat: expected eps >= 0, got {text!r}; 0 means no attack at all")
     if unit in ("noise", "range"):
-        table, prefix = (noise, "x") if unit == "noise" else (ranges, "%")
+        published = band_noise(spec.bands) if noise is None else noise
+        table, prefix = (published, "x") if unit == "noise" else (ranges, "%")
         if times != (unit == "noise") or percent != (unit == "range") or len(amounts) != 1:
             raise UsageError(
                 f"threat: expected one amount in '{prefix} {unit}', got {text!r}; write '2x noise' or '1% range'"

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from seawall import registry
 from seawall.errors import UsageError
-from seawall.geo.sensors import band_noise
 from seawall.losses.segmentation import CrossEntropyLoss, LossField
 from seawall.registry import preset, register
 from seawall.rng import Keys
@@ -89,7 +88,7 @@ class ThreatObjective(ABC):
             chosen = (which == index).nonzero()[:, 0].tolist()
             if chosen:
                 part = keys.select(chosen)
-                threat = self._drawn(parse_threat(text, model.spec, noise=band_noise(model.spec.bands)), part)
+                threat = self._drawn(parse_threat(text, model.spec), part)
                 found[chosen] = attack(model, batch.select(chosen), threat.scaled(scale), part.fold("attack"))
         return found
 

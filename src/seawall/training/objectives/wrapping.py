@@ -11,9 +11,10 @@ from typing import cast
 from torch import Tensor
 
 from seawall import registry
+from seawall.errors import UsageError
 from seawall.rng import Keys
 from seawall.training.objectives.adversarial import AttackParameter
-from seawall.types import Batch, Objective, ScheduledObjective, SegmentationModel, Setting
+from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective, SegmentationModel, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +24,19 @@ class WrappingObjective(ABC):
     Args:
         objective: Registered name of the inner objective.
         objective_settings: Its settings, such as {loss = "ce + dice"}.
+
+    Raises:
+        UsageError: The inner objective is unknown, or measures the network while training (`AdaptiveObjective`).
     """
 
     objective: str = "supervised"
     objective_settings: Mapping[str, AttackParameter | Mapping[str, AttackParameter]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _ = self.inner
+        if isinstance(self.inner, AdaptiveObjective):
+            raise UsageError(
+                f"objective: expected one that does not measure the network, got {self.objective!r} within another; make it the outer one"
+            )
 
     @cached_property
     def inner(self) -> Objective:
