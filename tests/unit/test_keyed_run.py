@@ -94,7 +94,9 @@ def test_a_keyed_network_is_never_shown_without_its_adaptive_attacks(made: tuple
     }
     page = (made[2] / "report.html").read_text(encoding="utf-8")
     section = page[page.index('id="keyed"') : page.index('id="robustness"')]
-    assert all(f">{name}<" in section.replace("\n", "") or name in section for name in (*ATTACKS, "unet, no transform"))
+    assert all(
+        f">{name}<" in section.replace("\n", "") or name in section for name in (*ATTACKS, "U-Net, no transform")
+    )
     facts = read_run(made[2]).facts.keyed
     assert (facts.transform, facts.block, facts.threats, len(facts.without_key)) == ("shuffle", 4, tuple(THREATS), 3)
 

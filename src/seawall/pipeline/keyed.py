@@ -124,9 +124,9 @@ def models_without_key(recipe: Recipe, models: Mapping[str, nn.Module]) -> dict[
     return found | {name: network.with_key(key) for name, key in zip(wrong, keys, strict=True)}
 
 
-def names_without_key(network: str, wrong_keys: int) -> list[str]:
-    """Return the names in the rows of a network without its transform and with each of several wrong keys."""
-    return [f"{network}, no transform", *(f"{network}, wrong key {i + 1}" for i in range(wrong_keys))]
+def names_without_key(network: str, wrong_keys: int) -> dict[str, str]:
+    """Return what stands in for the key, by the name in the rows: first no transform, then several wrong keys."""
+    return {f"{network}, {said}": said for said in ("no transform", *(f"wrong key {i + 1}" for i in range(wrong_keys)))}
 
 
 def keyed_facts(recipe: Recipe, spec: ModelSpec) -> dict[str, object]:

@@ -61,7 +61,7 @@ WORST_ROW = "worst of all attacks of this run"
 def _access_table(facts: KeyedRunFacts, index: RecordIndex, name: str) -> Table:
     models = {
         facts.network: f"{name}, right key",
-        **{model: model for model in facts.without_key},
+        **{model: f"{name}, {said}" for model, said in facts.without_key.items()},
         facts.other_key: "trained alike with another key, used with that",
         facts.plain: "trained without a transform",
     }

@@ -122,7 +122,7 @@ class KeyedRunFacts(RunFile):
         differentiable: Whether the gradient through the transform is its own.
         threats: Threats of the adaptive attacks.
         guesses: Keys that are guessed at once.
-        without_key: Names of the network without the transform and with wrong keys.
+        without_key: What stands in for the key, by the name of the network with that.
     """
 
     network: str = ""
@@ -133,7 +133,7 @@ class KeyedRunFacts(RunFile):
     differentiable: bool = True
     threats: tuple[str, ...] = ()
     guesses: int = 0
-    without_key: tuple[str, ...] = ()
+    without_key: Mapping[str, str] = Field(default_factory=dict)
 
 
 class RunFacts(RunFile):
