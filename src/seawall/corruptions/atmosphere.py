@@ -20,10 +20,10 @@ from seawall.corruptions.band_tables import (
     rayleigh_path,
 )
 from seawall.corruptions.severity import (
+    PhysicalCorruption,
     check_optical,
     check_sun,
     check_worst,
-    linear_level,
     per_band,
     with_image,
 )
@@ -41,7 +41,7 @@ SMALLEST_HAZE_M = 4000.0
 @register("corruption", "haze", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class Haze:
+class Haze(PhysicalCorruption):
     """Aerosol is added: every band gets path reflectance and loses contrast, blue bands most.
 
     rho' = (rho - p) T + p + dp, with the path reflectance p of the clear atmosphere, dp proportional to the added
@@ -74,35 +74,29 @@ class Haze:
     angstrom: float = TABLE_ANGSTROM
     texture: float = 0.3
 
+    name: ClassVar[str] = "haze"
     quantity: ClassVar[str] = "added aerosol optical depth at 550 nm"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "atmosphere"
 
     def __post_init__(self) -> None:
-        check_optical("haze", self.image_unit, self.bands, OPTICS)
-        check_worst("haze", self.worst, 0.0, 4.0)
-        check_sun("haze", self.sun_zenith_deg)
+        check_optical(self.name, self.image_unit, self.bands, OPTICS)
+        check_worst(self.name, self.worst, 0.0, 4.0)
+        check_sun(self.name, self.sun_zenith_deg)
 
-    def level(self, severity: float) -> float:
-        """Return the mean added aerosol optical depth."""
-        return linear_level("haze", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, depth: float, keys: Keys) -> Batch:
         """Return the batch through haze."""
-        depth = self.level(severity)
-        if severity == 0:
-            return batch
         image = batch.image
-        field = power_law_field(keys.fold("haze"), image.shape[2:], SMALLEST_HAZE_M / self.gsd_m, image)
+        field = power_law_field(keys.fold(self.name), image.shape[2:], SMALLEST_HAZE_M / self.gsd_m, image)
         aod = depth * (1 + self.texture * field[:, None]).clamp_min(0)
-        path, slope, ratio = (per_band("haze", values, image) for values in zip(*self.coefficients(), strict=True))
+        path, slope, ratio = (per_band(self.name, values, image) for values in zip(*self.coefficients(), strict=True))
         return with_image(batch, (image - path) * torch.exp(ratio * aod) + path + slope * aod)
 
     def coefficients(self) -> list[tuple[float, float, float]]:
         """Return per band: clear path reflectance, added path and logarithm of the transmittance per optical depth."""
         airmass, table_airmass = (1 + 1 / math.cos(math.radians(d)) for d in (self.sun_zenith_deg, TABLE_SUN_DEG))
         out = []
-        for band in check_optical("haze", self.image_unit, self.bands, OPTICS):
+        for band in check_optical(self.name, self.image_unit, self.bands, OPTICS):
             optics = OPTICS[band]
             depth, table_depth = (aerosol_depth(band, TABLE_AOD, a) for a in (self.angstrom, TABLE_ANGSTROM))
             path_ratio = aerosol_path(depth, self.sun_zenith_deg) / aerosol_path(table_depth, TABLE_SUN_DEG)
@@ -122,7 +116,7 @@ CIRRUS_BRIGHTNESS = {"B11": 0.7, "B12": 0.5}
 @register("corruption", "cirrus", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class Cirrus:
+class Cirrus(PhysicalCorruption):
     """A thin cirrus lies over the scene.
 
     rho' = (1 - c)^2 rho + c k, with k = 1 up to the near infrared, .7 in B11 and .5 in B12.
@@ -144,28 +138,22 @@ class Cirrus:
     worst: float = 0.06
     texture: float = 0.4
 
+    name: ClassVar[str] = "cirrus"
     quantity: ClassVar[str] = "reflectance of the cirrus in B10"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "atmosphere"
 
     def __post_init__(self) -> None:
-        check_optical("cirrus", self.image_unit, self.bands)
-        check_worst("cirrus", self.worst, 0.0, 0.2)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_worst(self.name, self.worst, 0.0, 0.2)
 
-    def level(self, severity: float) -> float:
-        """Return the mean reflectance of the cirrus."""
-        return linear_level("cirrus", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, mean: float, keys: Keys) -> Batch:
         """Return the batch through a cirrus."""
-        mean = self.level(severity)
-        if severity == 0:
-            return batch
         image = batch.image
-        field = power_law_field(keys.fold("cirrus"), image.shape[2:], SMALLEST_HAZE_M / self.gsd_m, image)
+        field = power_law_field(keys.fold(self.name), image.shape[2:], SMALLEST_HAZE_M / self.gsd_m, image)
         c = mean * (1 + self.texture * field[:, None]).clamp(0, 3)
-        ids = check_optical("cirrus", self.image_unit, self.bands)
-        bright = per_band("cirrus", [CIRRUS_BRIGHTNESS.get(band, 1.0) for band in ids], image)
+        ids = check_optical(self.name, self.image_unit, self.bands)
+        bright = per_band(self.name, [CIRRUS_BRIGHTNESS.get(band, 1.0) for band in ids], image)
         return with_image(batch, (1 - c).square() * image + c * bright)
 
 
@@ -176,7 +164,7 @@ CLOUD_RANGE = {"B10": (0.02, 0.10), "B11": (0.4, 0.6), "B12": (0.3, 0.4)}
 @register("corruption", "clouds", smoke={"gsd_m": 30.0}, traits=("optical",))
 @final
 @dataclass(frozen=True)
-class CloudCover:
+class CloudCover(PhysicalCorruption):
     """Cumulus clouds cover part of the scene and cast shadows away from the sun.
 
     Cloud: rho' = (1 - a) rho + a rho_cloud with the opacity a. Shadow: rho' = (rho - p)(1 - a (1 - D)) + p with the path
@@ -208,18 +196,15 @@ class CloudCover:
     height_m: float = 1000.0
     size_m: float = 2000.0
 
+    name: ClassVar[str] = "clouds"
     quantity: ClassVar[str] = "share under cloud"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "atmosphere"
 
     def __post_init__(self) -> None:
-        check_optical("clouds", self.image_unit, self.bands, OPTICS)
-        check_worst("clouds", self.worst, 0.0, 1.0)
-        check_sun("clouds", self.sun_zenith_deg)
-
-    def level(self, severity: float) -> float:
-        """Return the share of the chip under cloud."""
-        return linear_level("clouds", severity, 0.0, self.worst)
+        check_optical(self.name, self.image_unit, self.bands, OPTICS)
+        check_worst(self.name, self.worst, 0.0, 1.0)
+        check_sun(self.name, self.sun_zenith_deg)
 
     def shadow_step(self) -> tuple[int, int]:
         """Return how far a shadow lies from its cloud, in pixels (down, right)."""
@@ -227,17 +212,14 @@ class CloudCover:
         azimuth = math.radians(self.sun_azimuth_deg)
         return round(length * math.cos(azimuth)), round(-length * math.sin(azimuth))
 
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, share: float, keys: Keys) -> Batch:
         """Return the batch under clouds."""
-        share = self.level(severity)
-        if severity == 0:
-            return batch
         image = batch.image
-        cloud, shadow = self._opacity(keys.fold("clouds"), share, image)
-        ids = check_optical("clouds", self.image_unit, self.bands, OPTICS)
-        path = per_band("clouds", [0.0 if self.product == "surface" else rayleigh_path(b, self.sun_zenith_deg) for b in ids], image)  # fmt: skip
-        diffuse = per_band("clouds", [OPTICS[b].diffuse for b in ids], image)
-        low, high = (per_band("clouds", [CLOUD_RANGE.get(b, (0.5, 0.9))[i] for b in ids], image) for i in (0, 1))
+        cloud, shadow = self._opacity(keys.fold(self.name), share, image)
+        ids = check_optical(self.name, self.image_unit, self.bands, OPTICS)
+        path = per_band(self.name, [0.0 if self.product == "surface" else rayleigh_path(b, self.sun_zenith_deg) for b in ids], image)  # fmt: skip
+        diffuse = per_band(self.name, [OPTICS[b].diffuse for b in ids], image)
+        low, high = (per_band(self.name, [CLOUD_RANGE.get(b, (0.5, 0.9))[i] for b in ids], image) for i in (0, 1))
         # thick clouds are bright; brightness belongs to the opacity so that it grows with the cover
         bright = low + (high - low) * cloud[:, None]
         shaded = (image - path) * (1 - shadow[:, None] * (1 - diffuse)) + path

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, cast, final, get_args
 from pydantic import PlainValidator
 
 from seawall.chip_context import CONTEXT_FIELDS, ChipContext, ContextField, build_with_context
-from seawall.corruptions.severity import linear_level
+from seawall.corruptions.severity import check_severity
 from seawall.errors import UsageError
 from seawall.registry import entries, parse_settings, register
 from seawall.rng import Keys
@@ -87,7 +87,7 @@ class Composition:
 
     def level(self, severity: float) -> float:
         """Return the severity."""
-        return linear_level("composition", severity, 0.0, 1.0)
+        return check_severity("composition", severity)
 
     def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
         """Return the batch after all members."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seawall.corruptions.band_tables import SENTINEL_2
-from seawall.corruptions.severity import check_optical, check_sun, check_worst, linear_level, per_band, with_image
+from seawall.corruptions.severity import PhysicalCorruption, check_optical, check_sun, check_worst, per_band, with_image
 from seawall.corruptions.spatial import fill_unseen, seen_mean
 from seawall.errors import UsageError
 from seawall.geo.sensors import SENSORS
@@ -28,7 +28,7 @@ S2_SCALE = SENSORS["sentinel-2-l1c"].scale
 @register("corruption", "gain", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class GainError:
+class GainError(PhysicalCorruption):
     """The calibration is wrong: rho' = rho (1 + a + b) with one error a of all bands and one b per band.
 
     a is +q or -q, drawn per chip; b ~ N(0, q / 5) per band.
@@ -45,32 +45,27 @@ class GainError:
     worst: float = 5.0
     between_bands: float = 0.2
 
+    name: ClassVar[str] = "gain"
     quantity: ClassVar[str] = "calibration error"
     unit: ClassVar[str] = "%"
     stage: ClassVar[Stage] = "detector"
 
     def __post_init__(self) -> None:
-        check_optical("gain", self.image_unit, ("B02",))
-        check_worst("gain", self.worst, 0.0, 50.0)
+        check_optical(self.name, self.image_unit, ("B02",))
+        check_worst(self.name, self.worst, 0.0, 50.0)
 
-    def level(self, severity: float) -> float:
-        """Return the error in percent."""
-        return linear_level("gain", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, level: float, keys: Keys) -> Batch:
         """Return the batch with wrong gains."""
-        error = self.level(severity) / 100
-        if severity == 0:
-            return batch
-        sign = keys.fold("gain").uniform((1, 1, 1)).sub(0.5).sign().to(batch.image)
-        own = keys.fold("gain", "band").normal((batch.image.shape[1], 1, 1)).to(batch.image)
+        error = level / 100
+        sign = keys.fold(self.name).uniform((1, 1, 1)).sub(0.5).sign().to(batch.image)
+        own = keys.fold(self.name, "band").normal((batch.image.shape[1], 1, 1)).to(batch.image)
         return with_image(batch, batch.image * (1 + error * (sign + self.between_bands * own)))
 
 
 @register("corruption", "offset", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class OffsetError:
+class OffsetError(PhysicalCorruption):
     """Every band has an additive error of its own: rho' = rho + b with b ~ N(0, q^2).
 
     Quantity: standard deviation q in reflectance, 0 to 0.01: twice the additive term of the usual requirement on
@@ -84,31 +79,25 @@ class OffsetError:
     image_unit: Unit = "reflectance"
     worst: float = 0.01
 
+    name: ClassVar[str] = "offset"
     quantity: ClassVar[str] = "standard deviation of the offset of bands"
     unit: ClassVar[str] = "reflectance"
     stage: ClassVar[Stage] = "detector"
 
     def __post_init__(self) -> None:
-        check_optical("offset", self.image_unit, ("B02",))
-        check_worst("offset", self.worst, 0.0, 0.5)
+        check_optical(self.name, self.image_unit, ("B02",))
+        check_worst(self.name, self.worst, 0.0, 0.5)
 
-    def level(self, severity: float) -> float:
-        """Return the standard deviation in reflectance."""
-        return linear_level("offset", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, spread: float, keys: Keys) -> Batch:
         """Return the batch with an offset per band."""
-        spread = self.level(severity)
-        if severity == 0:
-            return batch
-        own = keys.fold("offset").normal((batch.image.shape[1], 1, 1)).to(batch.image)
+        own = keys.fold(self.name).normal((batch.image.shape[1], 1, 1)).to(batch.image)
         return with_image(batch, batch.image + spread * own)
 
 
 @register("corruption", "forgotten-offset", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class ForgottenOffset:
+class ForgottenOffset(PhysicalCorruption):
     """The offset of Sentinel-2 products since processing baseline 04.00 is ignored, or subtracted twice.
 
     Digital numbers are 10000 rho + 1000: ignored, rho' = rho + q; subtracted twice, rho' = max(rho - q, 0).
@@ -128,23 +117,17 @@ class ForgottenOffset:
     worst: float = 0.1
     mistake: Literal["ignored", "doubled"] = "ignored"
 
+    name: ClassVar[str] = "forgotten-offset"
     quantity: ClassVar[str] = "error of the offset"
     unit: ClassVar[str] = "reflectance"
     stage: ClassVar[Stage] = "product"
 
     def __post_init__(self) -> None:
-        check_optical("forgotten-offset", self.image_unit, ("B02",))
-        check_worst("forgotten-offset", self.worst, 0.0, 0.1)
+        check_optical(self.name, self.image_unit, ("B02",))
+        check_worst(self.name, self.worst, 0.0, 0.1)
 
-    def level(self, severity: float) -> float:
-        """Return the error in reflectance."""
-        return linear_level("forgotten-offset", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, error: float, keys: Keys) -> Batch:
         """Return the batch with the offset in it."""
-        error = self.level(severity)
-        if severity == 0:
-            return batch
         if self.mistake == "ignored":
             return with_image(batch, batch.image + error)
         return with_image(batch, torch.minimum(batch.image, (batch.image - error).clamp_min(0)))
@@ -153,7 +136,7 @@ class ForgottenOffset:
 @register("corruption", "quantization", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class Quantization:
+class Quantization(PhysicalCorruption):
     """Values are rounded to fewer levels: rho' = D round(rho / D) with the step D = high / (2^bits - 1).
 
     The error of textured ground is D / sqrt(12). Nothing is clipped: `saturation` does that.
@@ -171,31 +154,29 @@ class Quantization:
     worst: float = 5.0
     high: float = 1.0
 
+    name: ClassVar[str] = "quantization"
     quantity: ClassVar[str] = "bits per value"
     unit: ClassVar[str] = "bit"
+    start: ClassVar[float] = 15.0
     stage: ClassVar[Stage] = "product"
 
     def __post_init__(self) -> None:
-        check_optical("quantization", self.image_unit, ("B02",))
+        check_optical(self.name, self.image_unit, ("B02",))
         if not 1.0 <= self.worst < 15.0:
             raise UsageError(f"quantization.worst: expected bits from 1 to below 15, got {self.worst}; such as 5")
         if not self.high > 0:
             raise UsageError(f"quantization.high: expected a reflectance above 0, got {self.high}; such as 1")
 
-    def level(self, severity: float) -> float:
-        """Return the bits."""
-        return linear_level("quantization", severity, 15.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, level: float, keys: Keys) -> Batch:
         """Return the rounded batch."""
-        step = self.high / (2.0 ** self.level(severity) - 1)
-        return batch if severity == 0 else with_image(batch, torch.round(batch.image / step) * step)
+        step = self.high / (2.0**level - 1)
+        return with_image(batch, torch.round(batch.image / step) * step)
 
 
 @register("corruption", "jpeg2000", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class JPEG2000:
+class JPEG2000(PhysicalCorruption):
     """Every band is compressed with loss as a JPEG 2000 image of 16 bits at a stated rate.
 
     Digital numbers 10000 rho + 1000 are coded, with the wavelet and the rate control of OpenJPEG. Products for users are lossless; this stands
@@ -211,23 +192,18 @@ class JPEG2000:
     image_unit: Unit = "reflectance"
     worst: float = 30.0
 
+    name: ClassVar[str] = "jpeg2000"
     quantity: ClassVar[str] = "compression ratio"
     unit: ClassVar[str] = ""
+    start: ClassVar[float] = 3.0
     stage: ClassVar[Stage] = "product"
 
     def __post_init__(self) -> None:
-        check_optical("jpeg2000", self.image_unit, ("B02",))
-        check_worst("jpeg2000", self.worst, 3.0, 500.0)
+        check_optical(self.name, self.image_unit, ("B02",))
+        check_worst(self.name, self.worst, 3.0, 500.0)
 
-    def level(self, severity: float) -> float:
-        """Return the compression ratio."""
-        return linear_level("jpeg2000", severity, 3.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, ratio: float, keys: Keys) -> Batch:
         """Return the batch after coding and decoding."""
-        ratio = self.level(severity)
-        if severity == 0:
-            return batch
         numbers = ((fill_unseen(batch.image, batch.seen) / S2_SCALE + OFFSET_DN).round().clamp(0, 65535)).cpu().numpy()
         coded = [[_encode_decode(plane, ratio) for plane in chip] for chip in numbers.astype(np.uint16)]
         image = (torch.from_numpy(np.asarray(coded, np.float32)).to(batch.image) - OFFSET_DN) * S2_SCALE
@@ -259,7 +235,7 @@ SATURATION_RADIANCE = {
 @register("corruption", "saturation", smoke={"worst": 0.1}, traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class Saturation:
+class Saturation(PhysicalCorruption):
     """Detectors saturate: rho' = min(rho, q pi L_max / (E cos)) with the saturation radiance L_max of each band.
 
     Quantity: saturation level q as a share of that of Sentinel-2, from 1 (reflectance of about 1) down to 0.2. Label, seen and valid stay.
@@ -276,38 +252,33 @@ class Saturation:
     worst: float = 0.2
     sun_zenith_deg: float = 40.0
 
+    name: ClassVar[str] = "saturation"
     quantity: ClassVar[str] = "saturation level, relative to Sentinel-2"
     unit: ClassVar[str] = ""
+    start: ClassVar[float] = 1.0
     stage: ClassVar[Stage] = "detector"
 
     def __post_init__(self) -> None:
-        check_optical("saturation", self.image_unit, self.bands)
-        check_sun("saturation", self.sun_zenith_deg)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_sun(self.name, self.sun_zenith_deg)
         if not 0.0 < self.worst < 1.0:
             raise UsageError(f"saturation.worst: expected a share above 0 and below 1, got {self.worst}; such as 0.2")
-
-    def level(self, severity: float) -> float:
-        """Return the saturation level as a share."""
-        return linear_level("saturation", severity, 1.0, self.worst)
 
     def limits(self) -> list[float]:
         """Return the reflectance at which each band of Sentinel-2 saturates."""
         mu = math.cos(math.radians(self.sun_zenith_deg))
-        ids = check_optical("saturation", self.image_unit, self.bands)
+        ids = check_optical(self.name, self.image_unit, self.bands)
         return [math.pi * SATURATION_RADIANCE[b] / ((SENTINEL_2[b].irradiance or 1.0) * mu) for b in ids]
 
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, share: float, keys: Keys) -> Batch:
         """Return the clipped batch."""
-        share = self.level(severity)
-        if severity == 0:
-            return batch
-        return with_image(batch, torch.minimum(batch.image, share * per_band("saturation", self.limits(), batch.image)))
+        return with_image(batch, torch.minimum(batch.image, share * per_band(self.name, self.limits(), batch.image)))
 
 
 @register("corruption", "missing-band", traits=("radiometric",))
 @final
 @dataclass(frozen=True)
-class MissingBand:
+class MissingBand(PhysicalCorruption):
     """One band, drawn per chip, is lost on some of its lines.
 
     Quantity: share of the lines that are lost, 0 to 1. The lost part starts at the top. Label, seen and valid stay: the product does not say
@@ -325,26 +296,20 @@ class MissingBand:
     image_unit: Unit = "reflectance"
     worst: float = 1.0
 
+    name: ClassVar[str] = "missing-band"
     quantity: ClassVar[str] = "share of lines without the band"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "product"
 
     def __post_init__(self) -> None:
-        check_worst("missing-band", self.worst, 0.0, 1.0)
+        check_worst(self.name, self.worst, 0.0, 1.0)
         if self.band is not None and self.band < 0:
             raise UsageError(
                 f"missing-band.band: expected an index from 0 up, got {self.band}; leave it out to draw one"
             )
 
-    def level(self, severity: float) -> float:
-        """Return the share of lost lines."""
-        return linear_level("missing-band", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, share: float, keys: Keys) -> Batch:
         """Return the batch without part of a band."""
-        share = self.level(severity)
-        if severity == 0:
-            return batch
         bands, height = batch.image.shape[1:3]
         if self.band is not None and self.band >= bands:
             raise UsageError(f"missing-band.band: expected one of {bands} bands, got {self.band}; count from 0")
@@ -356,4 +321,4 @@ class MissingBand:
         return with_image(batch, torch.where(lost[:, :, None, None] & lines[:, None], value, batch.image))
 
     def _drawn(self, keys: Keys, bands: int, image: Tensor) -> Tensor:
-        return (keys.fold("missing-band").uniform((1,))[:, 0] * bands).long().clamp_max(bands - 1).to(image.device)
+        return (keys.fold(self.name).uniform((1,))[:, 0] * bands).long().clamp_max(bands - 1).to(image.device)

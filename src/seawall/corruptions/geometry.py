@@ -9,7 +9,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from seawall.corruptions.severity import check_worst, from_power, hide, linear_level, to_power, with_image
+from seawall.corruptions.severity import PhysicalCorruption, check_worst, from_power, hide, to_power, with_image
 from seawall.corruptions.spatial import covered_share, shift_batch, smooth_white_noise, warp
 from seawall.errors import UsageError
 from seawall.registry import register
@@ -34,7 +34,7 @@ def centered_grid(batch: Batch) -> tuple[Tensor, Tensor]:
 @register("corruption", "shift", traits=("geometric",))
 @final
 @dataclass(frozen=True)
-class Translation:
+class Translation(PhysicalCorruption):
     """The whole chip is moved by a fraction of a pixel or more, in a direction that each chip draws.
 
     Reflectance is resampled by a phase in the frequency domain, which does not blur; decibels bilinearly in power.
@@ -52,30 +52,24 @@ class Translation:
     image_unit: Unit = "reflectance"
     worst: float = 2.0
 
+    name: ClassVar[str] = "shift"
     quantity: ClassVar[str] = "length of the shift"
     unit: ClassVar[str] = "px"
     stage: ClassVar[Stage] = "geometry"
 
     def __post_init__(self) -> None:
-        check_worst("shift", self.worst, 0.0, 64.0)
+        check_worst(self.name, self.worst, 0.0, 64.0)
 
-    def level(self, severity: float) -> float:
-        """Return the length of the shift in pixels."""
-        return linear_level("shift", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, length: float, keys: Keys) -> Batch:
         """Return the moved batch."""
-        length = self.level(severity)
-        if severity == 0:
-            return batch
-        down, right = (length * part for part in drawn_direction(keys.fold("shift"), batch.image))
+        down, right = (length * part for part in drawn_direction(keys.fold(self.name), batch.image))
         return shift_batch(batch, down, right, self.image_unit, moves_label=True)
 
 
 @register("corruption", "geolocation", traits=())
 @final
 @dataclass(frozen=True)
-class GeolocationError:
+class GeolocationError(PhysicalCorruption):
     """The image lies in the wrong place: it is moved, the label is not.
 
     Quantity: length of the shift, 0 to 2 pixels. Seen moves with the image; the label stays, and counts where the moved image is
@@ -91,30 +85,24 @@ class GeolocationError:
     image_unit: Unit = "reflectance"
     worst: float = 2.0
 
+    name: ClassVar[str] = "geolocation"
     quantity: ClassVar[str] = "length of the shift of the image against its label"
     unit: ClassVar[str] = "px"
     stage: ClassVar[Stage] = "product"
 
     def __post_init__(self) -> None:
-        check_worst("geolocation", self.worst, 0.0, 64.0)
+        check_worst(self.name, self.worst, 0.0, 64.0)
 
-    def level(self, severity: float) -> float:
-        """Return the length of the shift in pixels."""
-        return linear_level("geolocation", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, length: float, keys: Keys) -> Batch:
         """Return the batch with a moved image."""
-        length = self.level(severity)
-        if severity == 0:
-            return batch
-        down, right = (length * part for part in drawn_direction(keys.fold("geolocation"), batch.image))
+        down, right = (length * part for part in drawn_direction(keys.fold(self.name), batch.image))
         return shift_batch(batch, down, right, self.image_unit, moves_label=False)
 
 
 @register("corruption", "rotation", traits=("geometric",))
 @final
 @dataclass(frozen=True)
-class Rotation:
+class Rotation(PhysicalCorruption):
     """The chip is rotated around its middle, to a side that each chip draws.
 
     Quantity: angle, 0 to 45 degrees: beyond, a rotation is a smaller one of a turned chip. Label, seen and valid move with the image; what
@@ -128,24 +116,19 @@ class Rotation:
     image_unit: Unit = "reflectance"
     worst: float = 45.0
 
+    name: ClassVar[str] = "rotation"
     quantity: ClassVar[str] = "angle"
     unit: ClassVar[str] = "degrees"
     stage: ClassVar[Stage] = "geometry"
 
     def __post_init__(self) -> None:
-        check_worst("rotation", self.worst, 0.0, 180.0)
+        check_worst(self.name, self.worst, 0.0, 180.0)
 
-    def level(self, severity: float) -> float:
-        """Return the angle in degrees."""
-        return linear_level("rotation", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, level: float, keys: Keys) -> Batch:
         """Return the rotated batch."""
-        angle = math.radians(self.level(severity))
-        if severity == 0:
-            return batch
+        angle = math.radians(level)
         rows, cols = centered_grid(batch)
-        turn = angle * drawn_sign(keys.fold("rotation"), batch.image)
+        turn = angle * drawn_sign(keys.fold(self.name), batch.image)
         cos, sin = torch.cos(turn), torch.sin(turn)
         return warp(batch, rows * cos - cols * sin - rows, rows * sin + cols * cos - cols, self.image_unit)
 
@@ -158,7 +141,7 @@ def drawn_sign(keys: Keys, like: Tensor) -> Tensor:
 @register("corruption", "elastic", smoke={"smoothness_px": 10.0}, traits=("geometric",))
 @final
 @dataclass(frozen=True)
-class ElasticWarp:
+class ElasticWarp(PhysicalCorruption):
     """The chip is warped by a smooth random displacement.
 
     Quantity: root mean square displacement, 0 to 4 pixels; a choice of this package. Label, seen and valid move with the image; what comes
@@ -174,26 +157,20 @@ class ElasticWarp:
     worst: float = 4.0
     smoothness_px: float = 24.0
 
+    name: ClassVar[str] = "elastic"
     quantity: ClassVar[str] = "root mean square displacement"
     unit: ClassVar[str] = "px"
     stage: ClassVar[Stage] = "geometry"
 
     def __post_init__(self) -> None:
-        check_worst("elastic", self.worst, 0.0, 64.0)
+        check_worst(self.name, self.worst, 0.0, 64.0)
         if not self.smoothness_px >= 2:
             raise UsageError(f"elastic.smoothness_px: expected at least 2 pixels, got {self.smoothness_px}; such as 24")
 
-    def level(self, severity: float) -> float:
-        """Return the root mean square displacement in pixels."""
-        return linear_level("elastic", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, rms: float, keys: Keys) -> Batch:
         """Return the warped batch."""
-        rms = self.level(severity)
-        if severity == 0:
-            return batch
         size = batch.image.shape[2:]
-        own = keys.fold("elastic")
+        own = keys.fold(self.name)
         down, right = (
             smooth_white_noise(own.fold(name).normal(size).to(batch.image), self.smoothness_px) for name in "yx"
         )
@@ -216,7 +193,7 @@ def check_radial(name: str, value: float, high: float) -> None:
 @register("corruption", "transparency", paper="arXiv:2405.12864", smoke={"cell_px": 24}, traits=("geometric",))
 @final
 @dataclass(frozen=True)
-class TransparencyDistortion:
+class TransparencyDistortion(PhysicalCorruption):
     """Hot air or uneven glass: every cell of a grid has a radial distortion of its own.
 
     In each cell, what is seen at the distance r from its center lies at r + k r^3 (1 - r^2)^2, with r in half cells and
@@ -238,28 +215,22 @@ class TransparencyDistortion:
     worst: float = 2.3
     cell_px: int = 64
 
+    name: ClassVar[str] = "transparency"
     quantity: ClassVar[str] = "largest coefficient of radial distortion"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "geometry"
 
     def __post_init__(self) -> None:
-        check_radial("transparency", self.worst, 2.36)
+        check_radial(self.name, self.worst, 2.36)
         if self.cell_px < 4:
             raise UsageError(f"transparency.cell_px: expected at least 4 pixels, got {self.cell_px}; such as 64")
 
-    def level(self, severity: float) -> float:
-        """Return the bound of the coefficient."""
-        return linear_level("transparency", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, bound: float, keys: Keys) -> Batch:
         """Return the distorted batch."""
-        bound = self.level(severity)
-        if severity == 0:
-            return batch
         height, width = batch.image.shape[2:]
         half = self.cell_px / 2
         down, across = math.ceil(height / self.cell_px), math.ceil(width / self.cell_px)
-        k = bound * keys.fold("transparency").uniform((down, across), -1.0, 1.0).to(batch.image)
+        k = bound * keys.fold(self.name).uniform((down, across), -1.0, 1.0).to(batch.image)
         rows = torch.arange(height, device=batch.image.device)
         cols = torch.arange(width, device=batch.image.device)
         y = ((rows % self.cell_px + 0.5 - half) / half).to(batch.image)[:, None]
@@ -272,7 +243,7 @@ class TransparencyDistortion:
 @register("corruption", "lens", traits=("geometric",))
 @final
 @dataclass(frozen=True)
-class LensDistortion:
+class LensDistortion(PhysicalCorruption):
     """One radial distortion of the whole chip, barrel or pincushion, which each chip draws.
 
     What is seen at the distance r from the middle lies at r (1 + k r^2), with r in half diagonals and k = +q or -q; the
@@ -288,32 +259,26 @@ class LensDistortion:
     image_unit: Unit = "reflectance"
     worst: float = 0.3
 
+    name: ClassVar[str] = "lens"
     quantity: ClassVar[str] = "coefficient of radial distortion"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "geometry"
 
     def __post_init__(self) -> None:
-        check_radial("lens", self.worst, 1 / 3)
+        check_radial(self.name, self.worst, 1 / 3)
 
-    def level(self, severity: float) -> float:
-        """Return the coefficient."""
-        return linear_level("lens", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, k: float, keys: Keys) -> Batch:
         """Return the distorted batch."""
-        k = self.level(severity)
-        if severity == 0:
-            return batch
         rows, cols = centered_grid(batch)
         r2 = (rows.square() + cols.square()) / (math.hypot(*batch.image.shape[2:]) / 2) ** 2
-        stretch = k * drawn_sign(keys.fold("lens"), batch.image) * r2
+        stretch = k * drawn_sign(keys.fold(self.name), batch.image) * r2
         return warp(batch, rows * stretch, cols * stretch, self.image_unit)
 
 
 @register("corruption", "nodata-wedge", traits=())
 @final
 @dataclass(frozen=True)
-class NodataWedge:
+class NodataWedge(PhysicalCorruption):
     """The swath ends inside the chip: everything beyond a straight edge is nodata.
 
     Quantity: share of the chip that is lost, 0 to 0.6. There seen and valid become false and the image holds its fill; label stays.
@@ -328,34 +293,28 @@ class NodataWedge:
     worst: float = 0.6
     heading_deg: float = 12.0
 
+    name: ClassVar[str] = "nodata-wedge"
     quantity: ClassVar[str] = "share without data"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "product"
 
     def __post_init__(self) -> None:
-        check_worst("nodata-wedge", self.worst, 0.0, 1.0)
+        check_worst(self.name, self.worst, 0.0, 1.0)
 
-    def level(self, severity: float) -> float:
-        """Return the share of the chip without data."""
-        return linear_level("nodata-wedge", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, share: float, keys: Keys) -> Batch:
         """Return the batch with a nodata wedge."""
-        share = self.level(severity)
-        if severity == 0:
-            return batch
         rows, cols = centered_grid(batch)
         heading = math.radians(self.heading_deg)
         # a hundredth of a pixel per row keeps distances apart when the edge runs along the columns
         across = cols * math.cos(heading) + rows * (math.sin(heading) + 1e-4)
-        across = across * drawn_sign(keys.fold("nodata-wedge"), batch.image)
+        across = across * drawn_sign(keys.fold(self.name), batch.image)
         return hide(batch, across > covered_share(across, share), self.image_unit)
 
 
 @register("corruption", "coarse-grid", traits=("radiometric",))
 @final
 @dataclass(frozen=True)
-class CoarseGrid:
+class CoarseGrid(PhysicalCorruption):
     """The image comes from larger pixels: means over cells, each repeated over the pixels that it covers.
 
     Cells of any size are cut at their borders by area, so that the mean of the image stays. Decibels are averaged in
@@ -374,6 +333,7 @@ class CoarseGrid:
     image_unit: Unit = "reflectance"
     worst: float = 60.0
 
+    name: ClassVar[str] = "coarse-grid"
     quantity: ClassVar[str] = "pixel size"
     unit: ClassVar[str] = "m"
     stage: ClassVar[Stage] = "product"
@@ -384,15 +344,13 @@ class CoarseGrid:
                 f"coarse-grid: expected chips with pixels below {self.worst:g} m, got {self.gsd_m:g} m; set a larger worst"
             )
 
-    def level(self, severity: float) -> float:
-        """Return the pixel size in meters."""
-        return linear_level("coarse-grid", severity, self.gsd_m, self.worst)
+    @property
+    def start(self) -> float:  # type: ignore[override]
+        return self.gsd_m
 
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, level: float, keys: Keys) -> Batch:
         """Return the batch on a coarser grid."""
-        factor = self.level(severity) / self.gsd_m
-        if severity == 0:
-            return batch
+        factor = level / self.gsd_m
         height, width = batch.image.shape[2:]
         down, across = (cell_overlap(n, factor, batch.image) for n in (height, width))
         planes = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seawall.corruptions.band_tables import SENTINEL_2, native_ratios
-from seawall.corruptions.severity import check_optical, check_sun, check_worst, linear_level, per_band, with_image
+from seawall.corruptions.severity import PhysicalCorruption, check_optical, check_sun, check_worst, per_band, with_image
 from seawall.corruptions.spatial import native_noise
 from seawall.errors import UsageError
 from seawall.registry import register
@@ -21,7 +21,7 @@ from seawall.types import Batch, Stage, Unit
 @register("corruption", "shot-noise", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class ShotNoise:
+class ShotNoise(PhysicalCorruption):
     """Shot and read noise of the detectors, from the specified signal-to-noise ratio of each band.
 
     sigma^2(rho) = sigma_ref^2 (f + (1 - f) rho / rho_ref), where rho_ref = pi L_ref / (E cos) is the reflectance of the
@@ -49,36 +49,30 @@ class ShotNoise:
     sun_zenith_deg: float = 40.0
     read_share: float = 0.2
 
+    name: ClassVar[str] = "shot-noise"
     quantity: ClassVar[str] = "multiple of the specified noise"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "detector"
 
     def __post_init__(self) -> None:
-        check_optical("shot-noise", self.image_unit, self.bands)
-        check_worst("shot-noise", self.worst, 0.0, 50.0)
-        check_sun("shot-noise", self.sun_zenith_deg)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_worst(self.name, self.worst, 0.0, 50.0)
+        check_sun(self.name, self.sun_zenith_deg)
         if not 0.0 <= self.read_share <= 1.0:
             raise UsageError(f"shot-noise.read_share: expected a share from 0 to 1, got {self.read_share}; such as 0.2")
 
-    def level(self, severity: float) -> float:
-        """Return the multiple of the specified noise."""
-        return linear_level("shot-noise", severity, 0.0, self.worst)
-
     def variance(self, image: Tensor) -> Tensor:
         """Return the specified variance of each value of an image."""
-        table = [SENTINEL_2[b] for b in check_optical("shot-noise", self.image_unit, self.bands)]
+        table = [SENTINEL_2[b] for b in check_optical(self.name, self.image_unit, self.bands)]
         mu = math.cos(math.radians(self.sun_zenith_deg))
-        sigma = per_band("shot-noise", [(band.noise or 0.0) / mu for band in table], image)
-        reference = per_band("shot-noise", [(band.reference or 1.0) / mu for band in table], image)
+        sigma = per_band(self.name, [(band.noise or 0.0) / mu for band in table], image)
+        reference = per_band(self.name, [(band.reference or 1.0) / mu for band in table], image)
         return sigma.square() * (self.read_share + (1 - self.read_share) * image.clamp_min(0) / reference)
 
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, multiple: float, keys: Keys) -> Batch:
         """Return the batch with noise."""
-        multiple = self.level(severity)
-        if severity == 0:
-            return batch
-        ids = check_optical("shot-noise", self.image_unit, self.bands)
-        white = native_noise(keys.fold("shot-noise"), batch.image, native_ratios(ids, self.gsd_m))
+        ids = check_optical(self.name, self.image_unit, self.bands)
+        white = native_noise(keys.fold(self.name), batch.image, native_ratios(ids, self.gsd_m))
         return with_image(batch, batch.image + multiple * self.variance(batch.image).sqrt() * white)
 
 
@@ -89,7 +83,7 @@ MODULE_COLUMNS = 2592
 @register("corruption", "stripes", smoke={"gsd_m": 10.0}, traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class Stripes:
+class Stripes(PhysicalCorruption):
     """Detector columns differ in gain, detector modules in calibration, and some columns are dead.
 
     rho' = (1 + g_c) rho for each native column c, with g_c ~ N(0, q), plus one step U(-3 q, 3 q) where two detector
@@ -116,30 +110,25 @@ class Stripes:
     interpolated: bool = True
     tilt_deg: float = 12.0
 
+    name: ClassVar[str] = "stripes"
     quantity: ClassVar[str] = "standard deviation of the gain of detector columns"
     unit: ClassVar[str] = "%"
     stage: ClassVar[Stage] = "detector"
 
     def __post_init__(self) -> None:
-        check_optical("stripes", self.image_unit, self.bands)
-        check_worst("stripes", self.worst, 0.0, 20.0)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_worst(self.name, self.worst, 0.0, 20.0)
         if self.dead < 0:
             raise UsageError(f"stripes.dead: expected columns from 0 up, got {self.dead}; 0 for none")
 
-    def level(self, severity: float) -> float:
-        """Return the standard deviation of the gain in percent."""
-        return linear_level("stripes", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, level: float, keys: Keys) -> Batch:
         """Return the batch with stripes."""
-        spread = self.level(severity) / 100
-        if severity == 0:
-            return batch
-        ids = check_optical("stripes", self.image_unit, self.bands)
-        per_band("stripes", [0.0] * len(ids), batch.image)  # the number of channels
+        spread = level / 100
+        ids = check_optical(self.name, self.image_unit, self.bands)
+        per_band(self.name, [0.0] * len(ids), batch.image)  # the number of channels
         ratios = [max(1, round(ratio)) for ratio in native_ratios(ids, self.gsd_m)]
-        dead = round(severity * self.dead)
-        own = keys.fold("stripes")
+        dead = round(level / self.worst * self.dead)
+        own = keys.fold(self.name)
         planes = [self._band(batch.image[:, i], ratio, spread, dead, own.fold(i)) for i, ratio in enumerate(ratios)]
         return with_image(batch, torch.stack(planes, 1))
 

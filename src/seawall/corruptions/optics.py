@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seawall.corruptions.band_tables import OPTICS, native_ratios
-from seawall.corruptions.severity import check_optical, check_worst, linear_level, per_band, with_image
+from seawall.corruptions.severity import PhysicalCorruption, check_optical, check_worst, per_band, with_image
 from seawall.corruptions.spatial import fill_unseen, filter_image, translate
 from seawall.errors import UsageError
 from seawall.registry import register
@@ -24,7 +24,7 @@ WITH_MTF = tuple(band for band, optics in OPTICS.items() if optics.mtf is not No
 @register("corruption", "mtf", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class ReducedMTF:
+class ReducedMTF(PhysicalCorruption):
     """The modulation transfer function of every band is reduced: a Gaussian blur of its native pixels.
 
     The blur multiplies frequencies f by exp(-2 pi^2 sigma^2 f^2), with sigma^2 = 2 ln(m1 / m2) / pi^2 native pixels for a
@@ -46,27 +46,23 @@ class ReducedMTF:
     image_unit: Unit = "reflectance"
     worst: float = 0.01
 
+    name: ClassVar[str] = "mtf"
     quantity: ClassVar[str] = "transfer at the Nyquist frequency (B02)"
     unit: ClassVar[str] = ""
+    start: ClassVar[float] = B02_MTF
     stage: ClassVar[Stage] = "optics"
 
     def __post_init__(self) -> None:
-        check_optical("mtf", self.image_unit, self.bands, WITH_MTF)
+        check_optical(self.name, self.image_unit, self.bands, WITH_MTF)
         if not 0.0 < self.worst < B02_MTF:
             raise UsageError(f"mtf.worst: expected a transfer above 0 and below {B02_MTF}, got {self.worst}")
 
-    def level(self, severity: float) -> float:
-        """Return the transfer at the Nyquist frequency."""
-        return linear_level("mtf", severity, B02_MTF, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, level: float, keys: Keys) -> Batch:
         """Return the blurred batch."""
-        ratio = self.level(severity) / B02_MTF
-        if severity == 0:
-            return batch
-        native = native_ratios(check_optical("mtf", self.image_unit, self.bands, WITH_MTF), self.gsd_m)
+        ratio = level / B02_MTF
+        native = native_ratios(check_optical(self.name, self.image_unit, self.bands, WITH_MTF), self.gsd_m)
         variances = [2 * math.log(1 / ratio) / math.pi**2 * n**2 for n in native]  # in pixels of the image
-        scale = -2 * math.pi**2 * per_band("mtf", variances, batch.image)
+        scale = -2 * math.pi**2 * per_band(self.name, variances, batch.image)
         blurred = filter_image(
             batch.image,
             batch.seen,
@@ -78,7 +74,7 @@ class ReducedMTF:
 @register("corruption", "defocus", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class Defocus:
+class Defocus(PhysicalCorruption):
     """The image is out of focus: every point becomes a disk.
 
     Frequencies f are multiplied by 2 J1(2 pi r f) / (2 pi r f), the transfer function of a disk of radius r.
@@ -94,23 +90,17 @@ class Defocus:
     image_unit: Unit = "reflectance"
     worst: float = 3.0
 
+    name: ClassVar[str] = "defocus"
     quantity: ClassVar[str] = "radius of the blur disk"
     unit: ClassVar[str] = "px"
     stage: ClassVar[Stage] = "optics"
 
     def __post_init__(self) -> None:
-        check_optical("defocus", self.image_unit, ("B02",))
-        check_worst("defocus", self.worst, 0.0, 16.0)
+        check_optical(self.name, self.image_unit, ("B02",))
+        check_worst(self.name, self.worst, 0.0, 16.0)
 
-    def level(self, severity: float) -> float:
-        """Return the radius in pixels."""
-        return linear_level("defocus", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, radius: float, keys: Keys) -> Batch:
         """Return the blurred batch."""
-        radius = self.level(severity)
-        if severity == 0:
-            return batch
 
         def disk(fy: Tensor, fx: Tensor) -> Tensor:
             x = (2 * math.pi * radius * (fy.square() + fx.square()).sqrt()).clamp_min(1e-4)
@@ -123,7 +113,7 @@ class Defocus:
 @register("corruption", "jitter", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class LineJitter:
+class LineJitter(PhysicalCorruption):
     """The platform vibrates: lines are displaced along themselves by a sine that all bands share.
 
     Quantity: amplitude of the displacement, 0 to 1 pixel; a choice of this package. Label, seen and valid stay: the
@@ -139,27 +129,21 @@ class LineJitter:
     worst: float = 1.0
     period_px: float = 40.0
 
+    name: ClassVar[str] = "jitter"
     quantity: ClassVar[str] = "amplitude of the displacement of lines"
     unit: ClassVar[str] = "px"
     stage: ClassVar[Stage] = "optics"
 
     def __post_init__(self) -> None:
-        check_optical("jitter", self.image_unit, ("B02",))
-        check_worst("jitter", self.worst, 0.0, 16.0)
+        check_optical(self.name, self.image_unit, ("B02",))
+        check_worst(self.name, self.worst, 0.0, 16.0)
         if not self.period_px >= 2:
             raise UsageError(f"jitter.period_px: expected at least 2 lines, got {self.period_px}; such as 40")
 
-    def level(self, severity: float) -> float:
-        """Return the amplitude in pixels."""
-        return linear_level("jitter", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, amplitude: float, keys: Keys) -> Batch:
         """Return the batch with displaced lines."""
-        amplitude = self.level(severity)
-        if severity == 0:
-            return batch
         image = batch.image
-        phase = keys.fold("jitter").uniform((1,), 0.0, 2 * math.pi).to(image)
+        phase = keys.fold(self.name).uniform((1,), 0.0, 2 * math.pi).to(image)
         lines = torch.arange(image.shape[2], dtype=image.dtype, device=image.device)
         right = amplitude * torch.sin(2 * math.pi * lines / self.period_px + phase)
         return with_image(batch, displace_lines(image, batch.seen, right))
@@ -179,7 +163,7 @@ def displace_lines(image: Tensor, seen: Tensor, right: Tensor) -> Tensor:
 @register("corruption", "misregistration", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class BandMisregistration:
+class BandMisregistration(PhysicalCorruption):
     """Bands do not lie on each other: each is displaced by its own vector, drawn from N(0, q^2 I).
 
     Resampled by a phase in the frequency domain, for a bilinear shift would blur as well.
@@ -195,24 +179,18 @@ class BandMisregistration:
     image_unit: Unit = "reflectance"
     worst: float = 1.0
 
+    name: ClassVar[str] = "misregistration"
     quantity: ClassVar[str] = "standard deviation of the displacement of bands"
     unit: ClassVar[str] = "px"
     stage: ClassVar[Stage] = "optics"
 
     def __post_init__(self) -> None:
-        check_optical("misregistration", self.image_unit, ("B02",))
-        check_worst("misregistration", self.worst, 0.0, 8.0)
+        check_optical(self.name, self.image_unit, ("B02",))
+        check_worst(self.name, self.worst, 0.0, 8.0)
 
-    def level(self, severity: float) -> float:
-        """Return the standard deviation in pixels."""
-        return linear_level("misregistration", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, spread: float, keys: Keys) -> Batch:
         """Return the batch with displaced bands."""
-        spread = self.level(severity)
-        if severity == 0:
-            return batch
         bands = batch.image.shape[1]
-        draws = torch.stack([keys.fold("misregistration", i).normal((2,)) for i in range(bands)], 1).to(batch.image)
+        draws = torch.stack([keys.fold(self.name, i).normal((2,)) for i in range(bands)], 1).to(batch.image)
         down, right = (spread * draws[..., i, None, None] for i in (0, 1))
         return with_image(batch, translate(batch.image, batch.seen, down, right))

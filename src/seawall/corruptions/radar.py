@@ -12,11 +12,11 @@ from scipy.special import gammainccinv, gammaincinv, ndtr
 from torch import Tensor
 
 from seawall.corruptions.severity import (
+    PhysicalCorruption,
     check_radar,
     check_worst,
     class_mask,
     from_power,
-    linear_level,
     per_band,
     to_power,
     with_image,
@@ -67,7 +67,7 @@ def added_looks(result: float, before: float = GRD_LOOKS) -> float:
 @register("corruption", "speckle", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
-class Speckle:
+class Speckle(PhysicalCorruption):
     """More speckle: intensity is multiplied by Gamma noise of mean 1, independent per polarization.
 
     The input is speckled already, so noise of La looks is added with 1 + 1/L' = (1 + 1/4.4)(1 + 1/La). It is correlated
@@ -89,12 +89,14 @@ class Speckle:
     worst: float = 1.2
     correlation_px: float = 0.8
 
+    name: ClassVar[str] = "speckle"
     quantity: ClassVar[str] = "equivalent number of looks"
     unit: ClassVar[str] = ""
+    start: ClassVar[float] = GRD_LOOKS
     stage: ClassVar[Stage] = "detector"
 
     def __post_init__(self) -> None:
-        check_radar("speckle", self.image_unit, self.bands, RADAR_BANDS)
+        check_radar(self.name, self.image_unit, self.bands, RADAR_BANDS)
         if not 0.6 <= self.worst < GRD_LOOKS:
             raise UsageError(f"speckle.worst: expected looks from 0.6 to below {GRD_LOOKS}, got {self.worst}")
         if self.correlation_px < 0:
@@ -102,16 +104,9 @@ class Speckle:
                 f"speckle.correlation_px: expected pixels from 0 up, got {self.correlation_px}; 0 for none"
             )
 
-    def level(self, severity: float) -> float:
-        """Return the resulting equivalent number of looks."""
-        return linear_level("speckle", severity, GRD_LOOKS, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, looks: float, keys: Keys) -> Batch:
         """Return the batch with more speckle."""
-        looks = self.level(severity)
-        if severity == 0:
-            return batch
-        scores = keys.fold("speckle").normal(batch.image.shape[1:]).to(batch.image)
+        scores = keys.fold(self.name).normal(batch.image.shape[1:]).to(batch.image)
         if self.correlation_px > 0:
             scores = smooth_white_noise(scores, self.correlation_px)
         return with_image(batch, batch.image + gamma_decibels(scores, added_looks(looks)))
@@ -120,7 +115,7 @@ class Speckle:
 @register("corruption", "thermal-noise", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
-class ThermalNoise:
+class ThermalNoise(PhysicalCorruption):
     """Thermal noise is left in the image: I' = I + N g with the noise power N and speckle g of 4.4 looks.
 
     Left of a joint between two subswaths, which each chip draws, N is `joint_db` higher than right of it.
@@ -139,24 +134,19 @@ class ThermalNoise:
     worst: float = -20.0
     joint_db: float = 2.0
 
+    name: ClassVar[str] = "thermal-noise"
     quantity: ClassVar[str] = "noise-equivalent sigma0"
     unit: ClassVar[str] = "dB"
+    start: ClassVar[float] = -32.0
     stage: ClassVar[Stage] = "detector"
 
     def __post_init__(self) -> None:
-        check_radar("thermal-noise", self.image_unit, self.bands, RADAR_BANDS)
-        check_worst("thermal-noise", self.worst, -32.0, 0.0)
+        check_radar(self.name, self.image_unit, self.bands, RADAR_BANDS)
+        check_worst(self.name, self.worst, -32.0, 0.0)
 
-    def level(self, severity: float) -> float:
-        """Return the noise-equivalent sigma0 in dB."""
-        return linear_level("thermal-noise", severity, -32.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, floor: float, keys: Keys) -> Batch:
         """Return the batch with thermal noise."""
-        floor = self.level(severity)
-        if severity == 0:
-            return batch
-        own, width = keys.fold("thermal-noise"), batch.image.shape[3]
+        own, width = keys.fold(self.name), batch.image.shape[3]
         joint = own.fold("joint").uniform((1, 1, 1), 0.0, float(width)).to(batch.image)
         left = torch.arange(width, device=batch.image.device) < joint
         speckle = gamma_decibels(own.normal(batch.image.shape[1:]).to(batch.image), GRD_LOOKS)
@@ -168,7 +158,7 @@ class ThermalNoise:
 @register("corruption", "radar-gain", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
-class RadarGain:
+class RadarGain(PhysicalCorruption):
     """The calibration is off by a constant per polarization, up or down.
 
     Quantity: offset, 0 to 1 dB (specified: 1 dB at 3 sigma). Label, seen and valid stay.
@@ -183,24 +173,18 @@ class RadarGain:
     image_unit: Unit = "sigma0_db"
     worst: float = 1.0
 
+    name: ClassVar[str] = "radar-gain"
     quantity: ClassVar[str] = "calibration offset"
     unit: ClassVar[str] = "dB"
     stage: ClassVar[Stage] = "detector"
 
     def __post_init__(self) -> None:
-        check_radar("radar-gain", self.image_unit, self.bands, RADAR_BANDS)
-        check_worst("radar-gain", self.worst, 0.0, 10.0)
+        check_radar(self.name, self.image_unit, self.bands, RADAR_BANDS)
+        check_worst(self.name, self.worst, 0.0, 10.0)
 
-    def level(self, severity: float) -> float:
-        """Return the offset in dB."""
-        return linear_level("radar-gain", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, offset: float, keys: Keys) -> Batch:
         """Return the batch with an offset."""
-        offset = self.level(severity)
-        if severity == 0:
-            return batch
-        draw = keys.fold("radar-gain").uniform((batch.image.shape[1], 1, 1))
+        draw = keys.fold(self.name).uniform((batch.image.shape[1], 1, 1))
         return with_image(batch, batch.image + offset * torch.where(draw < 0.5, -1.0, 1.0).to(batch.image))
 
 
@@ -212,7 +196,7 @@ LAND_SLOPE = -0.2
 @register("corruption", "incidence-angle", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
-class IncidenceAngle:
+class IncidenceAngle(PhysicalCorruption):
     """The chip is seen at another incidence angle: water and land change by their own slopes.
 
     Water: -.53 dB per degree in VV, none in cross polarization, which is noise. Land: -.2 dB per degree (vegetation
@@ -235,26 +219,20 @@ class IncidenceAngle:
     klass: int = 1
     worst: float = 8.0
 
+    name: ClassVar[str] = "incidence-angle"
     quantity: ClassVar[str] = "change of the incidence angle"
     unit: ClassVar[str] = "degrees"
     stage: ClassVar[Stage] = "scene"
 
     def __post_init__(self) -> None:
-        check_radar("incidence-angle", self.image_unit, self.bands, RADAR_BANDS)
-        check_worst("incidence-angle", self.worst, 0.0, 16.0)
+        check_radar(self.name, self.image_unit, self.bands, RADAR_BANDS)
+        check_worst(self.name, self.worst, 0.0, 16.0)
 
-    def level(self, severity: float) -> float:
-        """Return the change of the angle in degrees."""
-        return linear_level("incidence-angle", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, angle: float, keys: Keys) -> Batch:
         """Return the batch at another incidence angle."""
-        angle = self.level(severity)
-        if severity == 0:
-            return batch
-        draw = keys.fold("incidence-angle").uniform((1, 1, 1))
+        draw = keys.fold(self.name).uniform((1, 1, 1))
         turn = angle * torch.where(draw < 0.5, -1.0, 1.0).to(batch.image)
-        water = per_band("incidence-angle", [WATER_SLOPE[band] for band in self.bands], batch.image)
+        water = per_band(self.name, [WATER_SLOPE[band] for band in self.bands], batch.image)
         slope = torch.where(class_mask(batch, self.klass)[:, None], water, torch.full_like(water, LAND_SLOPE))
         return with_image(batch, batch.image + slope * turn)
 
@@ -265,7 +243,7 @@ CROSS_POLARIZED = ("VH", "HV")
 @register("corruption", "interference", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
-class RadioInterference:
+class RadioInterference(PhysicalCorruption):
     """Radio interference: bright stripes across the whole range, clearest in cross polarization.
 
     I' = I + P on `stripes` stripes of 1 to 20 lines; like-polarized channels get 6 dB less.
@@ -286,32 +264,27 @@ class RadioInterference:
     worst: float = -8.0
     stripes: int = 3
 
+    name: ClassVar[str] = "interference"
     quantity: ClassVar[str] = "power of the stripes"
     unit: ClassVar[str] = "dB"
+    start: ClassVar[float] = -22.0
     stage: ClassVar[Stage] = "detector"
 
     def __post_init__(self) -> None:
-        check_radar("interference", self.image_unit, self.bands, RADAR_BANDS)
-        check_worst("interference", self.worst, -22.0, 10.0)
+        check_radar(self.name, self.image_unit, self.bands, RADAR_BANDS)
+        check_worst(self.name, self.worst, -22.0, 10.0)
         if self.stripes < 1:
             raise UsageError(f"interference.stripes: expected at least 1, got {self.stripes}; such as 3")
 
-    def level(self, severity: float) -> float:
-        """Return the power in dB."""
-        return linear_level("interference", severity, -22.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, power: float, keys: Keys) -> Batch:
         """Return the batch with stripes."""
-        power = self.level(severity)
-        if severity == 0:
-            return batch
-        image, own = batch.image, keys.fold("interference")
+        image, own = batch.image, keys.fold(self.name)
         height = image.shape[2]
         start = own.fold("start").uniform((self.stripes, 1), 0.0, float(height)).to(image)
         length = own.fold("length").uniform((self.stripes, 1), 1.0, 20.0).to(image)
         line = torch.arange(height, dtype=image.dtype, device=image.device)
         count = ((line + 1 > start) & (line + 1 <= start + length)).sum(1).to(image)[:, None, :, None]
-        per_channel = per_band("interference", [power - (0 if b in CROSS_POLARIZED else 6) for b in self.bands], image)
+        per_channel = per_band(self.name, [power - (0 if b in CROSS_POLARIZED else 6) for b in self.bands], image)
         total = to_power(image, self.image_unit) + count * to_power(per_channel, self.image_unit)
         return with_image(batch, torch.where(count > 0, from_power(total, self.image_unit), image))
 
@@ -319,7 +292,7 @@ class RadioInterference:
 @register("corruption", "border-noise", traits=("radar",))
 @final
 @dataclass(frozen=True)
-class BorderNoise:
+class BorderNoise(PhysicalCorruption):
     """The edge of the swath holds low values that are not nodata: the chip seems to go on.
 
     Values are noise around `floor_db`; the edge is ragged and not parallel to the chip.
@@ -340,24 +313,18 @@ class BorderNoise:
     worst: float = 0.2
     floor_db: float = -35.0
 
+    name: ClassVar[str] = "border-noise"
     quantity: ClassVar[str] = "share with border noise"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "product"
 
     def __post_init__(self) -> None:
-        check_radar("border-noise", self.image_unit, self.bands, RADAR_BANDS)
-        check_worst("border-noise", self.worst, 0.0, 1.0)
+        check_radar(self.name, self.image_unit, self.bands, RADAR_BANDS)
+        check_worst(self.name, self.worst, 0.0, 1.0)
 
-    def level(self, severity: float) -> float:
-        """Return the share of the chip."""
-        return linear_level("border-noise", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, share: float, keys: Keys) -> Batch:
         """Return the batch with border noise."""
-        share = self.level(severity)
-        if severity == 0:
-            return batch
-        image, own = batch.image, keys.fold("border-noise")
+        image, own = batch.image, keys.fold(self.name)
         height, width = image.shape[2:]
         cols = torch.arange(width, dtype=image.dtype, device=image.device)
         rows = torch.arange(height, dtype=image.dtype, device=image.device)[:, None]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from seawall.corruptions.severity import (
+    PhysicalCorruption,
     check_radar,
     check_worst,
     class_mask,
     from_power,
-    linear_level,
     to_power,
     with_image,
 )
@@ -67,7 +67,7 @@ def _at_speed(row: tuple[float, ...], speed: float) -> float:
 @register("corruption", "wind", paper="doi:10.5194/amt-7-437-2014", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
-class WindOnWater:
+class WindOnWater(PhysicalCorruption):
     """Wind roughens the water, which turns bright in VV and stays dark in VH.
 
     I' = I + sigma0(U) on valid water pixels, growing from the shore over the fetch. VV is CMOD5.N, between up- and
@@ -95,28 +95,22 @@ class WindOnWater:
     incidence_deg: float = 38.5
     fetch_m: float = 300.0
 
+    name: ClassVar[str] = "wind"
     quantity: ClassVar[str] = "wind speed"
     unit: ClassVar[str] = "m/s"
     stage: ClassVar[Stage] = "scene"
 
     def __post_init__(self) -> None:
-        check_radar("wind", self.image_unit, self.bands, ("VV", "VH"))
-        check_worst("wind", self.worst, 0.0, 15.0)
+        check_radar(self.name, self.image_unit, self.bands, ("VV", "VH"))
+        check_worst(self.name, self.worst, 0.0, 15.0)
         if not WIND_ANGLES_DEG[0] <= self.incidence_deg <= WIND_ANGLES_DEG[-1]:
             raise UsageError(
                 f"wind.incidence_deg: expected degrees from 31 to 46, got {self.incidence_deg}; such as 38.5"
             )
 
-    def level(self, severity: float) -> float:
-        """Return the wind speed in m/s."""
-        return linear_level("wind", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, speed: float, keys: Keys) -> Batch:
         """Return the batch with wind on its water."""
-        speed = self.level(severity)
-        if severity == 0:
-            return batch
-        upwind = keys.fold("wind").uniform((1,))[:, 0].tolist()
+        upwind = keys.fold(self.name).uniform((1,))[:, 0].tolist()
         added = torch.tensor(
             [[wind_backscatter(b, speed, self.incidence_deg, share) for b in self.bands] for share in upwind],
             dtype=batch.image.dtype,
@@ -138,7 +132,7 @@ def shore_distance(mask: Tensor) -> Tensor:
 @register("corruption", "wet-snow", traits=("radar", "radiometric"))
 @final
 @dataclass(frozen=True)
-class WetSnow:
+class WetSnow(PhysicalCorruption):
     """Wet snow absorbs the radar: patches of the land turn as dark as water.
 
     Quantity: loss in the patches, 0 to 10 dB (the usual threshold for wet snow is 3 dB; up to 10 in the open, 5 under
@@ -160,25 +154,19 @@ class WetSnow:
     worst: float = 10.0
     cover: float = 0.6
 
+    name: ClassVar[str] = "wet-snow"
     quantity: ClassVar[str] = "loss in wet snow"
     unit: ClassVar[str] = "dB"
     stage: ClassVar[Stage] = "scene"
 
     def __post_init__(self) -> None:
-        check_radar("wet-snow", self.image_unit, self.bands, RADAR_BANDS)
-        check_worst("wet-snow", self.worst, 0.0, 20.0)
+        check_radar(self.name, self.image_unit, self.bands, RADAR_BANDS)
+        check_worst(self.name, self.worst, 0.0, 20.0)
         if not 0.0 < self.cover <= 1.0:
             raise UsageError(f"wet-snow.cover: expected a share above 0 and at most 1, got {self.cover}; such as 0.6")
 
-    def level(self, severity: float) -> float:
-        """Return the loss in dB."""
-        return linear_level("wet-snow", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, loss: float, keys: Keys) -> Batch:
         """Return the batch with wet snow."""
-        loss = self.level(severity)
-        if severity == 0:
-            return batch
-        snow = snow_cover(keys.fold("wet-snow"), batch.image, self.cover, 1000.0 / self.gsd_m)
+        snow = snow_cover(keys.fold(self.name), batch.image, self.cover, 1000.0 / self.gsd_m)
         land = batch.valid & (batch.label != self.klass)
         return with_image(batch, batch.image - loss * (snow * land)[:, None])

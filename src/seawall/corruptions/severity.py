@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from seawall.errors import ImageryError, UsageError
 from seawall.geo.sensors import OPTICAL_BANDS, resolve_bands
+from seawall.rng import Keys
 from seawall.types import DECIBEL_UNITS, FILL, Batch, Unit
 
 
@@ -25,13 +28,33 @@ def check_severity(name: str, severity: float) -> float:
     return severity
 
 
-def linear_level(name: str, severity: float, start: float, worst: float) -> float:
-    """Return the physical quantity at a severity, linear from `start` to `worst`.
+class PhysicalCorruption(ABC):
+    """A corruption by one physical quantity, which is linear in the severity; severity 0 is the identity.
 
-    Raises:
-        UsageError: The severity is not in [0, 1].
+    A class declares `name`, under which it is registered, and `start`, the quantity at severity 0, beside what
+    `seawall.types.Corruption` asks for.
     """
-    return start + check_severity(name, severity) * (worst - start)
+
+    name: ClassVar[str]
+    start: ClassVar[float] = 0.0
+    worst: float
+
+    def level(self, severity: float) -> float:
+        """Return the quantity at a severity.
+
+        Raises:
+            UsageError: The severity is not in [0, 1].
+        """
+        return self.start + check_severity(self.name, severity) * (self.worst - self.start)
+
+    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+        """Return the batch at a severity."""
+        level = self.level(severity)
+        return self.corrupted(batch, level, keys) if severity else batch
+
+    @abstractmethod
+    def corrupted(self, batch: Batch, level: float, keys: Keys, /) -> Batch:
+        """Return the batch at a quantity other than `start`."""
 
 
 def check_worst(name: str, worst: float, low: float, high: float) -> None:

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from seawall.corruptions.band_tables import OPTICS
 from seawall.corruptions.severity import (
+    PhysicalCorruption,
     check_optical,
     check_sun,
     check_worst,
     class_mask,
-    linear_level,
     per_band,
     with_image,
 )
@@ -49,7 +49,7 @@ GLINT_FRESNEL = MappingProxyType({"B11": 0.90, "B12": 0.81, "B10": 0.0})
 @register("corruption", "glint", paper="doi:10.1364/JOSA.44.000838", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class SunGlint:
+class SunGlint(PhysicalCorruption):
     """The sun is reflected by the waves: water gets nearly the same brightness in all bands.
 
     rho' = rho + q k (1 + texture), with k = 1 up to the near infrared, .90 in B11 and .81 in B12 (Fresnel), on valid
@@ -76,27 +76,21 @@ class SunGlint:
     worst: float = 0.15
     texture: float = 0.15
 
+    name: ClassVar[str] = "glint"
     quantity: ClassVar[str] = "reflectance of the glint"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "light"
 
     def __post_init__(self) -> None:
-        check_optical("glint", self.image_unit, self.bands)
-        check_worst("glint", self.worst, 0.0, 1.0)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_worst(self.name, self.worst, 0.0, 1.0)
 
-    def level(self, severity: float) -> float:
-        """Return the mean reflectance of the glint."""
-        return linear_level("glint", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, glint: float, keys: Keys) -> Batch:
         """Return the batch with glint on its water."""
-        glint = self.level(severity)
-        if severity == 0:
-            return batch
         image = batch.image
-        field = power_law_field(keys.fold("glint"), image.shape[2:], 400.0 / self.gsd_m, image)[:, None]
+        field = power_law_field(keys.fold(self.name), image.shape[2:], 400.0 / self.gsd_m, image)[:, None]
         fresnel = per_band(
-            "glint", _expand(GLINT_FRESNEL, check_optical("glint", self.image_unit, self.bands), 1.0), image
+            "glint", _expand(GLINT_FRESNEL, check_optical(self.name, self.image_unit, self.bands), 1.0), image
         )
         added = glint * (1 + self.texture * field).clamp_min(0) * fresnel
         return with_image(batch, image + added * mixed_share(class_mask(batch, self.klass), image))
@@ -108,7 +102,7 @@ TERRAIN_SUN_DEG = 40.0
 @register("corruption", "low-sun", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class LowSun:
+class LowSun(PhysicalCorruption):
     """The sun stands lower: slopes away from it turn dark, slopes towards it bright.
 
     rho_T = rho (max(cos i, 0) + C) / (cos z + C), cos i = cos z cos s + sin z sin s cos(A - aspect), with the zenith
@@ -137,28 +131,23 @@ class LowSun:
     slope_deg: float = 12.0
     sun_azimuth_deg: float = 150.0
 
+    name: ClassVar[str] = "low-sun"
     quantity: ClassVar[str] = "zenith angle of the sun"
     unit: ClassVar[str] = "degrees"
+    start: ClassVar[float] = TERRAIN_SUN_DEG
     stage: ClassVar[Stage] = "light"
 
     def __post_init__(self) -> None:
-        check_optical("low-sun", self.image_unit, self.bands, OPTICS)
-        check_sun("low-sun", self.worst)
-        check_worst("low-sun", self.worst, TERRAIN_SUN_DEG, 80.0)
+        check_optical(self.name, self.image_unit, self.bands, OPTICS)
+        check_sun(self.name, self.worst)
+        check_worst(self.name, self.worst, TERRAIN_SUN_DEG, 80.0)
         if not 0.0 <= self.slope_deg <= 45.0:
             raise UsageError(f"low-sun.slope_deg: expected degrees from 0 to 45, got {self.slope_deg}; such as 12")
 
-    def level(self, severity: float) -> float:
-        """Return the zenith angle of the sun in degrees."""
-        return linear_level("low-sun", severity, TERRAIN_SUN_DEG, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, zenith: float, keys: Keys) -> Batch:
         """Return the batch under a lower sun."""
-        zenith = self.level(severity)
-        if severity == 0:
-            return batch
-        ids = check_optical("low-sun", self.image_unit, self.bands, OPTICS)
-        floor = per_band("low-sun", [0.1 + 0.5 * OPTICS[b].diffuse / OPTICS["B01"].diffuse for b in ids], batch.image)
+        ids = check_optical(self.name, self.image_unit, self.bands, OPTICS)
+        floor = per_band(self.name, [0.1 + 0.5 * OPTICS[b].diffuse / OPTICS["B01"].diffuse for b in ids], batch.image)
         east, north = self._slopes(batch, keys)
         new, old = (self._light(east, north, angle, floor) for angle in (zenith, TERRAIN_SUN_DEG))
         return with_image(batch, batch.image * new / old)
@@ -173,7 +162,7 @@ class LowSun:
 
     def _slopes(self, batch: Batch, keys: Keys) -> tuple[Tensor, Tensor]:
         """Return the rise (B, H, W) per meter to the east and to the north."""
-        height = power_law_field(keys.fold("low-sun"), batch.image.shape[2:], 3000.0 / self.gsd_m, batch.image, 4.5)
+        height = power_law_field(keys.fold(self.name), batch.image.shape[2:], 3000.0 / self.gsd_m, batch.image, 4.5)
         east = (torch.roll(height, -1, 2) - torch.roll(height, 1, 2)) / 2
         north = (torch.roll(height, 1, 1) - torch.roll(height, -1, 1)) / 2
         rms = (east.square() + north.square()).mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
@@ -213,7 +202,7 @@ def sediment_reflectance(band: str, load: float) -> float:
 @register("corruption", "turbid-water", paper="doi:10.1016/j.rse.2009.11.022", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class TurbidWater:
+class TurbidWater(PhysicalCorruption):
     """Suspended sediment brightens the water, red and near infrared last.
 
     rho' = rho + S / (A + S / C) on valid water pixels, less at its border, where pixels are mixed.
@@ -234,25 +223,19 @@ class TurbidWater:
     klass: int = 1
     worst: float = 1000.0
 
+    name: ClassVar[str] = "turbid-water"
     quantity: ClassVar[str] = "suspended sediment"
     unit: ClassVar[str] = "g/m3"
     stage: ClassVar[Stage] = "scene"
 
     def __post_init__(self) -> None:
-        check_optical("turbid-water", self.image_unit, self.bands)
-        check_worst("turbid-water", self.worst, 0.0, 5000.0)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_worst(self.name, self.worst, 0.0, 5000.0)
 
-    def level(self, severity: float) -> float:
-        """Return the load in g/m3."""
-        return linear_level("turbid-water", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, load: float, keys: Keys) -> Batch:
         """Return the batch with turbid water."""
-        load = self.level(severity)
-        if severity == 0:
-            return batch
-        ids = check_optical("turbid-water", self.image_unit, self.bands)
-        added = per_band("turbid-water", [sediment_reflectance(b, load) for b in ids], batch.image)
+        ids = check_optical(self.name, self.image_unit, self.bands)
+        added = per_band(self.name, [sediment_reflectance(b, load) for b in ids], batch.image)
         return with_image(batch, batch.image + added * mixed_share(class_mask(batch, self.klass), batch.image))
 
 
@@ -268,7 +251,7 @@ BLOOM = MappingProxyType(
 @register("corruption", "green-water", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class GreenWater:
+class GreenWater(PhysicalCorruption):
     """Algae color the water: its spectrum is mixed with that of a bloom.
 
     rho' = (1 - a) rho + a rho_bloom with a = chlorophyll / 50 mg/m3 on valid water pixels, less at its border.
@@ -287,25 +270,20 @@ class GreenWater:
     klass: int = 1
     worst: float = 50.0
 
+    name: ClassVar[str] = "green-water"
     quantity: ClassVar[str] = "chlorophyll"
     unit: ClassVar[str] = "mg/m3"
     stage: ClassVar[Stage] = "scene"
 
     def __post_init__(self) -> None:
-        check_optical("green-water", self.image_unit, self.bands)
-        check_worst("green-water", self.worst, 0.0, 50.0)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_worst(self.name, self.worst, 0.0, 50.0)
 
-    def level(self, severity: float) -> float:
-        """Return the chlorophyll in mg/m3."""
-        return linear_level("green-water", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, level: float, keys: Keys) -> Batch:
         """Return the batch with green water."""
-        share = self.level(severity) / 50.0
-        if severity == 0:
-            return batch
-        ids = check_optical("green-water", self.image_unit, self.bands)
-        bloom = per_band("green-water", _expand(BLOOM, ids, 0.0), batch.image)
+        share = level / 50.0
+        ids = check_optical(self.name, self.image_unit, self.bands)
+        bloom = per_band(self.name, _expand(BLOOM, ids, 0.0), batch.image)
         mixed = share * mixed_share(class_mask(batch, self.klass), batch.image)
         return with_image(batch, batch.image + mixed * (bloom - batch.image))
 
@@ -317,7 +295,7 @@ WET_FACTOR = MappingProxyType({"B11": 0.35, "B12": 0.35})
 @register("corruption", "wet-soil", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class WetSoil:
+class WetSoil(PhysicalCorruption):
     """Rain darkens the land, short-wave infrared most: rho' = rho (1 - q (1 - k)).
 
     k is .55 up to the near infrared and .35 in B11 and B12 at saturation (published: .5 to .6 and .3 to .4). All valid
@@ -337,25 +315,19 @@ class WetSoil:
     klass: int = 1
     worst: float = 1.0
 
+    name: ClassVar[str] = "wet-soil"
     quantity: ClassVar[str] = "soil moisture as a share of saturation"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "scene"
 
     def __post_init__(self) -> None:
-        check_optical("wet-soil", self.image_unit, self.bands)
-        check_worst("wet-soil", self.worst, 0.0, 1.0)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_worst(self.name, self.worst, 0.0, 1.0)
 
-    def level(self, severity: float) -> float:
-        """Return the share of saturation."""
-        return linear_level("wet-soil", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, moisture: float, keys: Keys) -> Batch:
         """Return the batch with wet soil."""
-        moisture = self.level(severity)
-        if severity == 0:
-            return batch
-        ids = check_optical("wet-soil", self.image_unit, self.bands)
-        factor = per_band("wet-soil", _expand(WET_FACTOR, ids, 0.55), batch.image)
+        ids = check_optical(self.name, self.image_unit, self.bands)
+        factor = per_band(self.name, _expand(WET_FACTOR, ids, 0.55), batch.image)
         land = (batch.valid & (batch.label != self.klass))[:, None]
         return with_image(batch, torch.where(land, batch.image * (1 - moisture * (1 - factor)), batch.image))
 
@@ -369,7 +341,7 @@ OLD_ICE = MappingProxyType({"B05": 0.56, "B06": 0.52, "B07": 0.48, "B08": 0.45, 
 @register("corruption", "snow", traits=("optical", "radiometric"))
 @final
 @dataclass(frozen=True)
-class Snow:
+class Snow(PhysicalCorruption):
     """Fresh snow covers part of the land: rho' = (1 - a) rho + a rho_snow in patches with soft borders.
 
     Quantity: share of the ground with snow, 0 to 0.9, of which valid land is changed. The label stays land; seen and
@@ -389,26 +361,20 @@ class Snow:
     klass: int = 1
     worst: float = 0.9
 
+    name: ClassVar[str] = "snow"
     quantity: ClassVar[str] = "share of the ground with snow"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "scene"
 
     def __post_init__(self) -> None:
-        check_optical("snow", self.image_unit, self.bands)
-        check_worst("snow", self.worst, 0.0, 1.0)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_worst(self.name, self.worst, 0.0, 1.0)
 
-    def level(self, severity: float) -> float:
-        """Return the share of the ground with snow."""
-        return linear_level("snow", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, share: float, keys: Keys) -> Batch:
         """Return the batch with snow."""
-        share = self.level(severity)
-        if severity == 0:
-            return batch
-        cover = snow_cover(keys.fold("snow"), batch.image, share, 1000.0 / self.gsd_m)
-        ids = check_optical("snow", self.image_unit, self.bands)
-        spectrum = per_band("snow", _expand(FRESH_SNOW, ids, 0.92), batch.image)
+        cover = snow_cover(keys.fold(self.name), batch.image, share, 1000.0 / self.gsd_m)
+        ids = check_optical(self.name, self.image_unit, self.bands)
+        spectrum = per_band(self.name, _expand(FRESH_SNOW, ids, 0.92), batch.image)
         mixed = (cover * (batch.valid & (batch.label != self.klass)))[:, None]
         return with_image(batch, batch.image + mixed * (spectrum - batch.image))
 
@@ -416,7 +382,7 @@ class Snow:
 @register("corruption", "ice", traits=("optical",))
 @final
 @dataclass(frozen=True)
-class WaterIce:
+class WaterIce(PhysicalCorruption):
     """Snow-covered ice lies on part of the water: rho' = (1 - a) rho + a rho_ice in patches with soft borders.
 
     Quantity: share of the ground with ice, 0 to 0.9, of which valid water is changed. Whether ice is water is a matter
@@ -436,26 +402,22 @@ class WaterIce:
     klass: int = 1
     worst: float = 0.9
 
+    name: ClassVar[str] = "ice"
     quantity: ClassVar[str] = "share of the water with ice"
     unit: ClassVar[str] = ""
     stage: ClassVar[Stage] = "scene"
 
     def __post_init__(self) -> None:
-        check_optical("ice", self.image_unit, self.bands)
-        check_worst("ice", self.worst, 0.0, 1.0)
+        check_optical(self.name, self.image_unit, self.bands)
+        check_worst(self.name, self.worst, 0.0, 1.0)
 
-    def level(self, severity: float) -> float:
-        """Return the share of the water with ice."""
-        return linear_level("ice", severity, 0.0, self.worst)
-
-    def __call__(self, batch: Batch, severity: float, keys: Keys) -> Batch:
+    def corrupted(self, batch: Batch, share: float, keys: Keys) -> Batch:
         """Return the batch with ice."""
-        share = self.level(severity)
-        if severity == 0:
-            return batch
-        cover = snow_cover(keys.fold("ice"), batch.image, share, 1000.0 / self.gsd_m) * class_mask(batch, self.klass)
-        ids = check_optical("ice", self.image_unit, self.bands)
-        spectrum = per_band("ice", _expand(OLD_ICE, ids, 0.6), batch.image)
+        cover = snow_cover(keys.fold(self.name), batch.image, share, 1000.0 / self.gsd_m) * class_mask(
+            batch, self.klass
+        )
+        ids = check_optical(self.name, self.image_unit, self.bands)
+        spectrum = per_band(self.name, _expand(OLD_ICE, ids, 0.6), batch.image)
         after = with_image(batch, batch.image + cover[:, None] * (spectrum - batch.image))
         return replace(after, valid=batch.valid & (cover < 0.5))
 
