@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import tomllib
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 
 from typer.main import get_command
@@ -162,16 +162,13 @@ def wrong_recipes() -> list[str]:
     return out
 
 
-def _setting(field: object) -> str:
-    default = getattr(field, "default", MISSING)
-    shown = (
-        "required" if default is MISSING and getattr(field, "default_factory", MISSING) is MISSING else repr(default)
-    )
-    return (
-        f"{getattr(field, 'name', '')} = {shown if default is not MISSING else '...'}"
-        if shown != "required"
-        else str(getattr(field, "name", ""))
-    )
+def _setting(field: Field[object]) -> str:
+    if field.default_factory is not MISSING:
+        return f"{field.name} = ..."
+    if field.default is MISSING:
+        return field.name
+    plain = not is_dataclass(field.default) or field.default != type(field.default)()
+    return f"{field.name} = {field.default!r}" if plain else f"{field.name} = {type(field.default).__name__}()"
 
 
 def _cell(text: str) -> str:
