@@ -62,7 +62,7 @@ LOSS = "ce + dice"
 ONE, TWO = "linf 1% reflectance", "linf 2% reflectance"
 BUDGETS = ("0.25%", "0.5%", "1%", "2%")
 INDICES = ("mndwi", "ndwi")
-PLAIN, TRANSFER = "plain", "transfer"
+PLAIN, FIVE_STEP, TRANSFER = "plain", "pgd-5", "transfer"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ METHODS: Mapping[str, Method] = {
     "step-checkpoints": Method(objective="step-checkpoints", settings=ONE_FIXED),
     "step-linearized": Method(objective="step-linearized", settings=ONE_FIXED),
     "pgd-3": Method(objective="adversarial", settings=ONE_FIXED),
-    "pgd-5": Method(objective="adversarial", settings={**ONE_FIXED, **FIVE_STEPS}),
+    FIVE_STEP: Method(objective="adversarial", settings={**ONE_FIXED, **FIVE_STEPS}),
     "segpgd-3": Method(objective="segpgd-training", settings=ONE_FIXED),
     "trades": Method(objective="trades", settings={"threat": ONE, "steps": 3, "step": 0.5}),
     "pir-at": Method(objective="adversarial", settings=ONE_FIXED, pretrained=True),
@@ -416,6 +416,11 @@ class FinishedSeeds:
         """Return the pooled IoU of any method on these seeds; NaN where there is no cell."""
         return pooled(self.parts(method, budget) or [{"": [0, 0]}])[0]
 
+    def minutes(self) -> float:
+        """Return the mean CPU-minutes of a training."""
+        own = [r for r in self.cells.rows if r["method"] == self.method and r["seed"] in self.seeds]
+        return float(np.mean([r["cpu_minutes"] for r in own]))
+
     def mean_corruption_error(self) -> str:
         """Return the mean over corruptions of the sum of 1 - IoU over that of the index, with its interval; "" without cells."""
         rows = [r for r in self.cells.rows if r["budget"].startswith("severity") and r["seed"] in self.seeds]
@@ -469,8 +474,7 @@ def table(cells: Cells, attack: str) -> Iterator[str]:
     for done in finished(cells, attack):
         figures = [(*pooled(done.parts(done.method, budget)), done.flag(budget)) for budget in ("0%", *BUDGETS)]
         shown = " | ".join(f"{v:.3f} ({low:.2f} to {high:.2f}){flag}" for v, low, high, flag in figures)
-        cost = np.mean([r["cpu_minutes"] for r in cells.rows if r["method"] == done.method and r["seed"] in done.seeds])
-        yield f"| {done.method} | {','.join(map(str, done.seeds))} | {shown} | {done.mean_corruption_error()} | {cost:.1f} |"
+        yield f"| {done.method} | {','.join(map(str, done.seeds))} | {shown} | {done.mean_corruption_error()} | {done.minutes():.1f} |"
 
 
 def differences(cells: Cells, attack: str) -> Iterator[str]:
@@ -494,6 +498,23 @@ def differences(cells: Cells, attack: str) -> Iterator[str]:
         yield f"| {done.method} | {shown} | {met} |"
 
 
+def against_five_steps(cells: Cells, attack: str) -> Iterator[str]:
+    """Yield the lines of the paired comparison with training on PGD of 5 steps, where both have the same seeds."""
+    yield (
+        "| method | " + " | ".join(f"{b} minus {FIVE_STEP}" for b in ("clean", *BUDGETS)) + f" | CPU-min over {PLAIN} |"
+    )
+    yield "|---|" + "---|" * (len(BUDGETS) + 2)
+    rows = {done.method: done for done in finished(cells, attack)}
+    if not {PLAIN, FIVE_STEP} <= rows.keys():
+        return
+    for done in rows.values():
+        if done.method in (*INDICES, FIVE_STEP) or done.seeds != rows[FIVE_STEP].seeds:
+            continue
+        pairs = [(done.parts(done.method, b), done.parts(FIVE_STEP, b)) for b in ("0%", *BUDGETS)]
+        shown = " | ".join("{:+.3f} ({:+.2f} to {:+.2f})".format(*difference(*pair)) for pair in pairs)
+        yield f"| {done.method} | {shown} | {done.minutes() / rows[PLAIN].minutes():.1f} |"
+
+
 def main() -> None:
     """Train, attack, print the table."""
     given = asked()
@@ -501,7 +522,8 @@ def main() -> None:
     cells = Cells(given.out / "cells.jsonl")
     for seed in () if given.table else given.seeds:
         (measure_corruptions if given.corruptions else measure_attacks)(Bench.of(given, cells, seed))
-    print("\n".join([*table(cells, label_of(given)), "", *differences(cells, label_of(given))]))
+    attack = label_of(given)
+    print("\n".join([*table(cells, attack), "", *differences(cells, attack), "", *against_five_steps(cells, attack)]))
 
 
 def asked() -> argparse.Namespace:
