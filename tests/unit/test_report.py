@@ -31,7 +31,7 @@ from seawall.report.record_index import CLEAN_METHOD, RecordIndex
 from seawall.report.robustness import robustness_section
 from seawall.report.run_facts import EpochFacts, NoiseFacts, RunFacts
 from seawall.report.run_reader import RunFolder, read_run
-from seawall.report.run_section import label_source, learning_curves
+from seawall.report.run_section import axis_around, label_source, learning_curves
 from seawall.report.scores import clean_scores
 from seawall.report.summary import key_numbers, summary_sentences
 from seawall.report.svg import ChartAxis, PlotArea, spread_labels
@@ -517,3 +517,10 @@ def test_flags_of_the_chips_are_on_the_page_with_how_many_carry_them(tmp_path):
 def test_a_flag_with_its_facts_is_explained_by_its_id():
     assert explain("extreme-values: 0.01% of the pixels outside -0.5 to 5: unseen").id == "extreme-values"
     assert explain("odd thing: pixels").id == "odd-thing-pixels"
+
+
+@pytest.mark.parametrize("scores", [(0.9497, 0.9612), (0.2, 0.9), (0.9534, 0.9539), (0.0, 0.0)])
+def test_an_axis_around_scores_names_each_tick_by_its_value(scores: tuple[float, float]) -> None:
+    axis = axis_around("IoU", scores)
+    assert axis.low <= min(scores) and max(scores) <= axis.high and len(axis.ticks) > 2
+    assert [float(axis.format_tick(tick)) for tick in axis.ticks] == list(axis.ticks)

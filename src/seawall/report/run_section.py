@@ -155,7 +155,7 @@ def learning_curves(run: RunFolder, index: RecordIndex) -> Section | None:
         )
     scored = _history_series(run, index, models, f"val.iou.{run.klass}")
     if scores := [p.y for one in scored for p in one.points if p.y is not None]:
-        y = _axis_around(f"{run.klass} IoU on the validation part", scores)
+        y = axis_around(f"{run.klass} IoU on the validation part", scores)
         note = "The weights of the epoch that the training marked as its best are the ones that are tested."
         if y.low > 0 or y.high < 1:
             note += " The axis shows the range of the scores, not 0 to 1."
@@ -168,15 +168,17 @@ def learning_curves(run: RunFolder, index: RecordIndex) -> Section | None:
     return Section("learning", "Learning curves", lead, blocks) if blocks else None
 
 
-def _axis_around(name: str, values: Sequence[float]) -> ChartAxis:
+def axis_around(name: str, values: Sequence[float]) -> ChartAxis:
     """Return an axis of ratios from the round value below the smallest to the one above the largest."""
     low, high = min(values), max(values)
     room = max(high - low, 0.05)
     ticks = round_ticks(max(0.0, low - room / 2), min(1.0, high + room / 2), 5)
     step = ticks[1] - ticks[0]
     first = next((t for t in reversed(ticks) if t <= low), max(0.0, ticks[0] - step))
-    last = next((t for t in ticks if t >= high), min(1.0, ticks[-1] + step))
-    return ChartAxis(name, first, last, lambda v: f"{v:.2f}".removesuffix("0") if step >= 0.1 else f"{v:.2f}")
+    last = next((t for t in ticks if t >= high and t > first), min(1.0, ticks[-1] + step))
+    shown = round_ticks(first, last, 5)
+    digits = next((n for n in (1, 2, 3) if all(round(t, n) == t for t in shown)), 4)
+    return ChartAxis(name, first, last, lambda v: f"{v:.{digits}f}", shown)
 
 
 def _history_series(run: RunFolder, index: RecordIndex, models: Sequence[str], key: str) -> list[Series]:
