@@ -519,7 +519,7 @@ def test_a_flag_with_its_facts_is_explained_by_its_id():
     assert explain("odd thing: pixels").id == "odd-thing-pixels"
 
 
-@pytest.mark.parametrize("scores", [(0.9497, 0.9612), (0.2, 0.9), (0.9534, 0.9539), (0.0, 0.0)])
+@pytest.mark.parametrize("scores", [(0.9497, 0.9612), (0.2, 0.9), (0.9534, 0.9539), (0.0, 0.0), (1.0, 1.0)])
 def test_an_axis_around_scores_names_each_tick_by_its_value(scores: tuple[float, float]) -> None:
     axis = axis_around("IoU", scores)
     assert axis.low <= min(scores) and max(scores) <= axis.high and len(axis.ticks) > 2

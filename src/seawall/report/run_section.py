@@ -174,7 +174,7 @@ def axis_around(name: str, values: Sequence[float]) -> ChartAxis:
     room = max(high - low, 0.05)
     ticks = round_ticks(max(0.0, low - room / 2), min(1.0, high + room / 2), 5)
     step = ticks[1] - ticks[0]
-    first = next((t for t in reversed(ticks) if t <= low), max(0.0, ticks[0] - step))
+    first = next((t for t in reversed(ticks[:-1]) if t <= low), max(0.0, ticks[0] - step))
     last = next((t for t in ticks if t >= high and t > first), min(1.0, ticks[-1] + step))
     shown = round_ticks(first, last, 5)
     digits = next((n for n in (1, 2, 3) if all(round(t, n) == t for t in shown)), 4)
