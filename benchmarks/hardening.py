@@ -39,14 +39,12 @@ from seawall.attacks.transfer import Transfer
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import fitting_corruptions
 from seawall.data.chips import ChipFolder
-from seawall.data.loader import PatchFeed, whole_chips
+from seawall.data.loader import whole_chips
 from seawall.data.splits import Split
 from seawall.metrics.bootstrap import Resamples, estimate_quotient, percentile_interval
 from seawall.metrics.ratios import divide_or_nan
 from seawall.metrics.worst_case import worst_ratio
-from seawall.models.blocks import Segmenter
 from seawall.models.water_index import ThresholdNet, extreme_images
-from seawall.models.weights import save_model
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import model_factory, spec_of_chips, train_network
@@ -54,8 +52,6 @@ from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.recipe.sections import MethodSection
 from seawall.rng import Keys
 from seawall.threat.parser import parse_threat
-from seawall.training.configuration import Training
-from seawall.training.pretrain import PatchLabels, pretrain_encoder
 from seawall.types import Attack, Corruption, SegmentationModel
 
 LOSS = "ce + dice"
@@ -106,7 +102,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def recipe(given: argparse.Namespace, method: Method, seed: int, start: str = "") -> Recipe:
+def recipe(given: argparse.Namespace, method: Method, seed: int) -> Recipe:
     """Return what one network is trained by."""
     real = {"source": "$SEAWALL_DATA", "kind": "index", "select": "hls_"}
     network = {} if method.model == "linear" else {"width": given.width, "depth": given.depth}
@@ -115,7 +111,10 @@ def recipe(given: argparse.Namespace, method: Method, seed: int, start: str = ""
         "epochs": given.passes, "steps_per_epoch": given.steps, "patch": given.patch, "batch": 8, "lr": 2e-3,
         "check_every": min(5, given.passes), "tensorboard": False, **method.training,
     }  # fmt: skip
-    section: dict[str, object] = {"objective": objective, "settings": training, "start": start}
+    section: dict[str, object] = {"objective": objective, "settings": training}
+    if method.pretrained:
+        labels = {"name": method.objective, "settings": {**method.settings, "loss": "ce"}}
+        section["pretraining"] = {"objective": labels, "settings": {"epochs": max(1, given.passes // 2)}}
     if method.objective != "supervised":  # hardened weights are selected by their multi-step figure
         section["robustness"] = {"threat": ONE, "steps": 10}
     return make_recipe(
@@ -130,37 +129,13 @@ def recipe(given: argparse.Namespace, method: Method, seed: int, start: str = ""
     )
 
 
-def pretrained(given: argparse.Namespace, order: Recipe, chips: ChipFolder, split: Split, folder: Path) -> str:
-    """Pre-train the encoder on patch labels and return the file of the network to start from."""
-    path = folder / "start.safetensors"
-    if path.exists():
-        return str(path)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(order.seed)
-        network = cast(Segmenter, model_factory(order.model)(spec_of_chips(chips)))
-    mean, std = chips.mean_std(split.train)
-    network.standardize.fit(mean.tolist(), std.tolist())
-    settings = {**order.training.settings, "epochs": max(1, given.passes // 2)}
-    training = Training(**settings)
-    feed = PatchFeed(
-        chips, split.train, training.patch, training.batch, training.patches_per_epoch, order.seed, augment="d4"
-    )
-    objective = registry.build(
-        "objective", order.training.objective.name, {**order.training.objective.settings, "loss": "ce"}
-    )
-    pretrain_encoder(network, objective, PatchLabels(feed), training, folder / "pretrain", device="cpu")
-    save_model(path, network)
-    return str(path)
-
-
 def trained(
     given: argparse.Namespace, name: str, seed: int, chips: ChipFolder, split: Split
 ) -> tuple[SegmentationModel, float]:
     """Return a trained network and the CPU-minutes of its training, kept beside it."""
     method, folder = METHODS[name], given.out / f"{name}-s{seed}"
     began = time.process_time()
-    start = pretrained(given, recipe(given, method, seed), chips, split, folder) if method.pretrained else ""
-    return billed_training(recipe(given, method, seed, start), folder, chips, split, began)
+    return billed_training(recipe(given, method, seed), folder, chips, split, began)
 
 
 def billed_training(

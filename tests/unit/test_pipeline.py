@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from seawall import api
 from seawall.chip_context import ChipContext
@@ -14,7 +15,7 @@ from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.splits import Split
 from seawall.data.writer import ChipWriter
-from seawall.errors import DataError, RecipeError, RunError, UsageError
+from seawall.errors import DataError, RecipeError, RunError, SeawallError, UsageError
 from seawall.label_noise import build
 from seawall.label_noise.build import (
     ChipNoise,
@@ -28,6 +29,7 @@ from seawall.pipeline import provenance
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips
 from seawall.pipeline.provenance import record_environment
+from seawall.pipeline.reference import hardening_facts
 from seawall.pipeline.run import check_same_experiment, train_only
 from seawall.pipeline.training import (
     corrupted_labels,
@@ -306,6 +308,48 @@ def test_training_starts_from_weights_that_have_not_seen_the_held_out_chips(tmp_
         leak = run_of(tmp_path / f"leak{other.test[0]}", training={"settings": QUICK, "start": str(start)})
         with pytest.raises(UsageError, match=r"training\.start: expected weights that have not seen"):
             train_network(leak, chips, other, leak.recipe.networks[0])
+
+
+def test_an_encoder_is_trained_first_where_the_recipe_asks_for_it(tmp_path: Path) -> None:
+    chips = chips_of(tmp_path / "chips", PAIR, 3)
+    split = Split(("c0",), ("c1",), ("c2",), "by hand")
+    attacked = {"name": "fgsm", "settings": {"threat": "linf 1% reflectance"}}
+    section = {"objective": attacked, "settings": {"epochs": 2, "lr": 1e-3}, "share": 0.3}
+    keys = {"settings": {**QUICK, "lr": 1e-12}, "pretraining": section}
+    run = run_of(tmp_path / "run", training=keys, reference={"objective": {"name": "supervised"}})
+    got = train_network(run, chips, split, run.recipe.networks[0]).state_dict()
+    home = tmp_path / "run/models/unet/pretraining"
+    assert len((home / "history.jsonl").read_text().splitlines()) == 2
+    encoder = load_file(home / "model.safetensors")
+    trained = [name for name in encoder if name.endswith("weight") and name.startswith(("stem", "down"))]
+    assert len(trained) >= 4
+    assert all(torch.allclose(encoder[name], got[f"network.{name}"], atol=1e-8) for name in trained)
+    written = (home / "model.safetensors").stat().st_mtime_ns
+    train_network(run, chips, split, run.recipe.networks[0])
+    assert (home / "model.safetensors").stat().st_mtime_ns == written, "it is loaded the second time"
+    minutes = hardening_facts(run)["cpu_minutes"]["unet"]  # type: ignore[index]
+    rows = [json.loads(line) for part in (home, home.parent) for line in (part / "history.jsonl").open()]
+    assert minutes == pytest.approx(sum(row["cpu_seconds"] for row in rows) / 60)
+    assert run.recipe.training_of(run.recipe.networks[1]).pretraining is None, "the reference has none"
+    plain = run_of(tmp_path, training={"settings": QUICK})
+    assert "pretraining" not in plain.recipe.deciding["training"], "ids of recipes without it stay"
+
+
+def test_pretraining_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    chips = chips_of(tmp_path / "chips", PAIR, 3)
+    split = Split(("c0",), ("c1",), ("c2",), "by hand")
+    for keys, says in (
+        ({"model": {"name": "linear"}}, "pretraining: expected a U-Net, got linear"),
+        ({"training": {"settings": QUICK, "pretraining": {"of": "snow"}}}, "class: expected one of land, water, got 'snow'"),
+    ):  # fmt: skip
+        run = run_of(tmp_path / says[:5], **{"training": {"settings": QUICK, "pretraining": {}}, **keys})
+        with pytest.raises(SeawallError, match=says):
+            train_network(run, chips, split, run.recipe.networks[0])
+    for wrong, says in (({"share": 1.0}, "pretraining.share"), ({"settings": {"epoch": 1}}, "epochs")):
+        with pytest.raises(UsageError, match=says):
+            run_of(tmp_path, training={"pretraining": wrong})
+    with pytest.raises(UsageError, match="one process for a training with pretraining"):
+        run_of(tmp_path, training={"pretraining": {}, "devices": 2})
 
 
 @pytest.mark.parametrize(

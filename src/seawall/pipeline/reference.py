@@ -21,6 +21,7 @@ from seawall.pipeline.validation_metrics import OVERFITTING
 from seawall.recipe.sections import REFERENCE
 from seawall.threat.model import ThreatModel
 from seawall.training.checkpoint import HistoryRow
+from seawall.training.pretrain import PRETRAINING
 from seawall.types import Batch, SegmentationModel
 
 
@@ -75,7 +76,9 @@ def hardening_facts(run: RunContext) -> dict[str, object]:
     return {
         "before": REFERENCE,
         "after": hardened,
-        "cpu_minutes": {name: _cpu_minutes(_history(folder)) for name, folder in folders.items()},
+        "cpu_minutes": {
+            name: _cpu_minutes(_history(folder / PRETRAINING) + _history(folder)) for name, folder in folders.items()
+        },
         "overfitting_epochs": [row["epoch"] for row in rows if row.get(OVERFITTING)],
         "kept_epoch": kept[0]["epoch"] if kept else None,
     }

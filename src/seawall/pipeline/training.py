@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from seawall import registry
+from seawall.class_names import class_index, main_class
 from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.loader import PatchFeed, whole_chips
@@ -19,19 +20,20 @@ from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
 from seawall.models.blocks import Standardize
 from seawall.models.keyed import KeyedModel
-from seawall.models.weights import load_model, set_split, split_of, weights_digest
+from seawall.models.weights import load_model, set_split, spec_of, split_of, weights_digest
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.keyed import network_key, protected
 from seawall.pipeline.validation_metrics import ROBUST_IOU, SINGLE_STEP_IOU, metric_names, validation_metrics
 from seawall.pipeline.worker import training_job
 from seawall.recipe.recipe import Network
-from seawall.recipe.sections import MethodSection
+from seawall.recipe.sections import MethodSection, PretrainingSection
 from seawall.rng import Keys
 from seawall.training.checkpoint import History
 from seawall.training.configuration import MEAN_IOU, Training, default_monitor
 from seawall.training.launch import run_processes
 from seawall.training.loop import fit
-from seawall.types import ModelSpec
+from seawall.training.pretrain import PRETRAINING, PatchLabels, pretrain_encoder
+from seawall.types import ModelSpec, Objective
 
 
 def train_networks(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
@@ -123,14 +125,20 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         mean, std = chips.mean_std(split.train)
         cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
     labels = corrupted_labels(run, chips, split, network)
-    feed = PatchFeed(
-        chips, split.train, training.patch, training.batch, training.patches_per_epoch, recipe.seed,
-        section.balance, section.augment, training.workers, labels,
-    )  # fmt: skip
+
+    def patches(training: Training) -> PatchFeed:
+        return PatchFeed(
+            chips, split.train, training.patch, training.batch, training.patches_per_epoch, recipe.seed,
+            section.balance, section.augment, training.workers, labels,
+        )  # fmt: skip
+
+    if section.pretraining is not None:
+        _pretrain(run, model, section.pretraining, network, patches)
+        start = weights_digest(model)
     return fit(
         model,
-        registry.build("objective", network.objective.name, network.objective.settings),
-        feed,
+        objective_of(network.objective),
+        patches(training),
         lambda trained: validation_metrics(trained, chips, split.val, section.robustness),
         training,
         run.folder / "models" / network.name,
@@ -149,6 +157,31 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         metrics=metric_names(chips.classes, section.robustness),
         progress=run.stage_progress(f"train {network.name}"),
     )
+
+
+def _pretrain(
+    run: RunContext,
+    model: nn.Module,
+    section: PretrainingSection,
+    network: Network,
+    patches: Callable[[Training], PatchFeed],
+) -> None:
+    """Train the encoder of a network on one label per patch, or load it if that is done."""
+    stage = f"pretrain {network.name}"
+    settings = {**run.recipe.training_of(network).settings, **section.settings}
+    training = replace(Training(**settings), monitor="", halt="", patience=0)  # there is no validation
+    classes = spec_of(model).classes
+    feed = PatchLabels(patches(training), class_index(section.of or main_class(classes), classes), section.share)
+    folder = run.folder / "models" / network.name / PRETRAINING
+    pretrain_encoder(
+        model, objective_of(section.objective or network.objective), feed, training, folder, seed=run.recipe.seed, device=run.device,
+        resume=run.resume, progress=run.stage_progress(stage),
+    )  # fmt: skip
+
+
+def objective_of(method: MethodSection) -> Objective:
+    """Return a registered objective with its settings."""
+    return registry.build("objective", method.name, method.settings)
 
 
 def _start_from(path: str, model: nn.Module, chips: ChipFolder, split: Split) -> str:

@@ -50,8 +50,10 @@ def validate_recipe(recipe: Recipe) -> None:
         registry.build("model", method.name, method.settings)
     for estimator in recipe.estimators:
         registry.build("uncertainty", estimator.name, estimator.settings)
-    for objective in (network.objective for network in recipe.networks):
-        registry.build("objective", objective.name, objective.settings)
+    first = recipe.training.pretraining
+    for objective in (first.objective if first else None, *(network.objective for network in recipe.networks)):
+        if objective is not None:
+            registry.build("objective", objective.name, objective.settings)
     for attack in recipe.attacks:
         registry.build("attack", attack.name, attack.settings)
     for suite in recipe.suites:

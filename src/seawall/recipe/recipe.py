@@ -111,7 +111,12 @@ class Recipe(RecipeSection):
     def _check_keyed(self) -> Recipe:
         if self.keyed is None:
             return self
-        beside = {"reference": self.reference, "noises": self.noises, "training.start": self.training.start}
+        beside = {
+            "reference": self.reference,
+            "noises": self.noises,
+            "training.start": self.training.start,
+            "training.pretraining": self.training.pretraining,
+        }
         if given := [key for key, section in beside.items() if section]:
             raise ValueError(f"no {given[0]} beside keyed, which trains its own networks; put it into another recipe")
         if taken := [name for a in self.attacks if (name := a.called or a.name) in KEYED_ATTACKS]:
@@ -178,7 +183,13 @@ class Recipe(RecipeSection):
         if self.reference is None or network.name != REFERENCE:
             return self.training
         settings = {**self.training.settings, **self.reference.settings}
-        changes = {"objective": network.objective, "settings": settings, "start": "", "robustness": None}
+        changes = {
+            "objective": network.objective,
+            "settings": settings,
+            "start": "",
+            "pretraining": None,
+            "robustness": None,
+        }
         return self.training.model_copy(update=changes)
 
     @property
@@ -192,7 +203,7 @@ class Recipe(RecipeSection):
             if not tree[section]:
                 del tree[section]
         tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in NOT_DECIDING}
-        for key in ("start", "robustness"):  # ids of recipes without them stay what they were
+        for key in ("start", "pretraining", "robustness"):  # ids of recipes without them stay what they were
             if not tree["training"][key]:
                 del tree["training"][key]
         if self.reference is None:

@@ -94,6 +94,28 @@ class RobustnessSection(RecipeSection):
     steps: int = Field(10, ge=2, le=1000)
 
 
+class PretrainingSection(RecipeSection):
+    """Training of a U-Net's encoder before that of the network, on one label per patch.
+
+    Args:
+        objective: What is minimized; by default that of the training.
+        settings: Training settings that differ from those of the training, such as {epochs = 10}.
+        of: Class that patches are told apart by; "" is water, or without it the last one.
+        share: Share of the valid pixels of that class above which a patch is of the second kind.
+    """
+
+    objective: MethodSection | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    of: str = ""
+    share: float = Field(0.1, ge=0, lt=1)
+
+    @field_validator("settings")
+    @classmethod
+    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        TypeAdapter(Training).validate_python(settings)
+        return settings
+
+
 class TrainingSection(RecipeSection):
     """How the network is trained.
 
@@ -105,6 +127,7 @@ class TrainingSection(RecipeSection):
         devices: Processes that share every batch, one per device; batch norms see each process's share only.
         start: Weights file to start from, of the same model, bands and classes; its normalization is kept. "" starts
             from random weights.
+        pretraining: Train the encoder on one label per patch first.
         robustness: Attack the validation chips too; the default monitor is then the IoU after PGD.
     """
 
@@ -114,6 +137,7 @@ class TrainingSection(RecipeSection):
     balance: Literal["area", "classes"] = "area"
     devices: int = Field(1, ge=1, le=1024)
     start: str = ""
+    pretraining: PretrainingSection | None = None
     robustness: RobustnessSection | None = None
 
     @field_validator("settings")
@@ -122,6 +146,12 @@ class TrainingSection(RecipeSection):
         # They stay as they are written: the id is a hash of that, and a new default must not change it.
         TypeAdapter(Training).validate_python(settings)
         return settings
+
+    @model_validator(mode="after")
+    def _check_pretraining(self) -> TrainingSection:
+        if self.pretraining is not None and self.devices > 1:
+            raise ValueError(f"one process for a training with pretraining, got {self.devices}; set devices = 1")
+        return self
 
 
 REFERENCE = "plain"

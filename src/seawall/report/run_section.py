@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seawall.recipe.sections import AttackSection, MethodSection, NoiseSection
+from seawall.recipe.sections import AttackSection, MethodSection, NoiseSection, TrainingSection
 from seawall.records import finite_or_none
 from seawall.report.charts import ChartRow, CurvePoint, Series, bar_chart, line_chart, series_color
 from seawall.report.elements import BulletList, Chart, DefinitionList, PageBlock, Paragraphs, Section, Table
@@ -39,6 +39,7 @@ def run_settings(run: RunFolder) -> Section:
             ("Network", _method_text(recipe.model)),
             ("Objective", _method_text(recipe.training.objective)),
             ("Training", _settings_text(recipe.training.settings)),
+            ("Pre-training of the encoder", _pretraining_text(recipe.training)),
             (
                 "Keyed transform",
                 f"{recipe.keyed.transform} ({_settings_text(recipe.keyed.settings)})" if recipe.keyed else "",
@@ -207,6 +208,14 @@ def _short_name(index: RecordIndex, model: str) -> str:
 def _method_text(method: MethodSection) -> str:
     settings = _settings_text(method.settings)
     return display_name(method.name) + (f" ({settings})" if settings else "")
+
+
+def _pretraining_text(training: TrainingSection) -> str:
+    section = training.pretraining
+    if section is None:
+        return ""
+    own = _settings_text({"share": section.share, **section.settings})
+    return f"{_method_text(section.objective or training.objective)} on one label per patch, {own}"
 
 
 def _settings_text(settings: Mapping[str, Any]) -> str:

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from seawall.errors import ModelError, UsageError
 from seawall.models.blocks import Segmenter, pad_to
 from seawall.models.unet import UNetLayers
-from seawall.models.weights import load_model
+from seawall.models.weights import load_model, spec_of
+from seawall.result import StageProgress
 from seawall.training.checkpoint import History
 from seawall.training.configuration import Training
 from seawall.training.loop import Feed, fit
 from seawall.types import Batch, ModelSpec, Objective
+
+PRETRAINING = "pretraining"
+"""Folder of it within that of a network's training."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class PatchLabels:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise UsageError(f"pretrain.share: expected a share in [0, 1), got {self.share}; 0.1 is common")
+            raise UsageError(f"pretraining.share: expected a share in [0, 1), got {self.share}; 0.1 is common")
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
@@ -59,12 +63,12 @@ class PatchClassifier(nn.Module):
         ModelError: It is another network.
     """
 
-    def __init__(self, network: Segmenter) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        layers = network.network
-        if not isinstance(layers, UNetLayers):
+        layers = getattr(network, "network", None)
+        if not (isinstance(network, Segmenter) and isinstance(layers, UNetLayers)):
             raise ModelError(
-                f"pretrain: expected a U-Net, got {network.spec.architecture}; only its encoder can be trained alone"
+                f"pretraining: expected a U-Net, got {spec_of(network).architecture}; only its encoder can be trained alone"
             )
         spec = network.spec
         self.spec = ModelSpec(spec.bands, ("few", "many"), spec.unit, spec.gsd_m, "patch-classifier")
@@ -85,7 +89,7 @@ class PatchClassifier(nn.Module):
 
 
 def pretrain_encoder(
-    network: Segmenter,
+    network: nn.Module,
     objective: Objective,
     feed: PatchLabels,
     training: Training,
@@ -94,6 +98,7 @@ def pretrain_encoder(
     seed: int = 0,
     device: str = "auto",
     resume: bool = True,
+    progress: StageProgress | None = None,
 ) -> History:
     """Train the encoder of a network on the labels of patches; afterwards the network holds the trained encoder.
 
@@ -109,6 +114,7 @@ def pretrain_encoder(
         seed: Seed of the random numbers, and of the first weights of the linear layer.
         device: As of `fit`.
         resume: As of `fit`.
+        progress: As of `fit`.
 
     Paper: Croce, Singh, Hein 2024, arXiv:2306.12941, section 4. Differs: patches of the same chips, labelled by their
     share of a class, take the place of ImageNet.
@@ -121,7 +127,7 @@ def pretrain_encoder(
         classifier = PatchClassifier(network)
     training = replace(training, monitor=training.monitor or "loss")
     history = fit(
-        classifier, objective, feed, None, training, folder, device=device, seed=seed, resume=resume,
+        classifier, objective, feed, None, training, folder, device=device, seed=seed, resume=resume, progress=progress,
         context={"patches": f"class {feed.klass} above {feed.share:g}"},
     )  # fmt: skip
     load_model(history.weights, into=classifier)
