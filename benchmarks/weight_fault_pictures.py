@@ -9,7 +9,7 @@ Run: `python benchmarks/weight_fault_pictures.py docs/images/weight-faults`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from seawall.io import write_atomic
 from seawall.models.unet import UNet
 from seawall.rng import Keys
 from seawall.simulate.scene import simulate_s2
-from seawall.types import Batch, ModelSpec
+from seawall.types import Batch, ModelSpec, Setting
 from seawall.weight_faults.damage import count_class
 from seawall.weight_faults.int8 import int8_weights
 from seawall.weight_faults.search import ProgressiveBitSearch, RandomFlips, WeightFault
@@ -49,13 +49,13 @@ def scenes(seeds: Sequence[int]) -> Batch:
     return Batch.of(image, label, seen=seen, chips=tuple(f"scene{seed}" for seed in seeds))
 
 
-def trained(chips: Batch) -> nn.Module:
-    """Return a small U-Net that was trained on random patches."""
+def trained(chips: Batch, architecture: UNet, objective: str, settings: Mapping[str, Setting]) -> nn.Module:
+    """Return a small network that was trained on random patches."""
     torch.manual_seed(0)
-    model = UNet(8, 3)(SPEC)
+    model = architecture(SPEC)
     mean = chips.image.movedim(1, 0)[:, chips.seen]
     model.standardize.fit(mean.mean(1).tolist(), mean.std(1).tolist())
-    loss = registry.build("objective", "supervised", {"loss": "ce + dice"})
+    loss = registry.build("objective", objective, {"loss": "ce + dice", **settings})
     rule = torch.optim.AdamW(model.parameters(), 3e-3)
     for step in range(STEPS):
         batch = cut(chips, step)
@@ -81,6 +81,12 @@ def water_map(model: nn.Module, batch: Batch, title: str) -> NDArray[np.uint8]:
     picture[says & truth], picture[~says & truth], picture[says & ~truth], picture[~seen] = BLUE, ORANGE, RED, UNSEEN
     iou = count_class(model, [batch], 1).iou or 0.0
     return titled(picture, f"{title}: IoU {iou:.2f}")
+
+
+def true_color(scene: Batch) -> NDArray[np.uint8]:
+    """Return the picture of a scene."""
+    stretch = Stretch(np.zeros(3, np.float32), SHOWN_WHITE, 0.65)
+    return stretch(scene.image[0].numpy()[rgb_channels(BANDS)], scene.seen[0].numpy())
 
 
 def titled(picture: NDArray[np.uint8], words: str) -> NDArray[np.uint8]:
@@ -115,10 +121,8 @@ def main() -> None:
     folder = ask.parse_args().folder
     torch.set_num_threads(1)
     chips, scene = scenes(range(1, 9)), scenes([SHOWN])
-    model = trained(chips)
-    rgb = Stretch(np.zeros(3, np.float32), SHOWN_WHITE, 0.65)(
-        scene.image[0].numpy()[rgb_channels(BANDS)], scene.seen[0].numpy()
-    )
+    model = trained(chips, UNet(8, 3), "supervised", {})
+    rgb = true_color(scene)
     truth = np.where(scene.label[0].numpy()[..., None] == 1, np.array(BLUE, np.uint8), np.array(LAND, np.uint8))
     top = [titled(rgb, "simulated scene"), titled(truth, "true water")]
     top += maps_after(model, ProgressiveBitSearch(), chips, scene, (0,), "")
