@@ -22,6 +22,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,18 +89,30 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
             cells.add(method, seed, severity, name, counts, groups, minutes)
 
 
-def mean_iou(parts: list[Mapping[str, list[int]]]) -> tuple[float, float, float]:
+Parts = list[Mapping[str, list[int]]]
+"""Counts of several cells: intersection and union by group."""
+
+
+def mean_iou(parts: Parts) -> tuple[float, float, float]:
     """Return the mean of the pooled IoUs of several cells, and its 95 % interval over groups."""
-    names = sorted({name for part in parts for name in part})
-    table = np.array([[part.get(name, (0, 0)) for name in names] for part in parts], float)  # cells x groups x 2
+    return mean_difference(parts, [])
+
+
+def mean_difference(first: Parts, second: Parts) -> tuple[float, float, float]:
+    """Return the mean IoU of the first cells minus that of the second, and its 95 % interval: both of the same redrawn groups."""
+    names = sorted({name for part in (*first, *second) for name in part})
     draws = Resamples.over(names)
 
-    def over(weights: np.ndarray) -> np.ndarray:
+    def mean(parts: Parts, weights: np.ndarray) -> np.ndarray:
+        if not parts:
+            return np.zeros(len(weights))
+        table = np.array([[part.get(name, (0, 0)) for name in names] for part in parts], float)  # cells x groups x 2
         ratios = divide_or_nan(weights @ table[:, :, 0].T, weights @ table[:, :, 1].T)  # resamples x cells
         return weighted_mean(ratios.T, np.eye(len(parts)), np.ones((1, len(parts))))[0]
 
-    low, high = percentile_interval(over(draws.weights)[:, None])
-    return float(over(draws.once)[0]), float(low[0]), float(high[0])
+    once, drawn = (mean(first, weights) - mean(second, weights) for weights in (draws.once, draws.weights))
+    low, high = percentile_interval(drawn[:, None])
+    return float(once[0]), float(low[0]), float(high[0])
 
 
 def analysis(given: argparse.Namespace, method: str, seed: int) -> tuple[float, float]:
@@ -109,9 +122,17 @@ def analysis(given: argparse.Namespace, method: str, seed: int) -> tuple[float, 
     return float(last.get("objective.passes", 0)), float(last.get("objective.cpu_s", 0)) / 60
 
 
+SEEN = {text.split()[0] for text in TRAINING_CORRUPTIONS["reflectance"]}
+PARTS = ("clean", "seen", "held out")
+
+
+def part_of(corruption: str) -> str:
+    """Return which mean a corruption is part of."""
+    return "clean" if corruption == "clean" else "seen" if corruption in SEEN else "held out"
+
+
 def table(given: argparse.Namespace, cells: Cells) -> Iterator[str]:
     """Yield the lines of the tables: means over seeds and corruptions, then every corruption by severity."""
-    seen = {text.split()[0] for text in TRAINING_CORRUPTIONS["reflectance"]}
     size = max((sum(r["method"] == m and r["seed"] == s for r in cells.rows) for m in METHODS for s in range(9)), default=0)  # fmt: skip
     done: dict[str, list[int]] = {}
     for method in METHODS:
@@ -119,20 +140,33 @@ def table(given: argparse.Namespace, cells: Cells) -> Iterator[str]:
         if whole := [s for s in seeds if sum((r["method"], r["seed"]) == (method, s) for r in cells.rows) == size]:
             done[method] = whole
 
-    def of(method: str, seeds: list[int]) -> list[dict[str, object]]:
-        return [r for r in cells.rows if r["method"] == method and r["seed"] in seeds]
+    def of(method: str, seeds: list[int]) -> list[dict[str, Any]]:
+        rows = [r for r in cells.rows if r["method"] == method and r["seed"] in seeds]
+        return sorted(rows, key=lambda r: (r["seed"], r["attack"], r["budget"]))
+
+    def counts(rows: list[dict[str, Any]], part: str) -> Parts:
+        return [r["groups"] for r in rows if part_of(r["attack"]) == part]
 
     yield "| method | seeds | clean | seen | held out | CPU-min | passes of the analysis | its CPU-min |"
     yield "|---|---|---|---|---|---|---|---|"
     for method, seeds in done.items():
-        rows, figures = of(method, seeds), []
-        for part in ("clean", "seen", "held out"):
-            mine = [r for r in rows if part == ("clean" if r["attack"] == "clean" else "seen" if r["attack"] in seen else "held out")]  # fmt: skip
-            figures.append("{:.3f} ({:.2f} to {:.2f})".format(*mean_iou([r["groups"] for r in mine])))  # type: ignore[misc]
+        rows = of(method, seeds)
+        figures = ["{:.3f} ({:.2f} to {:.2f})".format(*mean_iou(counts(rows, part))) for part in PARTS]
         bill = np.mean([float(str(r["cpu_minutes"])) for r in rows])
         passes, minutes = np.mean([analysis(given, method, seed) for seed in seeds], 0)
         yield f"| {method} | {','.join(map(str, seeds))} | {' | '.join(figures)} | {bill:.1f} | {passes:.0f} | {minutes:.1f} |"
-    steps = sorted({(r["attack"] not in seen, r["attack"], r["budget"]) for r in cells.rows if r["attack"] != "clean"})
+    yield ""
+    yield "| method | " + " | ".join(f"{part} minus none" for part in PARTS) + " |"
+    yield "|---|---|---|---|"
+    for method, seeds in done.items():
+        if seeds == done.get("none") and method != "none":
+            pairs = [(counts(of(method, seeds), part), counts(of("none", seeds), part)) for part in PARTS]
+            yield (
+                f"| {method} | "
+                + " | ".join("{:+.3f} ({:+.3f} to {:+.3f})".format(*mean_difference(*p)) for p in pairs)
+                + " |"
+            )
+    steps = sorted({(r["attack"] not in SEEN, r["attack"], r["budget"]) for r in cells.rows if r["attack"] != "clean"})
     yield ""
     yield "| corruption | severity | trained on | " + " | ".join(done) + " |"
     yield "|---|" + "---|" * (len(done) + 2)
