@@ -87,15 +87,19 @@ class Segmenter(nn.Module):
 
 
 def pad_to(x: Tensor, stride: int) -> Tensor:
-    """Return x padded below and at the right to the next multiple of the stride, by reflection.
+    """Return x padded below and at the right to the next multiple of the stride, by reflection."""
+    return pad_by_reflection(x, 0, (-x.shape[-1]) % stride, 0, (-x.shape[-2]) % stride)
 
-    A side too short for reflection repeats its last row or column.
+
+def pad_by_reflection(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+    """Return x with more rows and columns, each a reflection in the first or last one.
+
+    A side too short for reflection repeats its first and last row or column.
     """
-    down, right = (-x.shape[-2]) % stride, (-x.shape[-1]) % stride
-    if right:
-        x = functional.pad(x, (0, right, 0, 0), "reflect" if right < x.shape[-1] else "replicate")
-    if down:
-        x = functional.pad(x, (0, 0, 0, down), "reflect" if down < x.shape[-2] else "replicate")
+    if left or right:
+        x = functional.pad(x, (left, right, 0, 0), "reflect" if max(left, right) < x.shape[-1] else "replicate")
+    if top or bottom:
+        x = functional.pad(x, (0, 0, top, bottom), "reflect" if max(top, bottom) < x.shape[-2] else "replicate")
     return x
 
 
