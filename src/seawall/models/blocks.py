@@ -12,7 +12,7 @@ from torch.nn import functional
 from seawall.errors import ModelError, UsageError
 from seawall.types import ModelSpec, Setting
 
-Norm = Literal["pixel", "batch", "group"]
+Norm = Literal["pixel", "batch", "group", "none"]
 
 
 class PixelNorm(nn.Module):
@@ -33,20 +33,54 @@ class PixelNorm(nn.Module):
         return rows.permute(0, 3, 1, 2)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that takes a single value per channel in training too, and normalizes it by the running statistics.
+
+    A batch of one has that where an image is pooled or halved down to one cell. Such a value has no variance, and it does
+    not enter the running statistics.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized features, same shape."""
+        if self.training and x.numel() == self.num_features:
+            return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 def make_norm(norm: Norm, channels: int) -> nn.Module:
     """Return a norm over features of that many channels."""
     if norm == "pixel":
         return PixelNorm(channels)
     if norm == "batch":
-        return nn.BatchNorm2d(channels)
+        return BatchNorm(channels)
+    if norm == "none":
+        return nn.Identity()
     return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)
 
 
-def conv_norm_relu(inside: int, outside: int, norm: Norm) -> nn.Sequential:
-    """Return convolution 3x3, norm, ReLU."""
+def conv_norm(
+    inside: int, outside: int, norm: Norm, kernel: int = 3, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """Return a convolution that keeps the size but for its stride, and its norm; without a norm it has a bias."""
+    padding = dilation * (kernel // 2)
+    layer = nn.Conv2d(inside, outside, kernel, stride, padding, dilation, groups, bias=norm == "none")
+    return nn.Sequential(layer, make_norm(norm, outside))
+
+
+def conv_norm_relu(
+    inside: int, outside: int, norm: Norm, kernel: int = 3, *, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    """Return convolution, norm, ReLU; 3x3 unless told otherwise."""
     return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, padding=1, bias=False), make_norm(norm, outside), nn.ReLU(inplace=True)
+        *conv_norm(inside, outside, norm, kernel, stride=stride, dilation=dilation), nn.ReLU(inplace=True)
     )
+
+
+def double_conv(inside: int, outside: int, norm: Norm, dropout: float = 0.0, dilation: int = 1) -> nn.Sequential:
+    """Return two convolutions, each with its norm and ReLU, and a dropout of whole feature maps above 0."""
+    drop = [nn.Dropout2d(dropout)] if dropout else []
+    first = conv_norm_relu(inside, outside, norm, dilation=dilation)
+    return nn.Sequential(first, conv_norm_relu(outside, outside, norm, dilation=dilation), *drop)
 
 
 class Segmenter(nn.Module):
@@ -101,22 +135,6 @@ def pad_by_reflection(x: Tensor, left: int, right: int, top: int, bottom: int) -
     if top or bottom:
         x = functional.pad(x, (0, 0, top, bottom), "reflect" if max(top, bottom) < x.shape[-2] else "replicate")
     return x
-
-
-def receptive_radius(depth: int, convolutions: int, norm: Norm, extra: int = 0) -> int | None:
-    """Return the radius of the receptive field of a U-Net.
-
-    Args:
-        depth: Number of halvings of the image.
-        convolutions: 3x3 convolutions per block.
-        norm: The group norm averages over the image, so that there is no bound.
-        extra: 3x3 convolutions at full size beside the blocks.
-
-    Returns:
-        Pixels: 3x3 convolutions of every block, and one cell for every halving; or None.
-    """
-    cells: int = 2**depth
-    return None if norm == "group" else (2 * convolutions + 1) * (cells - 1) + convolutions * cells + extra
 
 
 def check_sizes(name: str, sizes: Mapping[str, int], dropout: float) -> None:

@@ -14,10 +14,10 @@ from seawall.models.blocks import (
     Segmenter,
     check_bands_and_classes,
     check_sizes,
-    conv_norm_relu,
-    receptive_radius,
+    double_conv,
     settings_of,
 )
+from seawall.models.cell_window import receptive_radius
 from seawall.registry import register
 from seawall.types import ModelSpec
 
@@ -33,7 +33,7 @@ class UNet:
     Args:
         width: Features at full size; each halving doubles them.
         depth: Number of halvings of the image.
-        norm: "pixel" normalizes each pixel's channels, "batch" over the batch, "group" over the image.
+        norm: "pixel" normalizes each pixel's channels, "batch" over the batch, "group" over the image; "none" leaves norms out.
         dropout: Share of feature maps dropped in the decoder during training.
     """
 
@@ -49,8 +49,8 @@ class UNet:
     def __call__(self, spec: ModelSpec) -> Segmenter:
         check_bands_and_classes(self.name, spec)
         spec = replace(spec, architecture=self.name, settings=settings_of(asdict(self)))
-        reach = receptive_radius(self.depth, 2, self.norm)
-        return Segmenter(spec, self.layers(len(spec.bands), len(spec.classes)), 2**self.depth, reach, self.features())
+        layers = self.layers(len(spec.bands), len(spec.classes))
+        return Segmenter(spec, layers, 2**self.depth, receptive_radius(layers), self.features())
 
     def layers(self, bands: int, classes: int) -> nn.Module:
         """Return the layers between the standardized image and the logits."""
@@ -87,9 +87,3 @@ class UNetLayers(nn.Module):
         for level in reversed(range(len(self.up))):
             x = self.up[level](torch.cat([skips[level], self.rise[level](x)], 1))
         return self.head(x)  # type: ignore[no-any-return]
-
-
-def double_conv(inside: int, outside: int, norm: Norm, dropout: float = 0.0) -> nn.Sequential:
-    """Return two convolutions, each with its norm and ReLU, and a dropout of whole feature maps above 0."""
-    drop = [nn.Dropout2d(dropout)] if dropout else []
-    return nn.Sequential(conv_norm_relu(inside, outside, norm), conv_norm_relu(outside, outside, norm), *drop)
