@@ -155,6 +155,10 @@ LAYERS = {
     "transposed 3": nn.Sequential(nn.Conv2d(1, 1, 2, 2), nn.ConvTranspose2d(1, 1, 3, 2, 1, 1)),
     "transposed 4": nn.Sequential(nn.Conv2d(1, 1, 2, 2), nn.ConvTranspose2d(1, 1, 4, 2, 1)),
     "bilinear by 4": nn.Sequential(nn.Conv2d(1, 1, 4, 4), nn.Upsample(scale_factor=4, mode="bilinear")),
+    "repeated edges": nn.Sequential(nn.Conv2d(1, 1, 8, 8), nn.ReplicationPad2d(1), nn.ConvTranspose2d(1, 1, 16, 8, 12)),
+    "uneven": nn.Sequential(
+        nn.Conv2d(1, 1, 4, 4), nn.ZeroPad2d((2, 3, 2, 3)), nn.Conv2d(1, 1, 6), nn.Upsample(scale_factor=4)
+    ),
     "two levels": nn.Sequential(nn.Conv2d(1, 1, 7, 2, 3), nn.Conv2d(1, 1, 3, 2, 1), nn.Upsample(scale_factor=4)),
 }
 
@@ -185,6 +189,7 @@ def test_a_window_is_joined_unbounded_or_refused() -> None:
     assert receptive_radius(nn.Sequential(nn.Conv2d(1, 4, 1), make_norm("group", 4))) is None
     for network, words in [
         (nn.AdaptiveAvgPool2d(4), "adaptive_avg_pool2d; add its rule"),
+        (nn.ReflectionPad2d(1), "zeros or by the cell at the edge, got reflect"),
         (nn.Conv2d(1, 1, 2, 2), "expected logits of the size of the image"),
         (nn.Upsample(scale_factor=2), "expected a map of stride 2"),
         (nn.Conv2d(1, 1, (3, 5), padding=(1, 2)), "square kernels"),

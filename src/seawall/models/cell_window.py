@@ -153,6 +153,19 @@ def _pool_window(
     return x.slid(_square(kernel_size), _square(stride or kernel_size), _square(padding), _square(dilation))
 
 
+def _pad_window(x: CellWindow, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> CellWindow:
+    """Return the window after cells were added on all sides, of zeros or of the cell at the edge.
+
+    A repeated cell counts as the one that would be there, so a layer that reads it has to read the cell at the edge too.
+    """
+    if mode not in ("constant", "replicate"):
+        raise ModelError(
+            f"receptive field: expected padding by zeros or by the cell at the edge, got {mode}; state `reach` by hand"
+        )
+    before = x.stride * _square((pad[0], pad[2]))
+    return CellWindow(x.stride, x.before + before, x.after - before)
+
+
 def _convolve_transposed(
     x: CellWindow,
     weight: Tensor,
@@ -198,6 +211,7 @@ RULES: Mapping[object, Callable[..., CellWindow]] = {
     functional.conv2d: _convolve,
     functional.conv_transpose2d: _convolve_transposed,
     functional.max_pool2d: _pool_window,
+    functional.pad: _pad_window,
     functional.interpolate: _interpolate,
     functional.group_norm: _unbounded,
     torch.cat: _concatenate,
@@ -209,7 +223,9 @@ RULES: Mapping[object, Callable[..., CellWindow]] = {
             functional.relu,
             functional.relu6,
             functional.hardtanh,
+            functional.dropout,
             functional.dropout2d,
+            functional.local_response_norm,
             torch.tanh,
         )
     },

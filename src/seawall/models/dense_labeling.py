@@ -22,7 +22,7 @@ from seawall.models.blocks import (
     pad_by_reflection,
     settings_of,
 )
-from seawall.models.receptive_field import path_radius
+from seawall.models.cell_window import receptive_radius
 from seawall.registry import register
 from seawall.types import ModelSpec
 
@@ -42,7 +42,7 @@ class PatchSettings:
     Args:
         width: Features of the first convolution, doubled with each halving.
         patch: Side of what one cell behind the contracting layers sees, in pixels: 33, 49, 65 and so on.
-        norm: "pixel" normalizes each pixel's channels, "batch" over the batch, "group" over the image.
+        norm: "pixel" normalizes each pixel's channels, "batch" over the batch, "group" over the image; "none" leaves it out.
         dropout: Share of feature maps dropped before the last layers during training.
     """
 
@@ -118,7 +118,7 @@ class DenseLabeling(PatchSettings):
     def __call__(self, spec: ModelSpec) -> Segmenter:
         spec = self.described(spec)
         layers = dense_labeling_layers(len(spec.bands), len(spec.classes), self)
-        return Segmenter(spec, layers, DOWNSAMPLING, path_radius(layers))
+        return Segmenter(spec, layers, DOWNSAMPLING, receptive_radius(layers))
 
 
 def contracting_layers(bands: int, settings: PatchSettings, *, every_pixel: bool) -> list[nn.Module]:
@@ -137,7 +137,7 @@ def contracting_layers(bands: int, settings: PatchSettings, *, every_pixel: bool
         apart = 2**level if every_pixel else 1
         padding = 0 if every_pixel else kernel // 2
         layers += [
-            nn.Conv2d(inside, outside, kernel, padding=padding, dilation=apart, bias=False),
+            nn.Conv2d(inside, outside, kernel, padding=padding, dilation=apart, bias=settings.norm == "none"),
             make_norm(settings.norm, outside),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, 1, dilation=apart) if every_pixel else nn.MaxPool2d(3, 2, padding=1),
@@ -176,7 +176,7 @@ def dense_labeling_layers(bands: int, classes: int, settings: DenseLabeling) -> 
     ]
     for inside, outside in pairwise((width, *reversed(settings.widths))):
         layers += [
-            nn.ConvTranspose2d(inside, outside, 4, 2, 1, bias=False),
+            nn.ConvTranspose2d(inside, outside, 4, 2, 1, bias=settings.norm == "none"),
             make_norm(settings.norm, outside),
             nn.ReLU(inplace=True),
         ]

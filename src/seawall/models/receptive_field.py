@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +12,6 @@ from torch import nn
 from seawall.modules import device_of, eval_mode
 from seawall.types import DECIBEL_UNITS, ModelSpec
 
-SpatialLayer = nn.Conv2d | nn.ConvTranspose2d | nn.MaxPool2d | nn.ZeroPad2d | nn.ReplicationPad2d
-"""Layers that look at more than one pixel, or move the pixels."""
 ASSUMED_STRIDE = 32
 """Assumed stride of a network that states none: it may halve the image five times."""
 
@@ -45,48 +42,6 @@ def receptive_field(model: nn.Module) -> ReceptiveField:
         return ReceptiveField(reach, stride, "stated")
     found = measure_receptive_radius(model)
     return ReceptiveField(found, ASSUMED_STRIDE, "unknown" if found is None else "measured")
-
-
-def path_radius(layers: Iterable[nn.Module]) -> int | None:
-    """Return the radius of the receptive field of layers that follow one another, from their kernels, strides and paddings.
-
-    Args:
-        layers: Modules in the order in which they are applied, or sequences of such; the last gives maps of the size of
-            the image. Layers other than convolutions and pooling are taken to look at one pixel.
-
-    Returns:
-        Pixels: the largest distance of an input pixel that an output pixel depends on; None with a group norm, which
-        averages over the image.
-    """
-    parts = [part for layer in layers for part in layer.modules()]
-    if any(isinstance(part, nn.GroupNorm) for part in parts):
-        return None
-    windows = [part for part in parts if isinstance(part, SpatialLayer)]
-    stride = math.prod(_pixels(part.stride) for part in windows if isinstance(part, nn.Conv2d | nn.MaxPool2d))
-    radius = 0
-    for pixel in range(stride):  # after as many pixels the pattern repeats
-        low = high = pixel
-        for window in reversed(windows):
-            low, high = _seen_interval(window, low, high)
-        radius = max(radius, pixel - low, high - pixel)
-    return radius
-
-
-def _seen_interval(window: SpatialLayer, low: int, high: int) -> tuple[int, int]:
-    """Return the first and last input pixel of a layer that its output pixels low..high depend on."""
-    before = _pixels(window.padding)
-    if isinstance(window, nn.ZeroPad2d | nn.ReplicationPad2d):
-        return low - before, high - before
-    step = _pixels(window.stride)
-    across = _pixels(window.dilation) * (_pixels(window.kernel_size) - 1)
-    if isinstance(window, nn.ConvTranspose2d):
-        return -((across - low - before) // step), (high + before) // step
-    return low * step - before, high * step - before + across
-
-
-def _pixels(size: int | tuple[int, ...] | str) -> int:
-    """Return the pixels of a kernel, stride, padding or dilation, the same for rows and columns; of a padding those before."""
-    return int(size[0] if isinstance(size, tuple) else size)
 
 
 def measure_receptive_radius(model: nn.Module, sides: Iterable[int] = (128, 256, 512), draws: int = 3) -> int | None:
