@@ -13,6 +13,8 @@ from seawall.errors import ModelError, UsageError
 from seawall.types import ModelSpec, Setting
 
 Norm = Literal["pixel", "batch", "group", "none"]
+SIZE_LIMITS: Mapping[str, int] = {"depth": 8, "fc": 4096}
+"""The largest size that a network may have, by the name of the setting; of other names 1024."""
 
 
 class PixelNorm(nn.Module):
@@ -144,7 +146,7 @@ def check_sizes(name: str, sizes: Mapping[str, int], dropout: float) -> None:
         UsageError: A size is below 1 or above its limit, or the dropout is no share.
     """
     for key, size in sizes.items():
-        limit = 8 if key == "depth" else 1024
+        limit = SIZE_LIMITS.get(key, 1024)
         if not 1 <= size <= limit:
             raise UsageError(
                 f"{name}.{key}: expected a whole number in 1..{limit}, got {size}; see `seawall methods {name}`"

@@ -95,7 +95,7 @@ def make_encoder(
     kept = depth + (strides[0] == 1)
     encoder = Encoder(stages[:kept], channels[:kept], strides[:kept], width / own)
     if name != "plain":
-        encoder.apply(_start_as_he)
+        encoder.apply(start_as_he)
     return encoder
 
 
@@ -330,7 +330,8 @@ def _steps_and_dilations(steps: Sequence[int], output_stride: int) -> Iterator[t
         yield step, before, dilation
 
 
-def _start_as_he(layer: nn.Module) -> None:
+def start_as_he(layer: nn.Module) -> None:
+    """Draw the weights of a convolution as in He et al. 2015, arXiv:1502.01852, which keeps the scale through ReLUs."""
     if isinstance(layer, nn.Conv2d):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if layer.bias is not None:
