@@ -24,6 +24,8 @@ from seawall.types import ModelSpec, Setting
 
 StageSizes = tuple[int, int, int, int]
 """One number per stage; the stages have 1/4, 1/8, 1/16 and 1/32 of the image's rows and columns."""
+FINEST = 4
+"""Rows and columns of the image per cell of the first stage's maps."""
 REDUCTIONS: StageSizes = (8, 4, 2, 1)
 """Keys and values of a stage are on a grid coarser by this: 1/32 of the image's rows and columns in every stage."""
 EXPANSION = 4
@@ -99,18 +101,16 @@ class SegFormerLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of a standardized image whose sides are multiples of 32."""
-        size, found = x.shape[-2:], []
-        for stage, unify in zip(self.stages, self.unify, strict=True):
+        found = []
+        for level, (stage, unify) in enumerate(zip(self.stages, self.unify, strict=True)):
             x = stage(x)
-            found.append(unify(x))
-        finest = found[0].shape[-2:]
-        found[1:] = [resize_bilinear(coarse, finest) for coarse in found[1:]]
-        return resize_bilinear(self.head(self.fuse(torch.cat(found, 1))), size)
+            found.append(enlarge(unify(x), 2**level))
+        return enlarge(self.head(self.fuse(torch.cat(found, 1))), FINEST)
 
 
-def resize_bilinear(x: Tensor, size: torch.Size) -> Tensor:
-    """Return maps of another size by bilinear interpolation between the centers of the pixels."""
-    return functional.interpolate(x, size, mode="bilinear", align_corners=False)
+def enlarge(x: Tensor, factor: int) -> Tensor:
+    """Return maps of that many times the rows and columns by bilinear interpolation between the centers of the pixels."""
+    return x if factor == 1 else functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 def attention_stage(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -35,8 +34,8 @@ class SegNet:
 
     What the decoder learns of the image's detail is where the maxima were; no features go across.
 
-    Paper: Badrinarayanan et al. 2017, arXiv:1511.00561. Differs: weights start at random instead of from a classifier's, the
-    width is a setting, and no norm follows the last convolution. width = 64 is the published network.
+    Paper: Badrinarayanan et al. 2017, arXiv:1511.00561, section 3. Differs: weights start at random instead of from a
+    classifier's, and convolutions before a norm have no bias. width = 64 is the published network.
 
     Args:
         width: Features at full size; 64 in the paper.
@@ -73,12 +72,12 @@ class SegNetLayers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of a standardized image whose sides are multiples of 32."""
-        positions = []
+        positions: list[Tensor] = []
         for block in self.down:
-            x, position = pool_with_positions(block(x))
+            x, position = functional.max_pool2d(block(x), 2, return_indices=True)
             positions.append(position)
         for block, position in zip(self.up, reversed(positions), strict=True):
-            x = block(unpool(x, position))
+            x = block(functional.max_unpool2d(x, position, [2, 2]))
         return self.head(x)  # type: ignore[no-any-return]
 
     def radius(self) -> int | None:
@@ -86,28 +85,3 @@ class SegNetLayers(nn.Module):
         pooled = (layer for block in self.down for layer in (block, nn.MaxPool2d(2)))
         raised = (layer for block in self.up for layer in (nn.Upsample(scale_factor=2), block))
         return receptive_radius(nn.Sequential(*pooled, *raised, self.head))
-
-
-def pool_with_positions(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the maximum of every 2x2 cell, and which of its four pixels that is, counted row by row.
-
-    Example:
-        >>> pooled, position = pool_with_positions(torch.tensor([[[[1.0, 2.0], [4.0, 3.0]]]]))
-        >>> pooled.item(), position.item()
-        (4.0, 2)
-    """
-    pixels = torch.stack([x[..., row::2, col::2] for row in (0, 1) for col in (0, 1)], 2)
-    pooled, position = pixels.max(2)
-    return pooled, position
-
-
-def unpool(x: Tensor, position: Tensor) -> Tensor:
-    """Return maps of twice the rows and columns: each value at its position in its 2x2 cell, and 0 at the other three.
-
-    Args:
-        x: Values (B, C, H, W).
-        position: Which of the four pixels of a cell gets the value, (B, C, H, W), as `pool_with_positions` gives it.
-    """
-    here = position[:, :, None] == torch.arange(4, device=x.device)[:, None, None]
-    # Shuffled and not scattered to indices: that has the same bits on every device, and ONNX can express it.
-    return functional.pixel_shuffle((x[:, :, None] * here).flatten(1, 2), 2)
