@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import ModelError, UsageError
+from seawall.losses.auxiliary import AuxiliaryModel, TrainingLogits
 from seawall.types import ModelSpec, Setting
 
 Norm = Literal["pixel", "batch", "group", "none"]
@@ -85,6 +86,11 @@ def double_conv(inside: int, outside: int, norm: Norm, dropout: float = 0.0, dil
     return nn.Sequential(first, conv_norm_relu(outside, outside, norm, dilation=dilation), *drop)
 
 
+def upsample(x: Tensor, factor: int) -> Tensor:
+    """Return features or logits at a larger size, by bilinear interpolation."""
+    return functional.interpolate(x, scale_factor=factor, mode="bilinear")
+
+
 class Segmenter(nn.Module):
     """A network from data units to logits: standardize, pad to a multiple of the stride, run the network, crop.
 
@@ -113,13 +119,29 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of an image (B, C, H, W) in data units."""
-        height, width = image.shape[-2:]
+        return crop_to(self.network(self._prepared(image)), image)
+
+    def training_logits(self, image: Tensor) -> TrainingLogits:
+        """Return the logits of an image (B, C, H, W) in data units with those of the auxiliary heads, in any mode.
+
+        `forward` passes the auxiliary heads by, in training and in evaluation, so that attacks, validation and exported
+        networks do not pay for them; their weights are in the weights file.
+        """
+        if not isinstance(self.network, AuxiliaryModel):
+            return TrainingLogits(self(image))
+        return self.network.training_logits(self._prepared(image)).each(lambda logits: crop_to(logits, image))
+
+    def _prepared(self, image: Tensor) -> Tensor:
+        """Return what the network gets: standardized, with further channels, of sides that are multiples of the stride."""
         x = self.standardize(image)
         if self.features is not None:
             x = torch.cat([x, self.features(image)], 1)
-        x = x.contiguous(memory_format=torch.channels_last)
-        logits = cast(Tensor, self.network(pad_to(x, self.stride)))
-        return logits[..., :height, :width].contiguous()
+        return pad_to(x.contiguous(memory_format=torch.channels_last), self.stride)
+
+
+def crop_to(logits: Tensor, image: Tensor) -> Tensor:
+    """Return logits without what `pad_to` has added to the image."""
+    return logits[..., : image.shape[-2], : image.shape[-1]].contiguous()
 
 
 def pad_to(x: Tensor, stride: int) -> Tensor:
@@ -153,6 +175,16 @@ def check_sizes(name: str, sizes: Mapping[str, int], dropout: float) -> None:
             )
     if not 0 <= dropout < 1:
         raise UsageError(f"{name}.dropout: expected a share in [0, 1), got {dropout}; 0.1 is common")
+
+
+def check_auxiliary(name: str, weight: float) -> None:
+    """Check the weight of auxiliary losses.
+
+    Raises:
+        UsageError: It is negative or not a number.
+    """
+    if not 0 <= weight <= 100:
+        raise UsageError(f"{name}.auxiliary: expected a weight in [0, 100], got {weight}; 0 has no auxiliary head")
 
 
 def check_bands_and_classes(name: str, spec: ModelSpec) -> None:

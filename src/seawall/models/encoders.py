@@ -8,7 +8,6 @@ from operator import mul
 from typing import Literal, cast, get_args
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from seawall.errors import UsageError, did_you_mean
 from seawall.models.blocks import Norm, check_sizes, conv_norm, conv_norm_relu, double_conv
@@ -99,7 +98,7 @@ def make_encoder(
     return encoder
 
 
-def check_encoder(where: str, name: str, norm: Norm, width: int, depth: int = 0) -> None:
+def check_encoder(where: str, name: str, norm: Norm, width: int, depth: int = 0, dropout: float = 0.0) -> None:
     """Check the settings of an encoder.
 
     Args:
@@ -108,15 +107,17 @@ def check_encoder(where: str, name: str, norm: Norm, width: int, depth: int = 0)
         norm: Its norm.
         width: Features of its first convolution; 0 is its own.
         depth: Halvings of the image; 0 is its own.
+        dropout: Dropout of the network.
 
     Raises:
-        UsageError: There is no such encoder, it does not go without a norm, or a size is beyond its limits.
+        UsageError: There is no such encoder, it does not go without a norm, a size is beyond its limits, or the dropout
+            is no share.
     """
     if name not in ENCODERS:
         raise UsageError(f"{where}.encoder: unknown name {name!r}; {did_you_mean(name, ENCODERS)}")
     if norm == "none" and name not in ("plain", "vgg16"):
         raise UsageError(f"{where}.norm: expected a norm with the encoder {name}, got none; use batch, pixel or group")
-    check_sizes(where, {"width": width or OWN_WIDTH[name], "depth": depth or OWN_DEPTH}, 0.0)
+    check_sizes(where, {"width": width or OWN_WIDTH[name], "depth": depth or OWN_DEPTH}, dropout)
     if depth > OWN_DEPTH and name != "plain":
         raise UsageError(f"{where}.depth: expected at most {OWN_DEPTH} with the encoder {name}, got {depth}; lower it")
 
@@ -235,10 +236,11 @@ class ResidualBlock(nn.Module):
             )
         same = inside == outside and stride == 1
         self.shortcut = nn.Identity() if same else conv_norm(inside, outside, norm, 1, stride=stride)
+        self.end = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of the block's outer width."""
-        return functional.relu(self.body(x) + self.shortcut(x))
+        return self.end(self.body(x) + self.shortcut(x))  # type: ignore[no-any-return]
 
 
 MOBILENET_STAGES = (
