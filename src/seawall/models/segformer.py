@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from seawall.errors import UsageError
 from seawall.models.blocks import (
@@ -18,6 +17,7 @@ from seawall.models.blocks import (
     check_sizes,
     make_norm,
     settings_of,
+    upsample,
 )
 from seawall.registry import register
 from seawall.types import ModelSpec, Setting
@@ -104,13 +104,8 @@ class SegFormerLayers(nn.Module):
         found = []
         for level, (stage, unify) in enumerate(zip(self.stages, self.unify, strict=True)):
             x = stage(x)
-            found.append(enlarge(unify(x), 2**level))
-        return enlarge(self.head(self.fuse(torch.cat(found, 1))), FINEST)
-
-
-def enlarge(x: Tensor, factor: int) -> Tensor:
-    """Return maps of that many times the rows and columns by bilinear interpolation between the centers of the pixels."""
-    return x if factor == 1 else functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
+            found.append(upsample(unify(x), 2**level) if level else unify(x))
+        return upsample(self.head(self.fuse(torch.cat(found, 1))), FINEST)
 
 
 def attention_stage(
