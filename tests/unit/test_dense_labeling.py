@@ -70,7 +70,8 @@ def test_both_networks_have_the_same_contracting_layers_and_differ_in_how_they_c
     for one, other in zip(patches[:down], dense[:down], strict=True):
         assert [tuple(w.shape) for w in one.parameters()] == [tuple(w.shape) for w in other.parameters()]
     assert not any(isinstance(layer, nn.ConvTranspose2d) for layer in patches)
-    assert [layer.stride for layer in dense if isinstance(layer, nn.ConvTranspose2d)] == [(2, 2)] * 3
+    ups = [layer for layer in dense if isinstance(layer, nn.ConvTranspose2d)]
+    assert [(up.kernel_size, up.stride) for up in ups] == [((4, 4), (2, 2))] * 3
 
 
 def test_dense_labeling_has_no_skip_connection() -> None:

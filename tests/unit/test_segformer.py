@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 from seawall.errors import UsageError
-from seawall.models.segformer import ReducedAttention, SegFormer
+from seawall.models.blocks import PixelNorm
+from seawall.models.segformer import AttentionBlock, ReducedAttention, SegFormer
 from seawall.types import ModelSpec
 
 
@@ -53,6 +55,25 @@ def test_attention_is_the_mean_of_values_weighted_by_the_softmax_of_scaled_produ
                 )
                 expected[image, head, pixel // 6, pixel % 6] = (v * weights).sum(1)
     torch.testing.assert_close(layer(x), layer.project(expected))
+
+
+def normalized(x: torch.Tensor, norm: PixelNorm) -> torch.Tensor:
+    """Return the layer norm over the channels of each pixel, by its formula."""
+    mean, variance = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
+def test_a_block_adds_attention_and_then_a_feed_forward_layer_of_its_neighborhood() -> None:
+    torch.manual_seed(0)
+    block, x = AttentionBlock(6, 2, 1).double(), torch.rand(2, 6, 4, 5, dtype=torch.float64)
+    for weight in block.parameters():
+        torch.nn.init.normal_(weight)
+    (norm, attention), (other, widen, near, _, narrow) = block.attend, block.feed_forward
+    mixed = x + attention(normalized(x, norm))
+    hidden = functional.conv2d(normalized(mixed, other), widen.weight, widen.bias)
+    hidden = functional.conv2d(hidden, near.weight, near.bias, padding=1, groups=24)
+    hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))  # GELU
+    torch.testing.assert_close(block(x), mixed + functional.conv2d(hidden, narrow.weight, narrow.bias))
 
 
 def test_every_pixel_can_depend_on_every_other() -> None:
