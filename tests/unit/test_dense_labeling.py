@@ -84,12 +84,15 @@ def test_dense_labeling_has_no_skip_connection() -> None:
     assert torch.equal(network(one), network(other))
 
 
+@pytest.mark.parametrize("norm", ["batch", "pixel", "group", "none"])
 @pytest.mark.parametrize("make", [CenterPixelClassifier, DenseLabeling])
-def test_a_group_norm_has_no_bound_and_a_batch_of_one_pixel_trains(make) -> None:
-    assert make(4, 33, "group")(SPEC).reach is None
-    model = make(4, 33)(SPEC).train()
+def test_every_norm_trains_on_a_batch_of_one_pixel(make, norm: str) -> None:
+    model = make(4, 33, norm)(SPEC).train()
+    assert (model.reach is None) == (norm == "group"), "a group norm averages over the image"
     model(torch.rand(1, 3, 1, 1)).square().mean().backward()
     assert all(torch.isfinite(weight.grad).all() for weight in model.parameters())
+    first = next(layer for layer in model.network.modules() if isinstance(layer, nn.Conv2d))
+    assert (first.bias is not None) == (norm == "none")
 
 
 @pytest.mark.parametrize("patch", [0, 25, 32, 41, 50])

@@ -88,7 +88,7 @@ class FCNAlexNet:
         width: Features of the first convolution, a multiple of 6; the others keep the published ratio to it.
         fc: Features of fc6 and fc7.
         norm: "local" is the published local response normalization after the first two poolings; the others follow each
-            convolution: "pixel" over each pixel's channels, "batch" over the batch, "group" over the image.
+            convolution: "pixel" over each pixel's channels, "batch" over the batch, "group" over the image; or "none".
         dropout: Share of values dropped after fc6 and fc7 during training.
     """
 
@@ -123,14 +123,19 @@ def alexnet_body(bands: int, width: int, norm: Norm | Literal["local"]) -> nn.Se
     The paddings move the maps up and left by 14.5 pixels in all, and that of fc6 by 16 pixels down and right, so that a
     cell looks at a square around its own pixels.
     """
-    a, b, c = width, width * 8 // 3, width * 4
-    sides = ((bands, a, 11, 4, 1, 4), (a, b, 5, 1, 2, 2), (b, c, 3, 1, 1, 1), (c, c, 3, 1, 2, 1), (c, b, 3, 1, 2, 1))
+    second, third = width * 8 // 3, width * 4
+    convolutions = (  # features before and after, kernel, stride, padding, groups
+        (bands, width, 11, 4, 4, 1),
+        (width, second, 5, 1, 2, 2),
+        (second, third, 3, 1, 1, 1),
+        (third, third, 3, 1, 1, 2),
+        (third, second, 3, 1, 1, 2),
+    )
+    each, biased = "none" if norm == "local" else norm, norm in ("local", "none")
     layers: list[nn.Module] = []
-    for number, (inside, outside, kernel, stride, groups, padding) in enumerate(sides, 1):
-        layers.append(nn.Conv2d(inside, outside, kernel, stride, padding, groups=groups, bias=norm == "local"))
-        if norm != "local":
-            layers.append(make_norm(norm, outside))
-        layers.append(nn.ReLU(inplace=True))
+    for number, (inside, outside, kernel, stride, padding, groups) in enumerate(convolutions, 1):
+        layers.append(nn.Conv2d(inside, outside, kernel, stride, padding, groups=groups, bias=biased))
+        layers += [make_norm(each, outside), nn.ReLU(inplace=True)]
         if number in (1, 2, 5):
             layers.append(nn.MaxPool2d(3, 2, 1))
         if number in (1, 2) and norm == "local":
