@@ -116,7 +116,7 @@ def test_the_pixel_norm_looks_at_one_pixel() -> None:
 
 
 def test_bad_sizes_are_refused() -> None:
-    for make in (lambda: UNet(width=0), lambda: UNet(depth=9), lambda: UNet(dropout=1.0), lambda: DenseUNet(layers=0)):
+    for make in (lambda: UNet(width=-1), lambda: UNet(depth=9), lambda: UNet(dropout=1.0), lambda: DenseUNet(layers=0)):
         with pytest.raises(UsageError, match="expected"):
             make()
     with pytest.raises(ModelError, match="2 classes"):

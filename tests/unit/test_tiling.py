@@ -168,7 +168,10 @@ def test_what_a_registered_model_states_holds_and_is_not_far_too_much(entry):
             layer.forward = functional.softplus  # every path is open: an unlucky start hides none
         if isinstance(layer, nn.Conv2d) and not layer.weight.any():
             nn.init.normal_(layer.weight)  # and so does a correction that is 0 before training
-    felt = measure_receptive_radius(model)
+    felt = measure_receptive_radius(model, sides=(128, 256, 512, 1024))
+    if model.reach is None:
+        assert felt is None  # the gradient fills the largest image
+        return
     assert felt <= model.reach
     assert felt >= model.reach - 2 * model.stride
 

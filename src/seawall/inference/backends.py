@@ -119,10 +119,8 @@ def export_onnx(model: nn.Module, path: Path) -> None:
     onnx = importlib.import_module("onnx")
     spec = spec_of(model)
     example = _example_image(spec, 2, 64)
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
-    with TemporaryDirectory(prefix="seawall-") as folder, eval_mode(model), on_device(model, torch.device("cpu")):
+    cpu = torch.device("cpu")
+    with TemporaryDirectory(prefix="seawall-") as folder, eval_mode(model), on_device(model, cpu), _errors_alone():
         raw = Path(folder) / "raw.onnx"
         free = {0: torch.export.Dim("n"), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
         try:
@@ -146,10 +144,21 @@ def export_onnx(model: nn.Module, path: Path) -> None:
                 f"{path}: expected a network that ONNX can express, got {type(bad).__name__}: {str(bad).splitlines()[0][:160]}; "
                 "use --runtime torch"
             ) from bad
-        finally:
-            exporter_log.setLevel(level)
         _check_export(model, raw, spec, path)
         write_atomic(path, raw.read_bytes())
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Keep the exporter's loggers from warnings about its own graphs."""
+    levels = {log: log.level for log in map(logging.getLogger, ("torch.onnx", "onnx_ir"))}
+    try:
+        for log in levels:
+            log.setLevel(logging.ERROR)
+        yield
+    finally:
+        for log, level in levels.items():
+            log.setLevel(level)
 
 
 def require_packages(runtime: str) -> None:

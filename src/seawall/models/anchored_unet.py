@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from seawall.errors import UsageError
-from seawall.models.unet import UNet, UNetLayers
+from seawall.models.unet import UNet, unet_layers
 from seawall.registry import register
 
 LINEAR_GAIN = 10.0
@@ -53,7 +53,7 @@ class AnchoredLayers(nn.Module):
         super().__init__()
         self.bound = bound
         self.linear = nn.Conv2d(bands, classes, 1)
-        self.unet = UNetLayers(bands, classes, unet)
+        self.unet = unet_layers(bands, classes, unet)
         nn.init.zeros_(self.unet.head.weight)
 
     def forward(self, x: Tensor) -> Tensor:

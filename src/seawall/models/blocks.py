@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import ModelError, UsageError
+from seawall.losses.auxiliary import AuxiliaryModel, TrainingLogits
 from seawall.types import ModelSpec, Setting
 
-Norm = Literal["pixel", "batch", "group"]
+Norm = Literal["pixel", "batch", "group", "none"]
+SIZE_LIMITS: Mapping[str, int] = {"depth": 8, "fc": 4096}
+"""The largest size that a network may have, by the name of the setting; of other names 1024."""
 
 
 class PixelNorm(nn.Module):
@@ -33,20 +36,59 @@ class PixelNorm(nn.Module):
         return rows.permute(0, 3, 1, 2)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that takes a single value per channel in training too, and normalizes it by the running statistics.
+
+    A batch of one has that where an image is pooled or halved down to one cell. Such a value has no variance, and it does
+    not enter the running statistics.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized features, same shape."""
+        if self.training and x.numel() == self.num_features:
+            return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
 def make_norm(norm: Norm, channels: int) -> nn.Module:
     """Return a norm over features of that many channels."""
     if norm == "pixel":
         return PixelNorm(channels)
     if norm == "batch":
-        return nn.BatchNorm2d(channels)
+        return BatchNorm(channels)
+    if norm == "none":
+        return nn.Identity()
     return nn.GroupNorm(next(groups for groups in (8, 4, 2, 1) if channels % groups == 0), channels)
 
 
-def conv_norm_relu(inside: int, outside: int, norm: Norm) -> nn.Sequential:
-    """Return convolution 3x3, norm, ReLU."""
+def conv_norm(
+    inside: int, outside: int, norm: Norm, kernel: int = 3, *, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> nn.Sequential:
+    """Return a convolution that keeps the size but for its stride, and its norm; without a norm it has a bias."""
+    padding = dilation * (kernel // 2)
+    layer = nn.Conv2d(inside, outside, kernel, stride, padding, dilation, groups, bias=norm == "none")
+    return nn.Sequential(layer, make_norm(norm, outside))
+
+
+def conv_norm_relu(
+    inside: int, outside: int, norm: Norm, kernel: int = 3, *, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    """Return convolution, norm, ReLU; 3x3 unless told otherwise."""
     return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, padding=1, bias=False), make_norm(norm, outside), nn.ReLU(inplace=True)
+        *conv_norm(inside, outside, norm, kernel, stride=stride, dilation=dilation), nn.ReLU(inplace=True)
     )
+
+
+def double_conv(inside: int, outside: int, norm: Norm, dropout: float = 0.0, dilation: int = 1) -> nn.Sequential:
+    """Return two convolutions, each with its norm and ReLU, and a dropout of whole feature maps above 0."""
+    drop = [nn.Dropout2d(dropout)] if dropout else []
+    first = conv_norm_relu(inside, outside, norm, dilation=dilation)
+    return nn.Sequential(first, conv_norm_relu(outside, outside, norm, dilation=dilation), *drop)
+
+
+def upsample(x: Tensor, factor: int) -> Tensor:
+    """Return features or logits at a larger size, by bilinear interpolation."""
+    return functional.interpolate(x, scale_factor=factor, mode="bilinear")
 
 
 class Segmenter(nn.Module):
@@ -77,42 +119,46 @@ class Segmenter(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of an image (B, C, H, W) in data units."""
-        height, width = image.shape[-2:]
+        return crop_to(self.network(self._prepared(image)), image)
+
+    def training_logits(self, image: Tensor) -> TrainingLogits:
+        """Return the logits of an image (B, C, H, W) in data units with those of the auxiliary heads, in any mode.
+
+        `forward` passes the auxiliary heads by, in training and in evaluation, so that attacks, validation and exported
+        networks do not pay for them; their weights are in the weights file.
+        """
+        if not isinstance(self.network, AuxiliaryModel):
+            return TrainingLogits(self(image))
+        return self.network.training_logits(self._prepared(image)).each(lambda logits: crop_to(logits, image))
+
+    def _prepared(self, image: Tensor) -> Tensor:
+        """Return what the network gets: standardized, with further channels, of sides that are multiples of the stride."""
         x = self.standardize(image)
         if self.features is not None:
             x = torch.cat([x, self.features(image)], 1)
-        x = x.contiguous(memory_format=torch.channels_last)
-        logits = cast(Tensor, self.network(pad_to(x, self.stride)))
-        return logits[..., :height, :width].contiguous()
+        return pad_to(x.contiguous(memory_format=torch.channels_last), self.stride)
+
+
+def crop_to(logits: Tensor, image: Tensor) -> Tensor:
+    """Return logits without what `pad_to` has added to the image."""
+    return logits[..., : image.shape[-2], : image.shape[-1]].contiguous()
 
 
 def pad_to(x: Tensor, stride: int) -> Tensor:
-    """Return x padded below and at the right to the next multiple of the stride, by reflection.
+    """Return x padded below and at the right to the next multiple of the stride, by reflection."""
+    return pad_by_reflection(x, 0, (-x.shape[-1]) % stride, 0, (-x.shape[-2]) % stride)
 
-    A side too short for reflection repeats its last row or column.
+
+def pad_by_reflection(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+    """Return x with more rows and columns, each a reflection in the first or last one.
+
+    A side too short for reflection repeats its first and last row or column.
     """
-    down, right = (-x.shape[-2]) % stride, (-x.shape[-1]) % stride
-    if right:
-        x = functional.pad(x, (0, right, 0, 0), "reflect" if right < x.shape[-1] else "replicate")
-    if down:
-        x = functional.pad(x, (0, 0, 0, down), "reflect" if down < x.shape[-2] else "replicate")
+    if left or right:
+        x = functional.pad(x, (left, right, 0, 0), "reflect" if max(left, right) < x.shape[-1] else "replicate")
+    if top or bottom:
+        x = functional.pad(x, (0, 0, top, bottom), "reflect" if max(top, bottom) < x.shape[-2] else "replicate")
     return x
-
-
-def receptive_radius(depth: int, convolutions: int, norm: Norm, extra: int = 0) -> int | None:
-    """Return the radius of the receptive field of a U-Net.
-
-    Args:
-        depth: Number of halvings of the image.
-        convolutions: 3x3 convolutions per block.
-        norm: The group norm averages over the image, so that there is no bound.
-        extra: 3x3 convolutions at full size beside the blocks.
-
-    Returns:
-        Pixels: 3x3 convolutions of every block, and one cell for every halving; or None.
-    """
-    cells: int = 2**depth
-    return None if norm == "group" else (2 * convolutions + 1) * (cells - 1) + convolutions * cells + extra
 
 
 def check_sizes(name: str, sizes: Mapping[str, int], dropout: float) -> None:
@@ -122,13 +168,23 @@ def check_sizes(name: str, sizes: Mapping[str, int], dropout: float) -> None:
         UsageError: A size is below 1 or above its limit, or the dropout is no share.
     """
     for key, size in sizes.items():
-        limit = 8 if key == "depth" else 1024
+        limit = SIZE_LIMITS.get(key, 1024)
         if not 1 <= size <= limit:
             raise UsageError(
                 f"{name}.{key}: expected a whole number in 1..{limit}, got {size}; see `seawall methods {name}`"
             )
     if not 0 <= dropout < 1:
         raise UsageError(f"{name}.dropout: expected a share in [0, 1), got {dropout}; 0.1 is common")
+
+
+def check_auxiliary(name: str, weight: float) -> None:
+    """Check the weight of auxiliary losses.
+
+    Raises:
+        UsageError: It is negative or not a number.
+    """
+    if not 0 <= weight <= 100:
+        raise UsageError(f"{name}.auxiliary: expected a weight in [0, 100], got {weight}; 0 has no auxiliary head")
 
 
 def check_bands_and_classes(name: str, spec: ModelSpec) -> None:

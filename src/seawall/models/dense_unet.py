@@ -15,9 +15,9 @@ from seawall.models.blocks import (
     check_sizes,
     conv_norm_relu,
     make_norm,
-    receptive_radius,
     settings_of,
 )
+from seawall.models.cell_window import receptive_radius
 from seawall.registry import register
 from seawall.types import ModelSpec
 
@@ -35,7 +35,7 @@ class DenseUNet:
         depth: Number of halvings of the image.
         growth: Features that each convolution adds at full size; doubled with each halving.
         layers: Convolutions per block.
-        norm: "pixel" normalizes each pixel's channels, "batch" over the batch, "group" over the image.
+        norm: "pixel" normalizes each pixel's channels, "batch" over the batch, "group" over the image; "none" leaves norms out.
         dropout: Share of feature maps dropped in the decoder during training.
     """
 
@@ -54,7 +54,7 @@ class DenseUNet:
         check_bands_and_classes("dense-unet", spec)
         spec = replace(spec, architecture="dense-unet", settings=settings_of(asdict(self)))
         layers = DenseUNetLayers(len(spec.bands), len(spec.classes), self)
-        return Segmenter(spec, layers, 2**self.depth, receptive_radius(self.depth, self.layers, self.norm, extra=1))
+        return Segmenter(spec, layers, 2**self.depth, receptive_radius(layers))
 
 
 class DenseBlock(nn.Module):
@@ -67,7 +67,7 @@ class DenseBlock(nn.Module):
         super().__init__()
         self.grow = nn.ModuleList(conv_norm_relu(inside + i * growth, growth, norm) for i in range(layers))
         self.close = nn.Sequential(
-            nn.Conv2d(inside + layers * growth, outside, 1, bias=False),
+            nn.Conv2d(inside + layers * growth, outside, 1, bias=norm == "none"),
             make_norm(norm, outside),
             nn.ReLU(inplace=True),
             *([nn.Dropout2d(dropout)] if dropout else []),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from seawall import registry
 from seawall.errors import UsageError
-from seawall.models.blocks import Segmenter, Standardize, check_bands_and_classes, pad_to
+from seawall.losses.auxiliary import AuxiliaryModel
+from seawall.models.blocks import Segmenter, Standardize, check_bands_and_classes, crop_to, pad_to
 from seawall.registry import register
 from seawall.types import ModelSpec, Setting
 
@@ -42,6 +43,11 @@ class DualNetwork:
         peers = [make(spec), make(spec)]
         if not all(isinstance(peer, Segmenter) for peer in peers):
             raise UsageError(f"twins.of: expected a network, got {self.of!r}; use unet or dense-unet")
+        if any(isinstance(cast(Segmenter, peer).network, AuxiliaryModel) for peer in peers):
+            raise UsageError(
+                f"twins.of: expected a network without auxiliary heads, which no objective would train, got {self.of!r}; "
+                "set its auxiliary = 0"
+            )
         settings: dict[str, Setting] = {"of": self.of, "settings": dict(self.settings)}
         return DualSegmenter(replace(spec, architecture="twins", settings=settings), cast(list[Segmenter], peers))
 
@@ -65,9 +71,8 @@ class DualSegmenter(nn.Module):
 
     def members(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits (B, K, H, W) of each network."""
-        height, width = image.shape[-2:]
         x = pad_to(self.standardize(image).contiguous(memory_format=torch.channels_last), self.stride)
-        one, two = (cast(Tensor, network(x))[..., :height, :width].contiguous() for network in self.networks)
+        one, two = (crop_to(network(x), image) for network in self.networks)
         return one, two
 
     def forward(self, image: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from seawall import registry
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.keyed_transforms.blocks import BlockTransform
 from seawall.keyed_transforms.keys import MAKE, SecretKey
-from seawall.models.blocks import Segmenter, Standardize, pad_to
+from seawall.losses.auxiliary import TrainingLogits
+from seawall.models.blocks import Segmenter, Standardize, crop_to, pad_to
 from seawall.split_record import SPLIT_ATTRIBUTE
 from seawall.types import Batch, ModelSpec, Setting, Unit
 
@@ -108,9 +109,12 @@ class KeyedModel(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of an image (B, C, H, W) in data units."""
-        height, width = image.shape[-2:]
         logits: Tensor = self.network(self.transformed(image))
-        return logits[..., :height, :width].contiguous()
+        return crop_to(logits, image)
+
+    def training_logits(self, image: Tensor) -> TrainingLogits:
+        """Return the logits with those of the network's auxiliary heads."""
+        return self.network.training_logits(self.transformed(image)).each(lambda logits: crop_to(logits, image))
 
     def fit_standardize(self, batches: Iterable[Batch]) -> None:
         """Set the standardization to mean and standard deviation of the transformed values of blocks without an unseen pixel.

@@ -16,7 +16,8 @@ from seawall.report.formatting import DASH, ThreatLabel, count_text, ratio_text
 from seawall.report.run_facts import EstimatorFacts, NoiseFacts
 
 DISPLAY_NAMES = {
-    "unet": "U-Net", "dense-unet": "dense U-Net", "index-unet": "index U-Net", "anchored-unet": "anchored U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
+    "fcn-8s": "FCN-8s", "fcn-16s": "FCN-16s", "fcn-32s": "FCN-32s", "fcn-alexnet": "FCN-AlexNet", "segnet": "SegNet", "segformer": "SegFormer",
+    "patch-classifier": "patch classifier", "dense-labeling": "dense labeling", "unet": "U-Net", "dense-unet": "dense U-Net", "index-unet": "index U-Net", "anchored-unet": "anchored U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
     "awei-nsh": "AWEI", "awei-sh": "AWEI shadow", "otsu": "Otsu", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "apgd": "APGD",
     "segpgd": "SegPGD", "cospgd": "CosPGD", "dag": "DAG", "sea": "SEA", "clean": "clean", "random": "random noise", "none": "none hurts",
     "sigma0_db": "dB (sigma nought)", "gamma0_db": "dB (gamma nought)",

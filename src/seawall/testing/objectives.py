@@ -10,11 +10,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from seawall.losses.auxiliary import TrainingLogits
 from seawall.models.blocks import Standardize
 from seawall.registry import Entry, build
 from seawall.rng import Keys
 from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
-from seawall.testing.fixtures import ground_batch
+from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.types import AdaptiveObjective, Architecture, Batch, ModelSpec, Objective, SegmentationModel, Setting
 
 OBJECTIVE_SPEC = ModelSpec(("B02", "B03"), ("land", "water"), "reflectance", 10.0)
@@ -79,6 +80,34 @@ def check_descent_learns(entry: Entry) -> None:
         optimizer.step()
     after = _right(model, batch)
     assert after > max(before, 0.75), f"expected more than {max(before, 0.75):.2f} of the pixels, got {after:.2f}"
+
+
+def check_auxiliary_heads_learn(entry: Entry) -> None:
+    """A network's auxiliary heads get a gradient: logits come from `seawall.losses.auxiliary.training_logits`."""
+    if "peers" in entry.traits:
+        return
+    model = _WithAuxiliaryHead()
+    _, bias = torch.autograd.grad(
+        _value(entry, model, ground_batch(images=4, size=16)), list(model.auxiliary.parameters())
+    )
+    assert bool((bias != 0).any()), "the auxiliary head has no gradient"
+
+
+class _WithAuxiliaryHead(nn.Module):
+    """A linear model with an auxiliary head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = linear_model()
+        self.spec = self.linear.spec
+        self.auxiliary = nn.Conv2d(2, 2, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.linear(image)
+        return logits
+
+    def training_logits(self, image: Tensor) -> TrainingLogits:
+        return TrainingLogits(self(image), ((0.5, self.auxiliary(image)),))
 
 
 def check_state_is_plain_and_repeats(entry: Entry) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seawall import registry
 from seawall.errors import UsageError
+from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import CrossEntropyLoss, LossField
 from seawall.registry import preset, register
 from seawall.rng import Keys
@@ -149,7 +150,7 @@ class Adversarial(ThreatObjective):
         if self.share < 1:
             attacked = (keys.fold("share").uniform((1,)) < self.share).to(image.device)
             image = torch.where(attacked[:, :, None, None], image, batch.image)
-        return self.loss(model(image.detach()), batch.label, batch.valid)
+        return training_logits(model, image.detach()).loss(self.loss, batch.label, batch.valid)
 
     def _attack_noisy(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         noisy = threat.scaled(self.noise).start(batch.image, batch.seen, keys.fold("noise"))

@@ -13,6 +13,7 @@ from seawall.corruptions.severity import with_image
 from seawall.defenses.corrupted_batches import Chain, corrupt_each
 from seawall.defenses.image_operations import PHOTOMETRIC, ImageOperation, Operation
 from seawall.errors import UsageError
+from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import CrossEntropyLoss, LossField, masked_mean
 from seawall.registry import register
 from seawall.rng import Keys
@@ -68,9 +69,10 @@ class AugMix:
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
         own = keys.fold(self.name)
         mixtures = [self.mixture(model.spec.unit, batch, own.fold(view)).image for view in range(2)]
-        logits = torch.split(model(torch.cat([batch.image, *mixtures])), len(batch))
-        divergence = masked_mean(jensen_shannon(logits), batch.valid)
-        return self.loss(logits[0], batch.label, batch.valid) + self.weight * divergence
+        output = training_logits(model, torch.cat([batch.image, *mixtures]))
+        divergence = masked_mean(jensen_shannon(torch.split(output.logits, len(batch))), batch.valid)
+        clean = output.each(lambda logits: logits[: len(batch)])
+        return clean.loss(self.loss, batch.label, batch.valid) + self.weight * divergence
 
     def mixture(self, unit: Unit, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with each image mixed with its chains."""

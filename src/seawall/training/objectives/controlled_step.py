@@ -17,6 +17,7 @@ from seawall.attacks.minimum_norm import logit_margin
 from seawall.attacks.pgd import PGD
 from seawall.attacks.target import AttackTarget, attack_mode, predicted_classes
 from seawall.errors import UsageError
+from seawall.losses.auxiliary import training_logits
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel, per_image
@@ -53,7 +54,7 @@ class StepCheckpoints(ThreatObjective):
     def value(self, model: SegmentationModel, batch: Batch, keys: Keys, scale: float) -> Tensor:
         """Return the loss of attacked images."""
         image = self.attacked(self._shortest_harmful, model, batch, keys, scale)
-        return self.loss(model(image), batch.label, batch.valid)
+        return training_logits(model, image).loss(self.loss, batch.label, batch.valid)
 
     def _shortest_harmful(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         offset = RANDOM_STEP(model, batch, threat, keys) - batch.image
@@ -87,7 +88,7 @@ class StepLinearized(ThreatObjective):
     def value(self, model: SegmentationModel, batch: Batch, keys: Keys, scale: float) -> Tensor:
         """Return the loss of attacked images."""
         image = self.attacked(_to_median_border, model, batch, keys, scale)
-        return self.loss(model(image), batch.label, batch.valid)
+        return training_logits(model, image).loss(self.loss, batch.label, batch.valid)
 
 
 def _to_median_border(model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seawall.errors import DataError, UsageError
 from seawall.label_noise.label_view import check_transition_matrix
+from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import check_input, masked_mean
 from seawall.registry import register
 from seawall.rng import Keys
@@ -46,7 +47,8 @@ class ForwardCorrected:
         return read_matrix(self.matrix)
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
-        return forward_corrected(model(batch.image), batch.label, batch.valid, self.transition)
+        loss = partial(forward_corrected, matrix=self.transition)
+        return training_logits(model, batch.image).loss(loss, batch.label, batch.valid)
 
 
 @register("objective", "backward-corrected", paper=PATRINI, smoke={"matrix": [[0.9, 0.1], [0.2, 0.8]]})
@@ -78,7 +80,8 @@ class BackwardCorrected:
         return read_matrix(self.matrix)
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
-        return backward_corrected(model(batch.image), batch.label, batch.valid, self.transition)
+        loss = partial(backward_corrected, matrix=self.transition)
+        return training_logits(model, batch.image).loss(loss, batch.label, batch.valid)
 
 
 def forward_corrected(logits: Tensor, label: Tensor, valid: Tensor, matrix: Matrix) -> Tensor:

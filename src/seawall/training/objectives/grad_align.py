@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from seawall.attacks.fgsm import FGSM
 from seawall.errors import UsageError
+from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import pixel_cross_entropy
 from seawall.modules import eval_mode
 from seawall.registry import register
@@ -49,7 +50,7 @@ class GradAlign(ThreatObjective):
     def value(self, model: SegmentationModel, batch: Batch, keys: Keys, scale: float) -> Tensor:
         """Return the loss of FGSM images plus the weighted misalignment."""
         image = self.attacked(FGSM(), model, batch, keys, scale)
-        loss = self.loss(model(image), batch.label, batch.valid)
+        loss = training_logits(model, image).loss(self.loss, batch.label, batch.valid)
         if self.weight == 0:
             return loss
         other = self.attacked(_random_image, model, batch, keys.fold("align"), scale)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import CrossEntropyLoss, LossField
 from seawall.registry import register
 from seawall.rng import Keys
@@ -24,4 +25,4 @@ class Supervised:
     loss: LossField = field(default_factory=CrossEntropyLoss)
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
-        return self.loss(model(batch.image), batch.label, batch.valid)
+        return training_logits(model, batch.image).loss(self.loss, batch.label, batch.valid)

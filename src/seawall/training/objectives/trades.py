@@ -11,6 +11,7 @@ from torch import Tensor
 from seawall.attacks.ascent import SteepestAscent, check_steps
 from seawall.attacks.target import attack_mode
 from seawall.errors import UsageError
+from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import masked_mean
 from seawall.registry import register
 from seawall.rng import Keys
@@ -59,11 +60,11 @@ class Trades(ThreatObjective):
     def value(self, model: SegmentationModel, batch: Batch, keys: Keys, scale: float) -> Tensor:
         """Return the loss on clean images plus the weighted divergence."""
         image = self.attacked(self._farthest, model, batch, keys, scale) if self.beta else batch.image
-        clean = model(batch.image)
-        loss = self.loss(clean, batch.label, batch.valid)
+        clean = training_logits(model, batch.image)
+        loss = clean.loss(self.loss, batch.label, batch.valid)
         if self.beta == 0:
             return loss
-        return loss + self.beta * masked_mean(pixel_divergence(clean, model(image)), batch.valid)
+        return loss + self.beta * masked_mean(pixel_divergence(clean.logits, model(image)), batch.valid)
 
     def _farthest(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         """Return images (B, C, H, W) of the threat set whose prediction is far from the clean one."""
