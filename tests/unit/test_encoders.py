@@ -146,6 +146,8 @@ def test_what_no_encoder_is_or_can_be_is_refused() -> None:
             make_encoder(*settings)
     with pytest.raises(UsageError, match="expected at most 5 with the encoder vgg16, got 6"):
         make_encoder("vgg16", 3, depth=6)
+    with pytest.raises(UsageError, match="output_stride: expected 8, 16 or 32, got 4"):
+        make_encoder("plain", 3, output_stride=4)
     with pytest.raises(UsageError, match=r"width: expected a whole number in 1\.\.1024, got -1"):
         make_encoder("plain", 3, width=-1)
 
