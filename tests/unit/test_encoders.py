@@ -8,7 +8,7 @@ from torch.nn import functional
 from seawall.errors import ModelError, UsageError
 from seawall.models.blocks import BatchNorm, double_conv, make_norm
 from seawall.models.cell_window import CellWindow, receptive_radius
-from seawall.models.encoders import ENCODERS, make_encoder, vgg16_blocks
+from seawall.models.encoders import ENCODERS, InvertedResidual, ResidualBlock, make_encoder, vgg16_blocks
 
 # Parameters of torchvision 0.28.0 for three bands: resnet18(), resnet34(), resnet50() without `fc`, and `features` of
 # mobilenet_v2(), mobilenet_v2(width_mult=0.5) and vgg16(). Those of segmentation-models-pytorch 0.6.0 are the same.
@@ -106,6 +106,36 @@ def test_the_blocks_of_vgg16_are_those_of_its_encoder() -> None:
     assert torch.equal(x, features[5])
 
 
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 5), ("resnet50", 12), ("mobilenetv2", 10)])
+def test_a_block_adds_its_input(name, count) -> None:
+    """A block whose last norm gives 0 returns its input, where that has the size of the output; so many blocks have."""
+    encoder = make_encoder(name, 2, width=16).eval()
+    unchanged = 0
+    for block in encoder.modules():
+        if isinstance(block, ResidualBlock | InvertedResidual):
+            parts = list(block.body.modules())
+            next(part for part in reversed(parts) if isinstance(part, BatchNorm)).weight.data.zero_()
+            x = torch.rand(1, next(part for part in parts if isinstance(part, nn.Conv2d)).in_channels, 6, 6)
+            unchanged += torch.equal(block(x), x)
+    assert unchanged == count
+
+
+def test_the_features_of_mobilenet_end_at_6() -> None:
+    features = make_encoder("mobilenetv2", 2, width=8, depth=5).eval()(1000 * torch.rand(1, 2, 64, 64))
+    assert features[-1].max().item() == 6
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv2", "vgg16"])
+def test_weights_start_as_in_he_et_al(name) -> None:
+    """Standard deviation sqrt(2 / inputs of a unit), arXiv:1502.01852, eq. 10; biases 0."""
+    torch.manual_seed(0)
+    encoder = make_encoder(name, 3, "none" if name == "vgg16" else "batch")
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv2d) and layer.weight.numel() > 5000:
+            assert layer.weight.std().item() == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.05)
+            assert layer.bias is None or not layer.bias.any()
+
+
 def test_what_no_encoder_is_or_can_be_is_refused() -> None:
     for settings, words in [
         (("resnet19", 3), "encoder.encoder: unknown name 'resnet19'; did you mean"),
@@ -116,6 +146,8 @@ def test_what_no_encoder_is_or_can_be_is_refused() -> None:
             make_encoder(*settings)
     with pytest.raises(UsageError, match="expected at most 5 with the encoder vgg16, got 6"):
         make_encoder("vgg16", 3, depth=6)
+    with pytest.raises(UsageError, match="output_stride: expected 8, 16 or 32, got 4"):
+        make_encoder("plain", 3, output_stride=4)
     with pytest.raises(UsageError, match=r"width: expected a whole number in 1\.\.1024, got -1"):
         make_encoder("plain", 3, width=-1)
 

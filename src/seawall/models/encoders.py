@@ -77,9 +77,11 @@ def make_encoder(
             the undilated network at more places; "plain" and "vgg16" lose the pooling.
 
     Raises:
-        UsageError: There is no such encoder.
+        UsageError: As `check_encoder`; or there is no such output stride.
     """
     check_encoder("encoder", name, norm, width, depth)
+    if output_stride not in get_args(OutputStride):
+        raise UsageError(f"encoder.output_stride: expected 8, 16 or 32, got {output_stride}; 16 is common")
     own = OWN_WIDTH[name]
     width, depth = width or own, depth or OWN_DEPTH
     if name == "plain":

@@ -30,7 +30,7 @@ from seawall.models.encoders import (
 from seawall.registry import register
 from seawall.types import ModelSpec
 
-BINS = (1, 2, 3, 6)
+PYRAMID = (1, 2, 3, 6)
 """Parts of a side, for each of which there is a mean."""
 
 
@@ -89,9 +89,9 @@ class PSPNetLayers(nn.Module):
         super().__init__()
         self.encoder = encoder
         inside = encoder.channels[-1]
-        each = max(1, inside // len(BINS))
-        self.pools = nn.ModuleList(conv_norm_relu(inside, each, settings.norm, 1) for _ in BINS)
-        self.head = classifier(inside + len(BINS) * each, each, classes, settings)
+        each = max(1, inside // len(PYRAMID))
+        self.pools = nn.ModuleList(conv_norm_relu(inside, each, settings.norm, 1) for _ in PYRAMID)
+        self.head = classifier(inside + len(PYRAMID) * each, each, classes, settings)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of a standardized image whose sides are multiples of the output stride."""
@@ -100,7 +100,7 @@ class PSPNetLayers(nn.Module):
     def pooled_logits(self, x: Tensor) -> Tensor:
         """Return the logits of the encoder's last features, at the size of the image."""
         size = (x.shape[-2], x.shape[-1])
-        means = (pool(part_means(x, parts)) for parts, pool in zip(BINS, self.pools, strict=True))
+        means = (pool(part_means(x, parts)) for parts, pool in zip(PYRAMID, self.pools, strict=True))
         resized = [functional.interpolate(mean, size, mode="bilinear") for mean in means]
         return upsample(self.head(torch.cat([x, *resized], 1)), self.encoder.strides[-1])
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from seawall.defenses.corrupted_batches import Chain, corrupt_each, training_corruptions
 from seawall.defenses.image_operations import OPERATIONS, ImageOperation, Operation
 from seawall.errors import UsageError
+from seawall.losses.auxiliary import training_logits
 from seawall.modules import batch_norms, kept_statistics
 from seawall.registry import preset, register
 from seawall.rng import Keys
@@ -44,7 +45,7 @@ class ChangedImages(WrappingObjective):
         if changed is batch or not module.training or not batch_norms(module):
             return inner(model, changed, keys)
         with torch.no_grad():
-            model(batch.image)
+            training_logits(model, batch.image)  # auxiliary heads have norms too
         with kept_statistics(module):
             return inner(model, changed, keys)
 
