@@ -11,7 +11,7 @@ from pydantic import PlainValidator
 from seawall.chip_context import CONTEXT_FIELDS, ChipContext, ContextField, build_with_context
 from seawall.corruptions.severity import check_severity
 from seawall.errors import UsageError
-from seawall.registry import entries, parse_settings, register
+from seawall.registry import entries, entry_of, parse_settings, register
 from seawall.rng import Keys
 from seawall.types import Batch, Corruption, Setting, Stage
 
@@ -46,7 +46,8 @@ def as_members(value: object) -> tuple[Corruption, ...]:
 
 def registered_name(corruption: Corruption) -> str:
     """Return the name that a corruption is registered under; that of its class where it is not."""
-    return next((e.name for e in entries("corruption") if e.make is type(corruption)), type(corruption).__name__)
+    entry = entry_of("corruption", corruption)
+    return type(corruption).__name__ if entry is None else entry.name
 
 
 @register("corruption", "composition", smoke={"members": "haze + shot-noise"}, traits=("optical", "radiometric"))

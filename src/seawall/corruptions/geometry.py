@@ -9,8 +9,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from seawall.corruptions.severity import PhysicalCorruption, check_worst, from_power, hide, to_power, with_image
+from seawall.corruptions.severity import PhysicalCorruption, check_worst, hide, with_image
 from seawall.corruptions.spatial import covered_share, shift_batch, smooth_white_noise, warp
+from seawall.decibels import from_power, to_power
 from seawall.errors import UsageError
 from seawall.registry import register
 from seawall.rng import Keys

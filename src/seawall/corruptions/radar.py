@@ -11,17 +11,9 @@ import torch
 from scipy.special import gammainccinv, gammaincinv, ndtr
 from torch import Tensor
 
-from seawall.corruptions.severity import (
-    PhysicalCorruption,
-    check_radar,
-    check_worst,
-    class_mask,
-    from_power,
-    per_band,
-    to_power,
-    with_image,
-)
+from seawall.corruptions.severity import PhysicalCorruption, check_radar, check_worst, class_mask, per_band, with_image
 from seawall.corruptions.spatial import covered_share, power_law_field, smooth_white_noise
+from seawall.decibels import from_power, to_power
 from seawall.errors import UsageError
 from seawall.geo.sensors import RADAR_BANDS, SENSORS
 from seawall.registry import register

@@ -11,16 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seawall.corruptions.severity import (
-    PhysicalCorruption,
-    check_radar,
-    check_worst,
-    class_mask,
-    from_power,
-    to_power,
-    with_image,
-)
+from seawall.corruptions.severity import PhysicalCorruption, check_radar, check_worst, class_mask, with_image
 from seawall.corruptions.surface import snow_cover
+from seawall.decibels import from_power, to_power
 from seawall.errors import UsageError
 from seawall.geo.sensors import RADAR_BANDS
 from seawall.registry import register

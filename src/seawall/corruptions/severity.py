@@ -11,10 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from seawall.decibels import is_decibels
 from seawall.errors import ImageryError, UsageError
 from seawall.geo.sensors import OPTICAL_BANDS, resolve_bands
 from seawall.rng import Keys
-from seawall.types import DECIBEL_UNITS, FILL, Batch, Unit
+from seawall.types import FILL, Batch, Unit
 
 
 def check_severity(name: str, severity: float) -> float:
@@ -142,22 +143,6 @@ def hide(batch: Batch, gone: Tensor, unit: Unit) -> Batch:
     """Return the batch with pixels (B, H, W) that nothing is known of: unseen, invalid, the fill of the unit."""
     image = torch.where((gone & batch.seen)[:, None], FILL[unit], batch.image)
     return replace(batch, image=image, seen=batch.seen & ~gone, valid=batch.valid & ~gone)
-
-
-def is_decibels(unit: Unit) -> bool:
-    """Return whether values are logarithmic."""
-    return unit in DECIBEL_UNITS
-
-
-def to_power(image: Tensor, unit: Unit) -> Tensor:
-    """Return values that may be averaged: linear power for decibels, else the values themselves."""
-    # torch.pow rounds the last elements of a tensor differently, so that its values would depend on the batch
-    return torch.exp(image * (math.log(10) / 10)) if is_decibels(unit) else image
-
-
-def from_power(image: Tensor, unit: Unit) -> Tensor:
-    """Undo `to_power`; power is at least 1e-10."""
-    return 10 * torch.log10(image.clamp_min(1e-10)) if is_decibels(unit) else image
 
 
 def class_mask(batch: Batch, klass: int) -> Tensor:

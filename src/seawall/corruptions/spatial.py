@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seawall.corruptions.severity import from_power, is_decibels, to_power
+from seawall.decibels import from_power, is_decibels, to_power
 from seawall.rng import Keys
 from seawall.types import FILL, Batch, Unit
 

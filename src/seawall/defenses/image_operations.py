@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from seawall.corruptions.geometry import Rotation, centered_grid, drawn_sign
-from seawall.corruptions.severity import check_severity, from_power, to_power, with_image
+from seawall.corruptions.severity import check_severity, with_image
 from seawall.corruptions.spatial import fill_unseen, seen_mean, warp
+from seawall.decibels import from_power, to_power
 from seawall.rng import Keys
 from seawall.types import Batch, Stage, Unit
 
