@@ -103,6 +103,25 @@ def test_class_balanced_centers_are_uniform_within_three_sigma(folder):
             assert 0 <= draw.center[0] - draw.row < 9 and 0 <= draw.center[1] - draw.col < 9
 
 
+def test_every_class_that_is_there_is_drawn_alike_and_centered(tmp_path):
+    """Of four classes one has no pixel, and the rarest a single one in a corner."""
+    writer = ChipWriter(tmp_path, ChipHeader(("B03",), "reflectance", ("land", "water", "ice", "snow"), 10.0))
+    for i in range(3):
+        label = np.zeros((20, 30), np.uint8)
+        label[5:9, 4:20] = 3
+        label[0, 0] = 1 if i == 2 else 0
+        writer.write(f"c{i}", f"g{i}", np.full((1, 20, 30), 0.1, np.float32), label)
+    folder, n = writer.finish(), 1800
+    draws = [Sampler(folder, folder.ids, patch=7, seed=0, balance="classes").draw(0, i) for i in range(n)]
+    drawn = np.bincount([int(folder.read(d.chip).label[d.center]) for d in draws], minlength=4)
+    assert drawn[2] == 0
+    assert (np.abs(drawn[[0, 1, 3]] - n / 3) < 3 * np.sqrt(n * 2 / 9)).all(), drawn
+    for d in draws:
+        moved = [min(max(c - 3, 0), side - 7) for c, side in zip(d.center, (20, 30), strict=True)]
+        assert [d.row, d.col] == moved  # in the middle, unless the patch would leave the chip
+    assert {(d.chip, d.row, d.col) for d in draws if d.center == (0, 0) and d.chip == "c2"} == {("c2", 0, 0)}
+
+
 def test_class_balanced_chips_are_drawn_in_proportion_to_their_pixels_of_the_class(folder):
     sampler = Sampler(folder, folder.ids, patch=9, seed=4, balance="classes")
     chips = {id_: folder.read(id_) for id_ in folder.ids}
