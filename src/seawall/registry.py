@@ -56,7 +56,7 @@ ANYTHING = ConfigDict(arbitrary_types_allowed=True)
 TRAITS = frozenset(
     {
         "weak", "black-box", "min-norm", "stochastic", "targeted", "set", "clean-label", "peers", "general", "scale-invariant",
-        "optical", "radar", "radiometric", "geometric",
+        "optical", "radar", "radiometric", "geometric", "no-gradient", "ignores-unseen",
     }
 )  # fmt: skip
 Method = TypeVar("Method", bound=type)
@@ -182,6 +182,11 @@ def find(kind: str, name: str) -> Entry:
         lost = "".join(f" (the plug-in {plugin} did not load: {why})" for plugin, why in _broken.items())
         raise UsageError(f"{kind}: unknown name {name!r}; {did_you_mean(name, names)}{lost}")
     return _entries[kind, name]
+
+
+def entry_of(kind: str, method: object) -> Entry | None:
+    """Return the entry that a method was made from; None for one that is not registered."""
+    return next((entry for entry in entries(kind) if entry.make is type(method)), None)
 
 
 @overload

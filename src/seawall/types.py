@@ -33,6 +33,21 @@ FILL: Mapping[str, float] = {"reflectance": 0.0, "sigma0_db": -30.0, "gamma0_db"
 """What an unseen pixel holds, per unit: a finite, dark value, so that no NaN reaches a network."""
 
 
+def seen_pixels(image: Tensor, unit: Unit) -> Tensor:
+    """Return which pixels (B, H, W) of an image (B, C, H, W) are seen, for a model that gets nothing but the image.
+
+    A pixel is unseen where all bands hold the fill. In 8-bit pictures the fill is black, which is a value too, so every
+    pixel counts as seen.
+
+    Example:
+        >>> seen_pixels(torch.tensor([[[[0.0, 0.0]], [[0.0, 0.2]]]]), "reflectance")
+        tensor([[[False,  True]]])
+    """
+    if unit == "stretched":
+        return torch.ones_like(image[:, 0], dtype=torch.bool)
+    return (image != FILL[unit]).any(1)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """What a model needs to be used rightly; it travels inside the weights file.
@@ -261,6 +276,27 @@ class Architecture(Protocol):
     """From a specification to a module with that `spec`: data units in, logits out."""
 
     def __call__(self, spec: ModelSpec) -> nn.Module: ...
+
+
+@runtime_checkable
+class FittedModel(Protocol):
+    """A segmentation model that is fitted in one look at training chips instead of being trained by gradients.
+
+    What the fit finds, such as a threshold or the centers of clusters, are buffers of the module, so that it is saved, loaded
+    and moved as weights are. A model that needs no fit has `fitted` set from the start.
+    """
+
+    spec: ModelSpec
+    fitted: Tensor
+
+    def fit(self, batches: Iterable[Batch], seed: int = 0) -> None:
+        """Fit the model; the order and the size of the batches mean nothing.
+
+        Args:
+            batches: Whole training chips, read once.
+            seed: Seed of the experiment.
+        """
+        ...
 
 
 @runtime_checkable

@@ -9,7 +9,9 @@ from torch import nn
 
 from seawall.errors import ModelError, RunError, UsageError
 from seawall.inference.backends import export_onnx, find_device, is_out_of_memory, open_runtime
-from seawall.types import ModelSpec
+from seawall.models.clustering import GaussianMixtureClustering
+from seawall.models.region_growing import RegionGrowing
+from seawall.types import Batch, ModelSpec
 
 needs_deploy = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime", "openvino")),
@@ -79,6 +81,20 @@ def test_other_runtimes_agree_with_torch(runtime):
     for one, other in zip(made, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
         assert (one.argmax(1) == other.argmax(1)).mean() > 0.9999
+
+
+@needs_deploy
+def test_clusters_are_exported_with_their_textures_and_regions_are_refused(tmp_path):
+    spec, image = Net().spec, torch.from_numpy(images(2, 24))
+    chips = [Batch.of(image, (image[:, 0] > image[:, 1]).long())]
+    model = GaussianMixtureClustering(clusters=3, space="both", window=3)(spec)
+    model.fit(chips)
+    with open_runtime(model, "onnx") as predict:
+        assert predict(images()) == pytest.approx(model(torch.from_numpy(images())).softmax(1).numpy(), abs=1e-5)
+    regions = RegionGrowing(prototypes=2)(spec)
+    regions.fit(chips)
+    with pytest.raises(ModelError, match="ONNX can express"):
+        export_onnx(regions, tmp_path / "net.onnx")
 
 
 @needs_deploy

@@ -20,12 +20,13 @@ from seawall.attacks.universal import Universal, UniversalPerChip
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.evaluation.case import Case
 from seawall.evaluation.case import fit_set_attacks as fitted_cases
-from seawall.registry import build
+from seawall.registry import build, entries
 from seawall.rng import Keys
+from seawall.testing.assertions import made
 from seawall.testing.fixtures import accuracy, ground_batch, linear_model, uneven_model
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
-from seawall.types import Batch
+from seawall.types import Attack, Batch
 
 EPS = ThreatModel("linf", 0.03, low=0.0)
 
@@ -66,8 +67,13 @@ class Blind(nn.Module):
 
 def test_a_model_without_gradients_is_an_error_or_a_job_for_the_black_box() -> None:
     model, batch = Blind(), ground_batch(size=16)
-    with pytest.raises(ModelError, match="black-box"):
-        PGD()(model, batch, EPS, keys(batch))
+    for entry in entries("attack"):
+        attack = made(entry, Attack)
+        if "black-box" in entry.traits:
+            assert attack(model, batch, EPS, keys(batch)).shape == batch.image.shape, entry.name
+            continue
+        with pytest.raises(ModelError, match="expected logits with a gradient to the image, got none; use a black-box"):
+            attack(model, batch, EPS, keys(batch))
     for attack in (Square(), Transfer()):
         assert (
             accuracy(model, batch, attack(model, batch, EPS, keys(batch))).mean() < accuracy(model, batch).mean() - 0.2

@@ -12,12 +12,15 @@ from seawall.errors import UsageError
 from seawall.inference.predict import predict_scene
 from seawall.inference.tiling import blend_tiles, plan_tiles
 from seawall.models.adapter import adapt
+from seawall.models.clustering import GaussianMixtureClustering, KMeansClustering
 from seawall.models.dense_unet import DenseUNet
 from seawall.models.dual_network import DualNetwork
 from seawall.models.receptive_field import measure_receptive_radius, receptive_field
+from seawall.models.region_growing import RegionGrowing
+from seawall.models.split_and_merge import SplitAndMerge
 from seawall.models.unet import UNet
 from seawall.models.water_index import WaterIndexThreshold
-from seawall.types import ModelSpec
+from seawall.types import Batch, FittedModel, ModelSpec
 from seawall.uncertainty.dropout import MonteCarloDropout
 from seawall.uncertainty.predictor import TTA, Ensemble, SinglePass
 from seawall.uncertainty.temperature import Temperature
@@ -30,6 +33,10 @@ SMALL_NETWORKS = {
     "dense-unet": DenseUNet(width=4, depth=2, growth=4, layers=2),
     "twins": DualNetwork(settings={"width": 4, "depth": 2}),
     "threshold": WaterIndexThreshold(),
+    "k-means": KMeansClustering(clusters=4),
+    "mixture-statistics": GaussianMixtureClustering(clusters=4, space="both"),
+    "k-means-glcm": KMeansClustering(clusters=4, space="texture", texture="glcm", window=5),
+    "mixture-gabor": GaussianMixtureClustering(clusters=4, space="texture", texture="gabor", window=9),
 }
 
 
@@ -60,6 +67,13 @@ def sharp(make, seed=0):
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.out_channels == 2:
             module.weight.data *= 8
+    return fitted(model)
+
+
+def fitted(model):
+    if isinstance(model, FittedModel) and not model.fitted:
+        image = torch.from_numpy(scene(48, 48, seed=5))[None]
+        model.fit([Batch.of(image, (image[:, 0] > image[:, 1]).long())])
     return model.eval()
 
 
@@ -159,10 +173,33 @@ def test_masks_of_dropout_follow_from_all_pixels_of_a_tile():
     assert receptive_field(model).reach is None
 
 
-@pytest.mark.parametrize("entry", registry.entries("model"), ids=lambda entry: entry.name)
+@pytest.mark.parametrize("make", [RegionGrowing(), SplitAndMerge()], ids=["growing", "merging"])
+def test_regions_over_tiles_are_flagged_and_one_tile_is_the_whole(tmp_path, make):
+    from seawall.geo.raster import Grid, read_raster, write_cog
+
+    draw = np.random.default_rng(0)
+    lakes = np.kron(draw.random((9, 12)) > 0.6, np.ones((32, 32), bool))
+    image = np.where(lakes, np.float32([0.06, 0.01])[:, None, None], np.float32([0.1, 0.3])[:, None, None])
+    image = (image + draw.normal(0, 0.003, image.shape)).astype(np.float32)
+    model = make(SPEC)
+    model.fit([Batch.of(torch.from_numpy(image[None]), torch.from_numpy(lakes[None]).long())])
+    grid = Grid(*lakes.shape, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
+    write_cog(tmp_path / "a.tif", image, grid, bands=SPEC.bands, nodata=float("nan"))
+    maps = {}
+    for tile in (None, 128):
+        made = predict_scene(model, tmp_path / "a.tif", tmp_path / str(tile), tile=tile)
+        assert (tile is not None) == any("receptive field unknown" in flag for flag in made.flags)
+        maps[tile] = read_raster(tmp_path / str(tile) / made.files["class"]).data[0] == 1
+    assert np.array_equal(maps[None], whole(model, image).argmax(0) == 1)
+    assert (maps[128] == lakes).mean() > 0.995
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in registry.entries("model") if "no-gradient" not in e.traits], ids=lambda entry: entry.name
+)
 def test_what_a_registered_model_states_holds_and_is_not_far_too_much(entry):
     torch.manual_seed(0)
-    model = registry.build("model", entry.name, entry.smoke)(SPEC).eval()
+    model = fitted(registry.build("model", entry.name, entry.smoke)(SPEC))
     for layer in model.modules():
         if isinstance(layer, nn.ReLU):
             layer.forward = functional.softplus  # every path is open: an unlucky start hides none

@@ -15,10 +15,11 @@ from seawall.attacks.target import (
     attack_mode,
     autograd_ready,
     check_attack_inputs,
+    check_gradient,
     check_logits,
     make_target,
 )
-from seawall.errors import ModelError, UsageError
+from seawall.errors import UsageError
 from seawall.rng import Keys
 from seawall.threat.model import Ball, ThreatModel
 from seawall.types import Batch, SegmentationModel
@@ -234,10 +235,7 @@ class BestAdversarial:
         """
         adv = adv.detach().requires_grad_()
         logits = self._logits(adv)
-        if not logits.requires_grad:
-            raise ModelError(
-                "model: expected logits with a gradient to the image, got none; use a black-box attack such as random"
-            )
+        check_gradient(logits)
         target = self.target.at_step(logits, progress)
         per_pixel = torch.where(target.valid, loss(logits, target), 0.0)
         (grad,) = torch.autograd.grad(per_pixel.sum(), adv)

@@ -17,10 +17,11 @@ from seawall.attacks.target import (
     attack_mode,
     autograd_ready,
     check_attack_inputs,
+    check_gradient,
     check_logits,
     make_target,
 )
-from seawall.errors import ModelError, UsageError
+from seawall.errors import UsageError
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import Ball, ThreatModel, per_image
@@ -175,10 +176,7 @@ class SmallestPerturbation:
         """
         adv = self.space.image(u).detach().requires_grad_()
         logits = check_logits(self.model(adv), adv, len(self.model.spec.classes))
-        if not logits.requires_grad:
-            raise ModelError(
-                "model: expected logits with a gradient to the image, got none; use a black-box attack such as square"
-            )
+        check_gradient(logits)
         return adv, logits, self.update(u, logits.detach())
 
     def update(self, u: Tensor, logits: Tensor) -> Tensor:

@@ -289,6 +289,18 @@ def check_logits(logits: Tensor, image: Tensor, classes: int) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
+def check_gradient(logits: Tensor) -> None:
+    """Check that logits of an image with gradients on have a gradient to it.
+
+    Raises:
+        ModelError: They do not, as those of a model that counts, sorts or searches.
+    """
+    if not logits.requires_grad:
+        raise ModelError(
+            "model: expected logits with a gradient to the image, got none; use a black-box attack: square, transfer or random"
+        )
+
+
 def predicted_classes(logits: Tensor) -> Tensor:
     """Return the predicted class (B, H, W), by one comparison where there are two classes."""
     return (logits[:, 1] > logits[:, 0]).long() if logits.shape[1] == 2 else logits.argmax(1)

@@ -19,10 +19,11 @@ from seawall.attacks.target import (
     attack_mode,
     autograd_ready,
     check_attack_inputs,
+    check_gradient,
     check_logits,
     make_target,
 )
-from seawall.errors import DataError, ModelError, UsageError
+from seawall.errors import DataError, UsageError
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
@@ -117,10 +118,7 @@ class UniversalNoise:
                 for batch, target, weight in zip(batches, targets, weights, strict=True):
                     adv = self.apply(noise, batch, threat).requires_grad_()
                     logits = check_logits(model(adv), adv, len(model.spec.classes))
-                    if not logits.requires_grad:
-                        raise ModelError(
-                            "model: expected logits with a gradient to the image, got none; use a black-box attack"
-                        )
+                    check_gradient(logits)
                     now = target.at_step(logits, i / self.steps)
                     counts = now.valid & ~self._already_sure(logits.detach(), now)
                     loss = torch.where(counts, self.loss(logits, now) * weight, 0.0)

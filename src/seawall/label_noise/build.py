@@ -151,6 +151,12 @@ class CorruptedLabels:
                 self._bytes -= self._recent.popitem(last=False)[1].nbytes
         return plane
 
+    def relabelled(self, chip: Chip) -> Chip:
+        """Return a whole chip with its corrupted label."""
+        plane = self(chip.id)
+        valid = chip.valid & (plane != IGNORE)
+        return replace(chip, label=np.where(valid, plane, 0).astype(np.int64), valid=valid)
+
     def _load(self, id_: str) -> NDArray[np.uint8]:
         row = self.folder.row(id_)
         text = "\0".join(

@@ -199,6 +199,30 @@ def check_bands_and_classes(name: str, spec: ModelSpec) -> None:
         )
 
 
+def check_image_bands(name: str, image: Tensor, bands: int) -> None:
+    """Check that an image (B, C, H, W) has the bands of a model.
+
+    Raises:
+        ModelError: It has not.
+    """
+    if image.shape[1] != bands:
+        raise ModelError(
+            f"{name}: expected {bands} bands, got an image of shape {tuple(image.shape)}; choose the bands of model.spec"
+        )
+
+
+def check_fitted(name: str, fitted: Tensor) -> None:
+    """Check that a model that is fitted to chips was.
+
+    Raises:
+        ModelError: It was not.
+    """
+    if not torch.compiler.is_compiling() and not fitted:  # an export follows no value of a tensor
+        raise ModelError(
+            f"{name}: expected a fitted model, got one without a fit; call model.fit(batches) on training chips"
+        )
+
+
 def settings_of(values: Mapping[str, object]) -> Mapping[str, Setting]:
     """Return the settings of an architecture in the types of a recipe."""
     return {key: cast(Setting, list(value) if isinstance(value, tuple) else value) for key, value in values.items()}
@@ -249,10 +273,7 @@ class Standardize(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the standardized image, same shape."""
-        if image.shape[1] != len(self.mean):
-            raise ModelError(
-                f"model: expected {len(self.mean)} bands, got an image of shape {tuple(image.shape)}; choose the bands of model.spec"
-            )
+        check_image_bands("model", image, len(self.mean))
         return (image - self.mean[:, None, None]) / self.std[:, None, None]
 
 

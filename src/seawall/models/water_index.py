@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from seawall.errors import ModelError, UsageError
+from seawall.labels.rules import ThresholdRule, parse_rule
 from seawall.labels.threshold import MIN_SEPARABILITY, split_histogram
 from seawall.labels.water_indices import NormalizedDifference, WaterIndex, parse_index
-from seawall.models.blocks import settings_of
+from seawall.models.blocks import check_fitted, check_image_bands, settings_of
 from seawall.modules import to_device_of
 from seawall.registry import register
 from seawall.threat.model import Ball
-from seawall.types import FILL, Batch, ModelSpec
+from seawall.types import Batch, ModelSpec, seen_pixels
 
 FINE_BINS, OTSU_BINS = 65536, 256
 """Bins of the histogram over the range of an index, and of the one over the occurring values."""
@@ -63,6 +64,26 @@ class WaterIndexThreshold:
         return ThresholdNet(replace(spec, architecture="threshold", settings=settings_of(asdict(self))), self)
 
 
+def parse_threshold(where: str, text: str) -> WaterIndexThreshold:
+    """Return the threshold of a text such as "mndwi > 0".
+
+    Args:
+        where: What the text is, for messages.
+        text: An index, ">" or "<", and a number.
+
+    Raises:
+        UsageError: The text is no fixed threshold on a water index.
+
+    Example:
+        >>> parse_threshold("baseline", "vv < -17").threshold
+        -17.0
+    """
+    rule = parse_rule(text)
+    if not isinstance(rule, ThresholdRule) or rule.inclusive:
+        raise UsageError(f'{where}: expected a threshold such as "mndwi > 0" or "vv < -17", got {text!r}; use < or >')
+    return WaterIndexThreshold(str(rule.index), threshold=rule.at)
+
+
 class ThresholdNet(nn.Module):
     """The model of a thresholded water index; the threshold is a buffer, so that it is saved and loaded as weights are.
 
@@ -97,11 +118,11 @@ class ThresholdNet(nn.Module):
         Raises:
             ModelError: The rule is "otsu" and the model was never fitted, or the image has other bands.
         """
-        if self.settings.rule == "otsu" and not self.fitted:
-            raise ModelError(
-                f"{self.index}: expected a fitted threshold, got none; call model.fit(batches) on training images"
-            )
-        index, defined = self.measure(image)
+        check_fitted(str(self.index), self.fitted)
+        return self.scores(*self.measure(image))
+
+    def scores(self, index: Tensor, defined: Tensor) -> Tensor:
+        """Return the logits (N, 2, ...) of values (N, ...) of the index; land where it is not defined."""
         z = self.sharpness * self.index.sign * (index - self.threshold)
         z = torch.where(defined, z, -self.sharpness)
         pair = [torch.zeros_like(z), z]
@@ -109,12 +130,9 @@ class ThresholdNet(nn.Module):
 
     def measure(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the index (B, H, W) and where it is defined; 0 where it is not."""
-        if image.shape[1] != len(self.spec.bands):
-            raise ModelError(
-                f"{self.index}: expected {len(self.spec.bands)} bands, got an image of shape {tuple(image.shape)}; choose the bands of model.spec"
-            )
+        check_image_bands(str(self.index), image, len(self.spec.bands))
         bands = [image[:, place] for place in self.places]
-        defined = (image != FILL[self.spec.unit]).any(1)
+        defined = seen_pixels(image, self.spec.unit)
         divisor = self.index.divisor(*bands)
         if divisor is not None:
             defined = defined & (divisor > 1e-6)
@@ -122,11 +140,12 @@ class ThresholdNet(nn.Module):
             bands = [torch.where(defined, band, 1.0) for band in bands]
         return torch.where(defined, self.index.formula(*bands), 0.0), defined
 
-    def fit(self, batches: Iterable[Batch]) -> bool:
-        """Set the threshold by Otsu's method over the seen pixels of training images; one pass, bounded memory.
+    def fit(self, batches: Iterable[Batch], seed: int = 0) -> None:
+        """Set the threshold by Otsu's method over the seen pixels of training images, if their histogram has two peaks.
 
-        Returns:
-            Whether the histogram has two peaks; if not, the fixed threshold stays.
+        Args:
+            batches: Training chips; one pass, bounded memory.
+            seed: Unused: nothing is drawn.
 
         Raises:
             UsageError: The rule is "fixed".
@@ -144,7 +163,6 @@ class ThresholdNet(nn.Module):
         found = split_histogram(*_histogram(counts, low, high), separability=self.settings.separability)
         if found.method == "otsu":
             self.threshold.fill_(found.value)
-        return found.method == "otsu"
 
 
 def _histogram(fine: Tensor, low: float, high: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

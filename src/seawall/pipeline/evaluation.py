@@ -22,12 +22,11 @@ from seawall.evaluation.measurement import ChipSource, case_progress, check_and_
 from seawall.evaluation.sanity_checks import QUICK_CHECKS
 from seawall.inference.backends import find_device
 from seawall.metrics.corruption_error import corruption_errors
-from seawall.models.water_index import ThresholdNet
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.keyed import adaptive_cases, models_without_key
 from seawall.pipeline.reference import exact_cases, transfer_cases
-from seawall.pipeline.training import model_factory, spec_of_chips
-from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases
+from seawall.pipeline.training import fit_to_chips, model_factory, spec_of_chips
+from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases, possible_cases
 from seawall.recipe.recipe import Recipe
 from seawall.recipe.sections import REFERENCE
 from seawall.types import ModelSpec, SegmentationModel
@@ -35,6 +34,8 @@ from seawall.types import ModelSpec, SegmentationModel
 
 def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
     """Evaluate every model on the held-out chips; the clean network, the reference and the baselines under attack as well.
+
+    A baseline without gradients has the attacks that need none.
 
     With a reference, attacks on it are given to the clean network, and baselines have their exact worst case where there is one.
 
@@ -57,6 +58,8 @@ def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Ma
     for name, model in {**attacked, **models}.items():
         mine = [*cases, *more] if name == first else cases if name in attacked else [CLEAN_CASE]
         mine = [*mine, *adaptive.get(name, ())]
+        if name in baselines:
+            mine = possible_cases(model, mine)
         if more and name in baselines:
             mine = [*exact_cases(attacks, model, next(iter(whole_chips(chips, split.test[:1])))), *corrupted]
         check_and_evaluate(
@@ -147,9 +150,8 @@ def estimator_models(recipe: Recipe, model: nn.Module) -> Iterator[tuple[str, nn
 
 
 def baseline_models(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the models without training, named by their index and rule."""
+    """Yield the models beside the networks, fitted to the training chips where they are fitted."""
     for method in run.recipe.baselines:
         model = model_factory(method)(spec_of_chips(chips))
-        if method.settings.get("rule") == "otsu":
-            cast(ThresholdNet, model).fit(whole_chips(chips, split.train))
+        fit_to_chips(model, whole_chips(chips, split.train), run.recipe.seed)
         yield baseline_name(method), model

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from seawall.chip_context import ChipContext
 from seawall.class_names import main_class
 from seawall.data.chips import ChipFolder, digest_chips
@@ -30,6 +33,7 @@ from seawall.pipeline.provenance import RunMetadata, data_facts, record_environm
 from seawall.pipeline.reference import given_reference, hardening_facts
 from seawall.pipeline.sensitivity import run_sensitivity
 from seawall.pipeline.training import (
+    check_fitted_model,
     measure_label_noise,
     model_factory,
     spec_of_chips,
@@ -41,10 +45,11 @@ from seawall.pipeline.validate import baseline_name, check_distinct_names, corru
 from seawall.pipeline.validation_metrics import validation_metrics
 from seawall.pipeline.weight_faults import measure_weight_faults
 from seawall.recipe.recipe import RUN_KEYS, Recipe
-from seawall.recipe.sections import REFERENCE
+from seawall.recipe.sections import REFERENCE, MethodSection
 from seawall.report.page import write_report
 from seawall.result import Progress
 from seawall.training.checkpoint import describe_differences
+from seawall.types import FittedModel
 from seawall.weight_faults.int8 import weight_parameters
 
 
@@ -120,10 +125,24 @@ def _check_models(run: RunContext, chips: ChipFolder, split: Split) -> None:
     check_distinct_names(run.recipe, spec_of_chips(chips))
     if run.recipe.sensitivity is not None:
         training_corruptions(run.recipe.sensitivity.corruptions, spec_of_chips(chips))
+    _check_model_of_recipe(run, chips)
     for method in run.recipe.baselines:
-        model_factory(method)(spec_of_chips(chips))
+        if any(weight.requires_grad for weight in _untrained_model(method, chips).parameters()):
+            raise RecipeError(
+                f"baselines: expected models that need no training by gradients, got {method.name}; name it as the recipe's model"
+            )
+
+
+def _check_model_of_recipe(run: RunContext, chips: ChipFolder) -> None:
+    model = _untrained_model(run.recipe.model, chips)
+    check_fitted_model(run.recipe, model)
     if run.recipe.faults:
-        weight_parameters(model_factory(run.recipe.model)(spec_of_chips(chips)))
+        weight_parameters(model)
+
+
+def _untrained_model(method: MethodSection, chips: ChipFolder) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        return model_factory(method)(spec_of_chips(chips))
 
 
 def train_only(
@@ -140,6 +159,7 @@ def train_only(
     chips, _ = load_chips(run, out)
     split = make_split(run, chips)
     training = training_settings(run, chips, split)
+    _check_model_of_recipe(run, chips)
     with RunLock(out):
         check_same_experiment(run, chips, split)
         write_atomic(out / "recipe.toml", recipe.to_toml())
@@ -149,10 +169,11 @@ def train_only(
         {"metric": name, "value": value}
         for name, value in validation_metrics(model, chips, split.val, recipe.training.robustness).items()
     ]
+    chosen = {} if isinstance(model, FittedModel) else {"chosen by": training.monitor}
     weights = out / "models" / recipe.model.name / "model.safetensors"
     facts: dict[str, str | int | float | None] = {
         "weights": str(weights), "train": len(split.train), "val": len(split.val), "test": len(split.test),
-        "split": split.how, "chosen by": training.monitor, **code_facts(code),
+        "split": split.how, **chosen, **code_facts(code),
     }  # fmt: skip
     return facts, table, ()
 

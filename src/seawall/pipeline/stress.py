@@ -13,9 +13,9 @@ from seawall.corruptions.severity import check_severity
 from seawall.errors import ModelError, UsageError
 from seawall.evaluation.case import COUNTED, Case, severity_cases
 from seawall.inputs import Sample
-from seawall.labels.rules import ThresholdRule, parse_rule
+from seawall.labels.rules import ThresholdRule
 from seawall.metrics.corruption_error import CorruptionError, corruption_errors
-from seawall.models.water_index import ThresholdNet, WaterIndexThreshold
+from seawall.models.water_index import ThresholdNet, WaterIndexThreshold, parse_threshold
 from seawall.models.weights import spec_of
 from seawall.pipeline.trained_model import flag_facts, flags_of, measure_target, open_target, row_folder
 from seawall.result import Failed, MutableRow, Progress
@@ -115,14 +115,7 @@ def threshold_model(text: str, spec: ModelSpec) -> NamedThreshold | None:
         UsageError: The text is no fixed threshold on a water index.
         ModelError: The bands, classes or unit are not the index's.
     """
-    settings = WaterIndexThreshold()
-    if text:
-        rule = parse_rule(text)
-        if not isinstance(rule, ThresholdRule) or rule.inclusive:
-            raise UsageError(
-                f'baseline: expected a threshold such as "mndwi > 0" or "vv < -17", got {text!r}; use < or >'
-            )
-        settings = WaterIndexThreshold(str(rule.index), threshold=rule.at)
+    settings = parse_threshold("baseline", text) if text else WaterIndexThreshold()
     try:
         net = settings(spec)
     except ModelError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -16,24 +16,23 @@ from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.loader import PatchFeed, whole_chips
 from seawall.data.splits import Split, record_split
-from seawall.errors import DataError, UsageError, did_you_mean
+from seawall.errors import DataError, RecipeError, UsageError, did_you_mean
 from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
 from seawall.models.blocks import Standardize
 from seawall.models.keyed import KeyedModel
-from seawall.models.weights import load_model, set_split, spec_of, split_of, weights_digest
+from seawall.models.weights import load_model, save_model, set_split, spec_of, split_of, weights_digest
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.keyed import network_key, protected
 from seawall.pipeline.validation_metrics import ROBUST_IOU, SINGLE_STEP_IOU, metric_names, validation_metrics
 from seawall.pipeline.worker import training_job
-from seawall.recipe.recipe import Network
-from seawall.recipe.sections import MethodSection, PretrainingSection
+from seawall.recipe.recipe import Network, Recipe
+from seawall.recipe.sections import MethodSection, PretrainingSection, TrainingSection
 from seawall.rng import Keys
-from seawall.training.checkpoint import History
 from seawall.training.configuration import MEAN_IOU, Training, default_monitor
 from seawall.training.launch import run_processes
 from seawall.training.loop import fit
 from seawall.training.pretrain import PRETRAINING, PatchLabels, pretrain_encoder
-from seawall.types import ModelSpec, Objective
+from seawall.types import Batch, FittedModel, ModelSpec, Objective
 
 
 def train_networks(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
@@ -108,10 +107,12 @@ def train_network(run: RunContext, chips: ChipFolder, split: Split, network: Net
     return load_model(run.folder / "models" / network.name / "model.safetensors", key=network_key(run.recipe, network))
 
 
-def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> History:
-    """Train one network in this process, which may be one of several of a distributed training."""
+def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> None:
+    """Train one network in this process, which may be one of several of a distributed training.
+
+    A model that is fitted to chips is fitted and written instead.
+    """
     recipe, section = run.recipe, run.recipe.training_of(network)
-    training = training_settings(run, chips, split, network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
         model = protected(
@@ -119,6 +120,10 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         )
     start = _start_from(section.start, model, chips, split)
     set_split(model, record_split(chips, split))
+    if isinstance(model, FittedModel):
+        _fit_network(run, chips, split, network, model)
+        return
+    training = training_settings(run, chips, split, network)
     if isinstance(model, KeyedModel):
         model.fit_standardize(whole_chips(chips, split.train))
     elif not start:
@@ -135,7 +140,7 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
     if section.pretraining is not None:
         _pretrain(run, model, section.pretraining, network, patches)
         start = weights_digest(model)
-    return fit(
+    fit(
         model,
         objective_of(network.objective),
         patches(training),
@@ -157,6 +162,45 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         metrics=metric_names(chips.classes, section.robustness),
         progress=run.stage_progress(f"train {network.name}"),
     )
+
+
+def _fit_network(run: RunContext, chips: ChipFolder, split: Split, network: Network, model: nn.Module) -> None:
+    """Fit a model to the training chips, with the labels of the network, and write its weights; a resumed run does it again, in seconds."""
+    labels = corrupted_labels(run, chips, split, network)
+    progress = run.stage_progress(f"train {network.name}")
+    progress(0, 1, f"fits to {len(split.train)} chips")
+    fit_to_chips(model, whole_chips(chips, split.train, edit=labels.relabelled if labels else None), run.recipe.seed)
+    save_model(run.folder / "models" / network.name / "model.safetensors", model)
+    progress(1, 1, f"fitted to {len(split.train)} chips")
+
+
+def fit_to_chips(model: nn.Module, batches: Iterable[Batch], seed: int) -> None:
+    """Fit a model to training chips, if it is fitted to chips and not yet."""
+    if isinstance(model, FittedModel) and not model.fitted:
+        model.fit(batches, seed)
+
+
+def check_fitted_model(recipe: Recipe, model: nn.Module) -> None:
+    """Refuse keys of a recipe that have no effect on its model, where that is fitted to chips instead of being trained.
+
+    Raises:
+        RecipeError: Names the key.
+    """
+    if not isinstance(model, FittedModel):
+        return
+    given = {
+        "training": recipe.training != TrainingSection(),
+        "reference": recipe.reference is not None,
+        "keyed": recipe.keyed is not None,
+        "faults": bool(recipe.faults),
+        "sensitivity": recipe.sensitivity is not None,
+        "noises.objective": any(noise.objective is not None for noise in recipe.noises),
+    }
+    if wrong := [key for key, there in given.items() if there]:
+        raise RecipeError(
+            f"{wrong[0]}: expected no such key for {recipe.model.name}, which is fitted to the training chips and has no gradients to its weights; "
+            "remove it, or train a network"
+        )
 
 
 def _pretrain(

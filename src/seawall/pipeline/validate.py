@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from torch import nn
 
 from seawall import registry
 from seawall.attacks.suites import named_attacks as attacks_of
@@ -16,11 +18,12 @@ from seawall.evaluation.case import Case, severity_cases
 from seawall.geo.sensors import resolve_bands
 from seawall.label_noise.build import build_noise
 from seawall.labels.rules import parse_rule
+from seawall.models.weights import spec_of
 from seawall.recipe.recipe import Recipe
-from seawall.recipe.sections import CorruptionSection, DataSection, MethodSection
+from seawall.recipe.sections import BaselineSection, CorruptionSection, DataSection
 from seawall.simulate.scene import S2_BANDS
 from seawall.threat.parser import parse_threat
-from seawall.types import DECIBEL_UNITS, ModelSpec, Unit
+from seawall.types import DECIBEL_UNITS, Attack, ModelSpec, Unit
 from seawall.weight_faults.build import named_defenses
 
 OWN_LABELS = ("truth", "cover")
@@ -54,10 +57,7 @@ def validate_recipe(recipe: Recipe) -> None:
     for objective in (first.objective if first else None, *(network.objective for network in recipe.networks)):
         if objective is not None:
             registry.build("objective", objective.name, objective.settings)
-    for attack in recipe.attacks:
-        registry.build("attack", attack.name, attack.settings)
-    for suite in recipe.suites:
-        registry.build("suite", suite.name, suite.settings)
+    _validate_attacks(recipe)
     for corruption in recipe.corruptions:
         _validate_corruption(corruption, recipe)
     for fault in recipe.faults:
@@ -203,6 +203,42 @@ def attack_cases(recipe: Recipe, spec: ModelSpec) -> Iterator[Case]:
             yield from (Case(name, method, parse_threat(text, spec)) for name, method in attacks_of(made))
 
 
+def lacks_gradient(model: str) -> bool:
+    """Return whether a registered model has no gradient to the image."""
+    return "no-gradient" in registry.find("model", model).traits
+
+
+def is_black_box(attack: Attack) -> bool:
+    """Return whether an attack uses no gradient of the model."""
+    entry = registry.entry_of("attack", attack)
+    return entry is not None and "black-box" in entry.traits
+
+
+def possible_cases(model: nn.Module, cases: Sequence[Case]) -> list[Case]:
+    """Return the cases that a registered model can be measured under: without a gradient, no attack that needs one."""
+    if not lacks_gradient(spec_of(model).architecture):
+        return list(cases)
+    return [case for case in cases if case.attack is None or is_black_box(case.attack)]
+
+
+def _validate_attacks(recipe: Recipe) -> None:
+    """Build the attacks and the suites.
+
+    Raises:
+        UsageError: A name or a setting is wrong.
+        RecipeError: One needs gradients, and the recipe's model has none.
+    """
+    made = {attack.name: [registry.build("attack", attack.name, attack.settings)] for attack in recipe.attacks}
+    for suite in recipe.suites:
+        made[suite.name] = [attack for _, attack in attacks_of(registry.build("suite", suite.name, suite.settings))]
+    for name, attacks in made.items() if lacks_gradient(recipe.model.name) else ():
+        if not all(map(is_black_box, attacks)):
+            raise RecipeError(
+                f"attacks, suites: expected attacks without gradients for {recipe.model.name}, which has none, got {name}; use square, "
+                "transfer or random"
+            )
+
+
 def corruption_cases(recipe: Recipe, chips: ChipContext) -> Iterator[Case]:
     """Yield every corruption of a recipe at every severity.
 
@@ -214,9 +250,10 @@ def corruption_cases(recipe: Recipe, chips: ChipContext) -> Iterator[Case]:
         yield from severity_cases(made, section.severities)
 
 
-def baseline_name(method: MethodSection) -> str:
-    """Return the name of a baseline in the rows: its index and rule, or its registered name."""
-    return "-".join(str(method.settings[key]) for key in ("index", "rule") if key in method.settings) or method.name
+def baseline_name(method: BaselineSection) -> str:
+    """Return the name of a baseline in the rows: as it is called, else its index and rule, or its registered name."""
+    named = "-".join(str(method.settings[key]) for key in ("index", "rule") if key in method.settings)
+    return method.called or named or method.name
 
 
 def check_distinct_names(recipe: Recipe, spec: ModelSpec) -> None:
@@ -234,5 +271,5 @@ def check_distinct_names(recipe: Recipe, spec: ModelSpec) -> None:
     names = [recipe.model.name, *map(baseline_name, recipe.baselines), *(f"+{e.name}" for e in recipe.estimators)]
     if twice_named := [name for name in names if names.count(name) > 1]:
         raise RecipeError(
-            f"baselines, estimators: expected each name once, got {twice_named[0]!r} twice; put one of the two into another recipe"
+            f"baselines, estimators: expected each name once, got {twice_named[0]!r} twice; give one of two baselines another `called`, or put it into another recipe"
         )

@@ -19,6 +19,7 @@ from seawall.recipe.sections import (
     OTHER_KEY,
     REFERENCE,
     AttackSection,
+    BaselineSection,
     CorruptionSection,
     DataSection,
     FaultSection,
@@ -95,7 +96,7 @@ class Recipe(RecipeSection):
     training: TrainingSection = TrainingSection()
     reference: ReferenceSection | None = None
     keyed: KeyedSection | None = None
-    baselines: tuple[MethodSection, ...] = ()
+    baselines: tuple[BaselineSection, ...] = ()
     estimators: tuple[MethodSection, ...] = ()
     attacks: tuple[AttackSection, ...] = ()
     suites: tuple[AttackSection, ...] = ()
@@ -206,6 +207,9 @@ class Recipe(RecipeSection):
         for key in ("start", "pretraining", "robustness"):  # ids of recipes without them stay what they were
             if not tree["training"][key]:
                 del tree["training"][key]
+        for baseline in tree["baselines"]:
+            if not baseline["called"]:
+                del baseline["called"]
         if self.reference is None:
             del tree["reference"]
         if self.keyed is None:
@@ -275,7 +279,7 @@ def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
         "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "keyed": KeyedSection, "objective": MethodSection,
-        "baselines": MethodSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "sensitivity": SensitivitySection,
+        "baselines": BaselineSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "sensitivity": SensitivitySection,
         "noises": NoiseSection, "faults": FaultSection, "scene": SceneSection,
     }  # fmt: skip
     for step in path:

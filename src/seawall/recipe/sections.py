@@ -25,6 +25,16 @@ class MethodSection(RecipeSection):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class BaselineSection(MethodSection):
+    """A model beside the network, which needs no training by gradients: a threshold, or a model that is fitted to the training chips.
+
+    Args:
+        called: Name in the rows, needed where two baselines would have one; its index and rule, or its registered name, if empty.
+    """
+
+    called: str = Field("", pattern=r"^([a-z0-9][a-z0-9._+-]*)?$")
+
+
 class DataSection(RecipeSection):
     """Where the chips come from.
 

@@ -37,14 +37,14 @@ def run_settings(run: RunFolder) -> Section:
         items = [
             ("Recipe", recipe.name),
             ("Network", _method_text(recipe.model)),
-            ("Objective", _method_text(recipe.training.objective)),
+            ("Objective", _method_text(recipe.training.objective) if run.trained else ""),
             ("Training", _settings_text(recipe.training.settings)),
             ("Pre-training of the encoder", _pretraining_text(recipe.training)),
             (
                 "Keyed transform",
                 f"{recipe.keyed.transform} ({_settings_text(recipe.keyed.settings)})" if recipe.keyed else "",
             ),
-            ("Compared with", join_words([_method_text(m) for m in recipe.baselines])),
+            ("Compared with", join_words([m.called or _method_text(m) for m in recipe.baselines])),
             ("Attacks", "; ".join(map(_attack_text, recipe.attacks))),
             ("Suites", "; ".join(map(_attack_text, recipe.suites))),
             ("Natural perturbations", join_words([c.called or c.name for c in recipe.corruptions])),

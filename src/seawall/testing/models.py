@@ -7,14 +7,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from seawall.errors import ModelError
 from seawall.models.weights import load_model, save_model, spec_of
 from seawall.registry import Entry
-from seawall.testing.assertions import made, quiet_random, same_bits
+from seawall.testing.assertions import made, quiet_random, same_bits, same_snapshot, snapshot
 from seawall.testing.fixtures import BANDS
-from seawall.types import Architecture, ModelSpec
+from seawall.types import FILL, Architecture, Batch, FittedModel, ModelSpec
 
 MODEL_SPEC = ModelSpec(BANDS, ("land", "water"), "reflectance", 10.0)
+OTHER_SPECS = (
+    ModelSpec(("B03",), ("land", "water"), "reflectance", 10.0),
+    ModelSpec((*BANDS, "B01", "B8A"), ("land", "water", "snow"), "reflectance", 10.0),
+    ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0),
+    ModelSpec(("VH",), ("land", "water", "flood", "wetland"), "gamma0_db", 20.0),
+)
 SIZES = ((1, 1), (7, 5), (16, 16), (17, 33))
 
 
@@ -47,10 +55,33 @@ def check_evaluation_is_deterministic(entry: Entry) -> None:
     assert same_bits(image, before), "the model wrote to its image"
 
 
+def check_any_bands_and_classes(entry: Entry) -> None:
+    """One band or many, reflectance or decibels, two classes or more: finite logits of every class, or one line that says what does not fit."""
+    for spec in OTHER_SPECS:
+        try:
+            model = _model(entry, spec)
+        except ModelError as bad:
+            assert "expected" in str(bad) and "\n" not in str(bad), (
+                f"{spec.bands}: no line that says what fits, but {bad}"
+            )
+            continue
+        image = _image(1, 9, 7, spec)
+        logits = model(image)
+        assert logits.shape == (1, len(spec.classes), 9, 7), (
+            f"{spec.bands}, {spec.classes}: logits {tuple(logits.shape)}"
+        )
+        assert bool(logits.isfinite().all()), f"the logits of {spec.unit} are not finite"
+
+
 def check_gradient_reaches_the_image(entry: Entry) -> None:
-    """The logits have a finite gradient to the image that is not zero everywhere: the model can be attacked."""
+    """The logits have a finite gradient to the image that is not zero everywhere, so that gradients can attack the model; with the trait
+    `no-gradient` they have none."""
     image = _image(2, 16, 16).requires_grad_()
-    (grad,) = torch.autograd.grad(_model(entry)(image)[:, 1].sum(), image)
+    logits = _model(entry)(image)
+    if "no-gradient" in entry.traits:
+        assert not logits.requires_grad, "it has a gradient; leave out the trait no-gradient"
+        return
+    (grad,) = torch.autograd.grad(logits[:, 1].sum(), image)
     assert bool(grad.isfinite().all()) and bool((grad != 0).any()), "the gradient is not finite or zero everywhere"
 
 
@@ -72,6 +103,46 @@ def check_nothing_beyond_the_receptive_field(entry: Entry) -> None:
     )
 
 
+def check_unseen_pixels_change_nothing_elsewhere(entry: Entry) -> None:
+    """Unseen pixels beside an image, as in a padded chip, change no logit farther away than `reach`; with the trait `ignores-unseen` none at all.
+
+    A network reads the fill of unseen pixels as it reads the padding of a convolution, so within its receptive field they count.
+    """
+    model = _model(entry)
+    reach = 0 if "ignores-unseen" in entry.traits else getattr(model, "reach", None)
+    if reach is None:
+        return
+    size = max(4 * (reach // 4 + 2), 22)
+    patches = _image(1, size // 5 + 1, size // 5 + 1).repeat_interleave(5, 2).repeat_interleave(5, 3)
+    image = patches[..., :size, :size] + 0.1 * _image(1, size, size)
+    # widths that are no multiples of a block or of a stride
+    around = functional.pad(image, (0, 11, 0, 7), value=FILL[MODEL_SPEC.unit])
+    alone, beside = model(image), model(around)
+    far = size - reach
+    apart = (alone - beside[..., :size, :size])[..., :far, :far].abs().amax().detach()
+    assert float(apart) <= 1e-5, (
+        f"unseen pixels change logits that are more than {reach} pixels away, by {float(apart):.2g}"
+    )
+
+
+def check_fit_is_reproducible(entry: Entry) -> None:
+    """A model that is fitted to chips says so before, draws from its own seed alone, and is the same for any order of the batches."""
+    models = [made(entry, Architecture)(MODEL_SPEC).eval() for _ in range(2)]
+    if not isinstance(models[0], FittedModel) or models[0].fitted:
+        return
+    try:
+        models[0](_image(1, 4, 4))
+        raise AssertionError("it gives logits before it is fitted")
+    except ModelError as bad:
+        assert "fit" in str(bad), f"expected a line that says to fit it, got {bad}"
+    chips = _chips(MODEL_SPEC)
+    with quiet_random():
+        models[0].fit([chips], seed=3)
+    models[1].fit([chips.select([i]) for i in (2, 0, 3, 1)], seed=3)  # type: ignore[operator]
+    assert models[0].fitted, "it does not say that it is fitted"
+    assert same_snapshot(snapshot(models[0]), snapshot(models[1])), "the order of the chips changes the fit"
+
+
 def check_weights_travel(entry: Entry) -> None:
     """Saved and loaded again, the model has the same specification and the same logits to the bit."""
     model, image = _model(entry), _image(1, 16, 16)
@@ -83,15 +154,26 @@ def check_weights_travel(entry: Entry) -> None:
     assert same_bits(model(image), again.eval()(image)), "the loaded model has other logits"
 
 
-def _model(entry: Entry) -> nn.Module:
+def _model(entry: Entry, spec: ModelSpec = MODEL_SPEC) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return made(entry, Architecture)(MODEL_SPEC).eval()
+        model = made(entry, Architecture)(spec).eval()
+    if isinstance(model, FittedModel) and not model.fitted:
+        model.fit([_chips(spec)])
+    return model
 
 
-def _image(count: int, height: int, width: int) -> Tensor:
+def _image(count: int, height: int, width: int, spec: ModelSpec = MODEL_SPEC) -> Tensor:
     draw = torch.Generator().manual_seed(7)
-    return 0.05 + 0.3 * torch.rand(count, len(BANDS), height, width, generator=draw)
+    image = 0.05 + 0.3 * torch.rand(count, len(spec.bands), height, width, generator=draw)
+    return image if spec.unit == "reflectance" else 100 * image - 40
+
+
+def _chips(spec: ModelSpec) -> Batch:
+    """Return four chips of all classes, which differ in their first band."""
+    image = _image(4, 16, 16, spec)
+    label = (image[:, 0].argsort(-1).argsort(-1) * len(spec.classes)) // 16
+    return Batch.of(image, label)
 
 
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]

@@ -477,7 +477,7 @@ def _check_model(model: nn.Module, training: Training, check: Validation | None)
     spec_of(model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError(
-            "fit: expected a model with parameters, got none; a threshold is calibrated with model.fit(batches)"
+            "fit: expected a model with parameters, got none; a model without any is fitted to chips with model.fit(batches)"
         )
     for name, part in model.named_modules():
         if isinstance(part, Standardize) and not part.fitted:
