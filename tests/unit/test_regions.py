@@ -11,7 +11,7 @@ from scipy import ndimage
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.models.region_growing import RegionGrowing, evenly_spaced_markers, grow_regions, smoothed
 from seawall.models.regions import RegionNet, region_means
-from seawall.models.split_and_merge import SplitAndMerge, adjacent_regions, merge_regions, split_blocks
+from seawall.models.split_and_merge import SplitAndMerge, adjacent_regions, merge_regions, quadtree_blocks
 from seawall.types import Batch, ModelSpec
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
@@ -180,7 +180,7 @@ def deviation(values: np.ndarray) -> float:
 @given(st.integers(0, 10_000), st.sampled_from([1, 4, 8, 32]))
 def test_blocks_are_the_largest_uniform_ones(seed, largest) -> None:
     values, seen = picture(seed, (19, 30))
-    blocks = split_blocks(values, seen, spread=0.0301, largest=largest)
+    blocks = quadtree_blocks(values, seen, spread=0.0301, largest=largest)
     assert np.array_equal(blocks >= 0, seen)
 
     def leaves(top: int, left: int, side: int) -> int:
@@ -203,7 +203,7 @@ def test_blocks_are_the_largest_uniform_ones(seed, largest) -> None:
 @given(st.integers(0, 10_000), st.sampled_from([0.02, 0.06]), st.sampled_from([0.01, 0.05]), st.sampled_from([0, 0.1]))
 def test_merged_regions_are_uniform_and_no_pair_is_left_to_merge(seed, spread, difference, hidden) -> None:
     values, seen = picture(seed, hidden=hidden)
-    blocks = split_blocks(values, seen, spread=spread, largest=8)
+    blocks = quadtree_blocks(values, seen, spread=spread, largest=8)
     regions = merge_regions(values, blocks, spread=spread, difference=difference)
     check_partition(regions, seen, None if hidden else FOUR)  # a block that unseen pixels divide is one region
     assert all(len(np.unique(regions[blocks == k])) == 1 for k in range(blocks.max() + 1))  # blocks stay whole

@@ -603,7 +603,7 @@ def test_the_verb_refuses_what_it_cannot_do(folder: Path, weights_file: Path, tm
     set_split(plain, None)
     save_model(tmp_path / "unsplit.safetensors", plain)
     for words, code, says in (
-        ((tmp_path / "mndwi.safetensors", folder), 1, "got none with weights"),
+        ((tmp_path / "mndwi.safetensors", folder), 1, "expected no such key for threshold"),
         ((tmp_path / "unsplit.safetensors", folder), 2, "chosen_on: expected chips to choose the bits on"),
         ((weights_file, folder, "--part", "all"), 2, "chosen_on: expected other chips than those that are measured"),
         ((weights_file, folder, "--fault", "progresive-bit-search"), 2, "did you mean 'progressive-bit-search'"),
@@ -683,7 +683,7 @@ def test_recipes_with_wrong_faults_are_refused_before_the_training(folder: Path,
     for faults, model, says in (
         ([{"name": "random"}], "unet", "unknown name 'random'"),
         ([{"name": "random-flips", "defenses": ["clip"]}], "unet", "weight-defense: unknown name 'clip'"),
-        (FAULTS, "threshold", "got none with weights"),
+        (FAULTS, "threshold", "expected no such key for threshold"),
     ):
         path = tmp_path / "bad.toml"
         path.write_text(make_recipe({**base, "faults": faults, "model": {"name": model}}).to_toml())

@@ -158,9 +158,9 @@ class KMeansClusters(nn.Module):
         with threadpool_limits(1):  # sums over threads are rounded in any order
             found = KMeans(count, n_init=4, random_state=seed % 2**32).fit(scaled, sample_weight=sample.weight)
         rows = np.arange(len(self.centers)) % count
-        _copy(self.mean, mean)
-        _copy(self.std, std)
-        _copy(self.centers, found.cluster_centers_[rows])
+        _fill(self.mean, mean)
+        _fill(self.std, std)
+        _fill(self.centers, found.cluster_centers_[rows])
         return np.asarray(np.eye(len(self.centers))[found.labels_])
 
     def assign(self, features: Tensor) -> Tensor:
@@ -213,11 +213,11 @@ class GaussianClusters(nn.Module):
         rows = np.arange(len(self.centers)) % count
         log_weights = np.log(np.maximum(found.weights_, 1e-30))[rows]
         log_weights[count:] -= WEIGHTLESS
-        _copy(self.mean, mean)
-        _copy(self.std, std)
-        _copy(self.centers, found.means_[rows])
-        _copy(self.log_weights, log_weights)
-        _copy(self.precisions, _square_matrices(found.precisions_cholesky_, self.covariance, count, len(mean))[rows])
+        _fill(self.mean, mean)
+        _fill(self.std, std)
+        _fill(self.centers, found.means_[rows])
+        _fill(self.log_weights, log_weights)
+        _fill(self.precisions, _square_matrices(found.precisions_cholesky_, self.covariance, count, len(mean))[rows])
         return np.pad(posterior, ((0, 0), (0, len(rows) - count)))
 
     def log_posterior(self, features: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def _square_matrices(factors: DoubleArray, covariance: Covariance, count: int, f
     return np.eye(features) * each[:, None]
 
 
-def _copy(buffer: Tensor, values: DoubleArray) -> None:
+def _fill(buffer: Tensor, values: DoubleArray) -> None:
     buffer.copy_(torch.tensor(values))
 
 

@@ -65,13 +65,13 @@ class SplitAndMerge(RegionSegmentation):
     def partition(self, values: DoubleArray, seen: BoolArray, unit: Unit) -> RegionMap:
         """Divide the seen pixels of an image into regions."""
         spread = SPREAD[unit] if self.spread is None else self.spread
-        blocks = split_blocks(values, seen, spread=spread, largest=self.largest)
+        blocks = quadtree_blocks(values, seen, spread=spread, largest=self.largest)
         return merge_regions(
             values, blocks, spread=spread, difference=spread if self.difference is None else self.difference, unit=unit
         )
 
 
-def split_blocks(values: DoubleArray, seen: BoolArray, *, spread: float, largest: int) -> RegionMap:
+def quadtree_blocks(values: DoubleArray, seen: BoolArray, *, spread: float, largest: int) -> RegionMap:
     """Return the leaves of the quadtree: the largest blocks in which no band has a higher standard deviation.
 
     A block that unseen pixels divide is one leaf all the same.
@@ -84,7 +84,7 @@ def split_blocks(values: DoubleArray, seen: BoolArray, *, spread: float, largest
 
     Example:
         >>> image = np.array([[0.0, 0.0, 5.0, 5.0], [0.0, 0.0, 5.0, 9.0]])[..., None]
-        >>> split_blocks(image, np.ones((2, 4), bool), spread=1.0, largest=4).tolist()
+        >>> quadtree_blocks(image, np.ones((2, 4), bool), spread=1.0, largest=4).tolist()
         [[0, 0, 1, 2], [0, 0, 3, 4]]
     """
     height, width = seen.shape

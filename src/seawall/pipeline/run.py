@@ -49,6 +49,7 @@ from seawall.recipe.sections import REFERENCE, MethodSection
 from seawall.report.page import write_report
 from seawall.result import Progress
 from seawall.training.checkpoint import describe_differences
+from seawall.training.configuration import Training
 from seawall.types import FittedModel
 from seawall.weight_faults.int8 import weight_parameters
 
@@ -165,17 +166,23 @@ def train_only(
         write_atomic(out / "recipe.toml", recipe.to_toml())
         code = record_environment(out)
         model = train_network(run, chips, split, recipe.networks[0])
+    figures = validation_metrics(model, chips, split.val, recipe.training.robustness) if split.val else {}
     table: list[dict[str, str | int | float | None]] = [
-        {"metric": name, "value": value}
-        for name, value in validation_metrics(model, chips, split.val, recipe.training.robustness).items()
+        {"metric": name, "value": value} for name, value in figures.items()
     ]
-    chosen = {} if isinstance(model, FittedModel) else {"chosen by": training.monitor}
+    chosen = {} if isinstance(model, FittedModel) else {"kept": kept_weights(training)}
     weights = out / "models" / recipe.model.name / "model.safetensors"
     facts: dict[str, str | int | float | None] = {
         "weights": str(weights), "train": len(split.train), "val": len(split.val), "test": len(split.test),
         "split": split.how, **chosen, **code_facts(code),
     }  # fmt: skip
     return facts, table, ()
+
+
+def kept_weights(training: Training) -> str:
+    """Return in words which weights of a training are kept."""
+    mean = f", their average with decay {training.ema:g}" if training.ema else ""
+    return f"the last{mean}" if training.keep == "last" else f"the best by {training.monitor}{mean}"
 
 
 def label_noise_facts(run: RunContext) -> dict[str, str]:

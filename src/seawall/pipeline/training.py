@@ -144,7 +144,7 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         model,
         objective_of(network.objective),
         patches(training),
-        lambda trained: validation_metrics(trained, chips, split.val, section.robustness),
+        (lambda trained: validation_metrics(trained, chips, split.val, section.robustness)) if split.val else None,
         training,
         run.folder / "models" / network.name,
         device=run.device,
@@ -254,13 +254,16 @@ def training_settings(run: RunContext, chips: ChipFolder, split: Split, network:
     """Return the settings of the training of a network, the recipe's first by default, with the metric that selects the weights.
 
     By default it is the IoU of water, or the mean over the classes if no validation chip has water; after PGD where the
-    validation chips are attacked.
+    validation chips are attacked. Without validation chips there is none, and the last weights are kept.
 
     Raises:
-        UsageError: The monitored metric is unknown, or no validation pixel has its class.
+        UsageError: The monitored metric is unknown, no validation pixel has its class, or there is no validation chip.
     """
     section = run.recipe.training_of(network or run.recipe.networks[0])
     training, classes, robustness = Training(**section.settings), chips.classes, section.robustness
+    if not split.val:
+        check_without_validation(training, robustness is not None)
+        return replace(training, keep="last")
     counts = np.sum([chips.row(id_).class_counts for id_ in split.val], axis=0)
     pixels = {f"val.iou.{name}": int(n) for name, n in zip(classes, counts, strict=True)}
     if not training.monitor:
@@ -278,6 +281,24 @@ def training_settings(run: RunContext, chips: ChipFolder, split: Split, network:
             f"use {MEAN_IOU}, or another split"
         )
     return training
+
+
+def check_without_validation(training: Training, robustness: bool) -> None:
+    """Refuse settings that need validation chips, where there are none.
+
+    Raises:
+        UsageError: Names the setting.
+    """
+    needing = {
+        "monitor": bool(training.monitor),
+        "halt": bool(training.halt),
+        "patience": training.patience > 0,
+        "robustness": robustness,
+    }
+    if given := [key for key, there in needing.items() if there]:
+        raise UsageError(
+            f"training.{given[0]}: expected none without validation chips, which it needs; leave it out, or raise split.val"
+        )
 
 
 def spec_of_chips(chips: ChipFolder) -> ModelSpec:

@@ -83,7 +83,7 @@ class SplitSection(RecipeSection):
 
     by: Literal["group", "block"] = SplitSettings.by
     block_m: float = SplitSettings.block_m
-    val: float = Field(SplitSettings.val, gt=0)
+    val: float = Field(SplitSettings.val, ge=0)
     test: float = Field(SplitSettings.test, gt=0)
 
     @model_validator(mode="after")

@@ -135,7 +135,7 @@ def check_fit_is_reproducible(entry: Entry) -> None:
         raise AssertionError("it gives logits before it is fitted")
     except ModelError as bad:
         assert "fit" in str(bad), f"expected a line that says to fit it, got {bad}"
-    chips = _chips(MODEL_SPEC)
+    chips = _training_chips(MODEL_SPEC)
     with quiet_random():
         models[0].fit([chips], seed=3)
     models[1].fit([chips.select([i]) for i in (2, 0, 3, 1)], seed=3)  # type: ignore[operator]
@@ -159,7 +159,7 @@ def _model(entry: Entry, spec: ModelSpec = MODEL_SPEC) -> nn.Module:
         torch.manual_seed(0)
         model = made(entry, Architecture)(spec).eval()
     if isinstance(model, FittedModel) and not model.fitted:
-        model.fit([_chips(spec)])
+        model.fit([_training_chips(spec)])
     return model
 
 
@@ -169,7 +169,7 @@ def _image(count: int, height: int, width: int, spec: ModelSpec = MODEL_SPEC) ->
     return image if spec.unit == "reflectance" else 100 * image - 40
 
 
-def _chips(spec: ModelSpec) -> Batch:
+def _training_chips(spec: ModelSpec) -> Batch:
     """Return four chips of all classes, which differ in their first band."""
     image = _image(4, 16, 16, spec)
     label = (image[:, 0].argsort(-1).argsort(-1) * len(spec.classes)) // 16

@@ -46,6 +46,8 @@ class Training:
         ema: Decay of the moving average of the weights, which is then validated and kept instead of them, batch-norm
             statistics included; 0 keeps none. 0.995 is common.
         precision: "32-true", or mixed precision, which is faster on some hardware.
+        keep: Weights that are kept: "best", those of the check with the best value of `monitor`, or "last". With few validation
+            chips the best check is one of chance.
         patience: Checks without improvement until training stops; 0 never stops early.
         monitor: Validation metric that selects the best weights; "" is "val.iou.water" where there is such a class,
             and the mean over the classes, "val.iou.mean", where there is none.
@@ -78,6 +80,7 @@ class Training:
     clip: NonNegativeFloat = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    keep: Literal["best", "last"] = "best"
     patience: NonNegativeInt = 0
     monitor: str = ""
     better: Literal["higher", "lower"] = "higher"
@@ -93,6 +96,13 @@ class Training:
         if warmup == 0 and before.data.get("schedule") == "onecycle":
             raise ValueError("a share above 0 for onecycle")
         return warmup
+
+    @field_validator("patience")
+    @classmethod
+    def _check_patience(cls, patience: int, before: ValidationInfo) -> int:
+        if patience and before.data.get("keep") == "last":
+            raise ValueError('0 with keep = "last", which keeps the weights at the end of all epochs')
+        return patience
 
     @property
     def steps(self) -> int:

@@ -304,7 +304,7 @@ class _TrainingRun:
         due = check is not None and (last or (state.epoch + 1) % training.check_every == 0)
         with self._kept_weights():
             metrics = self._metrics(check) if check is not None and due else {}
-        best = check is None or (due and self._improves(metrics))
+        best = check is None or training.keep == "last" or (due and self._improves(metrics))
         if best:
             state.best, state.best_epoch, state.stale = metrics.get(training.monitor), state.epoch, 0
         elif due:
