@@ -12,7 +12,7 @@ from seawall.data.chips import ChipFolder
 from seawall.data.curate import curate_chips
 from seawall.data.index import ChipHeader
 from seawall.data.selection import SEEN_IN_TRAINING, select_chips
-from seawall.data.splits import record_split, split_chips
+from seawall.data.splits import labelled_ids, record_split, split_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
 from seawall.geo.raster import Grid
@@ -295,6 +295,22 @@ def test_a_training_that_was_split_otherwise_is_not_gone_on_with(chips: ChipFold
 
     with pytest.raises(RunError, match=r"split\.val"):
         train_only(other, tmp_path, device="cpu", resume=True, progress=no_progress)
+
+
+def test_without_a_validation_part_the_rest_trains_and_the_last_weights_are_kept(chips: ChipFolder, tmp_path: Path):
+    recipe = recipe_of(chips, SplitSettings(val=0.0, test=0.3))
+    facts, table, _ = train_only(recipe, tmp_path / "a", device="cpu", resume=True, progress=no_progress)
+    assert facts["val"] == 0 and facts["train"] + facts["test"] == len(labelled_ids(chips)) and table == []  # type: ignore[operator]
+    assert facts["kept"] == "the last"
+    found = api.evaluate(str(facts["weights"]), chips.root, out=tmp_path / "rows")
+    assert found.table and "flag chips-seen-in-training" not in found.facts
+    for section, says in (
+        ({"settings": {"monitor": "val.iou.water"}}, r"training\.monitor: expected none without validation chips"),
+        ({"robustness": {"threat": THREAT}}, r"training\.robustness: expected none without validation chips"),
+    ):
+        tree = recipe.model_dump(mode="json", exclude_none=True) | {"training": section}
+        with pytest.raises(UsageError, match=says):
+            train_only(make_recipe(tree), tmp_path / "b", device="cpu", resume=True, progress=no_progress)
 
 
 def test_the_real_chips_agree(real_chips: Path, tmp_path: Path):

@@ -24,6 +24,7 @@ from seawall.models.weights import load_model, read_spec
 from seawall.recipe.recipe import make_recipe
 from seawall.registry import build
 from seawall.training import loop
+from seawall.training.checkpoint import History
 from seawall.training.distributed import OtherProcessError, all_reduce_gradients, on_rank_zero
 from seawall.training.loop import DivergedError, Training, fit
 from seawall.training.objectives.supervised import Supervised
@@ -292,6 +293,24 @@ def test_patience_and_the_choice_of_the_best(tmp_path: Path) -> None:
     assert "val.iou.water" not in history.rows[0]
 
 
+def test_the_last_weights_are_kept_where_they_are_asked_for(tmp_path: Path) -> None:
+    def train(**settings: object) -> tuple[History, dict[str, torch.Tensor]]:
+        values = iter([0.9, 0.5, 0.7])
+        training = replace(QUICK, epochs=3, steps_per_epoch=1, **settings)  # type: ignore[arg-type]
+        home = tmp_path / "-".join(map(str, settings.values()))
+        history = fit(make(), QUIET, toy, lambda model: {"val.iou.water": next(values)}, training, home)
+        return history, dict(load_model(history.weights).state_dict())
+
+    best, first = train(keep="best")
+    last, final = train(keep="last")
+    # the loop never chooses where there is no validation, so its weights are those after the last step
+    unchosen = fit(make(), QUIET, toy, None, replace(QUICK, epochs=3, steps_per_epoch=1), tmp_path / "none").weights
+    assert ([row["best"] for row in best.rows], best.best_epoch, best.best) == ([True, False, False], 0, 0.9)
+    assert ([row["best"] for row in last.rows], last.best_epoch, last.best) == ([True, True, True], 2, 0.7)
+    assert all(torch.equal(final[name], tensor) for name, tensor in load_model(unchosen).state_dict().items())
+    assert any(not torch.equal(final[name], first[name]) for name in final)
+
+
 def test_what_cannot_train_is_refused(tmp_path: Path) -> None:
     for model, training, check, error, word in (
         (UNet(4, 1)(SPEC), QUICK, None, ModelError, "standardize.fit"),
@@ -324,6 +343,10 @@ def test_what_cannot_train_is_refused(tmp_path: Path) -> None:
         ({"warmup": 1.0}, "training.warmup: expected less than 1, got 1.0"),
         ({"schedule": "onecycle", "warmup": 0.0}, "training.warmup: expected a share above 0 for onecycle, got 0.0"),
         ({"schedule": "cosin"}, "training.schedule: expected 'constant', 'cosine', 'poly' or 'onecycle', got 'cosin'"),
+        (
+            {"keep": "last", "patience": 3},
+            'training.patience: expected 0 with keep = "last", which keeps the weights at the end of all epochs, got 3',
+        ),
         ({"clip": -1.0}, "training.clip: expected greater than or equal to 0, got -1.0"),
         ({"weight_decay": float("nan")}, "training.weight_decay: expected greater than or equal to 0, got nan"),
     ],
