@@ -88,6 +88,15 @@ KEYED_ATTACKS: Mapping[str, str] = {
 """Adaptive attacks on a network behind a keyed transform, by their names in the rows."""
 
 
+WAYS: Mapping[str, str] = {
+    "contiguous": "PyTorch, contiguous",
+    "channels-last": "PyTorch, channels last",
+    "onnx": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+"""Ways to run a network, and what readers call them."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One measured number and everything needed to trace it.

@@ -8,7 +8,7 @@ import torch
 
 from seawall.errors import DataError, UsageError
 from seawall.metrics.bootstrap import Resamples, percentile_interval
-from seawall.metrics.calibration import edge_band
+from seawall.metrics.boundary import edge_band
 from seawall.metrics.counts import SIZE_BINS, SizedObjects, _count_wide, confusion, pooled_ratios, summarize
 from seawall.metrics.ratios import ConfusionCounts, compute_ratio, f1, iou, miou, specificity
 

@@ -24,6 +24,7 @@ MEASURES: Mapping[str, str] = {
     "counts": "pixels",
     "srip": "srip.accuracy",
     "calibration": "calib.pixels",
+    "boundary": "boundary.pixels",
     "sizes": "area.true_km2",
     "hiding": "hiding.pixels",
 }
@@ -125,8 +126,15 @@ class Case:
         return made
 
     def applicable(self, classes: int) -> tuple[str, ...]:
-        """The measures that apply with so many classes: SRIP scores need two, hiding an attack that hides a class."""
-        fits = {"srip": classes == 2, "hiding": bool(hidden_class(self.attack))}
+        """The measures that apply with so many classes: SRIP scores need two, hiding an attack that hides a class.
+
+        Boundaries are measured without an attack; under one they would double the records for a figure that nobody reads.
+        """
+        fits = {
+            "srip": classes == 2,
+            "hiding": bool(hidden_class(self.attack)),
+            "boundary": self.attack is None,
+        }
         return tuple(m for m in MEASURES if m in self.measures and fits.get(m, True))
 
     def image(self, model: SegmentationModel, batch: Batch, seed: int) -> Tensor:

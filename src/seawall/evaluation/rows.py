@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seawall.evaluation.case import MEASURES, Case
-from seawall.metrics.calibration import calibration_counts, edge_band
+from seawall.metrics.boundary import boundary_counts, edge_band
+from seawall.metrics.calibration import calibration_counts
 from seawall.metrics.counts import SIZE_BINS, SizedObjects
 from seawall.metrics.srip import srip_scores, to_gray
 from seawall.records import Record, RecordLog, ThreatFacts
@@ -131,6 +132,22 @@ def _calibration_records(
     return rows
 
 
+def _boundary_records(
+    model: SegmentationModel, cache: BatchCache, batch: Batch, logits: Tensor, pred: Tensor
+) -> ChipRecords:
+    classes = model.spec.classes
+    counts = boundary_counts(pred, batch.label, batch.valid, len(classes))
+
+    def rows(i: int, base: Record) -> Iterator[Record]:
+        pixels = int(batch.valid[i].sum())
+        for klass, (tp, fp, fn) in zip(classes, counts[i].tolist(), strict=True):
+            for name, value in (("tp", tp), ("fp", fp), ("fn", fn)):
+                yield base.measured(f"boundary.{name}", float(value), pixels, klass)
+        yield base.measured("boundary.pixels", float(pixels), pixels)
+
+    return rows
+
+
 def _object_size_records(
     model: SegmentationModel, cache: BatchCache, batch: Batch, logits: Tensor, pred: Tensor
 ) -> ChipRecords:
@@ -150,6 +167,7 @@ def _object_size_records(
 MEASURE_RECORDS: Mapping[str, Callable[[SegmentationModel, BatchCache, Batch, Tensor, Tensor], ChipRecords]] = {
     "srip": _srip_records,
     "calibration": _calibration_records,
+    "boundary": _boundary_records,
     "sizes": _object_size_records,
     "hiding": lambda model, cache, batch, logits, pred: lambda i, base: iter(()),
     "counts": lambda model, cache, batch, logits, pred: lambda i, base: iter(()),

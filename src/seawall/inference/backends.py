@@ -67,7 +67,7 @@ def open_runtime(
     with TemporaryDirectory(prefix="seawall-") as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(model, path)
-        logits = _load_onnx(path) if runtime == "onnx" else _load_openvino(path)
+        logits = load_exported(path, runtime)
 
         def predict(images: FloatArray) -> FloatArray:
             got = logits(images)
@@ -214,6 +214,20 @@ def _softmax(logits: FloatArray, temperature: float) -> FloatArray:
     scaled -= scaled.max(1, keepdims=True)
     np.exp(scaled, out=scaled)
     return np.asarray(scaled / scaled.sum(1, keepdims=True), np.float32)
+
+
+def load_exported(path: Path, runtime: str) -> Predict:
+    """Return a function from images (N, C, H, W) to the logits of an exported network, on the CPU and PyTorch's number of threads.
+
+    Args:
+        path: File of `export_onnx`.
+        runtime: onnx or openvino.
+
+    Raises:
+        RunError: The extra `deploy` is not installed.
+    """
+    require_packages(runtime)
+    return _load_onnx(path) if runtime == "onnx" else _load_openvino(path)
 
 
 def _load_onnx(path: Path) -> Predict:

@@ -48,7 +48,7 @@ def aggregate_records(rows: Iterable[Record], *, samples: int = 1000, seed: int 
             draws = Resamples.over(table.groups, samples, seed)
             found += _of_counts(table, draws)
             found += _of_groups(table)
-        for part in (_of_srip, _of_bins, _of_sizes, _of_area, _of_hiding, _of_kept_pixels):
+        for part in (_of_srip, _of_bins, _of_boundary, _of_sizes, _of_area, _of_hiding, _of_kept_pixels):
             found += part(table, samples, seed)
         found += _of_costs(table)
     return found
@@ -139,6 +139,18 @@ def _bins(table: ChipTable, part: str, places: list[tuple[str, str]]) -> DoubleA
 def _ece(count: DoubleArray, correct: DoubleArray, confidence: DoubleArray) -> DoubleArray:
     """Mean distance between accuracy and confidence over bins (R, M), weighted by pixels."""
     return divide_or_nan(np.abs(correct - confidence).sum(-1), count.sum(-1))
+
+
+def _of_boundary(table: ChipTable, samples: int, seed: int) -> Iterator[Record]:
+    """IoU of the pixels near the boundary of each class."""
+    if "boundary.pixels" not in table.rows:
+        return
+    tp, fp, fn = (table.column(f"boundary.{name}") for name in COUNTS)
+    counts, draws = ConfusionCounts(tp, fp, fn, np.zeros(len(tp))), Resamples.over(table.groups, samples, seed)
+    for how in AVERAGES:
+        yield from interval_records(
+            table, f"boundary_iou.{how}", estimate_ratio(counts, "iou", how, draws), table.classes
+        )
 
 
 def _of_sizes(table: ChipTable, samples: int, seed: int) -> Iterator[Record]:

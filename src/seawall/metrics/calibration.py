@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import log_softmax, max_pool2d
+from torch.nn.functional import log_softmax
 
 from seawall.arrays import DoubleArray
 from seawall.errors import UsageError
@@ -78,21 +78,3 @@ def expected_calibration_error(found: Calibration) -> float | None:
     """Return the pooled expected calibration error; None without a valid pixel."""
     gaps = np.abs(found.correct.sum(0) - found.confidence.sum(0)).sum()
     return finite_or_none(float(divide_or_nan(gaps, found.count.sum())))
-
-
-def edge_band(label: Tensor, valid: Tensor, reach: int = 3) -> Tensor:
-    """Return the valid pixels within `reach` pixels (in rows and columns) of a valid pixel of another class.
-
-    Args:
-        label: (B, H, W).
-        valid: (B, H, W) bool.
-        reach: Half width of the band, in pixels.
-    """
-    value = label.float()[:, None]
-    inside, size = valid[:, None], 2 * reach + 1
-
-    def highest(x: Tensor) -> Tensor:
-        return max_pool2d(x.masked_fill(~inside, -torch.inf), size, stride=1, padding=reach)
-
-    mixed = highest(value) > -highest(-value)
-    return mixed[:, 0] & valid

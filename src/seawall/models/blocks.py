@@ -115,7 +115,12 @@ class Segmenter(nn.Module):
         self.network = network
         self.features = features
         # Channels-last costs nothing on a CPU and gains up to a half; on tensor cores it always gains.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.lay_out(torch.channels_last)
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Keep weights and activations in this layout from now on; it changes speed, and no logit beyond rounding."""
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W) of an image (B, C, H, W) in data units."""
@@ -136,7 +141,7 @@ class Segmenter(nn.Module):
         x = self.standardize(image)
         if self.features is not None:
             x = torch.cat([x, self.features(image)], 1)
-        return pad_to(x.contiguous(memory_format=torch.channels_last), self.stride)
+        return pad_to(x.contiguous(memory_format=self.memory_format), self.stride)
 
 
 def crop_to(logits: Tensor, image: Tensor) -> Tensor:

@@ -84,6 +84,19 @@ def hardening_facts(run: RunContext) -> dict[str, object]:
     }
 
 
+FIT_BILL = "fit.json"
+"""File beside the weights of a model that was fitted: the CPU seconds of the fit."""
+
+
+def training_minutes(run: RunContext, name: str) -> float | None:
+    """Return the CPU-minutes of the training or the fit of a model of a run; None where they were not recorded."""
+    folder = run.folder / "models" / name
+    bill = folder / FIT_BILL
+    if bill.exists():
+        return float(json.loads(bill.read_text(encoding="utf-8"))["cpu_seconds"]) / 60
+    return _cpu_minutes(_history(folder / PRETRAINING) + _history(folder))
+
+
 def _history(folder: Path) -> list[HistoryRow]:
     path = folder / "history.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -25,8 +25,9 @@ from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.consistency import with_consistency_flags
 from seawall.models.weights import read_spec, weights_digest
 from seawall.pipeline.context import RunContext
+from seawall.pipeline.costs import measure_run_costs
 from seawall.pipeline.data import load_chips, make_split
-from seawall.pipeline.evaluation import estimator_facts, evaluate_models
+from seawall.pipeline.evaluation import baseline_models, estimator_facts, evaluate_models
 from seawall.pipeline.keyed import key_check, keyed_facts, validate_keyed
 from seawall.pipeline.mapping import map_scene
 from seawall.pipeline.provenance import RunMetadata, data_facts, record_environment
@@ -111,6 +112,8 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         if recipe.faults:
             with metadata.time_stage("weight faults"):
                 measure_weight_faults(run, chips, split, models)
+        with metadata.time_stage("cost"):
+            measure_run_costs(run, {**models, **dict(baseline_models(run, chips, split))})
         if recipe.reference is not None:
             metadata.update(hardening=hardening_facts(run))
         with metadata.time_stage("scene"):
@@ -127,6 +130,12 @@ def _check_models(run: RunContext, chips: ChipFolder, split: Split) -> None:
     if run.recipe.sensitivity is not None:
         training_corruptions(run.recipe.sensitivity.corruptions, spec_of_chips(chips))
     _check_model_of_recipe(run, chips)
+    for further in run.recipe.models:
+        trained = further.training or further.objective or further.balance
+        if trained and isinstance(_untrained_model(further, chips), FittedModel):
+            raise RecipeError(
+                f"models: expected name, called and settings alone for {further.name}, which is fitted to the training chips; remove the others"
+            )
     for method in run.recipe.baselines:
         if any(weight.requires_grad for weight in _untrained_model(method, chips).parameters()):
             raise RecipeError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import cast
@@ -17,12 +19,14 @@ from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.loader import PatchFeed, whole_chips
 from seawall.data.splits import Split, record_split
 from seawall.errors import DataError, RecipeError, UsageError, did_you_mean
+from seawall.io import write_atomic
 from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
 from seawall.models.blocks import Standardize
 from seawall.models.keyed import KeyedModel
 from seawall.models.weights import load_model, save_model, set_split, spec_of, split_of, weights_digest
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.keyed import network_key, protected
+from seawall.pipeline.reference import FIT_BILL
 from seawall.pipeline.validation_metrics import ROBUST_IOU, SINGLE_STEP_IOU, metric_names, validation_metrics
 from seawall.pipeline.worker import training_job
 from seawall.recipe.recipe import Network, Recipe
@@ -71,7 +75,7 @@ def measure_label_noise(run: RunContext, chips: ChipFolder, split: Split) -> dic
                 f"got none changed in {valid} pixels; use another noise or a higher rate"
             )
         found[network.name] = {
-            "model": run.recipe.model.name,
+            "model": network.model.name,
             "noise": noise.called or noise.name,
             "rate": network.rate,
             "vary": noise.vary,
@@ -114,9 +118,9 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
     """
     recipe, section = run.recipe, run.recipe.training_of(network)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
+        torch.manual_seed(Keys(recipe.seed, (network.model.name,)).number(0))
         model = protected(
-            recipe, network, model_factory(recipe.model)(replace(spec_of_chips(chips), note=recipe.title))
+            recipe, network, model_factory(network.model)(replace(spec_of_chips(chips), note=recipe.title))
         )
     start = _start_from(section.start, model, chips, split)
     set_split(model, record_split(chips, split))
@@ -169,8 +173,11 @@ def _fit_network(run: RunContext, chips: ChipFolder, split: Split, network: Netw
     labels = corrupted_labels(run, chips, split, network)
     progress = run.stage_progress(f"train {network.name}")
     progress(0, 1, f"fits to {len(split.train)} chips")
+    began = time.process_time()
     fit_to_chips(model, whole_chips(chips, split.train, edit=labels.relabelled if labels else None), run.recipe.seed)
+    bill = json.dumps({"cpu_seconds": time.process_time() - began})
     save_model(run.folder / "models" / network.name / "model.safetensors", model)
+    write_atomic(run.folder / "models" / network.name / FIT_BILL, bill)
     progress(1, 1, f"fitted to {len(split.train)} chips")
 
 

@@ -49,7 +49,7 @@ def validate_recipe(recipe: Recipe) -> None:
         UsageError: A method, a setting or a threat is wrong.
     """
     _validate_kind(recipe.data)
-    for method in (recipe.model, *recipe.baselines):
+    for method in (recipe.model, *recipe.models, *recipe.baselines):
         registry.build("model", method.name, method.settings)
     for estimator in recipe.estimators:
         registry.build("uncertainty", estimator.name, estimator.settings)
@@ -268,7 +268,8 @@ def check_distinct_names(recipe: Recipe, spec: ModelSpec) -> None:
             f"attacks: expected each name once per threat, got {twice[0][0]!r} twice under {twice[0][1]!r}; "
             "give one attack another `called`, or put one suite into another recipe"
         )
-    names = [recipe.model.name, *map(baseline_name, recipe.baselines), *(f"+{e.name}" for e in recipe.estimators)]
+    networks = [network.name for network in recipe.networks]
+    names = [*networks, *map(baseline_name, recipe.baselines), *(f"+{e.name}" for e in recipe.estimators)]
     if twice_named := [name for name in names if names.count(name) > 1]:
         raise RecipeError(
             f"baselines, estimators: expected each name once, got {twice_named[0]!r} twice; give one of two baselines another `called`, or put it into another recipe"

@@ -21,10 +21,12 @@ from seawall.recipe.sections import (
     AttackSection,
     BaselineSection,
     CorruptionSection,
+    CostSection,
     DataSection,
     FaultSection,
     KeyedSection,
     MethodSection,
+    ModelSection,
     NoiseSection,
     RecipeSection,
     ReferenceSection,
@@ -43,21 +45,27 @@ class Network(NamedTuple):
 
     Args:
         name: Its name in rows and folders, such as "unet" or "unet@dilate-0.1+gce".
+        model: Its architecture.
         objective: What is minimized.
         noise: Its label noise; None for the labels as they are.
         rate: Value of the setting that the noise varies.
+        training: Settings of the training that differ from the recipe's.
     """
 
     name: str
+    model: MethodSection
     objective: MethodSection
     noise: NoiseSection | None = None
     rate: float = 0.0
+    training: Mapping[str, Any] = {}
 
 
 RENAMED_KEYS = {"interrogation": "sanity_checks"}
 """Keys of recipes by an earlier version, and what they are called now."""
 
 RUN_KEYS = (
+    "models",
+    "cost",
     "attacks",
     "suites",
     "corruptions",
@@ -71,7 +79,7 @@ RUN_KEYS = (
 )
 """Keys that `seawall run` measures or maps by, and that have no meaning for a training alone."""
 
-DISPLAY_KEYS = ("title", "note", "published", "examples", "scene", "sensitivity")
+DISPLAY_KEYS = ("title", "note", "published", "examples", "scene", "sensitivity", "cost")
 """Keys of a recipe that change the report and no network and no row of the records."""
 
 
@@ -96,6 +104,8 @@ class Recipe(RecipeSection):
     training: TrainingSection = TrainingSection()
     reference: ReferenceSection | None = None
     keyed: KeyedSection | None = None
+    models: tuple[ModelSection, ...] = ()
+    cost: CostSection | None = None
     baselines: tuple[BaselineSection, ...] = ()
     estimators: tuple[MethodSection, ...] = ()
     attacks: tuple[AttackSection, ...] = ()
@@ -115,6 +125,7 @@ class Recipe(RecipeSection):
         beside = {
             "reference": self.reference,
             "noises": self.noises,
+            "models": self.models,
             "training.start": self.training.start,
             "training.pretraining": self.training.pretraining,
         }
@@ -162,11 +173,12 @@ class Recipe(RecipeSection):
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """The networks to train: one on the labels as they are, the reference, then one per label noise and rate."""
-        own, base = self.training.objective, self.model.name
+        """The networks to train: one on the labels as they are, the reference, the further models, then one per label noise and rate."""
+        own, model = self.training.objective, self.model
         noisy = (
             Network(
-                f"{base}@{noise.called or noise.name}-{rate:g}" + (f"+{noise.way}" if noise.way else ""),
+                f"{model.name}@{noise.called or noise.name}-{rate:g}" + (f"+{noise.way}" if noise.way else ""),
+                model,
                 noise.objective or own,
                 noise,
                 rate,
@@ -175,22 +187,30 @@ class Recipe(RecipeSection):
             for rate in noise.rates
         )
         beside = self.reference
-        plain = (Network(REFERENCE, beside.objective),) if beside is not None and not beside.weights else ()
-        keyed = (Network(REFERENCE, own), Network(OTHER_KEY, own)) if self.keyed is not None else ()
-        return (Network(base, own), *plain, *keyed, *noisy)
+        trained = beside is not None and not beside.weights
+        plain = (Network(REFERENCE, model, beside.objective, training=beside.settings),) if beside and trained else ()
+        keyed = (Network(REFERENCE, model, own), Network(OTHER_KEY, model, own)) if self.keyed is not None else ()
+        further = (
+            Network(one.called or one.name, one, one.objective or own, training=one.training) for one in self.models
+        )
+        return (Network(model.name, model, own), *plain, *keyed, *further, *noisy)
 
     def training_of(self, network: Network) -> TrainingSection:
-        """Return how a network is trained; the reference has no attacked validation and starts from random weights."""
-        if self.reference is None or network.name != REFERENCE:
+        """Return how a network is trained; the reference has no attacked validation, and both it and further models start from
+        random weights."""
+        reference = self.reference is not None and network.name == REFERENCE
+        if not reference and not isinstance(network.model, ModelSection):
             return self.training
-        settings = {**self.training.settings, **self.reference.settings}
-        changes = {
+        changes: dict[str, Any] = {
             "objective": network.objective,
-            "settings": settings,
+            "settings": {**self.training.settings, **network.training},
             "start": "",
             "pretraining": None,
-            "robustness": None,
         }
+        if reference:
+            changes["robustness"] = None
+        elif isinstance(network.model, ModelSection) and network.model.balance:
+            changes["balance"] = network.model.balance
         return self.training.model_copy(update=changes)
 
     @property
@@ -200,6 +220,7 @@ class Recipe(RecipeSection):
         for section in (
             "corruptions",
             "faults",
+            "models",
         ):  # recipes without them keep the id that they had before there were any
             if not tree[section]:
                 del tree[section]
@@ -278,7 +299,7 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
-        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "keyed": KeyedSection, "objective": MethodSection,
+        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "keyed": KeyedSection, "models": ModelSection, "cost": CostSection, "objective": MethodSection,
         "baselines": BaselineSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "sensitivity": SensitivitySection,
         "noises": NoiseSection, "faults": FaultSection, "scene": SceneSection,
     }  # fmt: skip

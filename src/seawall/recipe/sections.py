@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from seawall.keyed_transforms.keys import check_key_source
-from seawall.records import SEVERITIES
+from seawall.records import SEVERITIES, WAYS
 from seawall.split_record import SplitSettings
 from seawall.training.configuration import Training
 
@@ -33,6 +33,49 @@ class BaselineSection(MethodSection):
     """
 
     called: str = Field("", pattern=r"^([a-z0-9][a-z0-9._+-]*)?$")
+
+
+class ModelSection(MethodSection):
+    """A further model, trained on the same labels as the recipe's and measured on clean images beside it.
+
+    Args:
+        called: Name in rows and folders, needed where one model is there with two settings; its own if empty.
+        training: Fields of `seawall.training.configuration.Training` that differ from the recipe's.
+        objective: What is minimized instead of the recipe's objective.
+        balance: How patches are drawn instead of the recipe's way.
+    """
+
+    called: str = Field("", pattern=r"^([a-z0-9][a-z0-9._+-]*)?$")
+    training: dict[str, Any] = Field(default_factory=dict)
+    objective: MethodSection | None = None
+    balance: Literal["area", "classes"] | None = None
+
+    @field_validator("training")
+    @classmethod
+    def _check_training(cls, training: dict[str, Any]) -> dict[str, Any]:
+        TypeAdapter(Training).validate_python(training)
+        return training
+
+
+class CostSection(RecipeSection):
+    """What every model of the run costs: parameters, multiply-accumulates, seconds per megapixel.
+
+    Args:
+        ways: Ways to run the networks: contiguous, channels-last, onnx, openvino.
+        size: Side of the timed image in pixels.
+        repeats: Times that every model is timed each way; the models take turns, and the median counts.
+    """
+
+    ways: tuple[str, ...] = Field(tuple(WAYS), min_length=1)
+    size: int = Field(512, ge=64, le=8192)
+    repeats: int = Field(5, ge=1, le=1000)
+
+    @field_validator("ways")
+    @classmethod
+    def _check_ways(cls, ways: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [way for way in ways if way not in WAYS]:
+            raise ValueError(f"some of {', '.join(WAYS)}, but {unknown[0]!r} is none")
+        return ways
 
 
 class DataSection(RecipeSection):

@@ -16,6 +16,7 @@ from seawall.errors import RunError
 from seawall.io import write_atomic
 from seawall.report.calibration import calibration_section
 from seawall.report.corruptions import corruption_section
+from seawall.report.cost import cost_section
 from seawall.report.elements import (
     BulletList,
     CodeBlock,
@@ -129,7 +130,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
     corrupted = _with_examples(corruption_section(index), example_chips(run, index, unreadable, corrupted=True))
     scene = scene_section(run, unreadable)
     found = (
-        clean_scores(run, index), hardening_section(run, index), keyed_section(run, index), attacked, corrupted, label_noise_section(index),
+        clean_scores(run, index), cost_section(run, index), hardening_section(run, index), keyed_section(run, index), attacked, corrupted, label_noise_section(index),
         calibration_section(index), sensitivity_section(run.sensitivity), weight_fault_section(run, index), scene,
         published_comparison(run, index), run_settings(run), data_and_split(run), learning_curves(run, index), flags_section(run, index, unreadable), provenance_section(run, index),
     )  # fmt: skip
@@ -138,6 +139,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         "data",
         "learning",
         "scores",
+        "cost",
         "hardening",
         "keyed",
         "robustness",

@@ -17,7 +17,8 @@ from seawall.report.run_facts import EstimatorFacts, NoiseFacts
 
 DISPLAY_NAMES = {
     "fcn-8s": "FCN-8s", "fcn-16s": "FCN-16s", "fcn-32s": "FCN-32s", "fcn-alexnet": "FCN-AlexNet", "segnet": "SegNet", "segformer": "SegFormer",
-    "patch-classifier": "patch classifier", "dense-labeling": "dense labeling", "unet": "U-Net", "dense-unet": "dense U-Net", "index-unet": "index U-Net", "anchored-unet": "anchored U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
+    "pspnet": "PSPNet", "linknet": "LinkNet", "deeplabv3+": "DeepLabV3+", "unet++": "U-Net++", "k-means": "k-means", "gaussian-mixture": "Gaussian mixture",
+    "region-growing": "region growing", "split-and-merge": "split and merge", "patch-classifier": "patch classifier", "dense-labeling": "dense labeling", "unet": "U-Net", "dense-unet": "dense U-Net", "index-unet": "index U-Net", "anchored-unet": "anchored U-Net", "ndwi": "NDWI", "mndwi": "MNDWI", "awei_nsh": "AWEI", "awei_sh": "AWEI shadow",
     "awei-nsh": "AWEI", "awei-sh": "AWEI shadow", "otsu": "Otsu", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "apgd": "APGD",
     "segpgd": "SegPGD", "cospgd": "CosPGD", "dag": "DAG", "sea": "SEA", "clean": "clean", "random": "random noise", "none": "none hurts",
     "sigma0_db": "dB (sigma nought)", "gamma0_db": "dB (gamma nought)",
@@ -185,7 +186,7 @@ class RecordIndex:
 
     def class_of(self, metric: str) -> str:
         """Return the class that a metric is looked up with: the page's class, or "" for a metric of all classes."""
-        per_class = ("iou", "f1", "precision", "recall", "dice", "specificity", "size", "area")
+        per_class = ("iou", "boundary_iou", "f1", "precision", "recall", "dice", "specificity", "size", "area")
         return self.klass if metric.split(".")[0] in per_class else ""
 
     def seconds(self, setup: MeasurementKey) -> float | None:

@@ -153,6 +153,47 @@ class RunFacts(RunFile):
     version: str = ""
 
 
+COST_FIGURES = "costs.json"
+"""File of what the models of a run cost."""
+
+
+class CostFacts(RunFile):
+    """What a model costs, as `seawall.pipeline.costs` writes it.
+
+    Args:
+        parameters: Trained numbers.
+        macs_per_pixel: Multiply-accumulates per pixel; None for a model that is no network.
+        reach: Radius of the receptive field in pixels; None without a bound.
+        training_minutes: CPU-minutes of its training or fit.
+        seconds: Median seconds per megapixel, by way.
+        slowest: Largest of them, by way.
+        failed: Why a way is not possible, by way.
+    """
+
+    parameters: int = 0
+    macs_per_pixel: float | None = None
+    reach: int | None = None
+    training_minutes: float | None = None
+    seconds: Mapping[str, float] = Field(default_factory=dict)
+    slowest: Mapping[str, float] = Field(default_factory=dict)
+    failed: Mapping[str, str] = Field(default_factory=dict)
+
+
+class CostSettings(RunFile):
+    """How the costs were measured."""
+
+    ways: tuple[str, ...] = ()
+    size: int = 0
+    repeats: int = 0
+
+
+class RunCosts(RunFile):
+    """The file `COST_FIGURES`."""
+
+    settings: CostSettings = CostSettings()
+    models: Mapping[str, CostFacts] = Field(default_factory=dict)
+
+
 FAULT_ROWS = "weight_faults.jsonl"
 """File of a run folder with a line per network, fault in the weights and defense."""
 

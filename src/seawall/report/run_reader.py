@@ -16,12 +16,14 @@ from seawall.errors import RecipeError, RunError, first_error
 from seawall.recipe.recipe import Recipe, read_recipe
 from seawall.records import Record, read_records
 from seawall.report.run_facts import (
+    COST_FIGURES,
     FAULT_ROWS,
     SENSITIVITY_FIGURES,
     DataFacts,
     EpochFacts,
     ExampleFacts,
     MappedScene,
+    RunCosts,
     RunFacts,
     RunFile,
     SceneTruth,
@@ -46,6 +48,7 @@ class RunFolder:
         scenes: Scenes by name, sorted.
         sensitivity: Sensitivity curves by the name of the network.
         weight_faults: Flipped weight bits, a value per network, fault and defense.
+        costs: What the models cost.
         unreadable: Files of the folder that could not be read, with the reason.
     """
 
@@ -60,6 +63,7 @@ class RunFolder:
     scenes: Mapping[str, MappedScene] = field(default_factory=dict)
     sensitivity: Mapping[str, SensitivityFacts] = field(default_factory=dict)
     weight_faults: tuple[WeightFaultFacts, ...] = ()
+    costs: RunCosts = field(default_factory=RunCosts)
     unreadable: tuple[str, ...] = ()
 
     @property
@@ -115,6 +119,7 @@ def read_run(path: Path) -> RunFolder:
         scenes=_scenes(path / "scenes", unreadable),
         sensitivity=read_sensitivity(path / SENSITIVITY_FIGURES, unreadable),
         weight_faults=tuple(read_weight_faults(path / FAULT_ROWS, unreadable)),
+        costs=_validated(RunCosts, path / COST_FIGURES, unreadable) or RunCosts(),
         unreadable=tuple(unreadable),
     )
 

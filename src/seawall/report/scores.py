@@ -23,6 +23,11 @@ SCORE_COLUMNS: tuple[ScoreColumn, ...] = (
         "Mean of each chip’s IoU: a chip with a small pond counts as much as one with a lake.",
     ),
     ("iou.per_group", "IoU, per place", "Mean of each place’s pooled IoU: every event or location counts the same."),
+    (
+        "boundary_iou.pooled",
+        "Boundary IoU",
+        "IoU of the pixels within 2 % of the chip’s diagonal of a boundary: how well the shoreline is met.",
+    ),
     ("precision.pooled", "Precision", "Share of what is marked as this class that is."),
     ("recall.pooled", "Recall", "Share of this class that is found."),
     ("f1.pooled", "F1", "Harmonic mean of precision and recall; for one class the same as Dice."),
@@ -137,21 +142,27 @@ def _by_place(index: RecordIndex, models: Sequence[str]) -> list[PageBlock]:
     return [Table(f"Pooled {index.klass} IoU, place by place", head, tuple(rows), folded=len(rows) > 6)]
 
 
+CLASS_COLUMNS = (("iou", "IoU"), ("precision", "precision"), ("recall", "recall"), ("f1", "F1"))
+
+
 def _by_class(index: RecordIndex, models: Sequence[str]) -> list[PageBlock]:
+    """Tabulate the pooled ratios of every class; the page's class alone is in the table of scores."""
     classes = list(dict.fromkeys(r.klass for r in index.measured if r.klass and r.metric == "tp"))
-    if len(classes) < 3:
+    if len(classes) < 2:
         return []
+    head = [(f"{klass}: {name}", f"pooled {name} of {klass}") for klass in classes for _, name in CLASS_COLUMNS]
     rows = tuple(
-        table_row(klass, *(index.cell((m, *CLEAN_METHOD), "iou.pooled", klass=klass) for m in models))
-        for klass in classes
-    )
-    return [
-        Table(
-            "Pooled IoU, class by class",
-            (("Class", ""), *((index.display_name(m), "pooled IoU") for m in models)),
-            rows,
+        table_row(
+            index.display_name(model),
+            *(
+                index.cell((model, *CLEAN_METHOD), f"{metric}.pooled", klass=klass)
+                for klass in classes
+                for metric, _ in CLASS_COLUMNS
+            ),
         )
-    ]
+        for model in models
+    )
+    return [Table("Class by class", (("Model", ""), *head), rows, folded=len(classes) == 2)]
 
 
 def _by_size(index: RecordIndex, models: Sequence[str]) -> list[PageBlock]:
