@@ -24,7 +24,7 @@ def cost_section(run: RunFolder, index: RecordIndex) -> Section | None:
     costs = run.costs.models
     if not costs:
         return None
-    blocks: list[PageBlock] = [_time_chart(run, index, costs), _cost_table(run, index, costs)]
+    blocks: list[PageBlock] = [_time_chart(run, index, costs), _model_cost_table(run, index, costs)]
     reasons = {
         f"{index.display_name(name)}, {WAYS.get(way, way)}": why
         for name, cost in costs.items()
@@ -39,7 +39,7 @@ def _ways(run: RunFolder) -> list[str]:
     return [way for way in WAYS if way in run.costs.settings.ways]
 
 
-def _cost_table(run: RunFolder, index: RecordIndex, costs: Mapping[str, CostFacts]) -> Table:
+def _model_cost_table(run: RunFolder, index: RecordIndex, costs: Mapping[str, CostFacts]) -> Table:
     ways, size = _ways(run), run.costs.settings.size
     head = [
         ("Model", ""),
@@ -50,12 +50,12 @@ def _cost_table(run: RunFolder, index: RecordIndex, costs: Mapping[str, CostFact
         ("Training", "CPU-minutes of the training or the fit"),
         *((WAYS[way], f"seconds per megapixel, of {size} x {size} pixels") for way in ways),
     ]
-    rows = tuple(_cost_row(index, name, cost, ways) for name, cost in costs.items())
+    rows = tuple(_model_cost_row(index, name, cost, ways) for name, cost in costs.items())
     note = f"Medians of {run.costs.settings.repeats} rounds. Figures are in {COST_FIGURES}."
     return Table("Size and time", tuple(head), rows, note)
 
 
-def _cost_row(index: RecordIndex, name: str, cost: CostFacts, ways: list[str]) -> TableRow:
+def _model_cost_row(index: RecordIndex, name: str, cost: CostFacts, ways: list[str]) -> TableRow:
     def cell(what: str, text: str, title: str = "") -> TableCell:
         return TableCell(text, title or f"{index.display_name(name)}: {what}", f"{COST_FIGURES}|{name}|{what}")
 
