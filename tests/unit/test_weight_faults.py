@@ -603,7 +603,7 @@ def test_the_verb_refuses_what_it_cannot_do(folder: Path, weights_file: Path, tm
     set_split(plain, None)
     save_model(tmp_path / "unsplit.safetensors", plain)
     for words, code, says in (
-        ((tmp_path / "mndwi.safetensors", folder), 1, "expected no such key for threshold"),
+        ((tmp_path / "mndwi.safetensors", folder), 1, "got none with weights"),
         ((tmp_path / "unsplit.safetensors", folder), 2, "chosen_on: expected chips to choose the bits on"),
         ((weights_file, folder, "--part", "all"), 2, "chosen_on: expected other chips than those that are measured"),
         ((weights_file, folder, "--fault", "progresive-bit-search"), 2, "did you mean 'progressive-bit-search'"),

@@ -131,7 +131,9 @@ def _timed_image(model: nn.Module, side: int) -> FloatArray:
 @contextmanager
 def _opened(model: nn.Module, way: str, folder: Path) -> Iterator[Run]:
     """Make a model ready to run one way; ONNX Runtime and OpenVINO share one exported file."""
-    if way == "onnx" or way == "openvino":
+    if way in ("onnx", "openvino"):
+        if isinstance(model, FittedModel):
+            raise ModelError(f"cost: expected a network, got {spec_of(model).architecture}; it runs in PyTorch alone")
         path = folder / "model.onnx"
         if not path.exists():
             export_onnx(model, path)
