@@ -66,7 +66,7 @@ def _model_cost_row(index: RecordIndex, name: str, cost: CostFacts, ways: list[s
         cell("parameters", count_text(cost.parameters)),
         cell("macs_per_pixel", DASH if per_pixel is None else number_text(float(f"{per_pixel / 1000:.3g}"))),
         cell("reach", "∞" if cost.reach is None else f"{cost.reach} px"),
-        cell("training_minutes", DASH if minutes is None else number_text(float(f"{minutes:.2g}"))),
+        cell("training_minutes", minutes_text(minutes)),
         *(
             cell(
                 f"seconds.{way}",
@@ -76,6 +76,18 @@ def _model_cost_row(index: RecordIndex, name: str, cost: CostFacts, ways: list[s
             for way in ways
         ),
     )  # fmt: skip
+
+
+def minutes_text(minutes: float | None) -> str:
+    """Return CPU-minutes with two significant digits; those of a fit that takes no time are below a hundredth.
+
+    Example:
+        >>> minutes_text(1.234), minutes_text(1e-7), minutes_text(None)
+        ('1.2', '< 0.01', '–')
+    """
+    if minutes is None:
+        return DASH
+    return number_text(float(f"{minutes:.2g}")) if minutes >= 0.01 else "< 0.01"
 
 
 def seconds_text(seconds: float) -> str:

@@ -157,7 +157,9 @@ def learning_curves(run: RunFolder, index: RecordIndex) -> Section | None:
     scored = _history_series(run, index, models, f"val.iou.{run.klass}")
     if scores := [p.y for one in scored for p in one.points if p.y is not None]:
         y = axis_around(f"{run.klass} IoU on the validation part", scores)
-        note = "The weights of the epoch that the training marked as its best are the ones that are tested."
+        keep = run.recipe.training.settings.get("keep") if run.recipe else None
+        tested = "last epoch" if keep == "last" else "epoch that the training marked as its best"
+        note = f"The weights of the {tested} are the ones that are tested."
         if y.low > 0 or y.high < 1:
             note += " The axis shows the range of the scores, not 0 to 1."
         blocks.append(
