@@ -22,8 +22,10 @@ STEPS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 """Row and column of the 8 neighbors, by angle in steps of 45 degrees."""
 BEND = 0.2
 """Standard deviation of the change of the direction per pixel, in radians."""
-CENTERING = 0.5
+CENTERING = 0.25
 """Weight of a pixel more of distance to the border, against the cosine to the direction."""
+SPACING = 2
+"""Pixels that a curve keeps from earlier ones."""
 
 Pixel = tuple[int, int]
 
@@ -34,8 +36,8 @@ Pixel = tuple[int, int]
 class Scribbles:
     """Curves one pixel wide inside each class of each chip are known; a larger count continues those of a smaller one.
 
-    A curve is a random walk of slowly changing direction that keeps to the middle of its class. Where it cannot go on
-    without a sharp turn the next one begins, preferably in the wide parts of the class.
+    A curve is a random walk of slowly changing direction that keeps away from the border of its class and of the chip. Where it
+    cannot go on without a sharp turn the next one begins, preferably in the wide parts of the class.
 
     Args:
         count: Known pixels per class and chip; all of them where a class has fewer.
@@ -62,16 +64,22 @@ class Scribbles:
 def curves(view: LabelView) -> Iterator[list[Pixel]]:
     """Yield curves inside a class until every pixel of it is on one: each a path over the 8 neighbors, none twice on a pixel.
 
-    They do not depend on how many are taken.
+    Curves keep apart as long as there is room. They do not depend on how many are taken.
     """
     rng = view.rng("curves")
-    away = np.minimum(
-        distance_to(view.rest, "euclidean"), float(max(view.mask.shape))
-    )  # without a border all are alike
-    free = view.mask.copy()
-    for start in _starts(view.mask, away, rng):
-        if free[start]:
-            yield _draw_curve(start, free, away, rng)
+    # the edge of the chip is a border too: along it the distance to the other classes is largest
+    away = distance_to(np.pad(view.rest, 1, constant_values=True), "euclidean")[1:-1, 1:-1]
+    starts, left = list(_starts(view.mask, away, rng)), view.mask.copy()
+    for apart in (SPACING, 0):
+        free = left.copy()
+        for start in starts:
+            if not free[start]:
+                continue
+            curve = _draw_curve(start, free, away, rng)
+            for row, col in curve:
+                left[row, col] = False
+                free[max(0, row - apart) : row + apart + 1, max(0, col - apart) : col + apart + 1] = False
+            yield curve
 
 
 def _starts(mask: BoolArray, away: FloatArray, rng: np.random.Generator) -> Iterator[Pixel]:
