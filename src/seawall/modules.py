@@ -137,6 +137,10 @@ def feature_layers(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, int
     return [(module, pixels) for module, pixels in called if modules.count(module) == 1]
 
 
+_HEADS: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()
+"""The head of each model that was looked up."""
+
+
 def head_layer(model: nn.Module, image: Tensor) -> nn.Module:
     """Return the layer that makes the logits of a segmentation network from its features, looked up once for each model.
 
@@ -175,9 +179,6 @@ def head_layer(model: nn.Module, image: Tensor) -> nn.Module:
     return found
 
 
-_HEADS: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()
-
-
 @contextmanager
 def kept_features(model: nn.Module, image: Tensor) -> Iterator[list[Tensor]]:
     """Keep the features (B, D, h, w) that the logits are made of, with their gradients: one entry per forward pass in the block.
@@ -214,21 +215,32 @@ def features_stride(model: nn.Module, image: Tensor, features: Tensor) -> int:
     return int(stride)
 
 
+@contextmanager
+def kept_maps(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Keep what a layer gives, with its gradients: one entry per call in the block.
+
+    Args:
+        layer: A module of a network, such as one of `named_layer`. A layer that follows must not write into what it gets.
+    """
+    outputs: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda module, given, out: outputs.append(out))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
+
+
 def forward_with_maps(model: nn.Module, layer: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits and the maps (B, D, h, w) of a layer, without gradients to the maps.
 
     Raises:
         DataError: The layer does not give maps once.
     """
-    outputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, given, out: outputs.append(out.detach()))
-    try:
+    with kept_maps(layer) as outputs:
         logits: Tensor = model(image)
-    finally:
-        hook.remove()
     if len(outputs) != 1 or outputs[0].ndim != 4:
         raise DataError("layer: expected one that gives (B, D, h, w) once, got another; choose a block")
-    return logits, outputs[0]
+    return logits, outputs[0].detach()
 
 
 def masked_map_mean(maps: Tensor, mask: Tensor) -> Tensor:
