@@ -160,7 +160,7 @@ class KnownLabels:
 
     @cached_property
     def _digest(self) -> str:
-        return hashlib.blake2b(f"{self.supervisions!r}{self.seed}".encode(), digest_size=4).hexdigest()
+        return hashlib.blake2b(f"{self.supervisions!r}{self.seed}".encode(), digest_size=8).hexdigest()
 
     def _settings(self, id_: str) -> str:
         return "\0".join((self._digest, "" if self.noisy is None else self.noisy.settings(id_)))
