@@ -208,6 +208,15 @@ def worst_counts(parts: list[Counts]) -> Counts:
     return {name: parts[int(a)][name] for name, a in zip(names, chosen, strict=True)}
 
 
+def group_counts(counts: Counts, groups: Mapping[str, str]) -> dict[str, list[int]]:
+    """Return the counts of every group, summed over its chips."""
+    by_group: dict[str, list[int]] = {}
+    for chip, (top, bottom) in counts.items():
+        sums = by_group.setdefault(groups[chip], [0, 0])
+        sums[0], sums[1] = sums[0] + top, sums[1] + bottom
+    return by_group
+
+
 class JsonLines:
     """Rows in a file, one JSON line each; a line that a killed writer left half is not read."""
 
@@ -240,10 +249,7 @@ class Cells(JsonLines):
         groups: Mapping[str, str],
         minutes: float,
     ) -> None:
-        by_group: dict[str, list[int]] = {}
-        for chip, (top, bottom) in counts.items():
-            sums = by_group.setdefault(groups[chip], [0, 0])
-            sums[0], sums[1] = sums[0] + top, sums[1] + bottom
+        by_group = group_counts(counts, groups)
         row = {
             "method": method,
             "seed": seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -136,21 +137,110 @@ def feature_layers(model: nn.Module, image: Tensor) -> list[tuple[nn.Module, int
     return [(module, pixels) for module, pixels in called if modules.count(module) == 1]
 
 
+_HEADS: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()
+"""The head of each model that was looked up."""
+
+
+def head_layer(model: nn.Module, image: Tensor) -> nn.Module:
+    """Return the layer that makes the logits of a segmentation network from its features, looked up once for each model.
+
+    It is the last one that is called and has weights. Layers at the end that only resize the scores of the classes are passed
+    by: they get as many channels as there are classes.
+
+    Args:
+        model: Called in eval mode at the first look-up; its modes are restored.
+        image: (B, C, H, W); the first image is used.
+
+    Raises:
+        ModelError: No layer of the model has weights.
+    """
+    if model in _HEADS and (known := _HEADS[model]()) is not None:
+        return known
+    called: list[tuple[nn.Module, int]] = []
+
+    def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        called.append((module, given[0].shape[1]))
+
+    leaves = [part for part in model.modules() if not list(part.children()) and list(part.parameters())]
+    hooks = [module.register_forward_pre_hook(note) for module in leaves]
+    try:
+        with eval_mode(model), torch.no_grad():
+            classes = model(image[:1].to(device_of(model))).shape[1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not called:
+        raise ModelError(
+            f"{type(model).__name__}: expected a layer with weights before the logits, got none; train a network"
+        )
+    of_features = [module for module, channels in called if channels != classes]
+    found = (of_features or [module for module, _ in called])[-1]
+    _HEADS[model] = ref(found)
+    return found
+
+
+@contextmanager
+def kept_features(model: nn.Module, image: Tensor) -> Iterator[list[Tensor]]:
+    """Keep the features (B, D, h, w) that the logits are made of, with their gradients: one entry per forward pass in the block.
+
+    Their grid is that of the padded image or a coarser one, see `features_stride`.
+
+    Args:
+        model: A segmentation network.
+        image: What it is called with, to find its head.
+    """
+    features: list[Tensor] = []
+    hook = head_layer(model, image).register_forward_pre_hook(lambda module, given: features.append(given[0]))
+    try:
+        yield features
+    finally:
+        hook.remove()
+
+
+def features_stride(model: nn.Module, image: Tensor, features: Tensor) -> int:
+    """Return the rows and columns of an image per cell of its features.
+
+    Raises:
+        ModelError: The features do not cover the image evenly.
+    """
+    step = int(getattr(model, "stride", None) or 1)
+    padded = [-(-side // step) * step for side in image.shape[2:]]
+    strides = {side / cells for side, cells in zip(padded, features.shape[2:], strict=True)}
+    stride = strides.pop()
+    if strides or stride != int(stride):
+        raise ModelError(
+            f"{type(model).__name__}: expected features that cover {padded[0]}x{padded[1]} pixels evenly, got "
+            f"{features.shape[2]}x{features.shape[3]}; use another network"
+        )
+    return int(stride)
+
+
+@contextmanager
+def kept_maps(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Keep what a layer gives, with its gradients: one entry per call in the block.
+
+    Args:
+        layer: A module of a network, such as one of `named_layer`. A layer that follows must not write into what it gets.
+    """
+    outputs: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda module, given, out: outputs.append(out))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
+
+
 def forward_with_maps(model: nn.Module, layer: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
     """Return the logits and the maps (B, D, h, w) of a layer, without gradients to the maps.
 
     Raises:
         DataError: The layer does not give maps once.
     """
-    outputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda module, given, out: outputs.append(out.detach()))
-    try:
+    with kept_maps(layer) as outputs:
         logits: Tensor = model(image)
-    finally:
-        hook.remove()
     if len(outputs) != 1 or outputs[0].ndim != 4:
         raise DataError("layer: expected one that gives (B, D, h, w) once, got another; choose a block")
-    return logits, outputs[0]
+    return logits, outputs[0].detach()
 
 
 def masked_map_mean(maps: Tensor, mask: Tensor) -> Tensor:

@@ -41,12 +41,23 @@ def check_invalid_pixels_mean_nothing(entry: Entry) -> None:
 
 
 def check_nothing_valid_is_zero(entry: Entry) -> None:
-    """Without valid pixels the value is 0 and no gradient is undefined."""
+    """Without valid pixels the value is 0 and no gradient is undefined; with the trait `unlabelled`, without seen ones."""
     model, batch = _objective_inputs(entry)
-    value = _value(entry, model, replace(batch, valid=torch.zeros_like(batch.valid)))
+    none = torch.zeros_like(batch.valid)
+    seen = none if "unlabelled" in entry.traits else batch.seen
+    value = _value(entry, model, replace(batch, valid=none, seen=seen))
     assert float(value.detach()) == 0.0, f"expected 0 without valid pixels, got {value}"
     if value.requires_grad:
         assert all(bool(grad.isfinite().all()) for grad in _gradients(value, model)), "a gradient is not finite"
+
+
+def check_unlabelled_pixels_teach(entry: Entry) -> None:
+    """With the trait `unlabelled`, seen pixels without a label have a gradient."""
+    if "unlabelled" not in entry.traits:
+        return
+    model, batch = _objective_inputs(entry)
+    grads = _gradients(_value(entry, model, replace(batch, valid=torch.zeros_like(batch.valid))), model)
+    assert any(bool((grad != 0).any()) for grad in grads), "unlabelled: seen pixels without a label have no gradient"
 
 
 def check_only_its_keys(entry: Entry) -> None:
