@@ -16,7 +16,16 @@ from seawall.registry import Entry, build
 from seawall.rng import Keys
 from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
 from seawall.testing.fixtures import ground_batch, linear_model
-from seawall.types import AdaptiveObjective, Architecture, Batch, ModelSpec, Objective, SegmentationModel, Setting
+from seawall.types import (
+    AdaptiveObjective,
+    Architecture,
+    Batch,
+    ModelSpec,
+    Objective,
+    SegmentationModel,
+    Setting,
+    TaughtObjective,
+)
 
 OBJECTIVE_SPEC = ModelSpec(("B02", "B03"), ("land", "water"), "reflectance", 10.0)
 
@@ -41,12 +50,46 @@ def check_invalid_pixels_mean_nothing(entry: Entry) -> None:
 
 
 def check_nothing_valid_is_zero(entry: Entry) -> None:
-    """Without valid pixels the value is 0 and no gradient is undefined."""
+    """Without valid pixels the value is 0 and no gradient is undefined; with the trait `unlabelled`, without seen ones."""
     model, batch = _objective_inputs(entry)
-    value = _value(entry, model, replace(batch, valid=torch.zeros_like(batch.valid)))
+    none = torch.zeros_like(batch.valid)
+    seen = none if "unlabelled" in entry.traits else batch.seen
+    value = _value(entry, model, replace(batch, valid=none, seen=seen))
     assert float(value.detach()) == 0.0, f"expected 0 without valid pixels, got {value}"
     if value.requires_grad:
         assert all(bool(grad.isfinite().all()) for grad in _gradients(value, model)), "a gradient is not finite"
+
+
+def check_unlabelled_pixels_teach(entry: Entry) -> None:
+    """With the trait `unlabelled`, seen pixels without a label have a gradient."""
+    if "unlabelled" not in entry.traits:
+        return
+    model, batch = _objective_inputs(entry)
+    grads = _gradients(_value(entry, model, replace(batch, valid=torch.zeros_like(batch.valid))), model)
+    assert any(bool((grad != 0).any()) for grad in grads), "unlabelled: seen pixels without a label have no gradient"
+
+
+def check_teacher_is_left_alone(entry: Entry) -> None:
+    """A teacher decides the value, gets no gradient, and is not written to, even the counters of its norms."""
+    objective = made(entry, Objective)
+    if not isinstance(objective, TaughtObjective):
+        return
+    model, batch = _objective_inputs(entry)
+    teachers = [_objective_inputs(entry)[0] for _ in range(2)]
+    with torch.no_grad():
+        for weight in teachers[1].parameters():
+            weight.neg_()
+    values = []
+    for teacher in teachers:
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        value = objective.taught_by(cast(SegmentationModel, teacher))(
+            cast(SegmentationModel, model), replace(batch, valid=torch.zeros_like(batch.valid)), Keys(0, batch.chips)
+        )
+        torch.autograd.backward(value)
+        assert all(weight.grad is None for weight in teacher.parameters()), "the teacher has a gradient"
+        assert all(same_bits(value, before[name]) for name, value in teacher.state_dict().items()), "it was written to"
+        values.append(float(value.detach()))
+    assert values[0] != values[1], "another teacher gave the same value"
 
 
 def check_only_its_keys(entry: Entry) -> None:
