@@ -215,8 +215,8 @@ def class_weights(known: Sequence[int], accepted: Sequence[int], bound: float) -
     without a known pixel have weight 1 and count for nothing.
 
     Example:
-        >>> class_weights([80, 20], [85, 15], 2.0), class_weights([80, 20], [95, 5], 2.0), class_weights([80, 20], [50, 0], 2.0)
-        ((1.0, 1.0), (0.2105263157894737, 1.0), (0.0, 1.0))
+        >>> class_weights([50, 50], [60, 40], 2.0), class_weights([50, 50], [80, 20], 2.0), class_weights([50, 50], [90, 0], 2.0)
+        ((1.0, 1.0), (0.25, 1.0), (0.0, 1.0))
     """
     present = [k for k, n in enumerate(known) if n]
     total = sum(accepted[k] for k in present)
