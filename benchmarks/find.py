@@ -36,12 +36,13 @@ import torch
 from seawall import api
 from seawall.data.chips import Chip, ChipFolder
 from seawall.data.curate import curate_chips
+from seawall.data.label_planes import stored_label
 from seawall.data.sources.simulated import Simulated
 from seawall.data.writer import ChipWriter
 from seawall.geo.raster import read_raster
 from seawall.label_audit.confident_learning import precision_recall
 from seawall.labels.rules import parse_rule
-from seawall.pipeline.corrupt_labels import chip_batch, noise_for, stored_label
+from seawall.pipeline.corrupt_labels import chip_batch, noise_for
 from seawall.rng import Keys
 
 NOISES = (

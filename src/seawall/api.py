@@ -58,7 +58,7 @@ def run(
 
     done = pipeline.run_recipe(read, Path(out), device=device, resume=resume, progress=progress)
     maps = {f"{layer} map": path for layer, path in done.maps.items()}
-    facts = {"report": str(done.page), **maps, **pipeline.label_noise_facts(done.run), **pipeline.code_facts(done.code)}
+    facts = {"report": str(done.page), **maps, **pipeline.label_facts(done.run), **pipeline.code_facts(done.code)}
     return Result(facts, pipeline.summarize_run(done.run), done.failed)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_type_hints, overload
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from seawall.errors import SeawallError, UsageError, did_you_mean, first_error
-from seawall.types import Architecture, Attack, Corruption, LabelNoise, Loss, Objective, Setting, Wrapper
+from seawall.types import Architecture, Attack, Corruption, LabelNoise, Loss, Objective, Setting, Supervision, Wrapper
 
 if TYPE_CHECKING:
     from seawall.attacks.losses import AttackLoss
@@ -40,6 +40,7 @@ HOMES: Mapping[str, tuple[str, ...]] = {
     "detector": ("seawall.poisoning",),
     "fault": ("seawall.weight_faults",),
     "weight-defense": ("seawall.weight_faults",),
+    "supervision": ("seawall.supervision",),
     "loss": ("seawall.losses",),
     "objective": ("seawall.training.objectives",),
     "model": ("seawall.models",),
@@ -221,6 +222,8 @@ def build(kind: Literal["objective"], name: str, settings: Mapping[str, Setting]
 def build(kind: Literal["source"], name: str, settings: Mapping[str, Setting] | None = None) -> ImageSource: ...
 @overload
 def build(kind: Literal["suite"], name: str, settings: Mapping[str, Setting] | None = None) -> Suite: ...
+@overload
+def build(kind: Literal["supervision"], name: str, settings: Mapping[str, Setting] | None = None) -> Supervision: ...
 @overload
 def build(kind: Literal["uncertainty"], name: str, settings: Mapping[str, Setting] | None = None) -> Wrapper: ...
 @overload

@@ -219,6 +219,48 @@ class Poison(Protocol):
 
 
 @runtime_checkable
+class Supervision(Protocol):
+    """Which part of the training labels is known: the batch with `valid` where it is, and label there what is known.
+
+    Whole chips go in, with all labels that there are. Image and seen stay, and no pixel becomes valid.
+    """
+
+    def __call__(self, batch: Batch, keys: Keys) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class LabelledChip:
+    """A training chip, as a choice among all of them sees it.
+
+    Args:
+        id: Its id.
+        group: Its event or place.
+        class_counts: Valid pixels of each class.
+    """
+
+    id: str
+    group: str
+    class_counts: tuple[int, ...]
+
+
+@runtime_checkable
+class ChipSelection(Supervision, Protocol):
+    """Supervision of some chips only: which ones can only be said with all training chips in view."""
+
+    def chosen_from(self, chips: Sequence[LabelledChip], keys: Keys) -> Supervision:
+        """Return the supervision that knows its chips.
+
+        Args:
+            chips: All training chips, with the labels that there are before this supervision.
+            keys: One stream per chip, in the same order.
+
+        Raises:
+            UsageError: More chips are asked for than there are.
+        """
+        ...
+
+
+@runtime_checkable
 class Loss(Protocol):
     """A training loss over valid pixels: logits (B, K, H, W), label and valid (B, H, W) to a scalar."""
 

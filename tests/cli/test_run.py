@@ -250,11 +250,11 @@ def test_labels_of_a_noise_are_kept_and_their_change_is_told(whole: Path) -> Non
     assert told["noise"] == "erode" and told["rate"] == 0.3 and 0 < told["changed_share"] <= 0.3
     assert len(list((whole / "labels" / "unet@erode-0.3").glob("*.z"))) == told["chips"] == 4
     from seawall.pipeline.context import RunContext
-    from seawall.pipeline.run import label_noise_facts
+    from seawall.pipeline.run import label_facts
     from seawall.recipe.recipe import make_recipe
     from seawall.result import no_progress
 
-    printed = label_noise_facts(RunContext(make_recipe({"name": "x"}), whole, "cpu", True, no_progress))
+    printed = label_facts(RunContext(make_recipe({"name": "x"}), whole, "cpu", True, no_progress))
     assert printed == {
         "labels of unet@erode-0.3": f"erode budget 0.3 asked, {told['changed_share']:.1%} of the training pixels changed"
     }

@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 
 from seawall import api
 from seawall.chip_context import ChipContext
+from seawall.data import label_planes
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
+from seawall.data.label_planes import stored_label
 from seawall.data.splits import Split
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, RecipeError, RunError, SeawallError, UsageError
-from seawall.label_noise import build
 from seawall.label_noise.build import (
     ChipNoise,
     CorruptedLabels,
     build_noise,
     parse_noise_settings,
-    stored_label,
 )
 from seawall.models.weights import load_model
 from seawall.pipeline import provenance
@@ -186,7 +186,7 @@ def test_corrupted_labels_are_made_once_and_bounded_in_memory(tmp_path: Path, mo
     made: list[str] = []
     real = ChipNoise.__call__
     monkeypatch.setattr(ChipNoise, "__call__", lambda self, chip: (made.append(chip.id), real(self, chip))[1])
-    monkeypatch.setattr(build, "MEMORY_BYTES", 2 * 32 * 32)
+    monkeypatch.setattr(label_planes, "MEMORY_BYTES", 2 * 32 * 32)
     run = run_of(tmp_path / "run", training={"settings": QUICK}, noises=[{"name": "symmetric", "rates": [0.1, 0.2]}])
     measure_label_noise(run, chips, split)
     for network in run.recipe.networks[1:]:
@@ -194,8 +194,8 @@ def test_corrupted_labels_are_made_once_and_bounded_in_memory(tmp_path: Path, mo
         labels = corrupted_labels(run, chips, split, network)
         planes = [labels(id_) for id_ in split.train]
         assert all(plane.dtype == np.uint8 for plane in planes)
-        assert sum(plane.nbytes for plane in labels._recent.values()) <= 2 * 32 * 32
-        assert labels._bytes == sum(plane.nbytes for plane in labels._recent.values())
+        assert sum(plane.nbytes for plane in labels.planes._recent.values()) <= 2 * 32 * 32
+        assert labels.planes._bytes == sum(plane.nbytes for plane in labels.planes._recent.values())
     assert sorted(made) == sorted([*split.train] * 2), "once per chip and rate, over realizing and training"
 
 

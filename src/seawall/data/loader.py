@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,29 @@ ChipEdit = Callable[[Chip], Chip]
 
 LabelPlanes = Callable[[str], NDArray[np.uint8]]
 """Maps a chip id to a label plane (H, W) used instead of the stored one; 255 where the label does not count."""
+
+
+class CountedLabels(Protocol):
+    """Label planes whose pixels of each class are counted."""
+
+    def __call__(self, id_: str, /) -> NDArray[np.uint8]: ...
+    def class_counts(self, id_: str, /) -> Sequence[int] | NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True)
+class StoredLabels:
+    """The labels of a folder as they are, with the counts of its index."""
+
+    folder: ChipFolder
+
+    def __call__(self, id_: str, /) -> NDArray[np.uint8]:
+        """Return the label (H, W) of a chip."""
+        return self.folder.stored(id_)[1]
+
+    def class_counts(self, id_: str, /) -> Sequence[int]:
+        """Return the valid pixels of each class in a chip."""
+        return self.folder.row(id_).class_counts
+
 
 BALANCES = ("area", "classes")
 
@@ -49,6 +72,7 @@ def patches(
     augment: str = "none",
     edit: ChipEdit | None = None,
     labels: LabelPlanes | None = None,
+    balance_labels: CountedLabels | None = None,
 ) -> Iterator[Batch]:
     """Yield batches of random patches; the i-th patch depends on (seed, epoch, i) alone.
 
@@ -67,14 +91,17 @@ def patches(
         balance: None or "area": chips by their pixels; "classes": patch centers balanced over classes.
         workers: Threads that read ahead; the batches are the same whatever their number.
         augment: "none" or "d4": one of the eight turns and flips, by the patch's own key.
-        edit: Changes each chip before it is cut. Class balance goes by the unedited labels.
+        edit: Changes each chip before it is cut.
         labels: Label planes instead of the stored ones, cheaper than an edit where the images stay.
+        balance_labels: Labels by which classes are balanced; by default the stored ones, neither edited nor replaced.
 
     Raises:
         UsageError: A setting is unknown or out of range, or both edit and labels are given.
         DataError: There are no chips, a label plane has another shape than its chip, or a file is not what the index says.
     """
-    sampler = Sampler(folder, ids, patch=patch, seed=seed, balance=balance, augment=augment)
+    sampler = Sampler(
+        folder, ids, patch=patch, seed=seed, balance=balance, augment=augment, balance_labels=balance_labels
+    )
     total = len(sampler) if count is None else count
     if batch < 1 or total < 0 or workers < 0 or start < 0:
         raise UsageError(
@@ -105,6 +132,7 @@ class PatchFeed:
         augment: As of `patches`.
         workers: Threads that read ahead; the batches are the same whatever their number.
         labels: Label planes instead of the stored ones.
+        balance_labels: As of `patches`.
     """
 
     folder: ChipFolder
@@ -117,6 +145,7 @@ class PatchFeed:
     augment: str = "none"
     workers: int = 0
     labels: LabelPlanes | None = None
+    balance_labels: CountedLabels | None = None
 
     def __call__(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch."""
@@ -127,6 +156,7 @@ class PatchFeed:
         return patches(
             self.folder, self.ids, patch=self.patch, batch=self.batch, count=self.count, epoch=epoch, seed=self.seed,
             start=batch * self.batch, balance=self.balance, augment=self.augment, workers=self.workers, labels=self.labels,
+            balance_labels=self.balance_labels,
         )  # fmt: skip
 
 
@@ -337,6 +367,7 @@ class Sampler:
         seed: Seed of the experiment.
         balance: "area" (also None) or "classes".
         augment: "none" or "d4": one of the eight turns and flips.
+        balance_labels: Labels by which classes are balanced; the stored ones if None.
 
     Raises:
         UsageError: A setting is unknown or out of range.
@@ -354,6 +385,7 @@ class Sampler:
         seed: int,
         balance: str | None = None,
         augment: str = "none",
+        balance_labels: CountedLabels | None = None,
     ) -> None:
         if patch < 1:
             raise UsageError(f"loader: expected a patch of at least 1 pixel, got {patch}; raise it")
@@ -368,7 +400,9 @@ class Sampler:
         self._shapes = np.array([(folder.row(id_).height, folder.row(id_).width) for id_ in self.ids])
         areas = self._shapes.prod(1) / patch**2
         self._slots = np.repeat(np.arange(len(self.ids)), np.maximum(1, np.floor(areas)).astype(int))
-        self._counts = np.array([folder.row(id_).class_counts for id_ in self.ids], np.float64)
+        self._labels = StoredLabels(folder) if balance_labels is None else balance_labels
+        counts = [self._labels.class_counts(id_) for id_ in self.ids] if self.balance == "classes" else []
+        self._counts = np.array(counts, np.float64).reshape(len(counts), len(folder.classes))
         self._present = np.flatnonzero(self._counts.sum(0))
         if self.balance == "classes" and not len(self._present):
             raise DataError(f"{folder.root}: expected valid pixels to balance over, got none; use balance area")
@@ -408,7 +442,7 @@ class Sampler:
         klass = int(self._present[rng.integers(len(self._present))])
         share = np.cumsum(self._counts[:, klass])
         at = int(np.searchsorted(share, rng.integers(int(share[-1])), side="right"))
-        found = np.flatnonzero(self.folder.stored(self.ids[at])[1].ravel() == klass)
+        found = np.flatnonzero(self._labels(self.ids[at]).ravel() == klass)
         if len(found) != int(self._counts[at, klass]):
             raise DataError(
                 f"{self.ids[at]}: expected {self._counts[at, klass]:.0f} pixels of {self.folder.classes[klass]!r}, got {len(found)}; curate the folder again"

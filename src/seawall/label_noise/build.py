@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 import tomllib
-import zlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -21,19 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from seawall.chip_context import ChipContext, ContextField, build_with_context
-from seawall.data.chip_format import IGNORE
 from seawall.data.chips import Chip, ChipFolder
+from seawall.data.label_planes import LabelPlaneCache, stored_label, with_plane
 from seawall.errors import UsageError
-from seawall.io import write_atomic
 from seawall.label_noise.erode_dilate import Thirds, assign_thirds
 from seawall.label_noise.sources import check_source, source_files_digest
 from seawall.registry import build, entries, find
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise, Setting
-from seawall.version import code_version
-
-MEMORY_BYTES = 64 * 2**20
-"""Bytes of corrupted labels of one noise in memory, one per pixel; the others are read from the disk again."""
 
 
 def build_noise(name: str, settings: Mapping[str, Setting], context: ChipContext) -> LabelNoise:
@@ -83,11 +75,6 @@ def chip_batch(chip: Chip) -> Batch:
     )  # fmt: skip
 
 
-def stored_label(chip: Chip) -> NDArray[np.uint8]:
-    """Return a chip's label as chip files hold it: 255 where invalid."""
-    return np.where(chip.valid, chip.label, IGNORE).astype(np.uint8)
-
-
 def noise_of_chip(noise: LabelNoise, chip: str) -> LabelNoise:
     """Return a noise with the settings of one chip only, so that its label does not depend on the other chips."""
     if not isinstance(noise, Thirds):
@@ -108,21 +95,19 @@ class ChipNoise:
 
 
 class CorruptedLabels:
-    """Labels after a noise: each computed once and compressed on the disk, with a bounded cache in memory.
+    """Labels after a noise, as `LabelPlaneCache` keeps them.
 
     Args:
         folder: The chips.
         noise: The noise.
         seed: Seed of its randomness.
-        cache: Folder of the labels; file names are digests of all that decides them, so that a resumed run reads its own.
+        cache: Folder of the labels.
     """
 
     def __init__(self, folder: ChipFolder, noise: LabelNoise, seed: int, cache: Path) -> None:
-        self.folder, self.noise, self.seed, self.cache = folder, noise, seed, cache
-        self._relabel = ChipNoise(noise, seed)
-        self._recent: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self.folder, self.noise, self.seed = folder, noise, seed
+        relabel = ChipNoise(noise, seed)
+        self.planes = LabelPlaneCache(folder, lambda chip: stored_label(relabel(chip)), self.settings, cache)
 
     @property
     def identity(self) -> str:
@@ -131,6 +116,10 @@ class CorruptedLabels:
         digest = hashlib.blake2b(f"{self.noise!r}{sources}{self.seed}".encode(), digest_size=4).hexdigest()
         return f"{type(self.noise).__name__} {digest}"
 
+    def settings(self, id_: str) -> str:
+        """Return the text of all that decides a chip's label besides the chip."""
+        return "\0".join((repr(noise_of_chip(self.noise, id_)), source_files_digest(self.noise, id_), str(self.seed)))
+
     def __call__(self, id_: str) -> NDArray[np.uint8]:
         """Return the label (H, W) of a chip: class indices, and 255 where invalid.
 
@@ -138,48 +127,11 @@ class CorruptedLabels:
             DataError: The chip's files are missing or damaged.
             OSError: The disk is full.
         """
-        with self._lock:
-            if id_ in self._recent:
-                self._recent.move_to_end(id_)
-                return self._recent[id_]
-        plane = self._load(id_)
-        with self._lock:
-            if id_ not in self._recent:
-                self._recent[id_] = plane
-                self._bytes += plane.nbytes
-            while self._bytes > MEMORY_BYTES and len(self._recent) > 1:
-                self._bytes -= self._recent.popitem(last=False)[1].nbytes
-        return plane
+        return self.planes(id_)
 
     def relabelled(self, chip: Chip) -> Chip:
         """Return a whole chip with its corrupted label."""
-        plane = self(chip.id)
-        valid = chip.valid & (plane != IGNORE)
-        return replace(chip, label=np.where(valid, plane, 0).astype(np.int64), valid=valid)
-
-    def _load(self, id_: str) -> NDArray[np.uint8]:
-        row = self.folder.row(id_)
-        text = "\0".join(
-            (
-                row.sha256,
-                row.label_sha256,
-                repr(noise_of_chip(self.noise, id_)),
-                source_files_digest(self.noise, id_),
-                str(self.seed),
-                id_,
-                code_version(),
-            )
-        )
-        path = self.cache / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.z"
-        try:
-            plane = np.frombuffer(zlib.decompress(path.read_bytes()), np.uint8)
-            if plane.size == row.height * row.width:
-                return plane.reshape(row.height, row.width)
-        except (FileNotFoundError, zlib.error):
-            pass  # not computed yet, or damaged on the disk
-        label = stored_label(self._relabel(self.folder.read(id_)))
-        write_atomic(path, zlib.compress(label.tobytes(), 1))
-        return label
+        return with_plane(chip, self(chip.id))
 
 
 _BUDGET = re.compile(r"^(\d+\.?\d*|\.\d+)\s*(%|m|px)?$")

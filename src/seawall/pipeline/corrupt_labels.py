@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from seawall import __version__
 from seawall.data.chips import Chip, ChipFolder
+from seawall.data.label_planes import stored_label
 from seawall.data.raw_chips import sha256_text
 from seawall.data.selection import check_part
 from seawall.data.splits import record_split, split_chips
@@ -27,7 +28,6 @@ from seawall.label_noise.build import (
     noise_keys,
     noise_of_chip,
     parse_noise_settings,
-    stored_label,
 )
 from seawall.label_noise.label_difference import DescribedNoise, LabelDifference, allowed_pixels, label_differences
 from seawall.label_noise.sources import source_files_digest

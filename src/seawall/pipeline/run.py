@@ -35,6 +35,7 @@ from seawall.pipeline.sensitivity import run_sensitivity
 from seawall.pipeline.training import (
     check_fitted_model,
     measure_label_noise,
+    measure_supervision,
     model_factory,
     spec_of_chips,
     train_network,
@@ -47,6 +48,7 @@ from seawall.pipeline.weight_faults import measure_weight_faults
 from seawall.recipe.recipe import RUN_KEYS, Recipe
 from seawall.recipe.sections import REFERENCE, MethodSection
 from seawall.report.page import write_report
+from seawall.report.run_facts import SupervisionFacts
 from seawall.result import Progress
 from seawall.training.checkpoint import describe_differences
 from seawall.types import FittedModel
@@ -98,6 +100,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         _check_models(run, chips, split)
         given = given_reference(run, chips, split)
         metadata.update(noises=measure_label_noise(run, chips, split))
+        metadata.update(supervision=measure_supervision(run, chips, split))
         metadata.update(estimators=estimator_facts(recipe))
         metadata.update(corruption_baseline=baseline_name(recipe.baselines[0]) if recipe.baselines else "")
         with metadata.time_stage("training"):
@@ -164,6 +167,7 @@ def train_only(
         check_same_experiment(run, chips, split)
         write_atomic(out / "recipe.toml", recipe.to_toml())
         code = record_environment(out)
+        known = known_label_facts(measure_supervision(run, chips, split))
         model = train_network(run, chips, split, recipe.networks[0])
     table: list[dict[str, str | int | float | None]] = [
         {"metric": name, "value": value}
@@ -173,17 +177,24 @@ def train_only(
     weights = out / "models" / recipe.model.name / "model.safetensors"
     facts: dict[str, str | int | float | None] = {
         "weights": str(weights), "train": len(split.train), "val": len(split.val), "test": len(split.test),
-        "split": split.how, **chosen, **code_facts(code),
+        "split": split.how, **known, **chosen, **code_facts(code),
     }  # fmt: skip
     return facts, table, ()
 
 
-def label_noise_facts(run: RunContext) -> dict[str, str]:
-    """Return, for each network trained on label noise, the noise of the recipe and the change that it made."""
-    noises = json.loads((run.folder / "facts.json").read_text(encoding="utf-8")).get("noises", {})
-    return {
+def label_facts(run: RunContext) -> dict[str, str]:
+    """Return what was done to the labels of each network: the noise and the change that it made, and how much of them is known."""
+    facts = json.loads((run.folder / "facts.json").read_text(encoding="utf-8"))
+    return known_label_facts(facts.get("supervision", {})) | {
         f"labels of {name}": f"{noise['noise']} {noise['vary']} {noise['rate']:g} asked, {noise['changed_share']:.1%} of the training pixels changed"
-        for name, noise in noises.items()
+        for name, noise in facts.get("noises", {}).items()
+    }
+
+
+def known_label_facts(supervision: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """Return how much of the training labels each network knows, as text."""
+    return {
+        f"known labels of {name}": SupervisionFacts.model_validate(known).text for name, known in supervision.items()
     }
 
 

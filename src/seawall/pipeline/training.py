@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from seawall import registry
+from seawall.chip_context import ChipContext
 from seawall.class_names import class_index, main_class
 from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder, digest_chips
@@ -28,6 +29,7 @@ from seawall.pipeline.worker import training_job
 from seawall.recipe.recipe import Network, Recipe
 from seawall.recipe.sections import MethodSection, PretrainingSection, TrainingSection
 from seawall.rng import Keys
+from seawall.supervision.build import KnownLabels, build_supervision
 from seawall.training.configuration import MEAN_IOU, Training, default_monitor
 from seawall.training.launch import run_processes
 from seawall.training.loop import fit
@@ -51,6 +53,36 @@ def corrupted_labels(run: RunContext, chips: ChipFolder, split: Split, network: 
         return None
     noise = build_noise_of_chips(network.noise.name, network.noise.at(network.rate), chips, split.train)
     return CorruptedLabels(chips, noise, run.recipe.seed, run.folder / "labels" / network.name)
+
+
+def known_labels(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> KnownLabels | None:
+    """Return the known part of the training labels of a network, after its noise; None where all labels are known.
+
+    Raises:
+        UsageError: The supervision does not fit the chips.
+    """
+    sections = run.recipe.training.supervision
+    if not sections:
+        return None
+    context = ChipContext.of(chips, split.train)
+    supervisions = [build_supervision(one.name, one.settings, context) for one in sections]
+    noisy = corrupted_labels(run, chips, split, network)
+    return KnownLabels(
+        chips, split.train, supervisions, run.recipe.seed, run.folder / "labels" / network.name / "known", noisy
+    )
+
+
+def measure_supervision(run: RunContext, chips: ChipFolder, split: Split) -> dict[str, dict[str, int]]:
+    """Apply the supervision to the training labels; return what is known to each network: pixels and chips, and those that there are.
+
+    Raises:
+        DataError: A class of the training labels is in no known one.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for network in run.recipe.networks:
+        if (labels := known_labels(run, chips, split, network)) is not None:
+            found[network.name] = labels.counts().facts()
+    return found
 
 
 def measure_label_noise(run: RunContext, chips: ChipFolder, split: Split) -> dict[str, dict[str, float | int | str]]:
@@ -129,12 +161,15 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
     elif not start:
         mean, std = chips.mean_std(split.train)
         cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
-    labels = corrupted_labels(run, chips, split, network)
+    known = known_labels(run, chips, split, network)
+    labels = corrupted_labels(run, chips, split, network) if known is None else known
+    if known is not None:
+        known.counts()  # refuses a class without any known label
 
     def patches(training: Training) -> PatchFeed:
         return PatchFeed(
-            chips, split.train, training.patch, training.batch, training.patches_per_epoch, recipe.seed,
-            section.balance, section.augment, training.workers, labels,
+            chips, split.train if known is None else known.labelled, training.patch, training.batch, training.patches_per_epoch,
+            recipe.seed, section.balance, section.augment, training.workers, labels, known,
         )  # fmt: skip
 
     if section.pretraining is not None:
@@ -166,7 +201,7 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
 
 def _fit_network(run: RunContext, chips: ChipFolder, split: Split, network: Network, model: nn.Module) -> None:
     """Fit a model to the training chips, with the labels of the network, and write its weights; a resumed run does it again, in seconds."""
-    labels = corrupted_labels(run, chips, split, network)
+    labels = known_labels(run, chips, split, network) or corrupted_labels(run, chips, split, network)
     progress = run.stage_progress(f"train {network.name}")
     progress(0, 1, f"fits to {len(split.train)} chips")
     fit_to_chips(model, whole_chips(chips, split.train, edit=labels.relabelled if labels else None), run.recipe.seed)
@@ -189,7 +224,7 @@ def check_fitted_model(recipe: Recipe, model: nn.Module) -> None:
     if not isinstance(model, FittedModel):
         return
     given = {
-        "training": recipe.training != TrainingSection(),
+        "training": recipe.training != TrainingSection(supervision=recipe.training.supervision),
         "reference": recipe.reference is not None,
         "keyed": recipe.keyed is not None,
         "faults": bool(recipe.faults),

@@ -22,6 +22,7 @@ from seawall.models.weights import spec_of
 from seawall.recipe.recipe import Recipe
 from seawall.recipe.sections import BaselineSection, CorruptionSection, DataSection
 from seawall.simulate.scene import S2_BANDS
+from seawall.supervision.build import build_supervision, check_combination
 from seawall.threat.parser import parse_threat
 from seawall.types import DECIBEL_UNITS, Attack, ModelSpec, Unit
 from seawall.weight_faults.build import named_defenses
@@ -58,6 +59,9 @@ def validate_recipe(recipe: Recipe) -> None:
         if objective is not None:
             registry.build("objective", objective.name, objective.settings)
     _validate_attacks(recipe)
+    check_combination([one.name for one in recipe.training.supervision])
+    for one in recipe.training.supervision:
+        build_supervision(one.name, one.settings, ChipContext(10.0, _recipe_bands(recipe), _possible_units(recipe)[0]))
     for corruption in recipe.corruptions:
         _validate_corruption(corruption, recipe)
     for fault in recipe.faults:

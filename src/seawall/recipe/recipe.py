@@ -204,7 +204,12 @@ class Recipe(RecipeSection):
             if not tree[section]:
                 del tree[section]
         tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in NOT_DECIDING}
-        for key in ("start", "pretraining", "robustness"):  # ids of recipes without them stay what they were
+        for key in (
+            "start",
+            "pretraining",
+            "robustness",
+            "supervision",
+        ):  # ids of recipes without them stay what they were
             if not tree["training"][key]:
                 del tree["training"][key]
         for baseline in tree["baselines"]:
@@ -278,7 +283,7 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
-        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "reference": ReferenceSection, "keyed": KeyedSection, "objective": MethodSection,
+        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "supervision": MethodSection, "reference": ReferenceSection, "keyed": KeyedSection, "objective": MethodSection,
         "baselines": BaselineSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "sensitivity": SensitivitySection,
         "noises": NoiseSection, "faults": FaultSection, "scene": SceneSection,
     }  # fmt: skip

@@ -131,6 +131,8 @@ class TrainingSection(RecipeSection):
 
     Args:
         objective: What is minimized; its loss is one of its settings, as `{loss = "ce + dice"}`.
+        supervision: Which part of the training labels is known, one kind after the other, as
+            `[{name = "chips", settings = {share = 0.1}}, {name = "points"}]`; all of it if empty.
         settings: Fields of `seawall.training.configuration.Training`: epochs, patch, batch, lr and so on.
         augment: "d4" shows every patch in one of its eight orientations.
         balance: "classes" centers the patches on every class alike, "area" draws them evenly.
@@ -142,6 +144,7 @@ class TrainingSection(RecipeSection):
     """
 
     objective: MethodSection = MethodSection(name="supervised")
+    supervision: tuple[MethodSection, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)
     augment: Literal["none", "d4"] = "d4"
     balance: Literal["area", "classes"] = "area"

@@ -90,7 +90,14 @@ def write_sensitivity_page(folder: Path, name: str, source: str) -> Path:
 
 def render_page(run: RunFolder) -> str:
     """Return the page's HTML."""
-    index = RecordIndex(run.records, run.klass, run.facts.noises, run.facts.estimators, run.facts.corruption_baseline)
+    index = RecordIndex(
+        run.records,
+        run.klass,
+        run.facts.noises,
+        run.facts.estimators,
+        run.facts.corruption_baseline,
+        run.facts.supervision,
+    )
     title = (run.recipe.title or run.recipe.name) if run.recipe else run.id
     return _render(
         title, run.id, _page_sections(run, index), *page_footer(run)[::-1], summary_sentences(run, index), key_numbers(run, index)

@@ -13,7 +13,7 @@ from seawall.metrics.corruption_error import CorruptionError, corruption_errors
 from seawall.metrics.worst_case import WORST, worst_case
 from seawall.records import Record
 from seawall.report.formatting import DASH, ThreatLabel, count_text, ratio_text
-from seawall.report.run_facts import EstimatorFacts, NoiseFacts
+from seawall.report.run_facts import EstimatorFacts, NoiseFacts, SupervisionFacts
 
 DISPLAY_NAMES = {
     "fcn-8s": "FCN-8s", "fcn-16s": "FCN-16s", "fcn-32s": "FCN-32s", "fcn-alexnet": "FCN-AlexNet", "segnet": "SegNet", "segformer": "SegFormer",
@@ -82,17 +82,20 @@ class RecordIndex:
         noises: The label noise of each network that was trained on noisy labels, by its name.
         estimators: The network and the estimator of each model that is one around a network, by its name.
         reference: The baseline that corruption errors are relative to; "" for none.
+        supervision: What is known of the labels of each network that was trained on a part of them, by its name.
     """
 
     def __init__(
         self, records: Iterable[Record], klass: str, noises: Mapping[str, NoiseFacts] | None = None,
         estimators: Mapping[str, EstimatorFacts] | None = None, reference: str = "",
+        supervision: Mapping[str, SupervisionFacts] | None = None,
     ) -> None:  # fmt: skip
         given = with_consistency_flags(records)
         self.klass = klass
         self.noises = noises or {}
         self.estimators = estimators or {}
         self.reference = reference
+        self.supervision = supervision or {}
         self._rows: dict[tuple[str, ...], Record] = {}
         self.rows = (*aggregate_records(given), *worst_case(given), *given)
         for record in self.rows:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from seawall.report.formatting import DASH, number_text, percent_text
+from seawall.report.formatting import DASH, count_text, number_text, percent_text
 
 
 class RunFile(BaseModel):
@@ -80,6 +80,33 @@ class NoiseFacts(RunFile):
         return f"{self.noise} {self.rate_text}{changed}{objective}"
 
 
+class SupervisionFacts(RunFile):
+    """How much of the training labels one network knows.
+
+    Args:
+        pixels: Pixels with a known label.
+        of_pixels: Pixels with a label in the training part.
+        chips: Training chips with a known label.
+        of_chips: Training chips.
+    """
+
+    pixels: int = 0
+    of_pixels: int = 0
+    chips: int = 0
+    of_chips: int = 0
+
+    @property
+    def text(self) -> str:
+        """The known pixels and chips.
+
+        Example:
+            >>> SupervisionFacts(pixels=12, of_pixels=6000, chips=3, of_chips=6).text
+            '12 pixels (0.2\u202f%) of 3 of 6 chips'
+        """
+        share = percent_text(self.pixels / self.of_pixels if self.of_pixels else None)
+        return f"{count_text(self.pixels)} pixels ({share}) of {count_text(self.chips)} of {count_text(self.of_chips)} chips"
+
+
 class EstimatorFacts(RunFile):
     """The estimator of uncertainty around a network.
 
@@ -137,13 +164,14 @@ class KeyedRunFacts(RunFile):
 
 
 class RunFacts(RunFile):
-    """The file facts.json: data, label noise, estimators, hardening, keyed transform, seconds and CPU seconds per stage, version.
+    """The file facts.json: data, label noise, known labels, estimators, hardening, keyed transform, seconds and CPU seconds per stage, version.
 
     `corruption_baseline` is the baseline that corruption errors are relative to.
     """
 
     data: DataFacts = DataFacts()
     noises: Mapping[str, NoiseFacts] = Field(default_factory=dict)
+    supervision: Mapping[str, SupervisionFacts] = Field(default_factory=dict)
     estimators: Mapping[str, EstimatorFacts] = Field(default_factory=dict)
     corruption_baseline: str = ""
     hardening: HardeningFacts = HardeningFacts()

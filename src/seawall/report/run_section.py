@@ -38,6 +38,8 @@ def run_settings(run: RunFolder) -> Section:
             ("Recipe", recipe.name),
             ("Network", _method_text(recipe.model)),
             ("Objective", _method_text(recipe.training.objective) if run.trained else ""),
+            ("Known labels, asked for", ", then ".join(map(_method_text, recipe.training.supervision))),
+            ("Known labels, reached", "; ".join(dict.fromkeys(one.text for one in run.facts.supervision.values()))),
             ("Training", _settings_text(recipe.training.settings)),
             ("Pre-training of the encoder", _pretraining_text(recipe.training)),
             (

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from seawall.report.charts import ChartRow, interval_chart
 from seawall.report.elements import Chart, PageBlock, Section, Table, table_row
-from seawall.report.formatting import plural
+from seawall.report.formatting import DASH, plural
 from seawall.report.record_index import CLEAN_METHOD, MeasurementKey, RecordIndex
 from seawall.report.run_reader import RunFolder
 from seawall.report.svg import ChartAxis
@@ -94,10 +94,16 @@ def score_table(
         for i, value in enumerate(values):
             if len(known) > 1 and value == max(known):
                 rows[i][j] = replace(rows[i][j], best=True)
-    head = (("Model", ""), *((name, f"{metric}: {why}") for metric, name, why in kept))
+    head = [("Model", ""), *((name, f"{metric}: {why}") for metric, name, why in kept)]
     note = " ".join(f"{name}: {why}" for _, name, why in kept)
     named = [table_row(index.display_name(m), *cells) for m, cells in zip(models, rows, strict=True)]
-    return Table(title or f"Our metrics, class {index.klass}", head, tuple(named), note)
+    if any(m in index.supervision for m in models):
+        head.append(("Known labels", "pixels of the training part whose label the network was trained with"))
+        named = [
+            (*row, index.supervision[m].text if m in index.supervision else DASH)
+            for m, row in zip(models, named, strict=True)
+        ]
+    return Table(title or f"Our metrics, class {index.klass}", tuple(head), tuple(named), note)
 
 
 def is_measured(index: RecordIndex, model: str, metric: str) -> bool:

@@ -21,6 +21,7 @@ from seawall.testing import (
     poisons,
     sources,
     suites,
+    supervisions,
     uncertainty,
     water_indices,
     weight_defenses,
@@ -46,6 +47,7 @@ CHECKS: dict[str, list[Check]] = {
     "poison": poisons.CHECKS,
     "source": sources.CHECKS,
     "suite": suites.CHECKS,
+    "supervision": supervisions.CHECKS,
     "uncertainty": uncertainty.CHECKS,
 }
 
