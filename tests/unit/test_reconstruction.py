@@ -10,7 +10,7 @@ from seawall.errors import ModelError, UsageError
 from seawall.models.blocks import Standardize
 from seawall.registry import build, find
 from seawall.rng import Keys
-from seawall.training.loop import Training
+from seawall.training.configuration import Masking, Training
 from seawall.training.reconstruction import (
     MaskedReconstruction,
     pretrain_network,
@@ -59,13 +59,13 @@ class Perfect(torch.nn.Module):
 def test_as_many_blocks_are_hidden_as_asked_and_bands_as_a_whole() -> None:
     batch = batch_of(200, 4)
     seen = torch.ones_like(batch.seen)
-    hidden = MaskedReconstruction(bands=0.0).hidden(replace(batch, seen=seen), Keys(0, batch.chips))
+    hidden = MaskedReconstruction(Masking(bands=0.0)).hidden(replace(batch, seen=seen), Keys(0, batch.chips))
     blocks = hidden.float().unfold(2, 8, 8).unfold(3, 8, 8).mean((-1, -2))
     assert set(blocks.unique().tolist()) == {0.0, 1.0}, "blocks are hidden whole"
     assert torch.equal(hidden, hidden[:, :1].expand_as(hidden)), "in all bands"
     assert set(blocks[:, 0].sum((1, 2)).tolist()) == {round(0.6 * 16)}
     assert len({tuple(one.flatten().tolist()) for one in blocks[:20, 0]}) > 15, "chips have their own"
-    some = MaskedReconstruction(bands=0.5).hidden(replace(batch, seen=seen), Keys(0, batch.chips))
+    some = MaskedReconstruction(Masking(bands=0.5)).hidden(replace(batch, seen=seen), Keys(0, batch.chips))
     whole = some.flatten(2).all(2)
     assert float(whole.float().mean()) == pytest.approx(0.5 - 0.5**4 / 4, abs=0.05) and not bool(whole.all(1).any())
     assert not bool((MaskedReconstruction().hidden(batch, Keys(0, batch.chips)) & ~batch.seen[:, None]).any())
@@ -75,7 +75,7 @@ def test_as_many_blocks_are_hidden_as_asked_and_bands_as_a_whole() -> None:
 
 def test_the_loss_is_that_of_hidden_pixels_alone() -> None:
     batch = batch_of()
-    masking, keys = MaskedReconstruction(bands=0.0), Keys(0, batch.chips)
+    masking, keys = MaskedReconstruction(Masking(bands=0.0)), Keys(0, batch.chips)
     hidden = masking.hidden(batch, keys.fold("reconstruction"))
     inside, outside = (tuple(where.nonzero()[0].tolist()) for where in (hidden, ~hidden & batch.seen[:, None]))
     for wrong, value in ((inside, 4.0 / float(hidden.sum())), (outside, 0.0), ((0, 0, 0, 0), 0.0)):
@@ -111,7 +111,7 @@ def test_all_but_the_last_layer_is_passed_on_for_any_network(name: str, bands: t
 def test_a_network_learns_to_reconstruct_and_keeps_its_last_layer(tmp_path: Path) -> None:
     model = network()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    masking = MaskedReconstruction(4, 0.4, 0.0)
+    masking = Masking(4, 0.4, 0.0)
     training = Training(epochs=6, steps_per_epoch=10, batch=3, patch=32, lr=1e-2, tensorboard=False)
 
     def feed(epoch: int):
@@ -132,6 +132,6 @@ def test_a_network_learns_to_reconstruct_and_keeps_its_last_layer(tmp_path: Path
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     for settings, says in (({"block": 0}, "block"), ({"share": 0.0}, "share"), ({"bands": 1.0}, "bands")):
         with pytest.raises(UsageError, match=says):
-            MaskedReconstruction(**settings)
+            Masking(**settings)
     with pytest.raises(ModelError, match="expected a network with weights before its last layer, got linear"):
-        pretrain_network(network("linear"), MaskedReconstruction(), lambda epoch: [], Training(), tmp_path)
+        pretrain_network(network("linear"), Masking(), lambda epoch: [], Training(), tmp_path)

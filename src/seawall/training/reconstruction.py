@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from seawall import registry
-from seawall.errors import ModelError, UsageError
+from seawall.errors import ModelError
 from seawall.losses.segmentation import masked_mean
 from seawall.models.blocks import Standardize
 from seawall.models.weights import load_model, spec_of
 from seawall.result import StageProgress
 from seawall.rng import Keys
 from seawall.training.checkpoint import History
-from seawall.training.configuration import Training
+from seawall.training.configuration import Masking, Training
 from seawall.training.loop import Feed, fit
 from seawall.types import Batch, SegmentationModel
 
@@ -33,35 +34,26 @@ class MaskedReconstruction:
     its band. One band at least keeps the pixels between the blocks. Unseen pixels neither count nor are hidden.
 
     Args:
-        block: Side of a block in pixels.
-        share: Share of the blocks that are hidden.
-        bands: Probability that a band is hidden as a whole.
+        masking: What is hidden.
 
     Paper: Cong et al. 2022, arXiv:2207.08051 (SatMAE), blocks of 8 pixels; after He et al. 2021, arXiv:2111.06377. Differs: a
     convolutional network gets the mean where tokens are left out, 0.6 instead of 0.75 of the blocks are hidden, and bands are hidden one by one.
     """
 
-    block: int = 8
-    share: float = 0.6
-    bands: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.block < 1 or not 0 < self.share <= 1 or not 0 <= self.bands < 1:
-            raise UsageError(
-                f"pretraining.masking: expected block from 1, share in (0, 1] and bands in [0, 1), got {self.block}, {self.share}, "
-                f"{self.bands}; 8, 0.6 and 0.2 are common"
-            )
+    masking: Masking = field(default_factory=Masking)
 
     def hidden(self, batch: Batch, keys: Keys) -> Tensor:
         """Return the values (B, C, H, W) that are hidden."""
         height, width = batch.seen.shape[1:]
-        rows, cols = (-(-side // self.block) for side in (height, width))
+        rows, cols = (-(-side // self.masking.block) for side in (height, width))
         draws = keys.fold("blocks").uniform((rows * cols,))
         ranks = draws.argsort(dim=1, stable=True).argsort(dim=1)
-        blocks = (ranks < round(self.share * rows * cols)).view(-1, rows, cols)
-        pixels = blocks.repeat_interleave(self.block, 1).repeat_interleave(self.block, 2)[:, :height, :width]
+        blocks = (ranks < round(self.masking.share * rows * cols)).view(-1, rows, cols)
+        pixels = blocks.repeat_interleave(self.masking.block, 1).repeat_interleave(self.masking.block, 2)[
+            :, :height, :width
+        ]
         chance = keys.fold("bands").uniform((batch.image.shape[1],))
-        whole = (chance < self.bands) & (chance < chance.amax(1, keepdim=True))
+        whole = (chance < self.masking.bands) & (chance < chance.amax(1, keepdim=True))
         hidden = pixels[:, None] | whole[..., None, None]
         seen: Tensor = batch.seen[:, None]
         return hidden.to(seen.device) & seen
@@ -76,7 +68,7 @@ class MaskedReconstruction:
 
 def pretrain_network(
     network: nn.Module,
-    masking: MaskedReconstruction,
+    masking: Masking,
     feed: Feed,
     training: Training,
     folder: Path | str,
@@ -85,6 +77,7 @@ def pretrain_network(
     device: str = "auto",
     resume: bool = True,
     progress: StageProgress | None = None,
+    context: Mapping[str, str] | None = None,
 ) -> History:
     """Train a network to reconstruct hidden pixels; afterwards all but its last layer has the weights of that.
 
@@ -101,6 +94,7 @@ def pretrain_network(
         device: As of `fit`.
         resume: As of `fit`.
         progress: As of `fit`.
+        context: As of `fit`.
 
     Raises:
         ModelError: The network is not registered, or shares no weight with one of other outputs.
@@ -109,8 +103,8 @@ def pretrain_network(
     share_weights(network, twin)
     training = replace(training, monitor=training.monitor or "loss")
     history = fit(
-        twin, masking, feed, None, training, folder, device=device, seed=seed, resume=resume, progress=progress,
-        context={"task": "reconstruction"},
+        twin, MaskedReconstruction(masking), feed, None, training, folder, device=device, seed=seed, resume=resume, progress=progress,
+        context={"task": "reconstruction", **(context or {})},
     )  # fmt: skip
     load_model(history.weights, into=twin)
     share_weights(twin, network)
