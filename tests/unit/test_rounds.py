@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -20,9 +22,14 @@ from seawall.errors import DataError, RecipeError, UsageError
 from seawall.pipeline import training as pipeline_training
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.rounds import predicted_chips, round_figures
+from seawall.pipeline.run import rounds_of_networks
 from seawall.pipeline.training import train_network
 from seawall.pipeline.validate import validate_recipe
 from seawall.recipe.recipe import make_recipe
+from seawall.report.record_index import RecordIndex
+from seawall.report.rounds import rounds_section
+from seawall.report.run_facts import RunFacts
+from seawall.report.run_reader import RunFolder
 from seawall.supervision.image_labels import ImageLabels
 from seawall.testing.fixtures import linear_model
 from seawall.training.round_settings import PaulGanju
@@ -306,3 +313,25 @@ def test_pre_training_sees_every_training_chip_and_is_billed(tmp_path: Path) -> 
     assert make_recipe({"name": "x", "training": {"pretraining": {"share": 0.2}}}).deciding["training"]["pretraining"] == {
         "objective": None, "settings": {}, "of": "", "share": 0.2,
     }  # fmt: skip
+
+
+def test_the_report_has_a_row_per_round_and_the_columns_that_there_are(tmp_path: Path) -> None:
+    chips = water_chips(tmp_path / "chips")
+    settings = {**BESIDE, "confidence": 0.51, "rounds": 1}
+    run = run_of(tmp_path / "run", **few(rounds={"name": "paul-ganju", "settings": settings}))
+    train_network(run, chips, SPLIT, run.recipe.networks[0])
+    facts = RunFacts.model_validate({"rounds": rounds_of_networks(run)})
+    assert facts.rounds.keys() == {"unet"} and [one.round for one in facts.rounds["unet"]] == [0, 1]
+    index = RecordIndex((), "water")
+    section = rounds_section(cast(RunFolder, SimpleNamespace(facts=facts)), index)
+    assert section is not None
+    (table,) = section.blocks
+    heads, rows = [name for name, _ in table.head], table.rows
+    assert heads[0] == "Round" and {"Chips", "Share, known", "Validation", "CPU-minutes"} <= set(heads)
+    assert "Changed" not in heads and len(rows) == 2 and all(len(row) == len(heads) for row in rows)
+    assert sum("kept" in str(row[0]) for row in rows) == 1
+    loop = RunFacts.model_validate({"rounds": {"unet": [{"round": 0, "share": 0.75, "changed": 0.2, "val": 0.5}]}})
+    (other,) = rounds_section(cast(RunFolder, SimpleNamespace(facts=loop)), index).blocks
+    assert [name for name, _ in other.head] == ["Round", "Share, trained", "Changed", "Validation"]
+    assert [cell.text for cell in other.rows[0][1:]] == ["75.0\u202f%", "20.0\u202f%", "0.500"]
+    assert rounds_section(cast(RunFolder, SimpleNamespace(facts=RunFacts())), index) is None
