@@ -18,7 +18,9 @@ def test_the_ratio_is_one_minus_the_clipped_quotient_of_powers() -> None:
     assert torch.equal(swapped, found), "bands are found by their names"
     picture = torch.tensor([[200.0, 100.0, 0.0], [50.0, 200.0, 0.0]]) / 255
     found = PolarizationRatio(ModelSpec(("VV", "VH"), CLASSES, "stretched", 10.0))(picture[None, :, None])
-    assert found.flatten().tolist() == pytest.approx([0.75, 0.0, 1.0], abs=1e-5), "8-bit numbers are divided as they are"
+    assert found.flatten().tolist() == pytest.approx([0.75, 0.0, 1.0], abs=1e-5), (
+        "8-bit numbers are divided as they are"
+    )
 
 
 @pytest.mark.parametrize("make", [RatioUNet(4, 2), RatioUNetPlusPlus("plain", 4, 2)])

@@ -158,7 +158,7 @@ class RoundsSection(RecipeSection):
     @property
     def method(self) -> PaulGanju | RelabelLoop:
         """The method with its settings."""
-        return ROUNDS[self.name].validate_python(self.settings)
+        return ROUND_SETTINGS[self.name].validate_python(self.settings)
 
     @model_validator(mode="after")
     def _check_settings(self) -> RoundsSection:
@@ -166,7 +166,7 @@ class RoundsSection(RecipeSection):
         return self
 
 
-ROUNDS: Mapping[str, TypeAdapter[PaulGanju] | TypeAdapter[RelabelLoop]] = {
+ROUND_SETTINGS: Mapping[str, TypeAdapter[PaulGanju] | TypeAdapter[RelabelLoop]] = {
     PaulGanju.name: TypeAdapter(PaulGanju),
     RelabelLoop.name: TypeAdapter(RelabelLoop),
 }
