@@ -314,6 +314,21 @@ class AdaptiveObjective(Objective, Protocol):
 
 
 @runtime_checkable
+class TaughtObjective(Objective, Protocol):
+    """An objective in which a teacher predicts pixels without a known label: the moving average of the network's weights.
+
+    The average is part of the checkpoint (`training.ema`), so that a resumed training goes on alike.
+    """
+
+    needs_average: ClassVar[bool]
+    """Whether a training without an average is refused; else the network is its own teacher there."""
+
+    def taught_by(self, teacher: SegmentationModel) -> Objective:
+        """Return the objective with a teacher, in eval mode and without gradients; it is not written to."""
+        ...
+
+
+@runtime_checkable
 class Architecture(Protocol):
     """From a specification to a module with that `spec`: data units in, logits out."""
 

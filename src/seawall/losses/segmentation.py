@@ -40,7 +40,7 @@ def binary_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
         odds = logits[:, 1] - logits[:, 0]
         return functional.binary_cross_entropy_with_logits(odds, (label > 0).float(), reduction="none")
     return functional.binary_cross_entropy_with_logits(
-        _log_odds(logits), one_hot(label, logits.shape[1]), reduction="none"
+        log_odds(logits), one_hot(label, logits.shape[1]), reduction="none"
     ).mean(1)
 
 
@@ -251,7 +251,7 @@ def _term(text: str) -> tuple[str, float]:
     return name, weight
 
 
-def _log_odds(logits: Tensor) -> Tensor:
+def log_odds(logits: Tensor) -> Tensor:
     """Return the log-odds of each class against all others together."""
     total = logits.logsumexp(1, keepdim=True)
     others = [torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1) for k in range(logits.shape[1])]

@@ -62,10 +62,14 @@ class UNetPlusPlus:
     def __call__(self, spec: ModelSpec) -> Segmenter:
         check_bands_and_classes(self.name, spec)
         spec = replace(spec, architecture=self.name, settings=settings_of(asdict(self)))
-        encoder = make_encoder(self.encoder, len(spec.bands), self.norm, width=self.width, depth=self.depth)
-        make = DeeplySupervisedLayers if self.auxiliary else UNetPlusPlusLayers
-        layers = make(encoder, len(spec.classes), self)
+        encoder, layers = self.layers(len(spec.bands), len(spec.classes))
         return Segmenter(spec, layers, encoder.strides[-1], receptive_radius(layers))
+
+    def layers(self, bands: int, classes: int) -> tuple[Encoder, nn.Module]:
+        """Return the encoder, and the layers between the standardized image and the logits."""
+        encoder = make_encoder(self.encoder, bands, self.norm, width=self.width, depth=self.depth)
+        make = DeeplySupervisedLayers if self.auxiliary else UNetPlusPlusLayers
+        return encoder, make(encoder, classes, self)
 
 
 class UNetPlusPlusLayers(nn.Module):

@@ -32,6 +32,7 @@ from seawall.pipeline.keyed import key_check, keyed_facts, validate_keyed
 from seawall.pipeline.mapping import map_scene
 from seawall.pipeline.provenance import RunMetadata, data_facts, record_environment
 from seawall.pipeline.reference import given_reference, hardening_facts
+from seawall.pipeline.rounds import RoundFigures, round_figures
 from seawall.pipeline.sensitivity import run_sensitivity
 from seawall.pipeline.training import (
     check_fitted_model,
@@ -107,6 +108,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         metadata.update(corruption_baseline=baseline_name(recipe.baselines[0]) if recipe.baselines else "")
         with metadata.time_stage("training"):
             models = dict(train_networks(run, chips, split)) | given
+        metadata.update(rounds=rounds_of_networks(run))
         with metadata.time_stage("evaluation"):
             evaluate_models(run, chips, split, models)
         with metadata.time_stage("sensitivity"):
@@ -196,6 +198,12 @@ def kept_weights(training: Training) -> str:
     """Return in words which weights of a training are kept."""
     mean = f", their average with decay {training.ema:g}" if training.ema else ""
     return f"the last{mean}" if training.keep == "last" else f"the best by {training.monitor}{mean}"
+
+
+def rounds_of_networks(run: RunContext) -> dict[str, list[RoundFigures]]:
+    """Return the figures of every round of the networks that were trained in rounds."""
+    found = {network.name: round_figures(run.folder / "models" / network.name) for network in run.recipe.networks}
+    return {name: rounds for name, rounds in found.items() if rounds}
 
 
 def label_facts(run: RunContext) -> dict[str, str]:

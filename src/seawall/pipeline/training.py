@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.loader import PatchFeed, whole_chips
 from seawall.data.splits import Split, record_split
+from seawall.data.unlabelled import SemiSupervisedFeed, TrainingLabels, UnknownLabels, chips_without_labels
 from seawall.errors import DataError, RecipeError, UsageError, did_you_mean
 from seawall.io import write_atomic
 from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
@@ -28,16 +30,19 @@ from seawall.models.weights import load_model, save_model, set_split, spec_of, s
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.keyed import network_key, protected
 from seawall.pipeline.reference import FIT_BILL
+from seawall.pipeline.rounds import RoundsContext, RoundTraining, clear_rounds, run_rounds
 from seawall.pipeline.validation_metrics import ROBUST_IOU, SINGLE_STEP_IOU, metric_names, validation_metrics
 from seawall.pipeline.worker import training_job
 from seawall.recipe.recipe import Network, Recipe
-from seawall.recipe.sections import MethodSection, PretrainingSection, TrainingSection
+from seawall.recipe.sections import MethodSection, PretrainingSection, RoundsSection, TrainingSection
 from seawall.rng import Keys
 from seawall.supervision.build import KnownLabels, build_supervision
-from seawall.training.configuration import MEAN_IOU, Training, default_monitor
+from seawall.training.checkpoint import History
+from seawall.training.configuration import MEAN_IOU, Masking, Training, default_monitor
 from seawall.training.launch import run_processes
 from seawall.training.loop import fit
 from seawall.training.pretrain import PRETRAINING, PatchLabels, pretrain_encoder
+from seawall.training.reconstruction import pretrain_network
 from seawall.types import Batch, FittedModel, ModelSpec, Objective
 
 
@@ -148,59 +153,130 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
 
     A model that is fitted to chips is fitted and written instead.
     """
-    recipe, section = run.recipe, run.recipe.training_of(network)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(Keys(recipe.seed, (network.model.name,)).number(0))
-        model = protected(
-            recipe, network, model_factory(network.model)(replace(spec_of_chips(chips), note=recipe.title))
-        )
+    section = run.recipe.training_of(network)
+    folder = run.folder / "models" / network.name
+    if section.rounds is not None:
+        _train_in_rounds(run, chips, split, network, section.rounds, folder)
+        return
+    model = _new_model(run, chips, split, network, network.model)
     start = _start_from(section.start, model, chips, split)
     set_split(model, record_split(chips, split))
     if isinstance(model, FittedModel):
         _fit_network(run, chips, split, network, model)
         return
+    if not start:
+        _standardize(model, chips, split)
+    labels = training_labels(run, chips, split, network)
+    if section.pretraining is not None:
+        _pretrain(run, chips, network, model, section.pretraining, labels)
+        start = weights_digest(model)
     training = training_settings(run, chips, split, network)
+    _fit_to_labels(run, chips, split, network, model, labels, training, folder, start, f"train {network.name}")
+
+
+def _new_model(run: RunContext, chips: ChipFolder, split: Split, network: Network, method: MethodSection) -> nn.Module:
+    """Return a model of a recipe with its first weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(Keys(run.recipe.seed, (method.name,)).number(0))
+        spec = replace(spec_of_chips(chips), note=run.recipe.title)
+        return protected(run.recipe, network, model_factory(method)(spec))
+
+
+def _standardize(model: nn.Module, chips: ChipFolder, split: Split) -> None:
+    """Fit the normalization of a model to the training chips."""
     if isinstance(model, KeyedModel):
         model.fit_standardize(whole_chips(chips, split.train))
-    elif not start:
-        mean, std = chips.mean_std(split.train)
-        cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
+        return
+    mean, std = chips.mean_std(split.train)
+    cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
+
+
+def training_labels(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> TrainingLabels:
+    """Return the labels that a network is trained on: after its noise, and of those the known part.
+
+    Raises:
+        UsageError: Noise or supervision do not fit the chips.
+        DataError: A class of the training labels has no known pixel.
+    """
+    bare = chips_without_labels(chips, split)
     known = known_labels(run, chips, split, network)
-    labels = corrupted_labels(run, chips, split, network) if known is None else known
     if known is not None:
         known.counts()  # refuses a class without any known label
+        return TrainingLabels(known.labelled, (*known.unlabelled, *bare), known, known, known.identity)
+    noisy = corrupted_labels(run, chips, split, network)
+    return TrainingLabels(split.train, bare, noisy, None, noisy.identity if noisy else "as they are")
 
-    def patches(training: Training) -> PatchFeed:
-        return PatchFeed(
-            chips, split.train if known is None else known.labelled, training.patch, training.batch, training.patches_per_epoch,
-            recipe.seed, section.balance, section.augment, training.workers, labels, known,
-        )  # fmt: skip
 
-    if section.pretraining is not None:
-        _pretrain(run, model, section.pretraining, network, patches)
-        start = weights_digest(model)
-    fit(
+def _labelled_patches(
+    run: RunContext, chips: ChipFolder, network: Network, labels: TrainingLabels, training: Training
+) -> PatchFeed:
+    """Return the patches of the labelled chips of a training."""
+    section = run.recipe.training_of(network)
+    return PatchFeed(
+        chips, labels.labelled, training.patch, training.batch, training.patches_per_epoch, run.recipe.seed,
+        section.balance, section.augment, training.workers, labels.planes, labels.counted,
+    )  # fmt: skip
+
+
+def _fit_to_labels(
+    run: RunContext, chips: ChipFolder, split: Split, network: Network, model: nn.Module, labels: TrainingLabels, training: Training,
+    folder: Path, start: str, stage: str,
+) -> History:  # fmt: skip
+    """Train a network on labels; `start` is the digest of the weights that it starts from, "" for random ones."""
+    section = run.recipe.training_of(network)
+    patches = _labelled_patches(run, chips, network, labels, training)
+    ratio = section.unlabelled if learns_without_labels(network.objective) else 0
+    return fit(
         model,
         objective_of(network.objective),
-        patches(training),
+        SemiSupervisedFeed(patches, labels.unlabelled, ratio) if ratio else patches,
         (lambda trained: validation_metrics(trained, chips, split.val, section.robustness)) if split.val else None,
         training,
-        run.folder / "models" / network.name,
+        folder,
         device=run.device,
         devices=section.devices,
         resume=run.resume,
-        seed=recipe.seed,
+        seed=run.recipe.seed,
         context={
             "train": digest_chips(chips, split.train),
             "val": digest_chips(chips, split.val),
-            "labels": labels.identity if labels else "as they are",
+            "labels": labels.identity,
             "augment": section.augment,
             "balance": section.balance,
             **({"start": start} if start else {}),
+            **({"unlabelled": f"{ratio} of {digest_chips(chips, labels.unlabelled)}"} if ratio else {}),
         },
         metrics=metric_names(chips.classes, section.robustness),
-        progress=run.stage_progress(f"train {network.name}"),
+        progress=run.stage_progress(stage),
     )
+
+
+def _train_in_rounds(
+    run: RunContext, chips: ChipFolder, split: Split, network: Network, rounds: RoundsSection, folder: Path
+) -> None:
+    """Train a network in rounds, each on the labels that follow from the one before."""
+    if not run.resume:
+        clear_rounds(folder)
+
+    def train(round_: RoundTraining) -> tuple[nn.Module, History]:
+        model = _new_model(run, chips, split, network, round_.model or network.model)
+        _standardize(model, chips, split)
+        set_split(model, record_split(chips, split))
+        if round_.start is not None:
+            load_model(round_.start, into=model)
+        start = "" if round_.start is None else weights_digest(model)
+        training = training_settings(run, chips, split, network, round_.settings)
+        stage = f"train {network.name}, {round_.name}"
+        history = _fit_to_labels(
+            run, chips, split, network, model, round_.labels, training, round_.folder, start, stage
+        )
+        return model.eval(), history
+
+    work = RoundsContext(
+        chips, training_labels(run, chips, split, network), known_labels(run, chips, split, network), train, folder,
+        run.recipe.seed, training_settings(run, chips, split, network).better,
+    )  # fmt: skip
+    run_rounds(rounds.method, work)
 
 
 def _fit_network(run: RunContext, chips: ChipFolder, split: Split, network: Network, model: nn.Module) -> None:
@@ -246,23 +322,35 @@ def check_fitted_model(recipe: Recipe, model: nn.Module) -> None:
 
 
 def _pretrain(
-    run: RunContext,
-    model: nn.Module,
-    section: PretrainingSection,
-    network: Network,
-    patches: Callable[[Training], PatchFeed],
-) -> None:
-    """Train the encoder of a network on one label per patch, or load it if that is done."""
-    stage = f"pretrain {network.name}"
+    run: RunContext, chips: ChipFolder, network: Network, model: nn.Module, section: PretrainingSection, labels: TrainingLabels
+) -> None:  # fmt: skip
+    """Train a network, or its encoder, on another task first, or load it if that is done."""
     settings = {**run.recipe.training_of(network).settings, **section.settings}
     training = replace(Training(**settings), monitor="", halt="", patience=0)  # there is no validation
+    folder, progress = (
+        run.folder / "models" / network.name / PRETRAINING,
+        run.stage_progress(f"pretrain {network.name}"),
+    )
+    patches = _labelled_patches(run, chips, network, labels, training)
+    if section.task == "reconstruction":
+        ids = (*labels.labelled, *labels.unlabelled)
+        every = replace(patches, ids=ids, balance="area", labels=UnknownLabels(chips), balance_labels=None)
+        pretrain_network(
+            model, Masking(**section.masking), every, training, folder, seed=run.recipe.seed, device=run.device,
+            resume=run.resume, progress=progress, context={"chips": digest_chips(chips, ids)},
+        )  # fmt: skip
+        return
     classes = spec_of(model).classes
-    feed = PatchLabels(patches(training), class_index(section.of or main_class(classes), classes), section.share)
-    folder = run.folder / "models" / network.name / PRETRAINING
+    feed = PatchLabels(patches, class_index(section.of or main_class(classes), classes), section.share)
     pretrain_encoder(
         model, objective_of(section.objective or network.objective), feed, training, folder, seed=run.recipe.seed, device=run.device,
-        resume=run.resume, progress=run.stage_progress(stage),
+        resume=run.resume, progress=progress,
     )  # fmt: skip
+
+
+def learns_without_labels(objective: MethodSection) -> bool:
+    """Return whether an objective learns from pixels without a label."""
+    return "unlabelled" in registry.find("objective", objective.name).traits
 
 
 def objective_of(method: MethodSection) -> Objective:
@@ -292,17 +380,25 @@ def _start_from(path: str, model: nn.Module, chips: ChipFolder, split: Split) ->
     return weights_digest(model)
 
 
-def training_settings(run: RunContext, chips: ChipFolder, split: Split, network: Network | None = None) -> Training:
+def training_settings(
+    run: RunContext,
+    chips: ChipFolder,
+    split: Split,
+    network: Network | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> Training:
     """Return the settings of the training of a network, the recipe's first by default, with the metric that selects the weights.
 
     By default it is the IoU of water, or the mean over the classes if no validation chip has water; after PGD where the
-    validation chips are attacked. Without validation chips there is none, and the last weights are kept.
+    validation chips are attacked. Without validation chips there is none, and the last weights are kept. `changes` are settings
+    of one part of the training.
 
     Raises:
         UsageError: The monitored metric is unknown, no validation pixel has its class, or there is no validation chip.
     """
     section = run.recipe.training_of(network or run.recipe.networks[0])
-    training, classes, robustness = Training(**section.settings), chips.classes, section.robustness
+    training = Training(**{**section.settings, **(changes or {})})
+    classes, robustness = chips.classes, section.robustness
     if not split.val:
         check_without_validation(training, robustness is not None)
         return replace(training, keep="last")

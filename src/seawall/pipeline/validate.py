@@ -24,6 +24,7 @@ from seawall.recipe.sections import BaselineSection, CorruptionSection, DataSect
 from seawall.simulate.scene import S2_BANDS
 from seawall.supervision.build import build_supervision, check_combination
 from seawall.threat.parser import parse_threat
+from seawall.training.round_settings import PaulGanju
 from seawall.types import DECIBEL_UNITS, Attack, ModelSpec, Unit
 from seawall.weight_faults.build import named_defenses
 
@@ -59,6 +60,7 @@ def validate_recipe(recipe: Recipe) -> None:
         if objective is not None:
             registry.build("objective", objective.name, objective.settings)
     _validate_attacks(recipe)
+    _validate_learning_without_labels(recipe)
     check_combination([one.name for one in recipe.training.supervision])
     for one in recipe.training.supervision:
         build_supervision(one.name, one.settings, ChipContext(10.0, _recipe_bands(recipe), _possible_units(recipe)[0]))
@@ -79,6 +81,18 @@ def validate_recipe(recipe: Recipe) -> None:
             )
     if recipe.data.labels not in OWN_LABELS:
         parse_rule(recipe.data.labels)
+
+
+def _validate_learning_without_labels(recipe: Recipe) -> None:
+    training = recipe.training
+    if training.unlabelled and "unlabelled" not in registry.find("objective", training.objective.name).traits:
+        names = [entry.name for entry in registry.entries("objective") if "unlabelled" in entry.traits]
+        raise RecipeError(
+            f"training.unlabelled: expected an objective that learns without labels, got {training.objective.name!r}; "
+            f"choose one of {', '.join(names)}, or leave it out"
+        )
+    if training.rounds is not None and isinstance(method := training.rounds.method, PaulGanju):
+        registry.build("model", method.beside, method.beside_settings)
 
 
 def _validate_threat(text: str, recipe: Recipe) -> None:

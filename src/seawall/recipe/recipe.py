@@ -28,8 +28,10 @@ from seawall.recipe.sections import (
     MethodSection,
     ModelSection,
     NoiseSection,
+    PretrainingSection,
     RecipeSection,
     ReferenceSection,
+    RoundsSection,
     SceneSection,
     SensitivitySection,
     SplitSection,
@@ -78,6 +80,9 @@ RUN_KEYS = (
     "sensitivity",
 )
 """Keys that `seawall run` measures or maps by, and that have no meaning for a training alone."""
+
+ADDED_TRAINING_KEYS = ("start", "pretraining", "robustness", "supervision", "unlabelled", "rounds")
+"""Keys of the training that came after the first recipes; what is empty is left out of the id."""
 
 DISPLAY_KEYS = ("title", "note", "published", "examples", "scene", "sensitivity", "cost")
 """Keys of a recipe that change the report and no network and no row of the records."""
@@ -128,6 +133,7 @@ class Recipe(RecipeSection):
             "models": self.models,
             "training.start": self.training.start,
             "training.pretraining": self.training.pretraining,
+            "training.rounds": self.training.rounds,
         }
         if given := [key for key, section in beside.items() if section]:
             raise ValueError(f"no {given[0]} beside keyed, which trains its own networks; put it into another recipe")
@@ -206,9 +212,10 @@ class Recipe(RecipeSection):
             "settings": {**self.training.settings, **network.training},
             "start": "",
             "pretraining": None,
+            "rounds": None,
         }
         if reference:
-            changes["robustness"] = None
+            changes |= {"robustness": None, "unlabelled": 0}
         elif isinstance(network.model, ModelSection) and network.model.balance:
             changes["balance"] = network.model.balance
         return self.training.model_copy(update=changes)
@@ -225,14 +232,11 @@ class Recipe(RecipeSection):
             if not tree[section]:
                 del tree[section]
         tree["training"]["settings"] = {k: v for k, v in self.training.settings.items() if k not in NOT_DECIDING}
-        for key in (
-            "start",
-            "pretraining",
-            "robustness",
-            "supervision",
-        ):  # ids of recipes without them stay what they were
+        for key in ADDED_TRAINING_KEYS:  # ids of recipes without them stay what they were
             if not tree["training"][key]:
                 del tree["training"][key]
+        if (first := self.training.pretraining) is not None and first.task == "patch-labels":
+            del tree["training"]["pretraining"]["task"], tree["training"]["pretraining"]["masking"]
         for baseline in tree["baselines"]:
             if not baseline["called"]:
                 del baseline["called"]
@@ -304,7 +308,7 @@ def make_recipe(tree: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
-        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "supervision": MethodSection, "reference": ReferenceSection, "keyed": KeyedSection, "models": ModelSection, "cost": CostSection, "objective": MethodSection,
+        "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "supervision": MethodSection, "pretraining": PretrainingSection, "rounds": RoundsSection, "reference": ReferenceSection, "keyed": KeyedSection, "models": ModelSection, "cost": CostSection, "objective": MethodSection,
         "baselines": BaselineSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "sensitivity": SensitivitySection,
         "noises": NoiseSection, "faults": FaultSection, "scene": SceneSection,
     }  # fmt: skip

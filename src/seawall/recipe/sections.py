@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
@@ -9,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator,
 from seawall.keyed_transforms.keys import check_key_source
 from seawall.records import SEVERITIES, WAYS
 from seawall.split_record import SplitSettings
-from seawall.training.configuration import Training
+from seawall.training.configuration import Masking, Training
+from seawall.training.round_settings import PaulGanju, RelabelLoop
 
 
 class RecipeSection(BaseModel):
@@ -148,25 +150,70 @@ class RobustnessSection(RecipeSection):
 
 
 class PretrainingSection(RecipeSection):
-    """Training of a U-Net's encoder before that of the network, on one label per patch.
+    """Training on another task before that of the network.
 
     Args:
-        objective: What is minimized; by default that of the training.
+        task: "patch-labels" trains a U-Net's encoder on one label per patch; "reconstruction" trains any network without labels
+            to fill in what is hidden of an image, on all training chips, labelled or not.
+        masking: Settings of `seawall.training.configuration.Masking`: block, share, bands.
+        objective: What is minimized on patch labels; by default that of the training.
         settings: Training settings that differ from those of the training, such as {epochs = 10}.
         of: Class that patches are told apart by; "" is water, or without it the last one.
         share: Share of the valid pixels of that class above which a patch is of the second kind.
     """
 
+    task: Literal["patch-labels", "reconstruction"] = "patch-labels"
+    masking: dict[str, Any] = Field(default_factory=dict)
     objective: MethodSection | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     of: str = ""
     share: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_task(self) -> PretrainingSection:
+        if self.task == "patch-labels" and self.masking:
+            raise ValueError('no masking for patch-labels, which hides nothing; set task = "reconstruction"')
+        if self.task == "reconstruction":
+            TypeAdapter(Masking).validate_python(self.masking)
+            usual = {key: field.default for key, field in type(self).model_fields.items()}
+            if given := [key for key in ("objective", "of", "share") if getattr(self, key) != usual[key]]:
+                raise ValueError(f"no {given[0]} for reconstruction, which reads no label; remove it")
+        return self
 
     @field_validator("settings")
     @classmethod
     def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
         TypeAdapter(Training).validate_python(settings)
         return settings
+
+
+class RoundsSection(RecipeSection):
+    """A training in rounds, each on labels that follow from the round before.
+
+    Args:
+        name: "paul-ganju" gives chips without labels pseudo-labels, "relabel-loop" begins with image-level labels.
+        settings: Settings of `seawall.training.round_settings.PaulGanju` or `RelabelLoop`.
+    """
+
+    name: Literal["paul-ganju", "relabel-loop"]
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def method(self) -> PaulGanju | RelabelLoop:
+        """The method with its settings."""
+        return ROUND_SETTINGS[self.name].validate_python(self.settings)
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> RoundsSection:
+        TypeAdapter(Training).validate_python(dict(self.method.settings))
+        return self
+
+
+ROUND_SETTINGS: Mapping[str, TypeAdapter[PaulGanju] | TypeAdapter[RelabelLoop]] = {
+    PaulGanju.name: TypeAdapter(PaulGanju),
+    RelabelLoop.name: TypeAdapter(RelabelLoop),
+}
+"""What reads the settings of each kind of rounds."""
 
 
 class TrainingSection(RecipeSection):
@@ -182,7 +229,9 @@ class TrainingSection(RecipeSection):
         devices: Processes that share every batch, one per device; batch norms see each process's share only.
         start: Weights file to start from, of the same model, bands and classes; its normalization is kept. "" starts
             from random weights.
-        pretraining: Train the encoder on one label per patch first.
+        pretraining: Train the encoder on one label per patch first, or the network without labels.
+        unlabelled: Patches of chips without labels for each labelled one, for objectives that learn from them.
+        rounds: Train in rounds, each on labels that follow from the predictions of the one before.
         robustness: Attack the validation chips too; the default monitor is then the IoU after PGD.
     """
 
@@ -194,6 +243,8 @@ class TrainingSection(RecipeSection):
     devices: int = Field(1, ge=1, le=1024)
     start: str = ""
     pretraining: PretrainingSection | None = None
+    unlabelled: int = Field(0, ge=0, le=64)
+    rounds: RoundsSection | None = None
     robustness: RobustnessSection | None = None
 
     @field_validator("settings")
@@ -204,9 +255,14 @@ class TrainingSection(RecipeSection):
         return settings
 
     @model_validator(mode="after")
-    def _check_pretraining(self) -> TrainingSection:
-        if self.pretraining is not None and self.devices > 1:
-            raise ValueError(f"one process for a training with pretraining, got {self.devices}; set devices = 1")
+    def _check_parts(self) -> TrainingSection:
+        parts = {"pretraining": self.pretraining, "unlabelled": self.unlabelled, "rounds": self.rounds}
+        given = [key for key, value in parts.items() if value]
+        if given and self.devices > 1:
+            raise ValueError(f"one process for a training with {given[0]}, got {self.devices}; set devices = 1")
+        if self.rounds is not None and (self.pretraining is not None or self.start):
+            other = "pretraining" if self.pretraining is not None else "start"
+            raise ValueError(f"no {other} beside rounds, which start their own trainings; put it into another recipe")
         return self
 
 

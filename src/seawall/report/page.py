@@ -36,6 +36,7 @@ from seawall.report.label_noise import label_noise_section
 from seawall.report.published_tables import published_comparison
 from seawall.report.record_index import RecordIndex, display_name
 from seawall.report.robustness import robustness_section
+from seawall.report.rounds import rounds_section
 from seawall.report.run_facts import SENSITIVITY_FIGURES
 from seawall.report.run_reader import RunFolder, read_run, read_sensitivity
 from seawall.report.run_section import data_and_split, learning_curves, run_settings
@@ -137,7 +138,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
     corrupted = _with_examples(corruption_section(index), example_chips(run, index, unreadable, corrupted=True))
     scene = scene_section(run, unreadable)
     found = (
-        clean_scores(run, index), cost_section(run, index), hardening_section(run, index), keyed_section(run, index), attacked, corrupted, label_noise_section(index),
+        clean_scores(run, index), cost_section(run, index), rounds_section(run, index), hardening_section(run, index), keyed_section(run, index), attacked, corrupted, label_noise_section(index),
         calibration_section(index), sensitivity_section(run.sensitivity), weight_fault_section(run, index), scene,
         published_comparison(run, index), run_settings(run), data_and_split(run), learning_curves(run, index), flags_section(run, index, unreadable), provenance_section(run, index),
     )  # fmt: skip
@@ -147,6 +148,7 @@ def _page_sections(run: RunFolder, index: RecordIndex) -> list[Section]:
         "learning",
         "scores",
         "cost",
+        "rounds",
         "hardening",
         "keyed",
         "robustness",

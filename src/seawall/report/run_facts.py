@@ -163,8 +163,42 @@ class KeyedRunFacts(RunFile):
     without_key: Mapping[str, str] = Field(default_factory=dict)
 
 
+class RoundFacts(RunFile):
+    """One round of a training in rounds, as `seawall.pipeline.rounds` writes it; what a kind of rounds does not have is None.
+
+    Args:
+        round: Its number; 0 is the training on the labels as they were.
+        val: Best monitored figure.
+        monitor: Its name.
+        chips: Chips with an accepted pseudo-label.
+        of_chips: Chips without labels.
+        accepted: Accepted tiles.
+        kept_tiles: Those that are left after tiles of land were thinned.
+        known_share: Share of the class among the known labels.
+        accepted_share: Its share among all accepted tiles.
+        share: Its share among the labels that the round added or trained on.
+        changed: Share of the labels that the network of the round changes.
+        cpu_minutes: CPU time of its trainings.
+        kept: Whether the weights of this round are those of the network.
+    """
+
+    round: int
+    val: float | None = None
+    monitor: str = ""
+    chips: int | None = None
+    of_chips: int | None = None
+    accepted: int | None = None
+    kept_tiles: int | None = None
+    known_share: float | None = None
+    accepted_share: float | None = None
+    share: float | None = None
+    changed: float | None = None
+    cpu_minutes: float | None = None
+    kept: bool = False
+
+
 class RunFacts(RunFile):
-    """The file facts.json: data, label noise, known labels, estimators, hardening, keyed transform, seconds and CPU seconds per stage, version.
+    """The file facts.json: data, label noise, known labels, rounds, estimators, hardening, keyed transform, seconds and CPU seconds per stage, version.
 
     `corruption_baseline` is the baseline that corruption errors are relative to.
     """
@@ -172,6 +206,7 @@ class RunFacts(RunFile):
     data: DataFacts = DataFacts()
     noises: Mapping[str, NoiseFacts] = Field(default_factory=dict)
     supervision: Mapping[str, SupervisionFacts] = Field(default_factory=dict)
+    rounds: Mapping[str, tuple[RoundFacts, ...]] = Field(default_factory=dict)
     estimators: Mapping[str, EstimatorFacts] = Field(default_factory=dict)
     corruption_baseline: str = ""
     hardening: HardeningFacts = HardeningFacts()

@@ -41,7 +41,15 @@ def run_settings(run: RunFolder) -> Section:
             ("Known labels, asked for", ", then ".join(map(_method_text, recipe.training.supervision))),
             ("Known labels, reached", "; ".join(dict.fromkeys(one.text for one in run.facts.supervision.values()))),
             ("Training", _settings_text(recipe.training.settings)),
-            ("Pre-training of the encoder", _pretraining_text(recipe.training)),
+            ("Pre-training", _pretraining_text(recipe.training)),
+            (
+                "Patches without labels",
+                f"{unlabelled} for each labelled one" if (unlabelled := recipe.training.unlabelled) else "",
+            ),
+            (
+                "Rounds",
+                _method_text(MethodSection(**rounds.model_dump())) if (rounds := recipe.training.rounds) else "",
+            ),
             (
                 "Keyed transform",
                 f"{recipe.keyed.transform} ({_settings_text(recipe.keyed.settings)})" if recipe.keyed else "",
@@ -218,6 +226,9 @@ def _pretraining_text(training: TrainingSection) -> str:
     section = training.pretraining
     if section is None:
         return ""
+    if section.task == "reconstruction":
+        own = _settings_text({**section.masking, **section.settings})
+        return "reconstruction of hidden blocks and bands" + (f", {own}" if own else "")
     own = _settings_text({"share": section.share, **section.settings})
     return f"{_method_text(section.objective or training.objective)} on one label per patch, {own}"
 

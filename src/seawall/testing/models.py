@@ -17,10 +17,11 @@ from seawall.testing.fixtures import BANDS
 from seawall.types import FILL, Architecture, Batch, FittedModel, ModelSpec
 
 MODEL_SPEC = ModelSpec(BANDS, ("land", "water"), "reflectance", 10.0)
+RADAR_SPEC = ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0)
 OTHER_SPECS = (
     ModelSpec(("B03",), ("land", "water"), "reflectance", 10.0),
     ModelSpec((*BANDS, "B01", "B8A"), ("land", "water", "snow"), "reflectance", 10.0),
-    ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0),
+    RADAR_SPEC,
     ModelSpec(("VH",), ("land", "water", "flood", "wetland"), "gamma0_db", 20.0),
 )
 SIZES = ((1, 1), (7, 5), (16, 16), (17, 33))
@@ -30,16 +31,17 @@ def check_logits_of_any_size(entry: Entry) -> None:
     """Images of every size give finite logits (B, K, H, W), and the module has the specification that it was built for."""
     model = _model(entry)
     spec = spec_of(model)
-    assert (spec.bands, spec.classes, spec.unit) == (MODEL_SPEC.bands, MODEL_SPEC.classes, MODEL_SPEC.unit)
+    own = _own_spec(entry)
+    assert (spec.bands, spec.classes, spec.unit) == (own.bands, own.classes, own.unit)
     for height, width in SIZES:
-        logits = model(_image(2, height, width))
+        logits = model(_image(2, height, width, _own_spec(entry)))
         assert logits.shape == (2, 2, height, width), f"expected {(2, 2, height, width)}, got {tuple(logits.shape)}"
         assert bool(logits.isfinite().all()), f"the logits of {height} x {width} pixels are not finite"
 
 
 def check_images_are_alone_in_evaluation(entry: Entry) -> None:
     """In evaluation mode an image has the same logits alone and in a batch."""
-    model, image = _model(entry), _image(3, 16, 16)
+    model, image = _model(entry), _image(3, 16, 16, _own_spec(entry))
     whole = model(image)
     for i in range(3):
         assert torch.allclose(whole[i : i + 1], model(image[i : i + 1]), atol=1e-5), "logits depend on the batch"
@@ -47,7 +49,7 @@ def check_images_are_alone_in_evaluation(entry: Entry) -> None:
 
 def check_evaluation_is_deterministic(entry: Entry) -> None:
     """Two passes are equal to the bit, draw nothing, and leave the image as it is."""
-    model, image = _model(entry), _image(2, 16, 16)
+    model, image = _model(entry), _image(2, 16, 16, _own_spec(entry))
     before = image.clone()
     with quiet_random():
         first = model(image)
@@ -76,7 +78,7 @@ def check_any_bands_and_classes(entry: Entry) -> None:
 def check_gradient_reaches_the_image(entry: Entry) -> None:
     """The logits have a finite gradient to the image that is not zero everywhere, so that gradients can attack the model; with the trait
     `no-gradient` they have none."""
-    image = _image(2, 16, 16).requires_grad_()
+    image = _image(2, 16, 16, _own_spec(entry)).requires_grad_()
     logits = _model(entry)(image)
     if "no-gradient" in entry.traits:
         assert not logits.requires_grad, "it has a gradient; leave out the trait no-gradient"
@@ -92,7 +94,7 @@ def check_nothing_beyond_the_receptive_field(entry: Entry) -> None:
     if reach is None:
         return
     size = 4 * (reach // 4 + 2)
-    image = _image(1, size, size)
+    image = _image(1, size, size, _own_spec(entry))
     other = image.clone()
     other[..., -1, -1] = 0.9
     apart = (model(image) - model(other)).abs().amax(1)[0]
@@ -113,10 +115,10 @@ def check_unseen_pixels_change_nothing_elsewhere(entry: Entry) -> None:
     if reach is None:
         return
     size = max(4 * (reach // 4 + 2), 22)
-    patches = _image(1, size // 5 + 1, size // 5 + 1).repeat_interleave(5, 2).repeat_interleave(5, 3)
-    image = patches[..., :size, :size] + 0.1 * _image(1, size, size)
+    patches = _image(1, size // 5 + 1, size // 5 + 1, _own_spec(entry)).repeat_interleave(5, 2).repeat_interleave(5, 3)
+    image = patches[..., :size, :size] + 0.1 * _image(1, size, size, _own_spec(entry))
     # widths that are no multiples of a block or of a stride
-    around = functional.pad(image, (0, 11, 0, 7), value=FILL[MODEL_SPEC.unit])
+    around = functional.pad(image, (0, 11, 0, 7), value=FILL[_own_spec(entry).unit])
     alone, beside = model(image), model(around)
     far = size - reach
     apart = (alone - beside[..., :size, :size])[..., :far, :far].abs().amax().detach()
@@ -127,15 +129,15 @@ def check_unseen_pixels_change_nothing_elsewhere(entry: Entry) -> None:
 
 def check_fit_is_reproducible(entry: Entry) -> None:
     """A model that is fitted to chips says so before, draws from its own seed alone, and is the same for any order of the batches."""
-    models = [made(entry, Architecture)(MODEL_SPEC).eval() for _ in range(2)]
+    models = [made(entry, Architecture)(_own_spec(entry)).eval() for _ in range(2)]
     if not isinstance(models[0], FittedModel) or models[0].fitted:
         return
     try:
-        models[0](_image(1, 4, 4))
+        models[0](_image(1, 4, 4, _own_spec(entry)))
         raise AssertionError("it gives logits before it is fitted")
     except ModelError as bad:
         assert "fit" in str(bad), f"expected a line that says to fit it, got {bad}"
-    chips = _training_chips(MODEL_SPEC)
+    chips = _training_chips(_own_spec(entry))
     with quiet_random():
         models[0].fit([chips], seed=3)
     models[1].fit([chips.select([i]) for i in (2, 0, 3, 1)], seed=3)  # type: ignore[operator]
@@ -145,7 +147,7 @@ def check_fit_is_reproducible(entry: Entry) -> None:
 
 def check_weights_travel(entry: Entry) -> None:
     """Saved and loaded again, the model has the same specification and the same logits to the bit."""
-    model, image = _model(entry), _image(1, 16, 16)
+    model, image = _model(entry), _image(1, 16, 16, _own_spec(entry))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         save_model(path, model)
@@ -154,7 +156,13 @@ def check_weights_travel(entry: Entry) -> None:
     assert same_bits(model(image), again.eval()(image)), "the loaded model has other logits"
 
 
-def _model(entry: Entry, spec: ModelSpec = MODEL_SPEC) -> nn.Module:
+def _own_spec(entry: Entry) -> ModelSpec:
+    """Return what a model is checked on: optical bands, or with the trait `radar` both polarizations in decibels."""
+    return RADAR_SPEC if "radar" in entry.traits else MODEL_SPEC
+
+
+def _model(entry: Entry, spec: ModelSpec | None = None) -> nn.Module:
+    spec = spec or _own_spec(entry)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = made(entry, Architecture)(spec).eval()
@@ -163,7 +171,7 @@ def _model(entry: Entry, spec: ModelSpec = MODEL_SPEC) -> nn.Module:
     return model
 
 
-def _image(count: int, height: int, width: int, spec: ModelSpec = MODEL_SPEC) -> Tensor:
+def _image(count: int, height: int, width: int, spec: ModelSpec) -> Tensor:
     draw = torch.Generator().manual_seed(7)
     image = 0.05 + 0.3 * torch.rand(count, len(spec.bands), height, width, generator=draw)
     return image if spec.unit == "reflectance" else 100 * image - 40

@@ -16,7 +16,16 @@ from seawall.registry import Entry, build
 from seawall.rng import Keys
 from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
 from seawall.testing.fixtures import ground_batch, linear_model
-from seawall.types import AdaptiveObjective, Architecture, Batch, ModelSpec, Objective, SegmentationModel, Setting
+from seawall.types import (
+    AdaptiveObjective,
+    Architecture,
+    Batch,
+    ModelSpec,
+    Objective,
+    SegmentationModel,
+    Setting,
+    TaughtObjective,
+)
 
 OBJECTIVE_SPEC = ModelSpec(("B02", "B03"), ("land", "water"), "reflectance", 10.0)
 
@@ -60,6 +69,29 @@ def check_unlabelled_pixels_teach(entry: Entry) -> None:
     assert any(bool((grad != 0).any()) for grad in grads), "unlabelled: seen pixels without a label have no gradient"
 
 
+def check_teacher_is_left_alone(entry: Entry) -> None:
+    """A teacher decides the value, gets no gradient, and is not written to, even the counters of its norms."""
+    objective = made(entry, Objective)
+    if not isinstance(objective, TaughtObjective):
+        return
+    model, batch = _objective_inputs(entry)
+    teachers = [_objective_inputs(entry)[0] for _ in range(2)]
+    with torch.no_grad():
+        for weight in teachers[1].parameters():
+            weight.neg_()
+    values = []
+    for teacher in teachers:
+        before = {name: value.clone() for name, value in teacher.state_dict().items()}
+        value = objective.taught_by(cast(SegmentationModel, teacher))(
+            cast(SegmentationModel, model), replace(batch, valid=torch.zeros_like(batch.valid)), Keys(0, batch.chips)
+        )
+        torch.autograd.backward(value)
+        assert all(weight.grad is None for weight in teacher.parameters()), "the teacher has a gradient"
+        assert all(same_bits(value, before[name]) for name, value in teacher.state_dict().items()), "it was written to"
+        values.append(float(value.detach()))
+    assert values[0] != values[1], "another teacher gave the same value"
+
+
 def check_only_its_keys(entry: Entry) -> None:
     """Randomness comes from the keys alone."""
     model, batch = _objective_inputs(entry)
@@ -80,8 +112,12 @@ def check_inputs_untouched(entry: Entry) -> None:
 
 
 def check_descent_learns(entry: Entry) -> None:
-    """Descent on the value makes a network right more often on the valid pixels that it learns from."""
+    """Descent on the value makes a network right more often on the valid pixels that it learns from.
+
+    With the trait `image-level` all it is told is which images have water, and it finds some in those alone.
+    """
     model, batch = _objective_inputs(entry)
+    batch = _image_level_batch(batch) if "image-level" in entry.traits else batch
     before = _right(model, batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     for step in range(60):
@@ -89,6 +125,11 @@ def check_descent_learns(entry: Entry) -> None:
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
+    if "image-level" in entry.traits:
+        with torch.no_grad():
+            share = ((model(batch.image).argmax(1) == 1) & batch.seen).flatten(1).sum(1) / batch.seen.flatten(1).sum(1)
+        assert bool((share[2:] > 0.05).all()) and bool((share[:2] < 0.05).all()), f"water in shares {share.tolist()}"
+        return
     after = _right(model, batch)
     assert after > max(before, 0.75), f"expected more than {max(before, 0.75):.2f} of the pixels, got {after:.2f}"
 
@@ -150,6 +191,15 @@ def _objective_inputs(entry: Entry) -> tuple[nn.Module, Batch]:
         if isinstance(layer, Standardize):
             layer.fit([0.3, 0.3], [0.06, 0.06])
     return model, batch
+
+
+def _image_level_batch(batch: Batch) -> Batch:
+    """Return four images with image-level labels: two of land alone, and two with water too."""
+    water = batch.valid & (batch.label == 1)
+    land = torch.stack([batch.image[:, band][batch.valid & ~water].mean() for band in range(batch.image.shape[1])])
+    dry = torch.tensor([True, True, False, False])[:, None, None]
+    image = torch.where((dry & batch.seen & (water | ~batch.valid))[:, None], land[:, None, None], batch.image)
+    return replace(batch, image=image, label=(~dry).long().expand_as(batch.label))
 
 
 def _value(entry: Entry, model: nn.Module, batch: Batch, step: int = 0) -> Tensor:

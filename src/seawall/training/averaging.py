@@ -1,12 +1,17 @@
-"""The moving average of a network's weights, which is evaluated and kept instead of the last ones."""
+"""The moving average of a network's weights, which is evaluated and kept instead of the last ones, and which may teach."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from seawall.errors import UsageError
+from seawall.types import Objective, SegmentationModel, TaughtObjective
 
 
 class WeightAverage:
@@ -50,3 +55,24 @@ class WeightAverage:
             yield
         finally:
             self.model.load_state_dict(own)
+
+    def network(self) -> SegmentationModel:
+        """Return a network of the averaged weights, in eval mode and without gradients; it follows the average."""
+        averaged = copy.deepcopy(self.model)
+        averaged.load_state_dict(self.tensors, assign=True)  # the very tensors, which `update` and `load` write to
+        return cast(SegmentationModel, averaged.requires_grad_(False).eval())
+
+
+def teacher_of(objective: Objective, average: WeightAverage | None) -> SegmentationModel | None:
+    """Return the teacher of an objective: the averaged network, or None where it has none.
+
+    Raises:
+        UsageError: The objective needs an average and there is none.
+    """
+    if not isinstance(objective, TaughtObjective):
+        return None
+    if average is None and objective.needs_average:
+        raise UsageError(
+            f"training.ema: expected the decay of a teacher for {type(objective).__name__}, got 0; 0.99 is common"
+        )
+    return None if average is None else average.network()

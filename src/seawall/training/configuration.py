@@ -115,6 +115,21 @@ class Training:
         return self.steps_per_epoch * self.accumulate * self.batch
 
 
+@settings("training.pretraining.masking", "see docs/few-labels.md")
+class Masking:
+    """What is hidden of an image that a network has to reconstruct.
+
+    Args:
+        block: Side of a block in pixels.
+        share: Share of the blocks that are hidden, in all bands.
+        bands: Probability that a band is hidden as a whole.
+    """
+
+    block: PositiveInt = 8
+    share: Annotated[float, Field(gt=0, le=1)] = 0.6
+    bands: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
 def learning_rate(training: Training, step: int) -> float:
     """Return the learning rate of a step in 0..steps - 1: a pure function, so that resuming needs no state.
 

@@ -35,7 +35,7 @@ from seawall.modules import eval_mode, on_device
 from seawall.records import finite_or_none
 from seawall.result import StageProgress
 from seawall.rng import Keys
-from seawall.training.averaging import WeightAverage
+from seawall.training.averaging import WeightAverage, teacher_of
 from seawall.training.checkpoint import (
     Checkpoints,
     History,
@@ -55,7 +55,7 @@ from seawall.training.distributed import (
 )
 from seawall.training.launch import handle_signals
 from seawall.training.optimizer import make_optimizer
-from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective
+from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective, TaughtObjective
 from seawall.version import code_version
 
 __all__ = ["Validation", "Feed", "History", "StageProgress", "SeekableFeed", "Training", "fit"]
@@ -97,7 +97,8 @@ def fit(
     Args:
         model: A module with a `spec`; its `standardize` is fitted on the training pixels beforehand.
         objective: What is minimized; it gets the model itself, not a wrapper. With a schedule, it is taken at each step's progress;
-            with a state (`AdaptiveObjective`), that is measured on its clock and kept in the checkpoints.
+            with a state (`AdaptiveObjective`), that is measured on its clock and kept in the checkpoints; with a teacher
+            (`TaughtObjective`), that is the moving average of the weights.
         feed: Epoch to batches, at least `steps_per_epoch * accumulate` of them and the same ones every time. A
             `SeekableFeed` starts at the first batch that a resumed epoch lacks.
         check: Validation: model in eval mode to metrics, on one process; the monitored one selects the weights. Without
@@ -168,6 +169,7 @@ class _TrainingRun:
         self.base_optimizer = make_optimizer(model, training)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.base_optimizer))
         self.average = WeightAverage(model, training.ema) if training.ema else None
+        self.teacher = teacher_of(objective, self.average)
         self.state = TrainingState()
         self.failure: Exception | None = None
         self.log: HistoryLog | None = None
@@ -236,25 +238,28 @@ class _TrainingRun:
         return self.state.epoch * self.training.steps_per_epoch + self.state.step
 
     def revise(self, feed: Feed) -> None:
-        """Let an adaptive objective measure the model, on patches of this epoch."""
+        """Let an adaptive objective measure the model, or its teacher if it has one, on patches of this epoch."""
         if not isinstance(self.objective, AdaptiveObjective):
             return
+        network = self.model if self.teacher is None else cast(nn.Module, self.teacher)
         adaptive, state, began = self.objective, self.state, time.process_time()
         state.objective = on_rank_zero(
             self.fabric,
             lambda: adaptive.revise(
-                self.model, lambda: feed(state.epoch), self.step / self.training.steps, self.seed, state.objective
+                network, lambda: feed(state.epoch), self.step / self.training.steps, self.seed, state.objective
             ),
         )
         state.revision_s += time.process_time() - began
 
     def _objective_now(self) -> Objective:
-        """Return the objective of this step: under its state, and at its share of the training."""
+        """Return the objective of this step: under its state, at its share of the training, and with its teacher."""
         objective = self.objective
         if isinstance(objective, AdaptiveObjective):
             objective = objective.given(self.state.objective)
         if isinstance(objective, ScheduledObjective):
             objective = objective.at(self.step / self.training.steps)
+        if self.teacher is not None and isinstance(objective, TaughtObjective):
+            objective = objective.taught_by(self.teacher)
         return objective
 
     def take_step(self, batches: Sequence[Batch]) -> None:

@@ -14,7 +14,15 @@ from seawall import registry
 from seawall.errors import UsageError
 from seawall.rng import Keys
 from seawall.training.objectives.adversarial import AttackParameter
-from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective, SegmentationModel, Setting
+from seawall.types import (
+    AdaptiveObjective,
+    Batch,
+    Objective,
+    ScheduledObjective,
+    SegmentationModel,
+    Setting,
+    TaughtObjective,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +34,8 @@ class WrappingObjective(ABC):
         objective_settings: Its settings, such as {loss = "ce + dice"}.
 
     Raises:
-        UsageError: The inner objective is unknown, or measures the network while training (`AdaptiveObjective`).
+        UsageError: The inner objective is unknown, measures the network while training (`AdaptiveObjective`), or has a teacher
+            (`TaughtObjective`).
     """
 
     objective: str = "supervised"
@@ -36,6 +45,10 @@ class WrappingObjective(ABC):
         if isinstance(self.inner, AdaptiveObjective):
             raise UsageError(
                 f"objective: expected one that does not measure the network, got {self.objective!r} within another; make it the outer one"
+            )
+        if isinstance(self.inner, TaughtObjective):
+            raise UsageError(
+                f"objective: expected one without a teacher, got {self.objective!r} within another; it changes images itself"
             )
 
     @cached_property
