@@ -147,5 +147,6 @@ def test_the_shipped_recipe_names_every_segmenter() -> None:
 
     recipe = read_recipe(Path("recipes/lecture.toml"))
     beside = {"index-unet", "anchored-unet", "twins"}  # of other documents: hardening and label noise
+    beside |= {"ratio-unet", "ratio-unet++"}  # of two polarizations alone
     named = {recipe.model.name, *(one.name for one in recipe.models)}
     assert {entry.name for entry in registry.entries("model")} - beside == named
