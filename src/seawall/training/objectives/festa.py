@@ -20,7 +20,7 @@ from seawall.types import Batch, SegmentationModel
 
 LENGTH_FLOOR = 1e-6
 """Added to squared lengths, so that the cosine of a vector of zeros has a gradient."""
-OFFSETS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+NEIGHBORS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 """Row and column of the 8 neighbors."""
 
 
@@ -162,7 +162,7 @@ def nearest_neighbor_distance(pixels: Tensor, seen: Tensor, at: Tensor) -> Tenso
     """Return the squared distance (N,) to the most similar seen one of the 8 neighbors; 0 for a pixel without any."""
     height, width = seen.shape
     rows, cols = at // width, at % width
-    offsets = torch.tensor(OFFSETS, device=at.device)
+    offsets = torch.tensor(NEIGHBORS, device=at.device)
     rows, cols = rows[:, None] + offsets[:, 0], cols[:, None] + offsets[:, 1]
     inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
     index = torch.where(inside, rows * width + cols, at[:, None])
