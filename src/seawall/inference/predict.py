@@ -41,6 +41,7 @@ from seawall.models.checksums import WeightChecksums, WeightGuard
 from seawall.models.identity import identify, model_digest
 from seawall.models.weights import check_finite, read_checksums, spec_of, state_of, weights_digest
 from seawall.result import StageProgress, no_progress
+from seawall.types import unit_text
 
 __all__ = [
     "SceneJob",
@@ -293,7 +294,7 @@ def _result(
         scene=scene.digest,
         classes=classes,
         klass=settings.klass,
-        unit=scene.spec.unit,
+        unit=unit_text(scene.spec.unit),
         radiometry=str(scene.scale or "nothing seen"),
         height=scene.source.grid.height,
         width=scene.source.grid.width,

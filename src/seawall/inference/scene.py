@@ -19,7 +19,7 @@ from seawall.geo.raster import Raster, RasterSource, Window, open_raster
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 from seawall.imagery.safe import SafeProduct, open_safe
 from seawall.io import file_sha256
-from seawall.types import FILL, ModelSpec
+from seawall.types import FILL, ModelSpec, single_unit
 
 
 def is_safe(path: Path) -> bool:
@@ -162,6 +162,7 @@ class SceneReader:
 
     def fetch(self, row: int, col: int, height: int, width: int) -> tuple[FloatArray, BoolArray]:
         """Read a window: data (C, H, W) in the model's unit, unseen pixels filled, and seen (H, W)."""
+        unit = single_unit(self.spec.unit, "scene")
         some_unseen = self.rule is not None and self.pixel_counts.seen < self.pixel_counts.pixels
         data = np.empty((len(self.bands), height, width), np.float32)
         seen = np.empty((height, width), np.bool_)
@@ -172,9 +173,9 @@ class SceneReader:
             at = (slice(r - row, r - row + h), slice(c - col, c - col + w))
             seen[at] = there
             if self.scale is None or not there.any():
-                data[(slice(None), *at)] = FILL[self.spec.unit]
+                data[(slice(None), *at)] = FILL[unit]
             else:
-                data[(slice(None), *at)] = to_physical(stored, there, self.scale, self.spec.unit)
+                data[(slice(None), *at)] = to_physical(stored, there, self.scale, unit)
         return data, seen
 
 
@@ -311,7 +312,7 @@ def _detect_scale(
     try:
         found = detect_unit(data, seen, names, stated, source.nodata_of(bands))
         scale = scale_for(found, stated)
-        to_physical(data[:, :1, :1], seen[:1, :1], scale, spec.unit)
+        to_physical(data[:, :1, :1], seen[:1, :1], scale, single_unit(spec.unit, str(source.path)))
     except RadiometryError as bad:
         raise RadiometryError(f"{source.path}: {bad}") from bad
     findings = list(found.findings)

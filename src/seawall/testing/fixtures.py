@@ -49,7 +49,7 @@ class _Uneven(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.linear = linear_model(len(spec.bands), len(spec.classes), spec.unit)
+        self.linear = PixelLinear(spec, *_rising_weights(len(spec.classes), len(spec.bands)))
         self.norm = nn.BatchNorm2d(len(spec.classes))
         self.drop = nn.Dropout(0.5)
 
@@ -68,9 +68,13 @@ def linear_model(bands: int = 2, classes: int = 2, unit: Unit = "reflectance") -
     """
     names = (BANDS * (bands // len(BANDS) + 1))[:bands] if unit == "reflectance" else ("VV", "VH")[:bands]
     spec = ModelSpec(names, CLASSES[:classes], unit, 10.0)
+    return PixelLinear(spec, *_rising_weights(classes, bands))
+
+
+def _rising_weights(classes: int, bands: int) -> tuple[Tensor, Tensor]:
     k, c = torch.arange(classes)[:, None], torch.arange(bands)[None]
     weight = 6.0 * torch.cos(2.0 * k + 0.7 * c + 0.3)
-    return PixelLinear(spec, weight, -weight.sum(1) * 0.3)
+    return weight, -weight.sum(1) * 0.3
 
 
 def uneven_model(bands: int = 2, classes: int = 2, unit: Unit = "reflectance") -> nn.Module:
@@ -111,7 +115,7 @@ def worst_accuracy(model: PixelLinear, batch: Batch, threat: ThreatModel) -> tup
 
     Every pixel goes to the corner of its box that its margin likes least.
     """
-    ball = threat.around(batch.image, batch.seen)
+    ball = threat.around(batch.image, batch.image_seen)
     away = (model.weight[1] - model.weight[0]).detach()[None, :, None, None]
     towards_water = torch.where(away > 0, ball.high, ball.low)
     towards_land = torch.where(away > 0, ball.low, ball.high)

@@ -14,7 +14,7 @@ from seawall.models.weights import load_model, save_model, spec_of
 from seawall.registry import Entry
 from seawall.testing.assertions import made, quiet_random, same_bits, same_snapshot, snapshot
 from seawall.testing.fixtures import BANDS
-from seawall.types import FILL, Architecture, Batch, FittedModel, ModelSpec
+from seawall.types import Architecture, Batch, FittedModel, ModelSpec, fill_of
 
 MODEL_SPEC = ModelSpec(BANDS, ("land", "water"), "reflectance", 10.0)
 OTHER_SPECS = (
@@ -116,7 +116,7 @@ def check_unseen_pixels_change_nothing_elsewhere(entry: Entry) -> None:
     patches = _image(1, size // 5 + 1, size // 5 + 1).repeat_interleave(5, 2).repeat_interleave(5, 3)
     image = patches[..., :size, :size] + 0.1 * _image(1, size, size)
     # widths that are no multiples of a block or of a stride
-    around = functional.pad(image, (0, 11, 0, 7), value=FILL[MODEL_SPEC.unit])
+    around = functional.pad(image, (0, 11, 0, 7), value=fill_of(MODEL_SPEC.unit, 1)[0])
     alone, beside = model(image), model(around)
     far = size - reach
     apart = (alone - beside[..., :size, :size])[..., :far, :far].abs().amax().detach()

@@ -14,7 +14,7 @@ from seawall.losses.auxiliary import TrainingLogits
 from seawall.models.blocks import Standardize
 from seawall.registry import Entry, build
 from seawall.rng import Keys
-from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
+from seawall.testing.assertions import made, quiet_random, same_batch, same_bits
 from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.types import AdaptiveObjective, Architecture, Batch, ModelSpec, Objective, SegmentationModel, Setting
 
@@ -62,7 +62,7 @@ def check_only_its_keys(entry: Entry) -> None:
 def check_inputs_untouched(entry: Entry) -> None:
     """The batch and the weights are not written to."""
     model, batch = _objective_inputs(entry)
-    before, weights = copy_batch(batch), {name: value.clone() for name, value in model.named_parameters()}
+    before, weights = batch.copy(), {name: value.clone() for name, value in model.named_parameters()}
     _value(entry, model, batch)
     assert same_batch(batch, before), "the objective wrote to its batch"
     assert all(same_bits(value, weights[name]) for name, value in model.named_parameters()), "it changed a weight"
