@@ -90,7 +90,8 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         code = record_environment(folder)
         metadata = RunMetadata(folder / "facts.json")
         with metadata.time_stage("chips"):
-            chips, failed = load_chips(run, out / "chips")
+            stored, failed = load_chips(run, out / "chips")
+        chips = stored.with_bands(recipe.inputs)
         split = make_split(run, chips)
         metadata.update(data=data_facts(chips, split))
         check_same_experiment(run, chips, split)
@@ -101,7 +102,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         metadata.update(estimators=estimator_facts(recipe))
         metadata.update(corruption_baseline=baseline_name(recipe.baselines[0]) if recipe.baselines else "")
         with metadata.time_stage("training"):
-            models = dict(train_networks(run, chips, split)) | given
+            models = dict(train_networks(run, stored, split)) | given
         with metadata.time_stage("evaluation"):
             evaluate_models(run, chips, split, models)
         with metadata.time_stage("sensitivity"):
@@ -156,7 +157,8 @@ def train_only(
             )
     validate_recipe(recipe)
     run = RunContext(recipe, out, device, resume, progress)
-    chips, _ = load_chips(run, out)
+    stored, _ = load_chips(run, out)
+    chips = stored.with_bands(recipe.inputs)
     split = make_split(run, chips)
     training = training_settings(run, chips, split)
     _check_model_of_recipe(run, chips)
@@ -164,7 +166,7 @@ def train_only(
         check_same_experiment(run, chips, split)
         write_atomic(out / "recipe.toml", recipe.to_toml())
         code = record_environment(out)
-        model = train_network(run, chips, split, recipe.networks[0])
+        model = train_network(run, stored, split, recipe.networks[0])
     table: list[dict[str, str | int | float | None]] = [
         {"metric": name, "value": value}
         for name, value in validation_metrics(model, chips, split.val, recipe.training.robustness).items()

@@ -32,11 +32,17 @@ from seawall.training.configuration import MEAN_IOU, Training, default_monitor
 from seawall.training.launch import run_processes
 from seawall.training.loop import fit
 from seawall.training.pretrain import PRETRAINING, PatchLabels, pretrain_encoder
-from seawall.types import Batch, FittedModel, ModelSpec, Objective
+from seawall.types import Batch, FittedModel, ModelSpec, Objective, wants_all_bands
 
 
 def train_networks(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the network trained on clean labels, the reference, then one per label noise and rate."""
+    """Yield the network trained on clean labels, the reference, then one per label noise and rate.
+
+    Args:
+        run: The run.
+        chips: The chips with all of their bands; the networks take the recipe's `inputs`.
+        split: Split of the chips.
+    """
     for network in run.recipe.networks:
         yield network.name, train_network(run, chips, split, network)
 
@@ -110,9 +116,11 @@ def train_network(run: RunContext, chips: ChipFolder, split: Split, network: Net
 def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> None:
     """Train one network in this process, which may be one of several of a distributed training.
 
-    A model that is fitted to chips is fitted and written instead.
+    A model that is fitted to chips is fitted and written instead. `chips` have all of their bands; an objective that declares
+    `all_bands` gets these, and everything else those that the network takes.
     """
     recipe, section = run.recipe, run.recipe.training_of(network)
+    objective, stored, chips = objective_of(network.objective), chips, chips.with_bands(recipe.inputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(recipe.seed, (recipe.model.name,)).number(0))
         model = protected(
@@ -131,9 +139,9 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         cast(Standardize, model.standardize).fit(mean.tolist(), std.tolist())
     labels = corrupted_labels(run, chips, split, network)
 
-    def patches(training: Training) -> PatchFeed:
+    def patches(training: Training, folder: ChipFolder = chips) -> PatchFeed:
         return PatchFeed(
-            chips, split.train, training.patch, training.batch, training.patches_per_epoch, recipe.seed,
+            folder, split.train, training.patch, training.batch, training.patches_per_epoch, recipe.seed,
             section.balance, section.augment, training.workers, labels,
         )  # fmt: skip
 
@@ -142,8 +150,8 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         start = weights_digest(model)
     fit(
         model,
-        objective_of(network.objective),
-        patches(training),
+        objective,
+        patches(training, stored if wants_all_bands(objective) else chips),
         lambda trained: validation_metrics(trained, chips, split.val, section.robustness),
         training,
         run.folder / "models" / network.name,

@@ -14,7 +14,15 @@ from seawall import registry
 from seawall.errors import UsageError
 from seawall.rng import Keys
 from seawall.training.objectives.adversarial import AttackParameter
-from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective, SegmentationModel, Setting
+from seawall.types import (
+    AdaptiveObjective,
+    Batch,
+    Objective,
+    ScheduledObjective,
+    SegmentationModel,
+    Setting,
+    wants_all_bands,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,11 @@ class WrappingObjective(ABC):
     def inner(self) -> Objective:
         """The inner objective."""
         return registry.build("objective", self.objective, cast(Mapping[str, Setting], self.objective_settings))
+
+    @property
+    def all_bands(self) -> bool:
+        """Whether the inner objective gets all bands of the chips."""
+        return wants_all_bands(self.inner)
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
         return self.value(model, batch, keys, self.inner)
