@@ -12,7 +12,15 @@ from seawall.attacks.universal import SetAttack
 from seawall.registry import Entry
 from seawall.rng import Keys
 from seawall.testing.assertions import made, quiet_random, same_batch, same_bits, same_snapshot, snapshot
-from seawall.testing.fixtures import accuracy, ground_batch, linear_model, uneven_model, worst_accuracy
+from seawall.testing.fixtures import (
+    accuracy,
+    ground_batch,
+    linear_model,
+    two_source_batch,
+    two_source_model,
+    uneven_model,
+    worst_accuracy,
+)
 from seawall.threat.model import ThreatModel
 from seawall.threat.region import Patch
 from seawall.types import Attack, Batch, SegmentationModel
@@ -37,6 +45,29 @@ def check_stays_in_the_threat_set(entry: Entry) -> None:
         assert torch.allclose(adv, back, rtol=0, atol=2e-6), f"{name}: the result leaves the threat set"
         far = threat.distance(adv, batch.image)
         assert bool((far <= threat.radius * (1 + 1e-4) + 1e-6).all()), f"{name}: eps is {threat.radius}, got {far}"
+
+
+TWO_SOURCE_THREATS = {
+    "dB alone": (ThreatModel("linf", 3.0, "sigma0_db", bands=(0,)), (0,)),
+    "reflectance alone": (ThreatModel("linf", 0.03, low=0.0, bands=(1,)), (1,)),
+    "both": (ThreatModel("linf", (3.0, 0.03), ("sigma0_db", "reflectance")), (0, 1)),
+}
+"""Threats of chips in two units, each with the bands that it touches."""
+
+
+def check_sources_are_attacked_apart(entry: Entry) -> None:
+    """Of chips of two sources, a threat touches the bands in its unit, and those only where their own source is seen."""
+    model, batch = two_source_model(), two_source_batch()
+    for name, (threat, touched) in TWO_SOURCE_THREATS.items():
+        adv = _run_attack(entry, model, batch, threat)
+        back = threat.project(adv, batch.image, batch.image_seen)
+        assert torch.allclose(adv, back, rtol=0, atol=2e-6), f"{name}: the result leaves the threat set"
+        free = batch.image_seen.clone()
+        free[:, [band for band in (0, 1) if band not in touched]] = False
+        assert same_bits(adv[~free], batch.image[~free]), (
+            f"{name}: it touched other bands, or pixels that are unseen in a band"
+        )
+        assert bool(adv.isfinite().all()), f"{name}: the result is not finite"
 
 
 def check_shape_dtype_device_finite_detached(entry: Entry) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from seawall.arrays import FloatArray
 from seawall.geo.sensors import OPTICAL_BANDS
 from seawall.simulate.spectra import MATERIALS, water_components
 from seawall.threat.model import ThreatModel
-from seawall.types import Batch, ModelSpec, SegmentationModel, Unit
+from seawall.types import Batch, ModelSpec, SegmentationModel, Unit, fill_of, per_channel
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 CLASSES = ("land", "water", "cloud", "snow")
@@ -99,6 +100,32 @@ def ground_batch(images: int = 3, bands: int = 2, classes: int = 2, size: int = 
     image = torch.where(seen[:, None], image, 0.0)
     nonsense = torch.randint(0, 2, label.shape, generator=draw) * 256 - 1
     return Batch(image, torch.where(valid, label, nonsense), seen, valid, tuple(f"ground{i}" for i in range(images)))
+
+
+TWO_SOURCE_SPEC = ModelSpec(("s1.VV", "s2.B03"), CLASSES[:2], ("sigma0_db", "reflectance"), 10.0)
+"""Two bands, each of a source of its own, in decibels and in reflectance."""
+DECIBELS_OF_A_SHARE = (100.0, -45.0)
+"""Factor and offset from the reflectance of `ground_batch` to the decibels of `two_source_batch`."""
+
+
+def two_source_batch(images: int = 3, size: int = 12) -> Batch:
+    """Return `ground_batch` with its first band in decibels, and holes in each source where the other has data."""
+    batch, (factor, offset) = ground_batch(images, size=size), DECIBELS_OF_A_SHARE
+    values = batch.image * per_channel([factor, 1.0], batch.image) + per_channel([offset, 0.0], batch.image)
+    holes = torch.rand(values.shape, generator=torch.Generator().manual_seed(5)) < 0.15
+    known = batch.seen[:, None] & ~holes
+    seen = known.any(1)
+    image = torch.where(known, values, per_channel(fill_of(TWO_SOURCE_SPEC.unit, 2), values))
+    return replace(
+        batch, image=image, seen=seen, valid=batch.valid & seen, seen_bands=known, bands=TWO_SOURCE_SPEC.bands
+    )
+
+
+def two_source_model() -> PixelLinear:
+    """Return `linear_model` for the units of `two_source_batch`."""
+    plain, (factor, offset) = linear_model(), DECIBELS_OF_A_SHARE
+    weight = plain.weight.detach() / torch.tensor([factor, 1.0])
+    return PixelLinear(TWO_SOURCE_SPEC, weight, plain.bias.detach() - weight[:, 0] * offset)
 
 
 def accuracy(model: SegmentationModel, batch: Batch, image: Tensor | None = None) -> Tensor:

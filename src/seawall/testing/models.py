@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seawall.errors import ModelError
+from seawall.errors import ModelError, UsageError
 from seawall.models.weights import load_model, save_model, spec_of
 from seawall.registry import Entry
 from seawall.testing.assertions import made, quiet_random, same_bits, same_snapshot, snapshot
 from seawall.testing.fixtures import BANDS
-from seawall.types import Architecture, Batch, FittedModel, ModelSpec, fill_of
+from seawall.types import Architecture, Batch, FittedModel, ModelSpec, fill_of, per_channel, units_of
 
 MODEL_SPEC = ModelSpec(BANDS, ("land", "water"), "reflectance", 10.0)
 OTHER_SPECS = (
@@ -22,6 +22,7 @@ OTHER_SPECS = (
     ModelSpec((*BANDS, "B01", "B8A"), ("land", "water", "snow"), "reflectance", 10.0),
     ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0),
     ModelSpec(("VH",), ("land", "water", "flood", "wetland"), "gamma0_db", 20.0),
+    ModelSpec(("s1.VV", "s2.B03", "s2.B08"), ("land", "water"), ("sigma0_db", "reflectance", "reflectance"), 10.0),
 )
 SIZES = ((1, 1), (7, 5), (16, 16), (17, 33))
 
@@ -60,7 +61,7 @@ def check_any_bands_and_classes(entry: Entry) -> None:
     for spec in OTHER_SPECS:
         try:
             model = _model(entry, spec)
-        except ModelError as bad:
+        except (ModelError, UsageError) as bad:
             assert "expected" in str(bad) and "\n" not in str(bad), (
                 f"{spec.bands}: no line that says what fits, but {bad}"
             )
@@ -166,7 +167,8 @@ def _model(entry: Entry, spec: ModelSpec = MODEL_SPEC) -> nn.Module:
 def _image(count: int, height: int, width: int, spec: ModelSpec = MODEL_SPEC) -> Tensor:
     draw = torch.Generator().manual_seed(7)
     image = 0.05 + 0.3 * torch.rand(count, len(spec.bands), height, width, generator=draw)
-    return image if spec.unit == "reflectance" else 100 * image - 40
+    decibels = per_channel([float(unit != "reflectance") for unit in units_of(spec.unit, len(spec.bands))], image)
+    return torch.where(decibels == 1, 100 * image - 40, image)
 
 
 def _chips(spec: ModelSpec) -> Batch:
