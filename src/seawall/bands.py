@@ -100,3 +100,13 @@ def channels_of(names: Sequence[str], bands: Sequence[str], where: str) -> tuple
             )
         found += (bands.index(name),) if name in bands else sources[name]
     return tuple(dict.fromkeys(found))
+
+
+def bands_of_one_source(bands: Sequence[str]) -> tuple[str, ...]:
+    """Return the ids of bands without their source if all are of one, else the names as they are.
+
+    Example:
+        >>> bands_of_one_source(("s2.pre.B03", "s2.pre.B08")), bands_of_one_source(("s1.VV", "s2.B03"))
+        (('B03', 'B08'), ('s1.VV', 's2.B03'))
+    """
+    return tuple(map(short_band, bands)) if len(channels_of_sources(bands)) == 1 else tuple(bands)

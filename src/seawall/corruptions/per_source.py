@@ -117,7 +117,7 @@ def on_each_source(
             f"source: expected one of the chips' sources, got {only!r}; {did_you_mean(only, [name for name in sources if name])}"
         )
     if len(sources) == 1:
-        return build(context)
+        return build(context.of_channels(range(len(context.bands))))
     parts, refused = [], ""
     for source, channels in sources.items():
         found: Corruption | None = None

@@ -33,7 +33,7 @@ from seawall.inference.products import (
     encode_layers,
     layer_names,
 )
-from seawall.inference.scene import SceneReader, open_scene
+from seawall.inference.scene import OpenScene, open_scene
 from seawall.inference.settings import PredictSettings, SceneJob, SceneReport, clean_name, find_scenes, scene_stem
 from seawall.inference.tiling import Predict, TilePlan, blend_tiles, plan_tiles
 from seawall.io import RunLock
@@ -251,7 +251,7 @@ class _ScenePredictor:
 
     def _predict(
         self,
-        scene: SceneReader,
+        scene: OpenScene,
         buffer: OutputBuffer,
         reported: ReportedClass,
         settings: PredictSettings,
@@ -274,7 +274,7 @@ class _ScenePredictor:
 
 def _result(
     job: SceneJob,
-    scene: SceneReader,
+    scene: OpenScene,
     settings: PredictSettings,
     totals: Totals,
     key: str,
@@ -323,7 +323,7 @@ MIB = 2**20
 
 def fill_buffer(
     model: nn.Module,
-    scene: SceneReader,
+    scene: OpenScene,
     buffer: OutputBuffer,
     reported: ReportedClass,
     settings: PredictSettings,
