@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Option = TypeVar("Option", bound=str)
 Other = TypeVar("Other")
-SENSOR_NAMES: tuple[Literal["s1", "s2"], ...] = ("s1", "s2")
+UNPAIRED: tuple[Literal["fail", "keep"], ...] = ("fail", "keep")
 
 
 def run(
@@ -69,6 +69,7 @@ def curate(
     kind: str = "auto",
     select: str = "",
     sensor: str = "",
+    unpaired: str = "fail",
     bands: Sequence[str] = (),
     names: Sequence[str] = (),
     labels: str = "",
@@ -84,8 +85,9 @@ def curate(
         out: The chip folder to make or to continue.
         kind: Registered source, such as pairs or index, with settings of its own after its name; auto detects it.
         select: Keep ids of an index that start with this.
-        sensor: s1 or s2: which images of a source that has both; s2 if not given.
-        bands: Band to keep, such as B03; give it once per band. All by default.
+        sensor: s1 or s2: which images of a source that has both; s2 if not given. Several, as s1,s1.pre,s2, are put into one chip.
+        unpaired: Chips that lack an image of one sensor: fail, or keep them without it.
+        bands: Band to keep, such as B03, or of several sensors s2.B03; give it once per band. All by default.
         names: Band name in file order, for files that name none; give it once per band.
         labels: Label by a rule such as "ndwi >= -0.25" instead of label files.
         label_map: Class of a raw label value, such as -1=255 (255 does not count); may be given again.
@@ -100,17 +102,21 @@ def curate(
     """
     from seawall.data.curate import curate_chips as make
     from seawall.labels.rules import parse_rule
+    from seawall.types import unit_text
 
     done = make(
-        source, Path(out), kind=kind, select=select, sensor=_one_of("sensor", sensor, SENSOR_NAMES) if sensor else None, bands=bands or None, names=names,
+        source, Path(out), kind=kind, select=select, sensor=sensor, unpaired=_one_of("unpaired", unpaired, UNPAIRED), bands=bands or None, names=names,
         labeler=parse_rule(labels) if labels else None, label_map=_label_map(label_map), group=group, gsd_m=gsd_m,
         progress=stage_progress(progress, "chips"),
     )  # fmt: skip
     chips = done.folder
     facts: dict[str, str | int | float | None] = {
         "folder": str(out), "made": len(done.made), "kept": len(done.kept), "skipped": len(done.skipped),
-        "groups": len(chips.groups()), "bands": " ".join(chips.bands), "unit": chips.unit, "gsd_m": chips.gsd_m,
-        **{f"scale ({count} chips)": text for text, count in done.scales.items()},
+        "groups": len(chips.groups()), "bands": " ".join(chips.bands), "unit": unit_text(chips.unit), "gsd_m": chips.gsd_m,
+        **{
+            f"scale ({count} chips)": "; ".join(text for text, n in done.scales.items() if n == count)
+            for count in dict.fromkeys(done.scales.values())
+        },
         **{f"flag {flag}": count for flag, count in done.flags.items()},
     }  # fmt: skip
     table = [{"skipped": item, "reason": reason} for item, reason in done.skipped]

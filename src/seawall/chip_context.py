@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, cast
 
 from seawall import registry
+from seawall.bands import short_band
 from seawall.errors import UsageError, did_you_mean
-from seawall.types import Setting, Unit
+from seawall.types import ModelSpec, Setting, Units, joint_unit, units_of
 
 if TYPE_CHECKING:
     from seawall.data.chips import ChipFolder
@@ -21,14 +22,14 @@ class ChipContext:
     Args:
         gsd_m: Meters per pixel.
         bands: Band ids in channel order.
-        unit: Unit of the images.
+        unit: Unit of the images, or one per band where they differ.
         classes: Class names in the order of the label values; empty where they are not known yet.
         chips: Ids of the chips that the method is applied to, in file order.
     """
 
     gsd_m: float
     bands: tuple[str, ...]
-    unit: Unit
+    unit: Units
     classes: tuple[str, ...] = ()
     chips: tuple[str, ...] = ()
 
@@ -36,6 +37,17 @@ class ChipContext:
     def of(folder: ChipFolder, chips: Sequence[str]) -> ChipContext:
         """Return the context of some chips of a folder."""
         return ChipContext(folder.gsd_m, folder.bands, folder.unit, folder.classes, tuple(chips))
+
+    @staticmethod
+    def of_model(spec: ModelSpec, gsd_m: float | None = None) -> ChipContext:
+        """Return the context of chips as a model takes them, of its own pixel size unless another is given."""
+        return ChipContext(spec.gsd_m if gsd_m is None else gsd_m, spec.bands, spec.unit, spec.classes)
+
+    def of_channels(self, channels: Sequence[int]) -> ChipContext:
+        """Return the context of some bands of one source, under their names without the source."""
+        units = units_of(self.unit, len(self.bands))
+        bands = tuple(short_band(self.bands[at]) for at in channels)
+        return replace(self, bands=bands, unit=joint_unit([units[at] for at in channels]))
 
     def klass(self, given: Setting) -> Setting:
         """Return the index of the class that a method is about: the given index or name, else water.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from seawall.bands import channels_of_sources
 from seawall.errors import DataError, ModelError
 from seawall.models.weights import spec_of
-from seawall.types import DECIBEL_UNITS, FILL, Batch, ModelSpec
+from seawall.types import DECIBEL_UNITS, Batch, ModelSpec, Unit, fill_of, per_channel, unit_text, units_of
 
 Sample: TypeAlias = Batch | Mapping[str, object] | Sequence[object]
 """A Batch, a mapping with "image" and "mask" or "label" (a TorchGeo sample), or a pair (image, label)."""
@@ -97,28 +99,43 @@ def _cast(batch: Batch, spec: ModelSpec, where: str) -> Batch:
     image, label = batch.image, batch.label
     if not image.is_floating_point() and not (image.dtype == torch.uint8 and spec.unit == "stretched"):
         raise DataError(
-            f"{where}: expected an image in {spec.unit}, got integers ({image.dtype}); apply the scale and the offset of the product first"
+            f"{where}: expected an image in {unit_text(spec.unit)}, got integers ({image.dtype}); apply the scale and the offset of the product first"
         )
     image = image.float()
     if label.is_floating_point() and not bool((label[batch.valid] == label[batch.valid].round()).all()):
         raise DataError(f"{where}: expected whole numbers as labels, got fractions; round or threshold them first")
-    finite = torch.isfinite(image).all(1)
-    seen = batch.seen & finite
-    image = torch.where(finite[:, None], image, torch.full_like(image, FILL[spec.unit]))
+    there, sources = torch.isfinite(image) & batch.image_seen, channels_of_sources(spec.bands)
+    for channels in sources.values():  # a pixel without one band of a source is unseen in all of them
+        there[:, list(channels)] = there[:, list(channels)].all(1, keepdim=True)
+    seen = there.any(1)
+    image = torch.where(there, image, per_channel(fill_of(spec.unit, len(spec.bands)), image))
     label = torch.where(batch.valid, label, torch.zeros_like(label)).long()
-    return Batch(image, label, seen, batch.valid & seen, batch.chips)
+    return replace(
+        batch,
+        image=image,
+        label=label,
+        seen=seen,
+        valid=batch.valid & seen,
+        seen_bands=there if len(sources) > 1 else None,
+    )
 
 
 def _check_unit(batch: Batch, spec: ModelSpec, where: str) -> None:
-    values = batch.image.detach().movedim(1, 0)[:, batch.seen]
-    if not values.numel():
-        return
+    units, seen = units_of(spec.unit, len(spec.bands)), batch.image_seen.expand_as(batch.image)
+    for unit in dict.fromkeys(units):
+        at = [band for band, own in enumerate(units) if own == unit]
+        values = batch.image.detach()[:, at][seen[:, at]]
+        if values.numel():
+            _check_values(values, unit, where)
+
+
+def _check_values(values: Tensor, unit: Unit, where: str) -> None:
     middle = float(values.median())
-    if spec.unit == "reflectance" and abs(middle) > LARGEST_REFLECTANCE:
+    if unit == "reflectance" and abs(middle) > LARGEST_REFLECTANCE:
         raise DataError(
             f"{where}: expected reflectance, got a median of {middle:g}: these look like digital numbers; divide by 10000 and subtract 0.1 where the product's baseline is 04.00 or later"
         )
-    if spec.unit in DECIBEL_UNITS:
+    if unit in DECIBEL_UNITS:
         low, high = DECIBEL_MEDIANS
         linear = bool((values >= 0).all())
         if not low <= middle <= high or linear:

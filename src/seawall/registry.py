@@ -57,7 +57,7 @@ ANYTHING = ConfigDict(arbitrary_types_allowed=True)
 TRAITS = frozenset(
     {
         "weak", "black-box", "min-norm", "stochastic", "targeted", "set", "clean-label", "peers", "general", "scale-invariant",
-        "optical", "radar", "radiometric", "geometric", "no-gradient", "ignores-unseen", "unlabelled", "image-level",
+        "optical", "radar", "radiometric", "geometric", "joint", "no-gradient", "ignores-unseen", "unlabelled", "image-level",
     }
 )  # fmt: skip
 Method = TypeVar("Method", bound=type)

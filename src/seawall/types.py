@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from seawall.bands import channels_of_sources
 from seawall.class_names import class_index
 from seawall.errors import DataError, UsageError
 from seawall.rng import Keys
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 Unit = Literal["reflectance", "sigma0_db", "gamma0_db", "stretched"]
 """Physical unit of an image. `stretched` is an 8-bit picture of unknown stretch: not physical."""
+
+Units = Unit | tuple[Unit, ...]
+"""Unit of the bands of an image: one where all have it, else one per band, of which two differ."""
 
 Setting = None | bool | int | float | str | Sequence["Setting"] | Mapping[str, "Setting"]
 """What a recipe can say: plain TOML values."""
@@ -33,19 +37,72 @@ FILL: Mapping[str, float] = {"reflectance": 0.0, "sigma0_db": -30.0, "gamma0_db"
 """What an unseen pixel holds, per unit: a finite, dark value, so that no NaN reaches a network."""
 
 
-def seen_pixels(image: Tensor, unit: Unit) -> Tensor:
+def units_of(unit: Units, bands: int) -> tuple[Unit, ...]:
+    """Return the unit of each of so many bands.
+
+    Example:
+        >>> units_of("reflectance", 2), units_of(("sigma0_db", "reflectance"), 2)
+        (('reflectance', 'reflectance'), ('sigma0_db', 'reflectance'))
+    """
+    return unit if isinstance(unit, tuple) else (unit,) * bands
+
+
+def joint_unit(units: Sequence[Unit]) -> Units:
+    """Return the units of bands in their only form: one unit where all are equal, else the tuple.
+
+    Example:
+        >>> joint_unit(("stretched", "stretched")), joint_unit(("sigma0_db", "reflectance"))
+        ('stretched', ('sigma0_db', 'reflectance'))
+    """
+    return units[0] if len(set(units)) == 1 else tuple(units)
+
+
+def unit_text(unit: Units) -> str:
+    """Return units for a message: each once.
+
+    Example:
+        >>> unit_text(("sigma0_db", "sigma0_db", "reflectance"))
+        'sigma0_db + reflectance'
+    """
+    return " + ".join(dict.fromkeys(unit)) if isinstance(unit, tuple) else unit
+
+
+def single_unit(unit: Units, where: str) -> Unit:
+    """Return the unit that all bands share.
+
+    Raises:
+        UsageError: They have several.
+    """
+    if isinstance(unit, tuple):
+        raise UsageError(
+            f"{where}: expected bands of one unit, got {unit_text(unit)}; choose the bands of one source (inputs)"
+        )
+    return unit
+
+
+def fill_of(unit: Units, bands: int) -> tuple[float, ...]:
+    """Return what an unseen pixel holds in each of so many bands."""
+    return tuple(FILL[one] for one in units_of(unit, bands))
+
+
+def per_channel(values: Sequence[float], image: Tensor) -> Tensor:
+    """Return one value per band as (1, C, 1, 1), of the type and on the device of an image."""
+    return torch.tensor(values, dtype=image.dtype, device=image.device).view(1, -1, 1, 1)
+
+
+def seen_pixels(image: Tensor, unit: Units) -> Tensor:
     """Return which pixels (B, H, W) of an image (B, C, H, W) are seen, for a model that gets nothing but the image.
 
-    A pixel is unseen where all bands hold the fill. In 8-bit pictures the fill is black, which is a value too, so every
-    pixel counts as seen.
+    A pixel is unseen where all bands hold their fill. In 8-bit pictures the fill is black, which is a value too, so every
+    pixel counts as seen where a band is one.
 
     Example:
         >>> seen_pixels(torch.tensor([[[[0.0, 0.0]], [[0.0, 0.2]]]]), "reflectance")
         tensor([[[False,  True]]])
     """
-    if unit == "stretched":
+    if "stretched" in units_of(unit, 1):
         return torch.ones_like(image[:, 0], dtype=torch.bool)
-    return (image != FILL[unit]).any(1)
+    return (image != per_channel(fill_of(unit, image.shape[1]), image)).any(1)
 
 
 @dataclass(frozen=True)
@@ -53,9 +110,9 @@ class ModelSpec:
     """What a model needs to be used rightly; it travels inside the weights file.
 
     Args:
-        bands: Band ids in the order of the input channels, such as ("B03", "B08") or ("VV", "VH").
+        bands: Band ids in the order of the input channels, such as ("B03", "B08") or ("s1.VV", "s2.B03").
         classes: Class names in the order of the logits, such as ("land", "water").
-        unit: Physical unit of the input.
+        unit: Physical unit of the input, or one per band where they differ.
         gsd_m: Ground sampling distance of the training pixels, in meters.
         architecture: Registered name of the model, to build it again.
         settings: Settings of the architecture.
@@ -64,7 +121,7 @@ class ModelSpec:
 
     bands: tuple[str, ...]
     classes: tuple[str, ...]
-    unit: Unit
+    unit: Units
     gsd_m: float
     architecture: str = "module"
     settings: Mapping[str, Setting] = field(default_factory=dict)
@@ -100,11 +157,14 @@ class Batch:
     """Images with their labels and the truth about their pixels.
 
     Args:
-        image: (B, C, H, W) float32 in data units. Unseen pixels hold `FILL[unit]`.
+        image: (B, C, H, W) float32 in data units. An unseen pixel holds the fill of its band's unit (`FILL`).
         label: (B, H, W) int64, meaningless where not valid.
-        seen: (B, H, W) bool: the sensor has data there.
+        seen: (B, H, W) bool: a sensor has data there; with several sources, at least one of them.
         valid: (B, H, W) bool: there is a label that counts; valid implies seen.
         chips: Stable ids: the seeds of all randomness and the record keys.
+        seen_bands: (B, C, H, W) bool: where each band has data, for chips of several sources; None where all bands are
+            seen together. What `seen` excludes is unseen whatever this says.
+        bands: Names of the bands, where the chips may have more than a model takes; else empty.
     """
 
     image: Tensor
@@ -112,6 +172,8 @@ class Batch:
     seen: Tensor
     valid: Tensor
     chips: tuple[str, ...]
+    seen_bands: Tensor | None = None
+    bands: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image.ndim != 4:
@@ -123,6 +185,11 @@ class Batch:
             got = tuple(getattr(self, name).shape)
             if got != ground:
                 raise DataError(f"batch: expected {name} of shape {ground}, got {got}; align it with the image")
+        if self.seen_bands is not None and self.seen_bands.shape != self.image.shape:
+            raise DataError(
+                f"batch: expected seen_bands of shape {tuple(self.image.shape)}, got {tuple(self.seen_bands.shape)}; align it "
+                "with the image"
+            )
         if len(self.chips) != ground[0]:
             raise DataError(f"batch: expected {ground[0]} chip ids, got {len(self.chips)}; name every image")
         if len(set(self.chips)) < len(self.chips):
@@ -135,21 +202,65 @@ class Batch:
     def __len__(self) -> int:
         return len(self.chips)
 
+    @property
+    def image_seen(self) -> Tensor:
+        """Where the image has data: (B, C, H, W) bool, or (B, 1, H, W) where all bands are seen together."""
+        together = self.seen[:, None]
+        return together if self.seen_bands is None else self.seen_bands & together
+
+    def bandwise(self) -> Batch:
+        """Return the batch with `seen_bands`, which says of each band where it is seen."""
+        return replace(self, seen_bands=self.image_seen.expand_as(self.image))
+
+    @property
+    def planes(self) -> dict[str, Tensor]:
+        """The tensors by the name of their field, each with the images first."""
+        held = {name: getattr(self, name) for name in ("image", "label", "seen", "valid", "seen_bands")}
+        return {name: plane for name, plane in held.items() if plane is not None}
+
+    def with_planes(self, planes: Mapping[str, Tensor], chips: Sequence[str] | None = None) -> Batch:
+        """Return the batch with other tensors, and other chips if they are given."""
+        return replace(self, **planes, chips=self.chips if chips is None else tuple(chips), bands=self.bands)
+
     def select(self, indices: Sequence[int]) -> Batch:
         """Return the chosen images, in the order given."""
         at = torch.as_tensor(list(indices), dtype=torch.long, device=self.image.device)
-        return Batch(
-            self.image[at], self.label[at], self.seen[at], self.valid[at], tuple(self.chips[i] for i in indices)
-        )
+        planes = {name: plane[at] for name, plane in self.planes.items()}
+        return self.with_planes(planes, [self.chips[i] for i in indices])
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
-        return replace(
-            self,
-            image=self.image.to(device),
-            label=self.label.to(device),
-            seen=self.seen.to(device),
-            valid=self.valid.to(device),
+        return self.with_planes({name: plane.to(device) for name, plane in self.planes.items()})
+
+    def copy(self) -> Batch:
+        """Return a batch that shares no memory with this one."""
+        return self.with_planes({name: plane.clone() for name, plane in self.planes.items()})
+
+    def with_bands(self, bands: Sequence[str]) -> Batch:
+        """Return the batch with these bands in this order, as a model of them gets it; seen is where any of them has data.
+
+        Raises:
+            DataError: The batch has other bands, or does not know which it has.
+        """
+        if tuple(bands) == self.bands:
+            return self
+        if missing := [band for band in bands if band not in self.bands]:
+            raise DataError(
+                f"batch: expected the bands {', '.join(bands)}, got {', '.join(self.bands) or 'none that are named'} without "
+                f"{missing[0]}; take batches with all bands of the chips"
+            )
+        at = [self.bands.index(band) for band in bands]
+        known = None if self.seen_bands is None else self.image_seen[:, at]
+        seen = self.seen if known is None else known.any(1)
+        together = known is None or len(channels_of_sources(bands)) == 1
+        return Batch(
+            self.image[:, at],
+            self.label,
+            seen,
+            self.valid & seen,
+            self.chips,
+            None if together else known,
+            tuple(bands),
         )
 
     @staticmethod
@@ -167,6 +278,14 @@ class Batch:
         valid = seen if valid is None else valid & seen
         names = tuple(chips) or tuple(f"chip{i}" for i in range(len(label)))
         return Batch(image, label, seen, valid, names)
+
+    @staticmethod
+    def concatenated(parts: Sequence[Batch]) -> Batch:
+        """Return several batches of the same bands as one."""
+        if any(part.seen_bands is not None for part in parts):
+            parts = [part.bandwise() for part in parts]
+        planes = {name: torch.cat([part.planes[name] for part in parts]) for name in parts[0].planes}
+        return parts[0].with_planes(planes, [chip for part in parts for chip in part.chips])
 
 
 @runtime_checkable
@@ -272,6 +391,14 @@ class Objective(Protocol):
     """What training minimizes: a scalar with gradients to the model's parameters."""
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor: ...
+
+
+def wants_all_bands(objective: Objective) -> bool:
+    """Return whether an objective gets batches with all bands of the chips, of which its model may take some.
+
+    It says so by an attribute `all_bands`, and gives each model `batch.with_bands(model.spec.bands)`.
+    """
+    return bool(getattr(objective, "all_bands", False))
 
 
 @runtime_checkable

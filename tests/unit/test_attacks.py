@@ -284,7 +284,7 @@ class Dropped:
     share: float = 1.0
 
     def __call__(self, model, batch, threat, keys):
-        return threat.project(batch.image + self.share * threat.radius, batch.image, batch.seen)
+        return threat.project(batch.image + self.share * threat.radius, batch.image, batch.image_seen)
 """
 
 

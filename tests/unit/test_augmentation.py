@@ -145,10 +145,10 @@ def test_photometric_operations_are_blends() -> None:
 def test_augmix_of_operations_that_change_nothing_is_plain_training() -> None:
     model, batch = linear_model(6), lakes()
     none = AugMix(operations=(), weight=1000.0)
-    assert torch.equal(none.mixture("reflectance", batch, Keys(0, batch.chips)).image, batch.image)
+    assert torch.equal(none.mixture(linear_model().spec, batch, Keys(0, batch.chips)).image, batch.image)
     plain = Supervised()(model, batch, Keys(0, batch.chips))
     assert float(none(model, batch, Keys(0, batch.chips)).detach()) == pytest.approx(float(plain.detach()), abs=1e-6)
-    mixed = AugMix().mixture("reflectance", batch, Keys(0, batch.chips))
+    mixed = AugMix().mixture(linear_model().spec, batch, Keys(0, batch.chips))
     assert torch.equal(mixed.image[~batch.seen[:, None].expand_as(mixed.image)], batch.image[~batch.seen[:, None].expand_as(mixed.image)])  # fmt: skip
     assert AugMix()(model, batch, Keys(0, batch.chips)) > plain
     sure = torch.tensor([30.0, -30.0]).view(1, 2, 1, 1)

@@ -363,7 +363,7 @@ def test_wrong_arguments(pairs, tmp_path):
     ):
         with pytest.raises(UsageError, match=match):
             curate_chips(pairs, tmp_path / "out", **settings)
-    with pytest.raises(UsageError, match=r"sensor: expected 's1' or 's2'"):
+    with pytest.raises(UsageError, match=r"sensor: expected s1 or s2"):
         curate_chips("2", tmp_path / "out", sensor="s9")
     with pytest.raises(DataError, match="nothing there"):
         curate_chips(tmp_path / "missing", tmp_path / "out")

@@ -18,7 +18,6 @@ from seawall.poisoning import meta_poison
 from seawall.poisoning.backdoor import Backdoor, trigger_rate
 from seawall.poisoning.clean_label import (
     PoisonPerturbation,
-    concatenate_batches,
     logits_with,
     smoothed_relu,
     trainable_weights,
@@ -249,7 +248,7 @@ def test_meta_poison_lowers_the_targets_loss():
     few, rest = data.select([0, 2]), data.select([1, 3])
     made = meta(few, rest)
     assert made.losses[-1] < made.losses[0] - 0.05 < -0.05
-    poisoned, clean = (learned(small_net(), concatenate_batches(batch, rest), aim, 0.2) for batch in (made.batch, few))
+    poisoned, clean = (learned(small_net(), Batch.concatenated([batch, rest]), aim, 0.2) for batch in (made.batch, few))
     assert poisoned < clean - 0.05
 
 
@@ -269,13 +268,13 @@ def test_with_relu_rounded_off_the_gradient_foretells_what_a_step_does():
         with smoothed_relu(model, sharpness):
             image = few.image.clone().requires_grad_()
             value = unroll(
-                model, [concatenate_batches(replace(few, image=image), rest), rest], 0.5, aim.margin, aim.batch.image
+                model, [Batch.concatenated([replace(few, image=image), rest]), rest], 0.5, aim.margin, aim.batch.image
             )
             (grad,) = torch.autograd.grad(value, image)
             step = -0.001 * grad.sign()
             after = unroll(
                 model,
-                [concatenate_batches(replace(few, image=few.image + step), rest), rest],
+                [Batch.concatenated([replace(few, image=few.image + step), rest]), rest],
                 0.5,
                 aim.margin,
                 aim.batch.image,
@@ -500,7 +499,7 @@ def test_insert_flip_join_and_cosine():
         insert_poisoned(data, replace(few, chips=("x", "y")))
     turned = random_flips(data, keys(data))
     assert torch.equal(turned.label.flatten(1).sum(1), data.label.flatten(1).sum(1))
-    assert same_batch(concatenate_batches(data.select([0, 1]), data.select([2])), data.select([0, 1, 2]))
+    assert same_batch(Batch.concatenated([data.select([0, 1]), data.select([2])]), data.select([0, 1, 2]))
     a = [torch.tensor([3.0, 0.0]), torch.tensor([4.0])]
     assert gradient_cosine(a, a) == pytest.approx(1.0)
     noise = PoisonPerturbation(few, 0.1, Keys(0, few.chips))

@@ -122,7 +122,7 @@ def test_every_noise_can_be_vetted() -> None:
 def test_a_threat_on_each_band_is_read_before_any_work() -> None:
     attacks = [{"name": "pgd", "threats": ["linf 1% reflectance bands=each"]}]
     validate_recipe(make_recipe({"name": "x", "attacks": attacks}))
-    with pytest.raises(UsageError, match="bands of the model"):
+    with pytest.raises(UsageError, match="bands or sources of the chips"):
         validate_recipe(
             make_recipe({"name": "x", "attacks": [{"name": "pgd", "threats": ["linf 1% reflectance bands=every"]}]})
         )

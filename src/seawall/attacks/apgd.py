@@ -88,7 +88,7 @@ class APGD:
             target = make_target(model, batch, self.goal)
             adv = batch.image
             for stage, (radius, steps) in enumerate(zip(self.radii, self.plan, strict=True)):
-                best = BestAdversarial(model, target, threat.scaled(radius).around(batch.image, batch.seen))
+                best = BestAdversarial(model, target, threat.scaled(radius).around(batch.image, batch.image_seen))
                 if best.done:
                     break
                 if stage == 0 and self.random_start:

@@ -133,7 +133,7 @@ def gradient_ascent(
         return batch.image.detach().clone()
     with attack_mode(model):
         batch = autograd_ready(batch)
-        ball = threat.around(batch.image, batch.seen)
+        ball = threat.around(batch.image, batch.image_seen)
         if within is not None:
             ball = ball.within(within)
         best = BestAdversarial(model, target or make_target(model, batch, goal), ball, keep)

@@ -261,10 +261,10 @@ def minimize_norm(
         return MinimumNormResult(clean, clean.clone(), torch.zeros(len(batch), dtype=torch.bool, device=clean.device))
     with attack_mode(model):
         batch = autograd_ready(batch)
-        space = PerturbationSpace.of(threat, batch.image, batch.seen)
+        space = PerturbationSpace.of(threat, batch.image, batch.image_seen)
         best = SmallestPerturbation(model, make_target(model, batch, goal), space, enough)
         descend(space, best)
-        inside = best.within(threat.around(batch.image, batch.seen))
+        inside = best.within(threat.around(batch.image, batch.image_seen))
         return MinimumNormResult(inside, space.image(best.free), best.reached & (best.count > 0))
 
 

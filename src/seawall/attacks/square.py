@@ -58,7 +58,7 @@ class Square:
         if threat.radius == 0:
             return batch.image.detach().clone()
         with attack_mode(model), torch.no_grad():
-            target, ball = make_target(model, batch, self.goal), threat.around(batch.image, batch.seen)
+            target, ball = make_target(model, batch, self.goal), threat.around(batch.image, batch.image_seen)
             search = _Search(self, model, target, ball, keys)
             for step in range(self.steps):
                 if search.done:
@@ -154,4 +154,4 @@ class Random:
         check_attack_inputs("random", model, batch, threat)
         if threat.radius == 0:
             return batch.image.detach().clone()
-        return threat.start(batch.image, batch.seen, keys.fold("random"))
+        return threat.start(batch.image, batch.image_seen, keys.fold("random"))

@@ -18,7 +18,7 @@ from seawall.errors import DataError, ModelError, UsageError
 from seawall.modules import eval_mode
 from seawall.registry import register
 from seawall.threat.model import ThreatModel
-from seawall.types import Batch, ModelSpec, SegmentationModel, Setting
+from seawall.types import Batch, ModelSpec, SegmentationModel, Setting, unit_text, units_of
 
 
 @runtime_checkable
@@ -262,8 +262,13 @@ def check_attack_inputs(name: str, model: SegmentationModel, batch: Batch, threa
         DataError: Other bands than the model's, or a valid label that is no class.
     """
     spec = model.spec
-    if threat.unit != spec.unit:
-        raise UsageError(f"{name}: expected a threat in {spec.unit}, the model's unit, got {threat.unit}; convert eps")
+    units, asked = (units_of(unit, len(spec.bands)) for unit in (spec.unit, threat.unit))
+    touched = range(len(units)) if threat.bands is None else threat.bands
+    if len(asked) != len(units) or any(asked[band] != units[band] for band in touched if band < len(units)):
+        raise UsageError(
+            f"{name}: expected a threat in {unit_text(spec.unit)}, the model's unit, got {unit_text(threat.unit)}; convert eps, or name the "
+            "bands that are in its unit"
+        )
     if batch.image.shape[1] != len(spec.bands):
         raise DataError(
             f"{name}: expected {len(spec.bands)} bands ({', '.join(spec.bands)}), got {batch.image.shape[1]}; "
@@ -333,4 +338,4 @@ def autograd_ready(batch: Batch) -> Batch:
     """Return a batch that autograd accepts: it refuses tensors that were made in inference mode."""
     if not batch.image.is_inference():
         return batch
-    return Batch(batch.image.clone(), batch.label.clone(), batch.seen.clone(), batch.valid.clone(), batch.chips)
+    return batch.copy()

@@ -109,7 +109,7 @@ class UniversalNoise:
             weights = [self._pixel_weight(model, batch) for batch in batches]
             like = batches[0].image
             noise = torch.zeros(shape, dtype=like.dtype, device=like.device)
-            everywhere = torch.ones(1, *shape[1:], dtype=torch.bool, device=like.device)
+            everywhere = torch.ones(1, 1, *shape[1:], dtype=torch.bool, device=like.device)
             free = replace(threat, low=None, high=None, region=None)
             ball = free.around(torch.zeros_like(noise)[None], everywhere)
             images = sum(len(batch) for batch in batches)
@@ -139,7 +139,7 @@ class UniversalNoise:
                 f"universal: expected noise of {height} x {width}, got {noise.shape[1]} x {noise.shape[2]}; fit it on images "
                 "of that size, or a tile"
             )
-        return threat.project(batch.image + noise.to(batch.image), batch.image, batch.seen).detach()
+        return threat.project(batch.image + noise.to(batch.image), batch.image, batch.image_seen).detach()
 
     def _pixel_weight(self, model: SegmentationModel, batch: Batch) -> Tensor:
         """Return the weight of each pixel, high where the class to hide was predicted."""

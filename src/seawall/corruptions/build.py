@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar, cast, final, get_args
 from pydantic import PlainValidator
 
 from seawall.chip_context import CONTEXT_FIELDS, ChipContext, ContextField, build_with_context
+from seawall.corruptions.per_source import PerSource, on_each_source
 from seawall.corruptions.severity import check_severity
 from seawall.errors import UsageError
-from seawall.registry import entries, entry_of, parse_settings, register
+from seawall.registry import entries, entry_of, find, parse_settings, register
 from seawall.rng import Keys
 from seawall.types import Batch, Corruption, Setting, Stage
 
@@ -24,7 +25,7 @@ PHYSICAL_ORDER = (
     *("gain", "offset", "stripes", "shot-noise", "saturation"),
     *("speckle", "interference", "thermal-noise", "radar-gain"),
     *("coarse-grid", "quantization", "jpeg2000", "forgotten-offset", "missing-band", "geolocation"),
-    *("border-noise", "nodata-wedge", "shift", "rotation", "lens", "elastic", "transparency"),
+    *("missing-source", "border-noise", "nodata-wedge", "shift", "rotation", "lens", "elastic", "transparency"),
 )
 """Order within the stages, such as noise before saturation; a corruption that is not named comes last in its stage."""
 
@@ -46,8 +47,9 @@ def as_members(value: object) -> tuple[Corruption, ...]:
 
 def registered_name(corruption: Corruption) -> str:
     """Return the name that a corruption is registered under; that of its class where it is not."""
-    entry = entry_of("corruption", corruption)
-    return type(corruption).__name__ if entry is None else entry.name
+    one = corruption.first if isinstance(corruption, PerSource) else corruption
+    entry = entry_of("corruption", one)
+    return type(one).__name__ if entry is None else entry.name
 
 
 @register("corruption", "composition", smoke={"members": "haze + shot-noise"}, traits=("optical", "radiometric"))
@@ -70,7 +72,7 @@ class Composition:
     stage: ClassVar[Stage] = "scene"
 
     def __post_init__(self) -> None:
-        kinds = [type(member).__name__ for member in self.members]
+        kinds = [registered_name(member) for member in self.members]
         if len(set(kinds)) < len(kinds) or any(isinstance(member, Composition) for member in self.members):
             raise UsageError(
                 f"composition.members: expected different single corruptions, got {' + '.join(kinds)}; name each once"
@@ -103,7 +105,8 @@ def build_corruption(name: str, settings: Mapping[str, Setting], context: ChipCo
 
     Args:
         name: Registered name.
-        settings: Its settings; those of `chip_context.CONTEXT_FIELDS` that are left out come from the context.
+        settings: Its settings; those of `chip_context.CONTEXT_FIELDS` that are left out come from the context. `source` names the
+            source that it is for, where the chips have several; else it acts on each that it is of.
         context: The chips.
 
     Raises:
@@ -111,7 +114,17 @@ def build_corruption(name: str, settings: Mapping[str, Setting], context: ChipCo
             setting is wrong.
     """
     own: dict[str, ContextField] = {"members": lambda context, given: _members(given, context)}
-    return cast(Corruption, build_with_context("corruption", name, settings, context, own))
+    entry = find("corruption", name)
+    if (
+        "joint" in entry.traits or entry.make is Composition
+    ):  # about all sources, or of corruptions that are each built so
+        return cast(Corruption, build_with_context("corruption", name, settings, context, own))
+    rest = {key: value for key, value in settings.items() if key != "source"}
+
+    def build(chips: ChipContext) -> Corruption:
+        return cast(Corruption, build_with_context("corruption", name, rest, chips))
+
+    return on_each_source(build, context, only=str(settings.get("source", "")), together="geometric" in entry.traits)
 
 
 def parse_corruption(text: str, context: ChipContext) -> Corruption:

@@ -15,7 +15,7 @@ from seawall.decibels import is_decibels
 from seawall.errors import ImageryError, UsageError
 from seawall.geo.sensors import OPTICAL_BANDS, resolve_bands
 from seawall.rng import Keys
-from seawall.types import FILL, Batch, Unit
+from seawall.types import FILL, Batch, Unit, per_channel
 
 
 def check_severity(name: str, severity: float) -> float:
@@ -131,18 +131,34 @@ def per_band(name: str, values: Sequence[float], image: Tensor) -> Tensor:
     """
     if len(values) != image.shape[1]:
         raise UsageError(f"{name}.bands: expected {image.shape[1]} as the image has channels, got {len(values)}")
-    return torch.tensor(values, dtype=image.dtype, device=image.device).view(1, -1, 1, 1)
+    return per_channel(values, image)
 
 
 def with_image(batch: Batch, image: Tensor) -> Batch:
     """Return the batch with another image where it is seen; unseen pixels keep their fill bit for bit."""
-    return replace(batch, image=torch.where(batch.seen[:, None], image.to(batch.image.dtype), batch.image))
+    return replace(batch, image=torch.where(batch.image_seen, image.to(batch.image.dtype), batch.image))
 
 
 def hide(batch: Batch, gone: Tensor, unit: Unit) -> Batch:
     """Return the batch with pixels (B, H, W) that nothing is known of: unseen, invalid, the fill of the unit."""
     image = torch.where((gone & batch.seen)[:, None], FILL[unit], batch.image)
     return replace(batch, image=image, seen=batch.seen & ~gone, valid=batch.valid & ~gone)
+
+
+def hide_bands(batch: Batch, gone: Tensor, fill: Sequence[float]) -> Batch:
+    """Return the batch with values (B, C or 1, H or 1, W or 1) that nothing is known of, in bands that may be seen apart.
+
+    A pixel stays seen, and counts, where another band has data.
+
+    Args:
+        batch: The batch.
+        gone: bool, broadcast over the image.
+        fill: What an unseen pixel holds, per band.
+    """
+    known = batch.image_seen.expand_as(batch.image) & ~gone
+    image = torch.where(batch.image_seen & gone, per_channel(fill, batch.image), batch.image)
+    seen = known.any(1)
+    return replace(batch, image=image, seen=seen, valid=batch.valid & seen, seen_bands=known)
 
 
 def class_mask(batch: Batch, klass: int) -> Tensor:

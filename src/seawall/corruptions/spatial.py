@@ -99,8 +99,8 @@ def covered_share(field: Tensor, share: float) -> Tensor:
 
 
 def seen_mean(image: Tensor, seen: Tensor) -> Tensor:
-    """Return the mean (B, C, 1, 1) of the seen pixels of each chip and band."""
-    weight = seen[:, None].to(image.dtype)
+    """Return the mean (B, C, 1, 1) of the seen pixels of each chip and band; seen is (B, H, W), or per band (B, C, H, W)."""
+    weight = (seen if seen.ndim == 4 else seen[:, None]).to(image.dtype)
     return (image * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1)
 
 

@@ -7,6 +7,7 @@ else is float32. There is one strip per band, bands after each other, so that a 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +20,16 @@ from rasterio.io import MemoryFile
 from seawall.errors import DataError
 from seawall.geo.raster import Grid
 from seawall.geo.raster_guards import COMPLETE_TAG, WRITER_TAG
-from seawall.types import FILL
+from seawall.types import Units, fill_of
 
 IGNORE = 255  # label of a pixel that does not count, in files only; in memory the mask `valid` is False there
 UNSEEN_INT16 = -9999  # int16 value of an unseen pixel; float32 files hold NaN
 PIXEL_ALIGN = 16  # bytes
 _GDAL_OPTIONS = {"GDAL_PAM_ENABLED": "NO", "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_NUM_THREADS": "1"}
+
+
+Channels = Sequence[tuple[int, ...]] | None
+"""Channels of each source; None where there is one source."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,11 @@ class Encoded:
 def encode_image(
     image: NDArray[np.float32], seen: NDArray[np.bool_], grid: Grid, bands: tuple[str, ...], gain: float | None = None
 ) -> Encoded:
-    """Encode an image (C, H, W) in data units; unseen pixels become nodata in every band.
+    """Encode an image (C, H, W) in data units; unseen pixels become nodata, in every band or in those where they are unseen.
 
     Args:
         image: (C, H, W) float32 in data units.
-        seen: (H, W) bool.
+        seen: (H, W) bool, or (C, H, W) of images whose bands are seen apart.
         grid: Where it is.
         bands: Band ids.
         gain: Step of the digital numbers that the image was made from; stored as int16 if all fit. None for float32.
@@ -59,7 +64,8 @@ def encode_image(
     Raises:
         DataError: A seen pixel is not finite.
     """
-    if not np.isfinite(image[:, seen]).all():
+    seen = np.broadcast_to(seen, image.shape)
+    if not np.isfinite(image[seen]).all():
         raise DataError("image: expected finite seen pixels, got NaN or infinity; mark them unseen")
     if gain is not None:
         steps = np.rint(np.where(seen, image, 0.0) / gain)
@@ -75,16 +81,29 @@ def encode_label(label: NDArray[np.uint8], grid: Grid) -> Encoded:
 
 
 def decode_image(
-    stored: NDArray[np.int16 | np.float32], gain: float, unit: str, out: NDArray[np.float32]
+    stored: NDArray[np.int16 | np.float32], gain: float, unit: Units, out: NDArray[np.float32], sources: Channels = None
 ) -> NDArray[np.bool_]:
-    """Fill `out` (C, H, W) with data units and return seen (H, W); unseen pixels get the unit's fill."""
-    seen = stored[0] != UNSEEN_INT16 if stored.dtype == np.int16 else ~np.isnan(stored[0])
+    """Fill `out` (C, H, W) with data units and return seen (S, H, W) of each source; unseen pixels get the unit's fill.
+
+    Args:
+        stored: (C, H, W) as in the file; the bands of a source are unseen together.
+        gain: data = stored * gain, of int16.
+        unit: Unit of the bands.
+        out: The image.
+        sources: Channels of each source; None for one source of all bands.
+    """
+    fill, known = fill_of(unit, len(stored)), []
     out[...] = stored
     if stored.dtype == np.int16:
         out *= np.float32(gain)
-    if not seen.all():
-        out[:, ~seen] = FILL[unit]
-    return np.asarray(seen)
+    for channels in sources or [tuple(range(len(stored)))]:
+        first = stored[channels[0]]
+        seen = np.asarray(first != UNSEEN_INT16 if stored.dtype == np.int16 else ~np.isnan(first))
+        if not seen.all():
+            for channel in channels:
+                out[channel, ~seen] = fill[channel]
+        known.append(seen)
+    return np.stack(known)
 
 
 def map_pixels(path: Path, at: int, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:

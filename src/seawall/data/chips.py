@@ -6,18 +6,19 @@ import hashlib
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from seawall.bands import channels_of
 from seawall.data.chip_format import IGNORE, decode_image, map_pixels
 from seawall.data.index import ChipHeader, ChipRow, read_index
 from seawall.errors import DataError, did_you_mean
 from seawall.geo.raster import Grid
 from seawall.io import file_sha256, is_inside
-from seawall.types import Unit
+from seawall.types import Units, joint_unit, units_of
 
 MAX_MAPPED_BYTES = 1024 * 2**20
 MAX_MAPPED_CHIPS = 256
@@ -31,11 +32,12 @@ class Chip:
     Args:
         id: Stable id.
         group: Event or location.
-        image: (C, H, W) float32 in data units; unseen pixels hold `FILL[unit]`.
+        image: (C, H, W) float32 in data units; an unseen pixel holds the fill of its band's unit (`FILL`).
         label: (H, W) int64, 0 where not valid.
-        seen: (H, W) bool: the sensor has data there.
+        seen: (H, W) bool: a sensor has data there.
         valid: (H, W) bool: there is a label that counts.
         grid: Where it is.
+        seen_bands: (C, H, W) bool: where each band has data; None where all bands are of one source.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Chip:
     seen: NDArray[np.bool_]
     valid: NDArray[np.bool_]
     grid: Grid
+    seen_bands: NDArray[np.bool_] | None = None
 
 
 StoredPixels = tuple[NDArray[np.int16 | np.float32], NDArray[np.uint8]]
@@ -58,12 +61,23 @@ class ChipFolder:
         root: The folder.
         header: Bands, unit and classes of all chips.
         rows: The chips, sorted by id.
+        channels: Channels of the files that are its bands, for a view of some bands; None for all.
+        stored_bands: Bands of the files, for a view.
     """
 
-    def __init__(self, root: Path, header: ChipHeader, rows: Sequence[ChipRow]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        header: ChipHeader,
+        rows: Sequence[ChipRow],
+        channels: Sequence[int] | None = None,
+        stored_bands: int | None = None,
+    ) -> None:
         self.root = root
         self.header = header
         self.rows = tuple(rows)
+        self._channels = None if channels is None else list(channels)
+        self._stored_bands = len(header.bands) if stored_bands is None else stored_bands
         self._rows = {row.id: row for row in self.rows}
         self._maps: OrderedDict[str, StoredPixels] = OrderedDict()
         self._bytes = 0
@@ -82,7 +96,7 @@ class ChipFolder:
         return ChipFolder(root, header, rows)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ChipFolder, (self.root, self.header, self.rows)
+        return ChipFolder, (self.root, self.header, self.rows, self._channels, self._stored_bands)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,8 +107,8 @@ class ChipFolder:
         return self.header.bands
 
     @property
-    def unit(self) -> Unit:
-        """Unit of the images."""
+    def unit(self) -> Units:
+        """Unit of the images, or one per band where sources differ."""
         return self.header.unit
 
     @property
@@ -111,6 +125,28 @@ class ChipFolder:
     def ids(self) -> tuple[str, ...]:
         """Ids of all chips, sorted."""
         return tuple(row.id for row in self.rows)
+
+    def with_bands(self, names: Sequence[str]) -> ChipFolder:
+        """Return the same chips as a model of some bands gets them: a pixel is seen where any of these bands is.
+
+        Args:
+            names: Bands in the order wanted; the name of a source stands for all of its bands. Empty for all bands.
+
+        Raises:
+            UsageError: There is no such band.
+        """
+        at = channels_of(names, self.bands, f"{self.root}: inputs") if names else tuple(range(len(self.bands)))
+        bands = tuple(self.bands[channel] for channel in at)
+        if bands == self.bands:
+            return self
+        units = units_of(self.unit, len(self.bands))
+        header = replace(self.header, bands=bands, unit=joint_unit([units[channel] for channel in at]))
+        channels = list(at) if self._channels is None else [self._channels[channel] for channel in at]
+        return ChipFolder(self.root, header, self.rows, channels, self._stored_bands)
+
+    def as_seen_by(self, bands: Sequence[str]) -> ChipFolder:
+        """Return the view with the bands of a model, or this folder where it lacks one of them."""
+        return self.with_bands(bands) if set(bands) <= set(self.bands) else self
 
     def groups(self) -> dict[str, tuple[str, ...]]:
         """Return the chip ids of each group, both sorted."""
@@ -143,10 +179,26 @@ class ChipFolder:
         """
         row = self.row(id_)
         stored, marks = self.stored(id_)
-        image = np.empty(stored.shape, np.float32)
-        seen = decode_image(stored, row.gain, self.unit, image)
+        image = np.empty((len(self.bands), *marks.shape), np.float32)
+        known = self.decode(row, stored, image)
+        seen = np.asarray(known.any(0))
         valid = seen & (marks != IGNORE)
-        return Chip(id_, row.group, image, np.where(valid, marks, 0).astype(np.int64), seen, valid, row.grid)
+        label = np.where(valid, marks, 0).astype(np.int64)
+        return Chip(id_, row.group, image, label, seen, valid, row.grid, self.bandwise(known))
+
+    def decode(
+        self, row: ChipRow, stored: NDArray[np.int16 | np.float32], out: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        """Fill `out` (C, H, W) with the bands of stored pixels, in data units, and return where each source is seen (S, H, W)."""
+        chosen = stored if self._channels is None else stored[self._channels]
+        return decode_image(chosen, row.gain, self.unit, out, tuple(self.header.sources.values()))
+
+    def bandwise(self, known: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+        """Return where each band is seen (C, H, W), from where each source is (S, H, W); None where there is one source."""
+        if len(known) == 1:
+            return None
+        places = {channel: at for at, own in enumerate(self.header.sources.values()) for channel in own}
+        return np.asarray(known[[places[channel] for channel in range(len(self.bands))]])
 
     def stored(self, id_: str) -> StoredPixels:
         """Return the mapped pixels of a chip; its checksums are compared at the first access.
@@ -163,7 +215,7 @@ class ChipFolder:
         if id_ not in self._checked:
             _check_sha256(image_path, row.sha256)
             _check_sha256(label_path, row.label_sha256)
-        shape = (len(self.bands), row.height, row.width)
+        shape = (self._stored_bands, row.height, row.width)
         image = map_pixels(image_path, row.image_at, row.dtype, shape)
         label = map_pixels(label_path, row.label_at, "uint8", shape[1:])
         found: StoredPixels = (image, label)  # type: ignore[assignment]
@@ -180,24 +232,34 @@ class ChipFolder:
         """Return mean and standard deviation of each band over the seen pixels of these chips.
 
         Raises:
-            DataError: No pixel of these chips is seen.
+            DataError: No pixel of a source of these chips is seen.
         """
-        count, mean, spread = 0, np.zeros(len(self.bands)), np.zeros(len(self.bands))
+        sources = [list(channels) for channels in self.header.sources.values()]
+        counts, mean, spread = [0] * len(sources), np.zeros(len(self.bands)), np.zeros(len(self.bands))
         for id_ in ids:
             chip = self.read(id_)
-            values = chip.image[:, chip.seen].astype(np.float64)
-            n = values.shape[1]
-            if not n:
-                continue
-            # Merging by Chan et al. 1979: sums of squares of reflectances near a constant would cancel.
-            own = values.mean(1)
-            gap = own - mean
-            spread += ((values - own[:, None]) ** 2).sum(1) + gap**2 * count * n / (count + n)
-            mean += gap * n / (count + n)
-            count += n
-        if not count:
-            raise DataError(f"{self.root}: expected seen pixels in the chosen chips, got none; choose other chips")
-        return mean, np.sqrt(spread / count)
+            for at, channels in enumerate(sources):
+                seen = chip.seen if chip.seen_bands is None else chip.seen_bands[channels[0]]
+                values = chip.image[channels][:, seen].astype(np.float64)
+                n, count = values.shape[1], counts[at]
+                if not n:
+                    continue
+                # Merging by Chan et al. 1979: sums of squares of reflectances near a constant would cancel.
+                own = values.mean(1)
+                gap = own - mean[channels]
+                spread[channels] += ((values - own[:, None]) ** 2).sum(1) + gap**2 * count * n / (count + n)
+                mean[channels] += gap * n / (count + n)
+                counts[at] += n
+        for name, count in zip(self.header.sources, counts, strict=True):
+            if not count:
+                of = f" of {name}" if name else ""
+                raise DataError(
+                    f"{self.root}: expected seen pixels{of} in the chosen chips, got none; choose other chips"
+                )
+        pixels = np.ones(len(self.bands))
+        for count, channels in zip(counts, sources, strict=True):
+            pixels[channels] = count
+        return mean, np.sqrt(spread / pixels)
 
     def check(self) -> list[tuple[str, str]]:
         """Compare every file with the index; return (id, what is wrong) for the chips that fail."""

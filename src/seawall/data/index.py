@@ -14,15 +14,18 @@ from typing import get_args
 from affine import Affine
 from pydantic import TypeAdapter, ValidationError
 
+from seawall.bands import channels_of_sources
 from seawall.errors import DataError, first_error
 from seawall.geo.raster import Grid
 from seawall.io import write_atomic
 from seawall.split_record import SplitRecord
-from seawall.types import Unit
+from seawall.types import Unit, Units, joint_unit, units_of
 
 INDEX_NAME = "index.json"
 CHIPS_FORMAT = "seawall-chips"
 INDEX_VERSION = 1
+SOURCES_VERSION = 2
+"""Version of an index of several sources, whose unseen pixels differ by band: earlier readers take those of the first band."""
 _ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+=-]{0,150}")
 
 
@@ -32,7 +35,7 @@ class ChipHeader:
 
     Args:
         bands: Canonical band ids in the order of the image channels.
-        unit: Unit of the images.
+        unit: Unit of the images, or one per band where sources differ.
         classes: Class names in the order of the label values.
         gsd_m: Ground sampling distance in meters.
         sensor: Product family, or "" where it is not known.
@@ -41,7 +44,7 @@ class ChipHeader:
     """
 
     bands: tuple[str, ...]
-    unit: Unit
+    unit: Units
     classes: tuple[str, ...]
     gsd_m: float
     sensor: str = ""
@@ -53,15 +56,27 @@ class ChipHeader:
             got = getattr(self, name)
             if not got or len(set(got)) != len(got):
                 raise DataError(f"index: expected {name} named once each, got {', '.join(got) or 'none'}; fix {name}")
-        if self.unit not in get_args(Unit):
+        if self.unit not in get_args(Unit) and not self._has_unit_per_band():
             raise DataError(f"index: expected a unit of {', '.join(get_args(Unit))}, got {self.unit!r}; fix it")
         if not 0 < self.gsd_m < 1e5:
             raise DataError(f"index: expected gsd_m in meters, got {self.gsd_m}; fix it")
 
     @property
     def physical(self) -> bool:
-        """Whether the images are in a physical unit; stretched pictures are usable, but not physical."""
-        return self.unit != "stretched"
+        """Whether all images are in a physical unit; stretched pictures are usable, but not physical."""
+        return "stretched" not in units_of(self.unit, 1)
+
+    @property
+    def sources(self) -> Mapping[str, tuple[int, ...]]:
+        """Channels of each source of the chips; the only source of plain band names is ""."""
+        return channels_of_sources(self.bands)
+
+    def _has_unit_per_band(self) -> bool:
+        units = self.unit
+        if not isinstance(units, tuple) or len(units) != len(self.bands) or not set(units) <= {*get_args(Unit)}:
+            return False
+        alike = all(len({units[at] for at in channels}) == 1 for channels in self.sources.values())
+        return alike and joint_unit(units) == units
 
     @property
     def water(self) -> int | None:
@@ -198,12 +213,16 @@ def dump_header(header: ChipHeader) -> dict[str, object]:
 def write_index(folder: Path, header: ChipHeader, rows: Sequence[ChipRow]) -> None:
     """Write the index atomically, with rows sorted by id and the digest."""
     plain = [dump_row(row) for row in sorted(rows, key=lambda row: row.id)]
-    head: dict[str, object] = {"format": CHIPS_FORMAT, "version": INDEX_VERSION, **dump_header(header)}
+    head: dict[str, object] = {"format": CHIPS_FORMAT, "version": _version_of(header), **dump_header(header)}
     lines = ",\n".join("  " + json.dumps(row, sort_keys=True) for row in plain)
     text = (
         f'{{"header": {json.dumps(head, sort_keys=True)},\n "rows": [\n{lines}\n],\n "seal": "{seal(head, plain)}"}}\n'
     )
     write_atomic(folder / INDEX_NAME, text)
+
+
+def _version_of(header: ChipHeader) -> int:
+    return SOURCES_VERSION if len(header.sources) > 1 else INDEX_VERSION
 
 
 def seal(header: Mapping[str, object], rows: Sequence[Mapping[str, object]]) -> str:
@@ -244,9 +263,9 @@ def read_index(folder: Path) -> tuple[ChipHeader, tuple[ChipRow, ...]]:
         raise DataError(
             f"{path}: expected an index of chips, got something else ({bad}); curate the folder again"
         ) from bad
-    if kind != CHIPS_FORMAT or version != INDEX_VERSION:
+    if kind != CHIPS_FORMAT or version not in (INDEX_VERSION, SOURCES_VERSION):
         raise DataError(
-            f"{path}: expected {CHIPS_FORMAT} version {INDEX_VERSION}, got {kind} version {version}; curate it again"
+            f"{path}: expected {CHIPS_FORMAT} version {INDEX_VERSION} or {SOURCES_VERSION}, got {kind} version {version}; curate it again"
         )
     if broken:
         raise DataError(

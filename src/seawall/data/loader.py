@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seawall.data.chip_format import IGNORE, decode_image
+from seawall.data.chip_format import IGNORE
 from seawall.data.chips import Chip, ChipFolder
 from seawall.errors import DataError, UsageError, did_you_mean
 from seawall.rng import Keys
-from seawall.types import FILL, Batch
+from seawall.types import Batch, fill_of
 
 ChipEdit = Callable[[Chip], Chip]
 """Changes a whole chip before patches are cut from it, such as by corrupting its label; a pure function of the chip."""
@@ -55,6 +55,7 @@ MAX_EDITED_BYTES = 512 * 2**20
 
 LoadJob = TypeVar("LoadJob")
 EditedPixels = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.bool_]]
+"""Image (C, H, W), label (H, W) with 255 where it does not count, and where each source is seen (S, H, W)."""
 
 
 def patches(
@@ -197,7 +198,7 @@ def whole_chips(
     jobs = [same[i : i + batch] for same in sizes.values() for i in range(0, len(same), batch)]
 
     def make(job: list[str]) -> Batch:
-        return _pad_and_stack([_read_edited(folder, id_, edit) for id_ in job], multiple, folder.unit)
+        return _pad_and_stack([_read_edited(folder, id_, edit) for id_ in job], multiple, folder)
 
     return _in_order(make, jobs, workers)
 
@@ -215,23 +216,23 @@ class _PatchReader:
         n, p, bands = len(draws), self.patch, len(self.folder.bands)
         image = np.empty((n, bands, p, p), np.float32)
         label = np.empty((n, p, p), np.int64)
-        seen = np.empty((n, p, p), bool)
+        known = np.empty((n, len(self.folder.header.sources), p, p), bool)
         valid = np.empty((n, p, p), bool)
         for i, draw in enumerate(draws):
-            marks, sight = np.full((p, p), IGNORE, np.uint8), np.zeros((p, p), bool)
+            marks, sight = np.full((p, p), IGNORE, np.uint8), np.zeros(known.shape[1:], bool)
             flat = np.empty((bands, p, p), np.float32) if draw.turn else image[i]
             self._cut(draw, flat, marks, sight)
             if draw.turn:
                 image[i] = turn_d4(flat, draw.turn)
                 marks, sight = turn_d4(marks, draw.turn), turn_d4(sight, draw.turn)  # type: ignore[assignment]
-            seen[i] = sight
-            np.logical_and(sight, marks != IGNORE, out=valid[i])
+            known[i] = sight
+            np.logical_and(sight.any(0), marks != IGNORE, out=valid[i])
             label[i] = marks
             label[i] *= valid[i]
-        return _to_batch(image, label, seen, valid, tuple(draw.key for draw in draws))
+        return _to_batch(self.folder, image, label, known, valid, tuple(draw.key for draw in draws))
 
     def _cut(
-        self, draw: PatchDraw, image: NDArray[np.float32], marks: NDArray[np.uint8], seen: NDArray[np.bool_]
+        self, draw: PatchDraw, image: NDArray[np.float32], marks: NDArray[np.uint8], known: NDArray[np.bool_]
     ) -> None:
         row = self.folder.row(draw.chip)
         low = (max(0, draw.row), max(0, draw.col))
@@ -239,15 +240,15 @@ class _PatchReader:
         into = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, (draw.row, draw.col), strict=True))
         out = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         if (high[0] - low[0], high[1] - low[1]) != (self.patch, self.patch):
-            image[...] = FILL[self.folder.unit]
+            image[...] = _fill_column(self.folder)
         if self.edit is None:
             stored, label = self.folder.stored(draw.chip)
             label = label if self.labels is None else self._plane(draw.chip, self.labels)
-            seen[into] = decode_image(stored[:, *out], row.gain, self.folder.unit, image[:, *into])
+            known[:, *into] = self.folder.decode(row, stored[:, *out], image[:, *into])
             marks[into] = label[out]
         else:
             pixels, label, sight = self._edit(draw.chip, self.edit)
-            image[:, *into], marks[into], seen[into] = pixels[:, *out], label[out], sight[out]
+            image[:, *into], marks[into], known[:, *into] = pixels[:, *out], label[out], sight[:, *out]
 
     def _plane(self, id_: str, labels: LabelPlanes) -> NDArray[np.uint8]:
         plane, row = labels(id_), self.folder.row(id_)
@@ -262,7 +263,7 @@ class _PatchReader:
                 return self._kept[id_]
         chip = _read_edited(self.folder, id_, edit)
         marks = np.where(chip.valid, chip.label, IGNORE).astype(np.uint8)
-        edited = (chip.image, marks, chip.seen)
+        edited = (chip.image, marks, _seen_by_source(chip, self.folder))
         size = sum(array.nbytes for array in edited)
         with self._lock:
             if id_ not in self._kept:
@@ -287,28 +288,47 @@ def _read_edited(folder: ChipFolder, id_: str, edit: ChipEdit | None) -> Chip:
     return new
 
 
-def _pad_and_stack(chips: Sequence[Chip], multiple: int, unit: str) -> Batch:
+def _seen_by_source(chip: Chip, folder: ChipFolder) -> NDArray[np.bool_]:
+    """Return where each source of a chip is seen, (S, H, W)."""
+    if chip.seen_bands is None:
+        return chip.seen[None]
+    return chip.seen_bands[[channels[0] for channels in folder.header.sources.values()]] & chip.seen
+
+
+def _fill_column(folder: ChipFolder) -> NDArray[np.float32]:
+    """Return what unseen pixels hold, (C, 1, 1)."""
+    return np.array(fill_of(folder.unit, len(folder.bands)), np.float32)[:, None, None]
+
+
+def _pad_and_stack(chips: Sequence[Chip], multiple: int, folder: ChipFolder) -> Batch:
     height, width = chips[0].label.shape
     tall, wide = (-(-n // multiple) * multiple for n in (height, width))
-    image = np.full((len(chips), len(chips[0].image), tall, wide), FILL[unit], np.float32)
-    label = np.zeros((len(chips), tall, wide), np.int64)
-    seen, valid = np.zeros(label.shape, bool), np.zeros(label.shape, bool)
+    image = np.empty((len(chips), len(chips[0].image), tall, wide), np.float32)
+    image[...] = _fill_column(folder)
+    label, valid = np.zeros((len(chips), tall, wide), np.int64), np.zeros((len(chips), tall, wide), bool)
+    known = np.zeros((len(chips), len(folder.header.sources), tall, wide), bool)
     for i, chip in enumerate(chips):
         image[i, :, :height, :width] = chip.image
-        for into, values in ((label, chip.label), (seen, chip.seen), (valid, chip.valid)):
+        known[i, :, :height, :width] = _seen_by_source(chip, folder)
+        for into, values in ((label, chip.label), (valid, chip.valid)):
             into[i, :height, :width] = values
-    return _to_batch(image, label, seen, valid, tuple(chip.id for chip in chips))
+    return _to_batch(folder, image, label, known, valid, tuple(chip.id for chip in chips))
 
 
 def _to_batch(
+    folder: ChipFolder,
     image: NDArray[np.float32],
     label: NDArray[np.int64],
-    seen: NDArray[np.bool_],
+    known: NDArray[np.bool_],
     valid: NDArray[np.bool_],
     names: tuple[str, ...],
 ) -> Batch:
+    """Return the batch; `known` is where each source is seen, (B, S, H, W)."""
     as_tensor = torch.from_numpy
-    return Batch(as_tensor(image), as_tensor(label), as_tensor(seen), as_tensor(valid), names)
+    by_band = folder.bandwise(known.swapaxes(0, 1))
+    seen_bands = None if by_band is None else as_tensor(np.ascontiguousarray(by_band.swapaxes(0, 1)))
+    seen = as_tensor(known.any(1))
+    return Batch(as_tensor(image), as_tensor(label), seen, as_tensor(valid), names, seen_bands, folder.bands)
 
 
 def _in_order(make: Callable[[LoadJob], Batch], jobs: Sequence[LoadJob], workers: int) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from seawall.geo.nodata import nodata_rule
 from seawall.geo.radiometry import Detection, Finding, Scale, detect_unit, scale_for, to_physical
 from seawall.geo.raster import Grid
 from seawall.geo.sensors import OPTICAL_BANDS, RADAR_BANDS, are_sentinel_bands, resolve_bands
-from seawall.types import Unit
+from seawall.types import Unit, single_unit
 
 MAX_GSD_RATIO = 2.0  # a larger or smaller ratio is another resolution; degrees near the poles stay within it
 
@@ -46,7 +46,7 @@ class PreparedChip:
 
     Args:
         image: (C, H, W) float32 in data units, bands in the header's order.
-        seen: (H, W) bool.
+        seen: (H, W) bool; of several sources (C, H, W).
         label: (H, W) uint8, 255 where it does not count.
         grid: Where it is.
         gain: Step of whole digital numbers, or None.
@@ -119,7 +119,7 @@ def prepare_chip(
     _check_gsd(item, raw_chip, header)
     scale, seen, findings = _scale_and_seen(raw_chip, order, header)
     _check_empty(where, seen, keep_empty)
-    image = to_physical(raw_chip.data[order], seen, scale, header.unit)
+    image = to_physical(raw_chip.data[order], seen, scale, single_unit(header.unit, "curate"))
     label, more = _class_label(raw_chip, image, seen, header, label_map, labeler)
     found = {
         "not-physical": not header.physical,
@@ -141,7 +141,7 @@ def _scale_and_seen(
 ) -> tuple[Scale, NDArray[np.bool_], tuple[Finding, ...]]:
     """Return the conversion of a raw chip, its seen pixels by the bands that are kept, and the findings against it."""
     if not raw_chip.seen.any():
-        return Scale(1.0, 0.0, header.unit, "nothing seen"), raw_chip.seen, ()
+        return Scale(1.0, 0.0, single_unit(header.unit, "curate"), "nothing seen"), raw_chip.seen, ()
     found, scale = find_scale(raw_chip)
     if scale.unit != header.unit:
         raise DataError(
@@ -180,7 +180,7 @@ def _class_label(
     labeler: Labeler | None,
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     if labeler is not None:
-        marks = labeler(image, seen, header.bands, header.unit)
+        marks = labeler(image, seen, header.bands, single_unit(header.unit, "labels"))
         return check_label(marks.label, seen.shape, len(header.classes)), (marks.note,)
     if raw_chip.label is None:
         raise DataError("label: expected a label file or a rule, got neither; give one")

@@ -81,11 +81,12 @@ class SourceItem(Protocol):
 
 
 class RejectedItem(NamedTuple):
-    """An item that cannot become a chip, and why; `skip` where that is no error."""
+    """An item that cannot become a chip, and why; `skip` where that is no error, `absent` where there is no image."""
 
     id: str
     reason: str
     skip: bool = False
+    absent: bool = False
 
 
 @runtime_checkable

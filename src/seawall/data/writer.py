@@ -82,7 +82,7 @@ class ChipWriter:
             group: Event or location.
             image: (C, H, W) float32 in data units.
             label: (H, W): class values, 255 where it does not count.
-            seen: (H, W); all pixels if None.
+            seen: (H, W), or (C, H, W) of several sources; all pixels if None.
             grid: Where it is.
             gain: Step of the digital numbers that the image was made from, if it was.
             source: Name of what it was made from.
@@ -95,8 +95,9 @@ class ChipWriter:
         """
         self._check_case(check_id(id_))
         seen = np.ones(image.shape[1:], bool) if seen is None else seen
+        any_seen = seen.any(0) if seen.ndim == 3 else seen
         marks = check_label(label, image.shape[1:], len(self.header.classes))
-        marks = np.where(seen, marks, np.uint8(IGNORE)).astype(np.uint8)
+        marks = np.where(any_seen, marks, np.uint8(IGNORE)).astype(np.uint8)
         grid = grid or Grid(*image.shape[1:])
         pixels = encode_image(image, seen, grid, self.header.bands, gain)
         labels = encode_label(marks, grid)
@@ -105,7 +106,7 @@ class ChipWriter:
             id=id_, group=group, image=f"images/{id_}.tif", label=f"labels/{id_}.tif", height=image.shape[1], width=image.shape[2],
             sha256=self._put(f"images/{id_}.tif", pixels), label_sha256=self._put(f"labels/{id_}.tif", labels),
             dtype=pixels.dtype, gain=pixels.gain, image_at=pixels.at, label_at=labels.at,
-            seen_share=float(seen.mean()), valid_share=float((marks != IGNORE).mean()),
+            seen_share=float(any_seen.mean()), valid_share=float((marks != IGNORE).mean()),
             class_counts=tuple(int(n) for n in counts), source=source, source_sha256=source_sha256,
             transform=tuple(float(v) for v in grid.transform[:6]) if grid.transform else (), crs=grid.crs,
             notes=tuple(notes), flags=tuple(flags),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import parse_corruption
 from seawall.rng import Keys
-from seawall.types import Batch, Corruption, ModelSpec, Unit
+from seawall.types import Batch, Corruption, ModelSpec, Unit, units_of
 
 GEOMETRIC = ("shift", "rotation", "elastic")
 OPTICAL = ("turbid-water", "wet-soil", "haze", "clouds", "offset", "shot-noise", "missing-band", "rotation")
@@ -30,8 +29,9 @@ def training_corruptions(named: Sequence[str], spec: ModelSpec) -> Mapping[str, 
     Raises:
         UsageError: One is unknown, or of another sensor or band than the model.
     """
-    texts = tuple(named) or TRAINING_CORRUPTIONS[spec.unit]
-    return _built(texts, ChipContext(spec.gsd_m, spec.bands, spec.unit, spec.classes))
+    units = dict.fromkeys(units_of(spec.unit, 1))
+    texts = tuple(named) or tuple(dict.fromkeys(text for unit in units for text in TRAINING_CORRUPTIONS[unit]))
+    return _built(texts, ChipContext.of_model(spec))
 
 
 @functools.lru_cache(maxsize=16)
@@ -45,10 +45,10 @@ Chain = Sequence[tuple[Corruption, float]]
 
 def corrupt_each(batch: Batch, chains: Iterable[Chain], keys: Keys) -> Batch:
     """Return the batch with every chip after its own chain; a chip with an empty one stays bit for bit."""
-    image, label, seen, valid = batch.image.clone(), batch.label.clone(), batch.seen.clone(), batch.valid.clone()
+    made = []
     for i, chain in enumerate(chains):
         chip = batch.select([i])
         for step, (corruption, severity) in enumerate(chain):
             chip = corruption(chip, severity, keys.select([i]).fold(step))
-        image[i], label[i], seen[i], valid[i] = chip.image[0], chip.label[0], chip.seen[0], chip.valid[0]
-    return replace(batch, image=image, label=label, seen=seen, valid=valid)
+        made.append(chip)
+    return Batch.concatenated(made) if made else batch

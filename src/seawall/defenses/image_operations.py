@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seawall.chip_context import ChipContext
 from seawall.corruptions.geometry import Rotation, centered_grid, drawn_sign
+from seawall.corruptions.per_source import on_each_source
 from seawall.corruptions.severity import check_severity, with_image
 from seawall.corruptions.spatial import fill_unseen, seen_mean, warp
 from seawall.decibels import from_power, to_power
 from seawall.rng import Keys
-from seawall.types import Batch, Stage, Unit
+from seawall.types import Batch, Corruption, ModelSpec, Stage, Unit, single_unit
 
 Operation = Literal[
     "brightness", "contrast", "color", "sharpness", "shear-x", "shear-y", "translate-x", "translate-y", "rotate"
@@ -96,3 +98,12 @@ def _blurred(image: Tensor) -> Tensor:
     kernel[0, 0, 1, 1] = 5.0
     planes = functional.pad(image.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
     return functional.conv2d(planes, kernel / 13).view_as(image)
+
+
+def image_operation(name: Operation, reach: float, spec: ModelSpec) -> Corruption:
+    """Return an operation for the chips of a model: of each source apart, but for one movement of all of them and the label."""
+
+    def build(chips: ChipContext) -> Corruption:
+        return ImageOperation(name, reach, single_unit(chips.unit, name))
+
+    return on_each_source(build, ChipContext.of_model(spec), together=name not in PHOTOMETRIC)

@@ -244,4 +244,4 @@ CLEAN_CASE = Case()
 def _with_predicted_labels(model: SegmentationModel, batch: Batch) -> Batch:
     with torch.no_grad():
         own = model(batch.image).argmax(1)
-    return Batch(batch.image, own, batch.seen, batch.seen, batch.chips)
+    return replace(batch, label=own, valid=batch.seen)

@@ -18,7 +18,7 @@ def exact_worst_images(model: SegmentationModel, batch: Batch, threat: ThreatMod
     """Return images of the threat set among which is the worst case of every pixel; none where there is no closed form."""
     if not isinstance(model, ThresholdNet):
         return ()
-    return extreme_images(model, threat.around(batch.image, batch.seen))
+    return extreme_images(model, threat.around(batch.image, batch.image_seen))
 
 
 @dataclass(frozen=True)

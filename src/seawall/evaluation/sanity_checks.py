@@ -30,8 +30,8 @@ from seawall.metrics.consistency import ACCURACY_MARGIN
 from seawall.modules import checked_forward
 from seawall.rng import Keys
 from seawall.settings import settings
-from seawall.threat.model import DEFAULT_HIGH, DEFAULT_LOW, ThreatModel
-from seawall.types import Batch, SegmentationModel
+from seawall.threat.model import PerBand, ThreatModel, default_bounds
+from seawall.types import Batch, ModelSpec, SegmentationModel
 
 NOISE_DRAWS = 5
 UNBOUNDED_EPS: Mapping[str, tuple[float, ...]] = {"reflectance": (0.5, 2.0), "stretched": (1.0,)}
@@ -100,7 +100,7 @@ class SanityChecks:
         Args:
             model: Any model with a spec.
             batch: Labelled chips.
-            threat: Any of the threats; its unit and bounds count, and a radius of 0 runs no attack.
+            threat: Any of the threats; a radius of 0 runs no attack.
             keys: Randomness.
         """
         with self._running(model, batch, threat, keys) as run:
@@ -108,7 +108,8 @@ class SanityChecks:
             attackable = len(run.batch) and threat.radius and _has_gradient(model, run.batch)
             if attackable and not exact_worst_images(model, run.batch, threat):
                 run.accuracy["unbounded"] = min(
-                    run.accuracy_under(PGD(steps=self.unbounded, step=0.1), far) for far in _unbounded_threats(threat)
+                    run.accuracy_under(PGD(steps=self.unbounded, step=0.1), far)
+                    for far in _unbounded_threats(model.spec)
                 )
                 if run.accuracy["unbounded"] > SURVIVING_ACCURACY:
                     run.flags.append("unbounded-survives")
@@ -249,15 +250,22 @@ QUICK_CHECKS = SanityChecks(chips=2, queries=25, unbounded=25)
 """The effort of a run for every network that it attacks."""
 
 
-def _unbounded_threats(threat: ThreatModel) -> list[ThreatModel]:
+def _unbounded_threats(spec: ModelSpec) -> list[ThreatModel]:
     """Return threats with budgets beyond any image: without bounds, and the largest also within the physical range of the unit.
+
+    They touch all bands: whether a gradient reaches the image is a property of the model, not of the threat's bands.
 
     Free, an image of negative reflectances may lie where a ratio of bands is undefined and has no gradient; within the range,
     a network may be right everywhere. Success of either shows that attacks work.
     """
-    sizes = UNBOUNDED_EPS.get(threat.unit, UNBOUNDED_EPS_DB)
-    within = ThreatModel("linf", sizes[-1], threat.unit, DEFAULT_LOW[threat.unit], DEFAULT_HIGH[threat.unit])
-    return [*(ThreatModel("linf", eps, threat.unit) for eps in sizes), within]
+    sizes: list[PerBand]
+    if isinstance(spec.unit, tuple):
+        each = [UNBOUNDED_EPS.get(unit, UNBOUNDED_EPS_DB) for unit in spec.unit]
+        sizes = [tuple(one[0] for one in each), tuple(one[-1] for one in each)]
+    else:
+        sizes = [*UNBOUNDED_EPS.get(spec.unit, UNBOUNDED_EPS_DB)]
+    within = ThreatModel("linf", sizes[-1], spec.unit, *default_bounds(spec.unit))
+    return [*(ThreatModel("linf", eps, spec.unit) for eps in sizes), within]
 
 
 def _partly_right_chips(model: SegmentationModel, batch: Batch, most: int) -> Batch:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from seawall.bands import short_band
 from seawall.errors import ImageryError, did_you_mean
 from seawall.types import Unit
 
@@ -213,6 +214,8 @@ def find_sensor(name: str) -> Sensor:
 
 
 def _band_id(name: str, own: Mapping[str, str]) -> str | None:
+    if "?" in name:  # a guess of whoever described the data is no band id
+        return None
     key = re.sub(r"[^a-z0-9]", "", name.lower())
     key = re.sub(r"^(sigma0?|gamma0?|beta0?)|(db|linear)$", "", key) if re.search(r"[vh][vh]", key) else key
     key = _SUFFIX.sub("", _PREFIX.sub("", key))
@@ -236,4 +239,4 @@ def band_noise(bands: Sequence[str]) -> dict[str, float]:
         0.0013
     """
     published = {band.id: band.noise for band in _S2_BANDS if band.noise}
-    return {name: published[name] for name in bands if name in published}
+    return {name: published[short_band(name)] for name in bands if short_band(name) in published}

@@ -22,9 +22,10 @@ from seawall.errors import ModelError, RunError, UsageError, did_you_mean
 from seawall.inference.tiling import Predict
 from seawall.io import write_atomic
 from seawall.models.keyed import keyed_part
+from seawall.models.receptive_field import random_image
 from seawall.models.weights import spec_of
 from seawall.modules import checked_forward, eval_mode, on_device
-from seawall.types import DECIBEL_UNITS, ModelSpec
+from seawall.types import ModelSpec
 
 Runtime = Literal["torch", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
@@ -118,7 +119,7 @@ def export_onnx(model: nn.Module, path: Path) -> None:
     require_packages("onnx")
     onnx = importlib.import_module("onnx")
     spec = spec_of(model)
-    example = _example_image(spec, 2, 64)
+    example = random_image(spec, 2, 64)
     cpu = torch.device("cpu")
     with TemporaryDirectory(prefix="seawall-") as folder, eval_mode(model), on_device(model, cpu), _errors_alone():
         raw = Path(folder) / "raw.onnx"
@@ -249,7 +250,7 @@ def _load_openvino(path: Path) -> Predict:
 def _check_export(model: nn.Module, raw: Path, spec: ModelSpec, path: Path) -> None:
     run = _load_onnx(raw)
     for count, side in ((1, 96), (3, 64)):  # other sizes than the exported one: the free axes are free
-        image = _example_image(spec, count, side)
+        image = random_image(spec, count, side)
         with torch.inference_mode():
             expected = model(image).numpy()
         got = run(image.numpy())
@@ -258,8 +259,3 @@ def _check_export(model: nn.Module, raw: Path, spec: ModelSpec, path: Path) -> N
             raise ModelError(
                 f"{path}: expected the same logits as PyTorch's, got a difference of {worst:.3g}; report it"
             )
-
-
-def _example_image(spec: ModelSpec, count: int, side: int) -> torch.Tensor:
-    draw = torch.rand(count, len(spec.bands), side, side, generator=torch.Generator().manual_seed(0))
-    return draw * 25 - 27 if spec.unit in DECIBEL_UNITS else draw * 0.4

@@ -24,7 +24,7 @@ from seawall.models.receptive_field import receptive_field
 from seawall.models.weights import spec_of
 from seawall.modules import eval_mode, on_device
 from seawall.result import StageProgress, no_progress
-from seawall.types import FILL, FittedModel
+from seawall.types import FittedModel, fill_of
 
 Run = Callable[[FloatArray], object]
 
@@ -124,8 +124,8 @@ def _timed_image(model: nn.Module, side: int) -> FloatArray:
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0.0, 0.4, (1, len(spec.bands), side // 16 + 1, side // 16 + 1)).repeat(16, 2).repeat(16, 3)
     image = coarse[..., :side, :side] + rng.normal(0.0, 0.01, (1, len(spec.bands), side, side))
-    low = FILL[spec.unit]
-    return np.asarray(image if low == 0 else low + 5 + 50 * image, np.float32)
+    low = np.array(fill_of(spec.unit, len(spec.bands)))[:, None, None]
+    return np.asarray(np.where(low == 0, image, low + 5 + 50 * image), np.float32)
 
 
 @contextmanager

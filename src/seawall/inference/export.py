@@ -25,7 +25,7 @@ from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import CogWriter
 from seawall.inference.output_buffer import OutputBuffer, write_error
 from seawall.inference.products import NODATA, SCALE, SceneResult, class_palette, layer_names
-from seawall.inference.scene import SceneReader
+from seawall.inference.scene import OpenScene
 from seawall.inference.stac_items import acquisition_time, model_item, scene_item
 from seawall.io import file_sha256, flush_to_disk, write_atomic
 from seawall.models.weights import save_model
@@ -50,7 +50,7 @@ def read_finished(out: Path, name: str, key: str) -> SceneResult | None:
 def export_products(
     model: nn.Module,
     result: SceneResult,
-    scene: SceneReader,
+    scene: OpenScene,
     buffer: OutputBuffer,
     out: Path,
     when: str,
@@ -132,7 +132,7 @@ def replace_products(staged: Path, out: Path, result: SceneResult) -> None:
         raise
 
 
-def _write_layers(result: SceneResult, scene: SceneReader, buffer: OutputBuffer, staged: Path) -> SceneResult:
+def _write_layers(result: SceneResult, scene: OpenScene, buffer: OutputBuffer, staged: Path) -> SceneResult:
     tags = {"SEAWALL_KEY": result.key, "SOURCE": result.source, "CLASSES": json.dumps(result.classes)}
     quantities = {
         "class": "index of the most probable class",

@@ -33,7 +33,7 @@ from seawall.inference.products import (
     encode_layers,
     layer_names,
 )
-from seawall.inference.scene import SceneReader, open_scene
+from seawall.inference.scene import OpenScene, open_scene
 from seawall.inference.settings import PredictSettings, SceneJob, SceneReport, clean_name, find_scenes, scene_stem
 from seawall.inference.tiling import Predict, TilePlan, blend_tiles, plan_tiles
 from seawall.io import RunLock
@@ -41,6 +41,7 @@ from seawall.models.checksums import WeightChecksums, WeightGuard
 from seawall.models.identity import identify, model_digest
 from seawall.models.weights import check_finite, read_checksums, spec_of, state_of, weights_digest
 from seawall.result import StageProgress, no_progress
+from seawall.types import unit_text
 
 __all__ = [
     "SceneJob",
@@ -250,7 +251,7 @@ class _ScenePredictor:
 
     def _predict(
         self,
-        scene: SceneReader,
+        scene: OpenScene,
         buffer: OutputBuffer,
         reported: ReportedClass,
         settings: PredictSettings,
@@ -273,7 +274,7 @@ class _ScenePredictor:
 
 def _result(
     job: SceneJob,
-    scene: SceneReader,
+    scene: OpenScene,
     settings: PredictSettings,
     totals: Totals,
     key: str,
@@ -293,7 +294,7 @@ def _result(
         scene=scene.digest,
         classes=classes,
         klass=settings.klass,
-        unit=scene.spec.unit,
+        unit=unit_text(scene.spec.unit),
         radiometry=str(scene.scale or "nothing seen"),
         height=scene.source.grid.height,
         width=scene.source.grid.width,
@@ -322,7 +323,7 @@ MIB = 2**20
 
 def fill_buffer(
     model: nn.Module,
-    scene: SceneReader,
+    scene: OpenScene,
     buffer: OutputBuffer,
     reported: ReportedClass,
     settings: PredictSettings,

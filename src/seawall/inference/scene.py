@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from seawall.arrays import BoolArray, FloatArray
+from seawall.bands import channels_of_sources, short_band
 from seawall.errors import ImageryError, ModelError, RadiometryError, UsageError
 from seawall.geo.nodata import NodataRule, PixelCounts, nodata_rule
 from seawall.geo.radiometry import Finding, Hints, Scale, detect_unit, hints_of, scale_for, to_physical
@@ -19,7 +20,7 @@ from seawall.geo.raster import Raster, RasterSource, Window, open_raster
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 from seawall.imagery.safe import SafeProduct, open_safe
 from seawall.io import file_sha256
-from seawall.types import FILL, ModelSpec
+from seawall.types import FILL, ModelSpec, joint_unit, single_unit, units_of
 
 
 def is_safe(path: Path) -> bool:
@@ -162,6 +163,7 @@ class SceneReader:
 
     def fetch(self, row: int, col: int, height: int, width: int) -> tuple[FloatArray, BoolArray]:
         """Read a window: data (C, H, W) in the model's unit, unseen pixels filled, and seen (H, W)."""
+        unit = single_unit(self.spec.unit, "scene")
         some_unseen = self.rule is not None and self.pixel_counts.seen < self.pixel_counts.pixels
         data = np.empty((len(self.bands), height, width), np.float32)
         seen = np.empty((height, width), np.bool_)
@@ -172,16 +174,16 @@ class SceneReader:
             at = (slice(r - row, r - row + h), slice(c - col, c - col + w))
             seen[at] = there
             if self.scale is None or not there.any():
-                data[(slice(None), *at)] = FILL[self.spec.unit]
+                data[(slice(None), *at)] = FILL[unit]
             else:
-                data[(slice(None), *at)] = to_physical(stored, there, self.scale, self.spec.unit)
+                data[(slice(None), *at)] = to_physical(stored, there, self.scale, unit)
         return data, seen
 
 
 @contextmanager
 def open_scene(
     path: Path, spec: ModelSpec, *, bands: Sequence[str] = (), sensor: str = "", hints: Hints = Hints()
-) -> Iterator[SceneReader]:
+) -> Iterator[OpenScene]:
     """Open a scene for a model; unsuitable scenes are refused before any work.
 
     Args:
@@ -197,14 +199,27 @@ def open_scene(
         ImageryError: The file cannot be read, is incomplete, or lacks a band.
         RadiometryError: Its unit is not the model's, or cannot be detected.
     """
+    sources = channels_of_sources(spec.bands)
+    if len(sources) > 1 and is_safe(path):
+        raise UsageError(
+            f"{path}: expected one raster with the bands of {', '.join(sources)}, got a SAFE product, which has one source; stack "
+            "the images of all sources on one grid into a GeoTIFF whose bands are named as the model's, or use a model of one source"
+        )
     with _open_source(path, spec, bands, sensor) as (source, picked):
-        scale, findings = _detect_scale(source, picked, spec, hints, sensor)
-        texts = tuple(map(str, (*findings, *_geometry_findings(source, spec))))
         if isinstance(source, SafeSource):
             name, digest = source.path.name, file_sha256s(source.files)
         else:
             name, digest = path.name, file_sha256(path)
-        yield SceneReader(name, source, picked, scale, spec, digest, texts)
+        parts = []
+        for channels in sources.values():
+            own, units = tuple(picked[at] for at in channels), units_of(spec.unit, len(spec.bands))
+            of = replace(
+                spec, bands=tuple(spec.bands[at] for at in channels), unit=joint_unit([units[at] for at in channels])
+            )
+            scale, findings = _detect_scale(source, own, of, hints, sensor)
+            texts = tuple(map(str, (*findings, *_geometry_findings(source, of))))
+            parts.append(SceneReader(name, source, own, scale, of, digest, texts))
+        yield parts[0] if len(parts) == 1 else JointScene(spec, tuple(sources.items()), tuple(parts))
 
 
 @contextmanager
@@ -259,6 +274,76 @@ def match_bands(
     return tuple(have[name][0] for name in wanted)
 
 
+@dataclass(frozen=True)
+class JointScene:
+    """An open scene of several sources in one file, each read and converted apart.
+
+    Args:
+        spec: The model's specification.
+        sources: Name and channels of each source.
+        parts: The scene as each source has it.
+    """
+
+    spec: ModelSpec
+    sources: tuple[tuple[str, tuple[int, ...]], ...]
+    parts: tuple[SceneReader, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self.parts[0].name
+
+    @property
+    def source(self) -> SceneSource:
+        """The open file."""
+        return self.parts[0].source
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return self.parts[0].digest
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """The file's bands in the order of the model's."""
+        names = {
+            at: name
+            for (_, own), part in zip(self.sources, self.parts, strict=True)
+            for at, name in zip(own, part.bands, strict=True)
+        }
+        return tuple(names[at] for at in range(len(names)))
+
+    @property
+    def scale(self) -> str:
+        """How the stored numbers of each source become its unit."""
+        return "; ".join(
+            f"{name}: {part.scale or 'nothing seen'}" for (name, _), part in zip(self.sources, self.parts, strict=True)
+        )
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Findings about each source."""
+        named = zip(self.sources, self.parts, strict=True)
+        return tuple(f"{name}: {flag}" for (name, _), part in named for flag in part.flags)
+
+    @property
+    def chunk(self) -> int:
+        """Rows to fetch at once so that each block is decoded once."""
+        return self.parts[0].chunk
+
+    def fetch(self, row: int, col: int, height: int, width: int) -> tuple[FloatArray, BoolArray]:
+        """Read a window: data (C, H, W) in the units of the model's bands, unseen pixels filled, and where any source is seen (H, W)."""
+        data = np.empty((len(self.spec.bands), height, width), np.float32)
+        seen = np.zeros((height, width), np.bool_)
+        for (_, channels), part in zip(self.sources, self.parts, strict=True):
+            data[list(channels)], own = part.fetch(row, col, height, width)
+            seen |= own
+        return data, seen
+
+
+OpenScene = SceneReader | JointScene
+
+
 def cut_window(window: Window, block: tuple[int, int], bands: int) -> Iterator[Window]:
     """Cut a window along blocks into pieces of about `PIECE` numbers.
 
@@ -307,11 +392,12 @@ def _detect_scale(
             "leftover of a killed writer or an empty download, write or fetch it again"
         )
     stated = _hints(source, data, seen, bands, hints)
-    names = [name if are_sentinel_bands((name,)) else wanted for name, wanted in zip(bands, spec.bands, strict=True)]
+    pairs = ((short_band(name), short_band(wanted)) for name, wanted in zip(bands, spec.bands, strict=True))
+    names = [name if are_sentinel_bands((name,)) else wanted for name, wanted in pairs]
     try:
         found = detect_unit(data, seen, names, stated, source.nodata_of(bands))
         scale = scale_for(found, stated)
-        to_physical(data[:, :1, :1], seen[:1, :1], scale, spec.unit)
+        to_physical(data[:, :1, :1], seen[:1, :1], scale, single_unit(spec.unit, str(source.path)))
     except RadiometryError as bad:
         raise RadiometryError(f"{source.path}: {bad}") from bad
     findings = list(found.findings)

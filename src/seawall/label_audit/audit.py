@@ -33,8 +33,9 @@ from seawall.label_audit.relabel import relabel_chips
 from seawall.label_audit.training_dynamics import ChipDynamics
 from seawall.labels.registration import label_shift
 from seawall.labels.rules import LabelRule, parse_rule
-from seawall.models.weights import load_model, split_of
+from seawall.models.weights import load_model, read_spec, split_of
 from seawall.result import Failed, MutableRow, Progress
+from seawall.types import single_unit
 
 SUSPECT_COLUMNS = (
     "rank",
@@ -114,6 +115,7 @@ def audit_chips(
         if settings is not None:
             predictions, dynamics = cross_validate(folder, out, settings, progress)
         else:
+            folder = folder.as_seen_by(read_spec(cast(Path, weights)).bands)
             net = load_model(cast(Path, weights), bands=folder.bands, classes=folder.classes, unit=folder.unit)
             predictions = write_predictions(net, folder, folder.ids, out, device)
             seen = select_chips(folder, split_of(net), "all").seen
@@ -174,7 +176,7 @@ def _audit_chip(
         "shift_cols": moved.cols if moved else None,
     }  # fmt: skip
     if rule is not None and water is not None:
-        other = rule(chip.image, chip.seen, folder.bands, folder.unit).label
+        other = rule(chip.image, chip.seen, folder.bands, single_unit(folder.unit, "audit")).label
         share, against = compare_second_source(sample, other == 1, other != IGNORE, water)
         both = int(np.count_nonzero(against & wrong))
         row |= {"rule_agreement": share, "witness_px": both, "witness_share": both / valid if valid else None}

@@ -72,6 +72,7 @@ def chip_batch(chip: Chip) -> Batch:
     return Batch(
         torch.from_numpy(chip.image)[None], torch.from_numpy(chip.label)[None],
         torch.from_numpy(chip.seen)[None], torch.from_numpy(chip.valid)[None], (chip.id,),
+        None if chip.seen_bands is None else torch.from_numpy(chip.seen_bands)[None],
     )  # fmt: skip
 
 

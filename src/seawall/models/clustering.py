@@ -29,7 +29,7 @@ from seawall.models.water_index import ThresholdNet
 from seawall.modules import to_device_of
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.types import Batch, ModelSpec
+from seawall.types import Batch, ModelSpec, single_unit
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ class ClusterNet(nn.Module):
         check_bands_and_classes(settings.name, spec)
         self.spec, self.name = spec, settings.name
         self.rule: ThresholdNet | None = class_rule(settings.name, settings.classes, spec)
-        self.features = PixelFeatures(len(spec.bands), spec.unit, settings.space, settings.texture, settings.window)
+        self.features = PixelFeatures(
+            len(spec.bands), single_unit(spec.unit, settings.name), settings.space, settings.texture, settings.window
+        )
         self.reach = self.features.reach
         self.clusters = settings.make_clusters(self.features.count)
         self.register_buffer("log_shares", torch.zeros(settings.clusters, len(spec.classes)))

@@ -17,7 +17,7 @@ from seawall.keyed_transforms.keys import MAKE, SecretKey
 from seawall.losses.auxiliary import TrainingLogits
 from seawall.models.blocks import Segmenter, Standardize, crop_to, pad_to
 from seawall.split_record import SPLIT_ATTRIBUTE
-from seawall.types import Batch, ModelSpec, Setting, Unit
+from seawall.types import Batch, ModelSpec, Setting, Unit, single_unit
 
 KEYED = "keyed"
 """Architecture of weights behind a keyed transform; the network is in its settings."""
@@ -200,7 +200,7 @@ def protect(
     """
     if not isinstance(network, Segmenter):
         raise UsageError(f"keyed: expected a network, got {type(network).__name__}; use unet or dense-unet")
-    low, high = valid_range or VALID_RANGES[network.spec.unit]
+    low, high = valid_range or VALID_RANGES[single_unit(network.spec.unit, "keyed")]
     if not low < high:
         raise UsageError(
             f"keyed.range: expected two rising numbers, got {low:g} and {high:g}; 0 and 1 are reflectance's"

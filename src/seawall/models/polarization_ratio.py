@@ -15,7 +15,7 @@ from seawall.models.encoders import Encoder
 from seawall.models.unet import UNet
 from seawall.models.unet_plus_plus import UNetPlusPlus
 from seawall.registry import register
-from seawall.types import ModelSpec, Unit
+from seawall.types import ModelSpec, single_unit
 
 LEAST_POWER = 1e-6
 """Backscatter below which a ratio has no meaning, -60 dB; it also keeps the quotient finite."""
@@ -94,7 +94,7 @@ class PolarizationRatio(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.at = spec.bands.index("VV"), spec.bands.index("VH")
-        self.unit: Unit = spec.unit
+        self.unit = single_unit(spec.unit, "polarization ratio")
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the band."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from seawall.modules import device_of, eval_mode
-from seawall.types import DECIBEL_UNITS, ModelSpec
+from seawall.types import DECIBEL_UNITS, ModelSpec, per_channel, units_of
 
 ASSUMED_STRIDE = 32
 """Assumed stride of a network that states none: it may halve the image five times."""
@@ -66,9 +66,7 @@ def measure_receptive_radius(model: nn.Module, sides: Iterable[int] = (128, 256,
         model.requires_grad_(False)
         with eval_mode(model), torch.enable_grad():
             for side in sides:
-                found = [
-                    _gradient_radius(model, len(spec.bands), spec.unit, side, draw, device) for draw in range(draws)
-                ]
+                found = [_gradient_radius(model, spec, side, draw, device) for draw in range(draws)]
                 reach = max((far for far in found if far is not None), default=None)
                 if reach is None or reach < side // 2 - ASSUMED_STRIDE:
                     return reach
@@ -80,10 +78,18 @@ def measure_receptive_radius(model: nn.Module, sides: Iterable[int] = (128, 256,
             weight.requires_grad_(flag)
 
 
-def _gradient_radius(model: nn.Module, bands: int, unit: str, side: int, draw: int, device: torch.device) -> int | None:
+def random_image(spec: ModelSpec, count: int, side: int, seed: int = 0) -> Tensor:
+    """Return random images (B, C, H, W) with values as the units of a model's bands have them."""
+    draw = torch.rand(count, len(spec.bands), side, side, generator=torch.Generator().manual_seed(seed))
+    decibels = [unit in DECIBEL_UNITS for unit in units_of(spec.unit, len(spec.bands))]
+    return draw * per_channel([25.0 if db else 0.4 for db in decibels], draw) + per_channel(
+        [-27.0 if db else 0.0 for db in decibels], draw
+    )
+
+
+def _gradient_radius(model: nn.Module, spec: ModelSpec, side: int, draw: int, device: torch.device) -> int | None:
     """Return the distance from a pixel near the center to the farthest input pixel that changes its logits."""
-    noise = torch.rand(1, bands, side, side, generator=torch.Generator().manual_seed(draw))
-    image = (noise * 25 - 27 if unit in DECIBEL_UNITS else noise * 0.4).to(device).requires_grad_()
+    image = random_image(spec, 1, side, draw).to(device).requires_grad_()
     row, col = side // 2 + 5 * draw, side // 2 - 3 * draw  # another place in the cells of a pooling network
     logits = model(image)[0, :, row, col]
     if not logits.requires_grad:

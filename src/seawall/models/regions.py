@@ -27,7 +27,7 @@ from seawall.models.clusters import (
 )
 from seawall.models.water_index import ThresholdNet
 from seawall.rng import Keys
-from seawall.types import Batch, ModelSpec, Unit, seen_pixels
+from seawall.types import Batch, ModelSpec, Unit, seen_pixels, single_unit
 
 RegionMap = NDArray[np.int64]
 """(H, W): the number of each pixel's region, from 0 on in the order of their first pixels, and -1 where unseen."""
@@ -94,7 +94,7 @@ class RegionNet(nn.Module):
     def __init__(self, spec: ModelSpec, method: RegionSegmentation) -> None:
         super().__init__()
         check_bands_and_classes(method.name, spec)
-        self.spec, self.method = spec, method
+        self.spec, self.method, self.unit = spec, method, single_unit(spec.unit, method.name)
         self.rule: ThresholdNet | None = class_rule(method.name, method.classes, spec)
         self.clusters = KMeansClusters(method.prototypes, len(spec.bands))
         self.register_buffer("log_shares", torch.zeros(method.prototypes, len(spec.classes)))
@@ -122,21 +122,21 @@ class RegionNet(nn.Module):
         """
         check_image_bands(self.method.name, image, len(self.spec.bands))
         values = image.detach().movedim(1, -1).double().cpu().numpy()
-        seen = seen_pixels(image, self.spec.unit).cpu().numpy()
-        found = [self.method.partition(*chip, self.spec.unit) for chip in zip(values, seen, strict=True)]
+        seen = seen_pixels(image, self.unit).cpu().numpy()
+        found = [self.method.partition(*chip, self.unit) for chip in zip(values, seen, strict=True)]
         maps = np.stack(found) if found else np.zeros(seen.shape, np.int64)
         return torch.from_numpy(maps).to(image.device)
 
     def _region_logits(self, chip: Tensor, regions: Tensor) -> Tensor:
         """Return the logits (n, K) of the regions of an image (C, H, W)."""
         if self.rule is None:
-            means = region_means(chip, regions, self.spec.unit).to(self.log_shares.dtype)
+            means = region_means(chip, regions, self.unit).to(self.log_shares.dtype)
             logits: Tensor = self.clusters(means, self.log_shares)
             return logits
         index, defined = (plane[0] for plane in self.rule.measure(chip[None]))
         ids, count = regions[defined & (regions >= 0)], int(regions.max()) + 1
-        values = to_power(index[defined & (regions >= 0), None].double(), self.spec.unit)
-        mean = from_power(_mean_by_region(values, ids, count), self.spec.unit)[:, 0]
+        values = to_power(index[defined & (regions >= 0), None].double(), self.unit)
+        mean = from_power(_mean_by_region(values, ids, count), self.unit)[:, 0]
         return self.rule.scores(mean, torch.bincount(ids, minlength=count) > 0)
 
     def fit(self, batches: Iterable[Batch], seed: int = 0) -> None:
@@ -164,7 +164,7 @@ class RegionNet(nn.Module):
         for batch in batches:
             keys = Keys(seed, batch.chips, ("fit", self.method.name))
             for i, regions in enumerate(self.regions(batch.image)):
-                means = region_means(batch.image[i], regions, self.spec.unit).cpu().numpy()
+                means = region_means(batch.image[i], regions, self.unit).cpu().numpy()
                 count = len(means)
                 valid = batch.valid[i] & (regions >= 0)
                 pairs = torch.bincount(regions[valid] * classes + batch.label[i][valid], minlength=count * classes)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from seawall.bands import bands_of_one_source
 from seawall.errors import ModelError, UsageError
 from seawall.labels.rules import ThresholdRule, parse_rule
 from seawall.labels.threshold import MIN_SEPARABILITY, split_histogram
@@ -105,7 +106,9 @@ class ThresholdNet(nn.Module):
         self.index = parse_index(settings.index) if settings.index != "auto" else _first_index(spec)
         self.settings = settings
         _check_index_spec(spec, self.index)
-        self.places = tuple(place for place in self.index.channels(spec.bands) if place is not None)
+        self.places = tuple(
+            place for place in self.index.channels(bands_of_one_source(spec.bands)) if place is not None
+        )
         self.water = spec.classes.index("water")
         self.sharpness = settings.sharpness or (10.0 if spec.unit == "reflectance" else 1.0)
         start = self.index.threshold if settings.threshold is None else settings.threshold
@@ -180,7 +183,7 @@ def _first_index(spec: ModelSpec) -> WaterIndex:
     order = ("mndwi", "ndwi", "vv", "vh")
     for name in order:
         index = parse_index(name)
-        if None not in index.channels(spec.bands):
+        if None not in index.channels(bands_of_one_source(spec.bands)):
             return index
     raise ModelError(
         f"threshold: expected the bands of {', '.join(order)}, got {', '.join(spec.bands)}; train a network instead"
@@ -188,7 +191,11 @@ def _first_index(spec: ModelSpec) -> WaterIndex:
 
 
 def _check_index_spec(spec: ModelSpec, index: WaterIndex) -> None:
-    lacking = [band for band, place in zip(index.bands, index.channels(spec.bands), strict=True) if place is None]
+    lacking = [
+        band
+        for band, place in zip(index.bands, index.channels(bands_of_one_source(spec.bands)), strict=True)
+        if place is None
+    ]
     if lacking:
         raise ModelError(
             f"{index}: expected the bands {', '.join(index.bands)}, got none called {', '.join(lacking)}; choose an index of these bands"

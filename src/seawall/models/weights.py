@@ -24,7 +24,7 @@ from seawall.models.blocks import Standardize
 from seawall.models.checksums import WeightChecksums, describe_groups, tensor_bytes
 from seawall.models.keyed import KEYED, rebuild_keyed
 from seawall.split_record import SPLIT_ATTRIBUTE, SplitRecord
-from seawall.types import ModelSpec, Unit
+from seawall.types import ModelSpec, Unit, Units, joint_unit, unit_text, units_of
 
 CHECKSUMS = "checksums"
 """Key of the checksums of groups of bytes in the metadata; files of earlier versions have none."""
@@ -67,7 +67,7 @@ def load_model(
     *,
     bands: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
-    unit: str | None = None,
+    unit: Units | None = None,
     into: nn.Module | None = None,
     key: SecretKey | None = None,
 ) -> nn.Module:
@@ -186,7 +186,7 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
 
 
 def check_spec_fits(
-    path: Path, spec: ModelSpec, *, bands: Sequence[str] | None, classes: Sequence[str] | None, unit: str | None
+    path: Path, spec: ModelSpec, *, bands: Sequence[str] | None, classes: Sequence[str] | None, unit: Units | None
 ) -> None:
     """Check that a model is for the given data.
 
@@ -202,7 +202,7 @@ def check_spec_fits(
             )
     if unit is not None and unit != spec.unit:
         raise ModelError(
-            f"{path}: expected a model for {unit}, got one for {spec.unit}; convert the data or choose another model"
+            f"{path}: expected a model for {unit_text(unit)}, got one for {unit_text(spec.unit)}; convert the data or choose another model"
         )
 
 
@@ -222,7 +222,7 @@ def spec_from_json(path: Path, text: str) -> ModelSpec:
         spec = ModelSpec(
             bands=_name_tuple(values.pop("bands")),
             classes=_name_tuple(values.pop("classes")),
-            unit=values.pop("unit"),
+            unit=_units_from(values.pop("unit")),
             gsd_m=float(values.pop("gsd_m")),
             architecture=str(values.pop("architecture")),
             settings=dict(values.pop("settings")),
@@ -232,7 +232,8 @@ def spec_from_json(path: Path, text: str) -> ModelSpec:
         raise ModelError(
             f"{path}: expected a seawall model specification, got {text[:60]!r} ({bad}); save the model with seawall.models.weights.save_model"
         ) from bad
-    if values or spec.unit not in get_args(Unit) or not spec.gsd_m > 0:
+    units = units_of(spec.unit, len(spec.bands))
+    if values or len(units) != len(spec.bands) or not {*units} <= {*get_args(Unit)} or not spec.gsd_m > 0:
         raise ModelError(
             f"{path}: expected a specification that this version knows, got unit {spec.unit!r}, gsd_m {spec.gsd_m}, extra {sorted(values)[:5]}; update seawall"
         )
@@ -294,6 +295,10 @@ def _architecture_name(model: nn.Module) -> str:
     """Return the name of a model for messages: its architecture, or its class."""
     spec = getattr(model, "spec", None)
     return spec.architecture if isinstance(spec, ModelSpec) else type(model).__name__
+
+
+def _units_from(value: object) -> Units:
+    return joint_unit(cast(tuple[Unit, ...], _name_tuple(value))) if isinstance(value, list) else cast(Unit, value)
 
 
 def _name_tuple(values: object) -> tuple[str, ...]:

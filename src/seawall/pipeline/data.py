@@ -7,8 +7,10 @@ import json
 import os
 from pathlib import Path
 
+from seawall.bands import parse_sources
 from seawall.data.chips import ChipFolder
 from seawall.data.curate import curate_chips
+from seawall.data.joint import bands_of_source
 from seawall.data.raw_chips import ImageSource, known_hints
 from seawall.data.source_detection import make_source, source_fields
 from seawall.data.splits import Split, split_chips
@@ -38,18 +40,31 @@ def load_chips(run: RunContext, folder: Path) -> tuple[ChipFolder, tuple[tuple[s
     if kind == CHIP_FOLDER:
         return ChipFolder.open(Path(place)), ()
     seed = run.recipe.seed if "seed" in source_fields(kind) else None
-    text = json.dumps([data.model_dump(mode="json"), place, seed], sort_keys=True)
-    chip_folder = folder / f"{data.sensor}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+    text = json.dumps([data.deciding, place, seed], sort_keys=True)
+    chip_folder = (
+        folder / f"{data.sensor.replace(',', '+')}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+    )
     made = curate_chips(
-        _recipe_source(data, place, kind, run.recipe.seed), chip_folder, bands=data.bands, gsd_m=data.gsd_m,
+        _recipe_sources(data, place, kind, run.recipe.seed), chip_folder, bands=data.bands, gsd_m=data.gsd_m, unpaired=data.unpaired,
         labeler=None if data.labels in OWN_LABELS else parse_rule(data.labels), progress=run.stage_progress("chips"),
     )  # fmt: skip
     return made.folder, made.failed
 
 
-def _recipe_source(data: DataSection, place: str, kind: str, seed: int) -> ImageSource:
+def _recipe_sources(data: DataSection, place: str, kind: str, seed: int) -> ImageSource | dict[str, ImageSource]:
+    names = parse_sources(data.sensor)
+    if len(names) == 1:
+        return _recipe_source(data, place, kind, seed, data.sensor, data.bands)
+    return {
+        name: _recipe_source(data, place, kind, seed, name, bands_of_source(data.bands, name, names)) for name in names
+    }
+
+
+def _recipe_source(
+    data: DataSection, place: str, kind: str, seed: int, sensor: str, bands: tuple[str, ...]
+) -> ImageSource:
     offered: dict[str, Setting] = {
-        "sensor": data.sensor, "select": data.select, "names": data.names, "group": data.group, "bands": data.bands,
+        "sensor": sensor, "select": data.select, "names": data.names, "group": data.group, "bands": bands,
         "hints": known_hints(Hints(gain=data.gain, offset=data.offset)), "size": data.size, "frame": data.frame,
         "clouds": data.clouds, "seed": seed, "cover": data.labels == "cover", "labelled": data.labels in OWN_LABELS,
     }  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seawall import registry
+from seawall.bands import channels_of_sources
 from seawall.data.chips import ChipFolder
 from seawall.errors import ModelError, UsageError, did_you_mean
 from seawall.io import write_atomic
@@ -85,7 +86,7 @@ def harden_chips(
     chosen = default_model(spec) if model == "auto" else model
     tree = hardening_tree(spec, parsed, HARDENING_METHODS[method], model=chosen, suite=suite)
     tree |= {"seed": seed, "title": f"Hardened within {threat}"}
-    tree["data"] = {"source": str(chips), "kind": "chips", "sensor": "s1" if spec.unit in DECIBEL_UNITS else "s2"}
+    tree["data"] = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec)}
     if against is not None:
         tree["reference"]["weights"] = str(against)
     done = run_recipe(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)
@@ -93,6 +94,12 @@ def harden_chips(
     facts = {"report": str(done.page), **facts}
     write_atomic(done.run.folder / "card.json", json.dumps({"facts": facts, "table": table}, indent=1) + "\n")
     return facts, table, done.failed
+
+
+def sensor_of(spec: ModelSpec) -> str:
+    """Return the sensor of a recipe's data: the sources of the bands, or s1 where they are in decibels."""
+    sources = channels_of_sources(spec.bands)
+    return ",".join(sources) if "" not in sources else "s1" if spec.unit in DECIBEL_UNITS else "s2"
 
 
 def hardening_tree(

@@ -24,14 +24,14 @@ from seawall.label_noise.build import chip_batch
 from seawall.models.weights import spec_of, split_of
 from seawall.modules import feature_layers, named_layer
 from seawall.pipeline.corrupt_labels import select_part, split_settings
-from seawall.pipeline.trained_model import load_network
+from seawall.pipeline.trained_model import bands_of_model, load_network
 from seawall.poisoning.detection import activations
 from seawall.poisoning.gradient_matching import GradientMatching
 from seawall.poisoning.meta_poison import MetaPoison
 from seawall.poisoning.target import PoisonTarget, choose_chips
 from seawall.result import Failed, MutableRow, Progress
 from seawall.rng import Keys
-from seawall.types import Batch, Poison, Setting
+from seawall.types import Batch, Poison, Setting, unit_text
 
 POISONS_FILE = "poisons.jsonl"
 
@@ -162,7 +162,7 @@ def poison_folder(
     progress("poison", len(folder.ids), len(folder.ids), "")
     facts: MutableRow = {
         "folder": str(out), "record": str(out / POISONS_FILE), "poison": poison, "chips": len(folder), "poisoned": len(rows),
-        "largest_change": max((float(row["largest_change"] or 0) for row in rows), default=0.0), "unit": folder.unit, "part": part,
+        "largest_change": max((float(row["largest_change"] or 0) for row in rows), default=0.0), "unit": unit_text(folder.unit), "part": part,
     }  # fmt: skip
     return facts, rows, []
 
@@ -235,10 +235,7 @@ def together(folder: ChipFolder, ids: Sequence[str]) -> Batch:
         raise DataError(
             f"poison: expected chips of one size for a crafted poison, got {sorted(sizes)}; curate with a size"
         )
-    return Batch(
-        torch.cat([one.image for one in found]), torch.cat([one.label for one in found]),
-        torch.cat([one.seen for one in found]), torch.cat([one.valid for one in found]), tuple(ids),
-    )  # fmt: skip
+    return Batch.concatenated(found)
 
 
 def find_poisoned(
@@ -258,7 +255,8 @@ def find_poisoned(
     Raises:
         UsageError: There is no such layer, or there are too few trusted chips.
     """
-    folder = ChipFolder.open(chips)
+    bands = bands_of_model(weights)
+    folder = ChipFolder.open(chips).as_seen_by(bands)
     model = load_network(weights, folder, device)
     record = split_of(model)
     learned = select_chips(folder, record, "train").ids if record is not None else folder.ids
@@ -268,7 +266,7 @@ def find_poisoned(
     progress("features", 1, 2, str(trusted or ""))
     clean = None
     if trusted is not None:
-        checked = ChipFolder.open(trusted)
+        checked = ChipFolder.open(trusted).as_seen_by(bands)
         clean = activations(model, block, whole_chips(checked, select_chips(checked, record, "auto").ids))[1]
     progress("features", 2, 2, "")
     found = {

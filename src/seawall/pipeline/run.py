@@ -95,7 +95,8 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         code = record_environment(folder)
         metadata = RunMetadata(folder / "facts.json")
         with metadata.time_stage("chips"):
-            chips, failed = load_chips(run, out / "chips")
+            stored, failed = load_chips(run, out / "chips")
+        chips = stored.with_bands(recipe.inputs)
         split = make_split(run, chips)
         metadata.update(data=data_facts(chips, split))
         check_same_experiment(run, chips, split)
@@ -107,7 +108,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         metadata.update(estimators=estimator_facts(recipe))
         metadata.update(corruption_baseline=baseline_name(recipe.baselines[0]) if recipe.baselines else "")
         with metadata.time_stage("training"):
-            models = dict(train_networks(run, chips, split)) | given
+            models = dict(train_networks(run, stored, split)) | given
         metadata.update(rounds=rounds_of_networks(run))
         with metadata.time_stage("evaluation"):
             evaluate_models(run, chips, split, models)
@@ -171,7 +172,8 @@ def train_only(
             )
     validate_recipe(recipe)
     run = RunContext(recipe, out, device, resume, progress)
-    chips, _ = load_chips(run, out)
+    stored, _ = load_chips(run, out)
+    chips = stored.with_bands(recipe.inputs)
     split = make_split(run, chips)
     training = training_settings(run, chips, split)
     _check_model_of_recipe(run, chips)
@@ -180,7 +182,7 @@ def train_only(
         write_atomic(out / "recipe.toml", recipe.to_toml())
         code = record_environment(out)
         known = known_label_facts(measure_supervision(run, chips, split))
-        model = train_network(run, chips, split, recipe.networks[0])
+        model = train_network(run, stored, split, recipe.networks[0])
     figures = validation_metrics(model, chips, split.val, recipe.training.robustness) if split.val else {}
     table: list[dict[str, str | int | float | None]] = [
         {"metric": name, "value": value} for name, value in figures.items()

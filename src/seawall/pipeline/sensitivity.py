@@ -18,7 +18,7 @@ from seawall.defenses.sensitivity import SensitivityProbe
 from seawall.io import write_atomic
 from seawall.models.weights import spec_of, split_of
 from seawall.pipeline.context import RunContext
-from seawall.pipeline.trained_model import load_network
+from seawall.pipeline.trained_model import bands_of_model, load_network
 from seawall.report.page import write_sensitivity_page
 from seawall.report.run_facts import (
     SENSITIVITY_FIGURES,
@@ -52,7 +52,7 @@ def measure_sensitivity(
         UsageError: A corruption is unknown or of another sensor, or there is no such layer.
     """
     check_part(part)
-    folder = ChipFolder.open(chips)
+    folder = ChipFolder.open(chips).as_seen_by(bands_of_model(weights))
     model = load_network(weights, folder, device)
     chosen = select_chips(folder, split_of(model), part)
     other = None if extractor is None else load_network(extractor, folder, device)

@@ -19,7 +19,7 @@ from seawall.models.water_index import ThresholdNet, WaterIndexThreshold, parse_
 from seawall.models.weights import spec_of
 from seawall.pipeline.trained_model import flag_facts, flags_of, measure_target, open_target, row_folder
 from seawall.result import Failed, MutableRow, Progress
-from seawall.types import Corruption, ModelSpec, SegmentationModel
+from seawall.types import Corruption, ModelSpec, SegmentationModel, unit_text
 
 MEAN_ROW = "mean"
 
@@ -38,7 +38,7 @@ def stress_model(
     severities = distinct_severities(severity)
     target = open_target(model, data, part, device, key)
     spec = spec_of(target.net)
-    chosen = choose_corruptions(corruption, ChipContext(target.gsd_m, spec.bands, spec.unit, spec.classes))
+    chosen = choose_corruptions(corruption, ChipContext.of_model(spec, target.gsd_m))
     cases = [Case(measures=COUNTED), *severity_cases(chosen.corruptions, severities)]
     reference = threshold_model(baseline, spec)
     name, klass = type(target.net).__name__, main_class(spec.classes)
@@ -77,7 +77,7 @@ def choose_corruptions(texts: Sequence[str], chips: ChipContext) -> ChosenCorrup
         fit, refused = fitting_corruptions(chips)
         if not fit:
             raise UsageError(
-                f"stress: expected a corruption that fits chips in {chips.unit}, got none; see `seawall methods --kind corruption`"
+                f"stress: expected a corruption that fits chips in {unit_text(chips.unit)}, got none; see `seawall methods --kind corruption`"
             )
         return ChosenCorruptions(fit, refused)
     names = [corruption_name(text) for text in texts]

@@ -32,7 +32,7 @@ from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.consistency import with_consistency_flags
 from seawall.metrics.robustness_card import robustness_card
 from seawall.models.keyed import KeyedModel
-from seawall.models.weights import load_model, spec_of, split_of
+from seawall.models.weights import load_model, read_spec, spec_of, split_of
 from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
 from seawall.result import Failed, MutableRow, Progress, stage_progress
@@ -181,12 +181,17 @@ def open_target(
         net = load_network(model, None, device, key)
         batch = as_batch(data, spec_of(net))
         return MeasuredModel(net, ChipSource.of_batch(batch), {"chips": len(batch)}, spec_of(net).gsd_m)
-    folder = ChipFolder.open(data)
+    folder = ChipFolder.open(data).as_seen_by(bands_of_model(model))
     net = load_network(model, folder, device, key)
     chosen = select_chips(folder, split_of(net), part)
     return MeasuredModel(
         net, ChipSource.of_folder(folder, chosen.ids, chosen.flags), dict(chosen.facts()), folder.gsd_m
     )
+
+
+def bands_of_model(model: Path | SegmentationModel) -> tuple[str, ...]:
+    """Return the bands that a model takes, which may be some of those of the chips."""
+    return (read_spec(model) if isinstance(model, Path) else spec_of(as_model(model))).bands
 
 
 def load_network(model: Path | SegmentationModel, chips: ChipFolder | None, device: str, key: str = "") -> nn.Module:

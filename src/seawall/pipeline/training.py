@@ -43,11 +43,17 @@ from seawall.training.launch import run_processes
 from seawall.training.loop import fit
 from seawall.training.pretrain import PRETRAINING, PatchLabels, pretrain_encoder
 from seawall.training.reconstruction import pretrain_network
-from seawall.types import Batch, FittedModel, ModelSpec, Objective
+from seawall.types import Batch, FittedModel, ModelSpec, Objective, wants_all_bands
 
 
 def train_networks(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the network trained on clean labels, the reference, then one per label noise and rate."""
+    """Yield the network trained on clean labels, the reference, then one per label noise and rate.
+
+    Args:
+        run: The run.
+        chips: The chips with all of their bands; the networks take the recipe's `inputs`.
+        split: Split of the chips.
+    """
     for network in run.recipe.networks:
         yield network.name, train_network(run, chips, split, network)
 
@@ -151,13 +157,15 @@ def train_network(run: RunContext, chips: ChipFolder, split: Split, network: Net
 def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> None:
     """Train one network in this process, which may be one of several of a distributed training.
 
-    A model that is fitted to chips is fitted and written instead.
+    A model that is fitted to chips is fitted and written instead. `chips` have all of their bands; an objective that declares
+    `all_bands` gets these, and everything else those that the network takes.
     """
     section = run.recipe.training_of(network)
     folder = run.folder / "models" / network.name
     if section.rounds is not None:
         _train_in_rounds(run, chips, split, network, section.rounds, folder)
         return
+    stored, chips = chips, chips.with_bands(run.recipe.inputs)
     model = _new_model(run, chips, split, network, network.model)
     start = _start_from(section.start, model, chips, split)
     set_split(model, record_split(chips, split))
@@ -171,7 +179,7 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         _pretrain(run, chips, network, model, section.pretraining, labels)
         start = weights_digest(model)
     training = training_settings(run, chips, split, network)
-    _fit_to_labels(run, chips, split, network, model, labels, training, folder, start, f"train {network.name}")
+    _fit_to_labels(run, stored, split, network, model, labels, training, folder, start, f"train {network.name}")
 
 
 def _new_model(run: RunContext, chips: ChipFolder, split: Split, network: Network, method: MethodSection) -> nn.Module:
@@ -219,16 +227,17 @@ def _labelled_patches(
 
 
 def _fit_to_labels(
-    run: RunContext, chips: ChipFolder, split: Split, network: Network, model: nn.Module, labels: TrainingLabels, training: Training,
+    run: RunContext, stored: ChipFolder, split: Split, network: Network, model: nn.Module, labels: TrainingLabels, training: Training,
     folder: Path, start: str, stage: str,
 ) -> History:  # fmt: skip
     """Train a network on labels; `start` is the digest of the weights that it starts from, "" for random ones."""
-    section = run.recipe.training_of(network)
-    patches = _labelled_patches(run, chips, network, labels, training)
+    section, objective = run.recipe.training_of(network), objective_of(network.objective)
+    chips = stored.with_bands(run.recipe.inputs)
+    patches = _labelled_patches(run, stored if wants_all_bands(objective) else chips, network, labels, training)
     ratio = section.unlabelled if learns_without_labels(network.objective) else 0
     return fit(
         model,
-        objective_of(network.objective),
+        objective,
         SemiSupervisedFeed(patches, labels.unlabelled, ratio) if ratio else patches,
         (lambda trained: validation_metrics(trained, chips, split.val, section.robustness)) if split.val else None,
         training,
@@ -255,6 +264,7 @@ def _train_in_rounds(
     run: RunContext, chips: ChipFolder, split: Split, network: Network, rounds: RoundsSection, folder: Path
 ) -> None:
     """Train a network in rounds, each on the labels that follow from the one before."""
+    stored, chips = chips, chips.with_bands(run.recipe.inputs)
     if not run.resume:
         clear_rounds(folder)
 
@@ -268,7 +278,7 @@ def _train_in_rounds(
         training = training_settings(run, chips, split, network, round_.settings)
         stage = f"train {network.name}, {round_.name}"
         history = _fit_to_labels(
-            run, chips, split, network, model, round_.labels, training, round_.folder, start, stage
+            run, stored, split, network, model, round_.labels, training, round_.folder, start, stage
         )
         return model.eval(), history
 

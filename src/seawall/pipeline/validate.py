@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,13 +11,15 @@ from torch import nn
 
 from seawall import registry
 from seawall.attacks.suites import named_attacks as attacks_of
+from seawall.bands import channels_of, parse_sources, qualified_band, short_band, source_of
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import build_corruption
-from seawall.data.index import is_chip_folder
+from seawall.data.index import is_chip_folder, read_index
+from seawall.data.joint import bands_of_source
 from seawall.data.source_detection import DETECT, detect_source, source_fields
 from seawall.errors import RecipeError, UsageError, did_you_mean
 from seawall.evaluation.case import Case, severity_cases
-from seawall.geo.sensors import resolve_bands
+from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 from seawall.label_noise.build import build_noise
 from seawall.labels.rules import parse_rule
 from seawall.models.weights import spec_of
@@ -25,7 +29,7 @@ from seawall.simulate.scene import S2_BANDS
 from seawall.supervision.build import build_supervision, check_combination
 from seawall.threat.parser import parse_threat
 from seawall.training.round_settings import PaulGanju
-from seawall.types import DECIBEL_UNITS, Attack, ModelSpec, Unit
+from seawall.types import DECIBEL_UNITS, Attack, ModelSpec, Unit, Units, joint_unit, units_of
 from seawall.weight_faults.build import named_defenses
 
 OWN_LABELS = ("truth", "cover")
@@ -62,8 +66,9 @@ def validate_recipe(recipe: Recipe) -> None:
     _validate_attacks(recipe)
     _validate_learning_without_labels(recipe)
     check_combination([one.name for one in recipe.training.supervision])
+    possible = next(_possible_specs(recipe))
     for one in recipe.training.supervision:
-        build_supervision(one.name, one.settings, ChipContext(10.0, _recipe_bands(recipe), _possible_units(recipe)[0]))
+        build_supervision(one.name, one.settings, ChipContext(10.0, possible.bands, possible.unit))
     for corruption in recipe.corruptions:
         _validate_corruption(corruption, recipe)
     for fault in recipe.faults:
@@ -76,9 +81,8 @@ def validate_recipe(recipe: Recipe) -> None:
         _validate_threat(recipe.training.robustness.threat, recipe)
     for noise in recipe.noises:
         for rate in noise.rates:
-            build_noise(
-                noise.name, noise.at(rate), ChipContext(10.0, _recipe_bands(recipe), _possible_units(recipe)[0])
-            )
+            spec = next(_possible_specs(recipe))
+            build_noise(noise.name, noise.at(rate), ChipContext(10.0, spec.bands, spec.unit))
     if recipe.data.labels not in OWN_LABELS:
         parse_rule(recipe.data.labels)
 
@@ -98,9 +102,8 @@ def _validate_learning_without_labels(recipe: Recipe) -> None:
 def _validate_threat(text: str, recipe: Recipe) -> None:
     # the chips are not made yet, so any possible unit is accepted; bands are checked with the chips
     first: UsageError | None = None
-    for unit in _possible_units(recipe):
+    for spec in _possible_specs(recipe):
         try:
-            spec = ModelSpec(_recipe_bands(recipe), ("land", "water"), unit, 10.0)
             for one in split_by_band(text, spec):
                 parse_threat(one, spec)
             return
@@ -114,10 +117,12 @@ def _validate_corruption(section: CorruptionSection, recipe: Recipe) -> None:
     # as for threats: a corruption that fits no possible unit is refused here, the chips decide later; where no bands
     # are named they may lack the cirrus band, which no product of surface reflectance has
     first: UsageError | None = None
-    bands = tuple(band for band in _recipe_bands(recipe) if recipe.data.bands or band != "B10")
-    for unit in _possible_units(recipe):
+    for spec in _possible_specs(recipe):
+        kept = [at for at, band in enumerate(spec.bands) if recipe.data.bands or short_band(band) != "B10"]
+        units = [units_of(spec.unit, len(spec.bands))[at] for at in kept]
+        context = ChipContext(10.0, tuple(spec.bands[at] for at in kept), joint_unit(units))
         try:
-            build_corruption(section.name, section.settings, ChipContext(10.0, bands, unit))
+            build_corruption(section.name, section.settings, context)
             return
         except UsageError as bad:
             first = first or bad
@@ -125,12 +130,40 @@ def _validate_corruption(section: CorruptionSection, recipe: Recipe) -> None:
         raise first
 
 
-def _possible_units(recipe: Recipe) -> tuple[Unit, ...]:
-    return ("reflectance", "stretched") if recipe.data.sensor == "s2" else (*DECIBEL_UNITS, "stretched")
+def _possible_specs(recipe: Recipe) -> Iterator[ModelSpec]:
+    """Yield what the chips of a recipe may be, as far as that is known before they are made: their bands in each possible unit."""
+    place = Path(os.path.expandvars(recipe.data.source))
+    if is_chip_folder(place):
+        header, _ = read_index(place)
+        yield _spec_of_inputs(recipe, header.bands, header.unit)
+        return
+    names = parse_sources(recipe.data.sensor)
+    several = len(names) > 1
+    bands = {name: _recipe_bands(recipe, name if several else "", names) for name in names}
+    for units in itertools.product(*map(_possible_units, names)):
+        own = dict(zip(names, units, strict=True))
+        every = [(qualified_band(name if several else "", band), own[name]) for name in names for band in bands[name]]
+        yield _spec_of_inputs(recipe, [band for band, _ in every], tuple(unit for _, unit in every))
 
 
-def _recipe_bands(recipe: Recipe) -> tuple[str, ...]:
-    return tuple(resolve_bands(recipe.data.bands or (("VV", "VH") if recipe.data.sensor == "s1" else S2_BANDS)))
+def _spec_of_inputs(recipe: Recipe, bands: Sequence[str], unit: Units) -> ModelSpec:
+    at = channels_of(recipe.inputs, bands, "inputs") if recipe.inputs else range(len(bands))
+    units = units_of(unit, len(bands))
+    chosen = joint_unit([units[channel] for channel in at])
+    return ModelSpec(tuple(bands[channel] for channel in at), ("land", "water"), chosen, 10.0)
+
+
+def _possible_units(source: str) -> tuple[Unit, ...]:
+    return ("reflectance", "stretched") if source.startswith("s2") else (*DECIBEL_UNITS, "stretched")
+
+
+def _recipe_bands(recipe: Recipe, source: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the bands of a source: those of the recipe, with others that it names as inputs, or all of the sensor."""
+    sensor = (source or recipe.data.sensor)[:2]
+    wanted = bands_of_source(recipe.data.bands, source, names) or (("VV", "VH") if sensor == "s1" else S2_BANDS)
+    named = [short_band(band) for band in recipe.inputs if band not in names and source_of(band) == source]
+    known = tuple(resolve_bands(wanted)) if are_sentinel_bands(wanted) or not source else wanted
+    return tuple(dict.fromkeys((*known, *named)))
 
 
 def _validate_kind(data: DataSection) -> None:

@@ -184,7 +184,7 @@ def _attack_batch(
             "chosen_on: expected chips to choose the bits on, because these weights do not say what they learned from, got none; "
             "name a folder of other chips"
         )
-    folder = ChipFolder.open(place)
+    folder = ChipFolder.open(place).as_seen_by(spec_of(target.net).bands)
     ids = select_chips(folder, record, "train" if chosen_on is None else "all").ids
     if place == data and (both := sorted(set(ids) & set(target.chips.ids))):
         raise UsageError(

@@ -88,7 +88,7 @@ class Backdoor:
         stamped = torch.maximum(batch.image + change, torch.minimum(batch.image, torch.zeros_like(batch.image)))
         if float(batch.image.min()) < -1.0:
             stamped = batch.image + change  # decibels have no floor at zero
-        return torch.where(batch.seen[:, None], stamped, batch.image)
+        return torch.where(batch.image_seen, stamped, batch.image)
 
     def _shape(self, plane: Tensor, keys: Keys, index: int) -> Tensor:
         height, width = plane.shape

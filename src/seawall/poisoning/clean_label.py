@@ -80,7 +80,7 @@ class PoisonPerturbation:
 
     def _clamped(self, offset: Tensor) -> Tensor:
         inside = torch.minimum(torch.maximum(offset, self.low), self.eps.expand_as(offset))
-        return torch.where(self.batch.seen[:, None], inside, torch.zeros_like(inside)).detach()
+        return torch.where(self.batch.image_seen, inside, torch.zeros_like(inside)).detach()
 
 
 def check_craft_settings(name: str, eps: Eps, steps: int, step: float, smooth: float | None) -> None:
@@ -96,12 +96,6 @@ def check_craft_settings(name: str, eps: Eps, steps: int, step: float, smooth: f
         )
     if smooth is not None and not (math.isfinite(smooth) and smooth > 0):
         raise UsageError(f"{name}.smooth: expected a sharpness above 0, got {smooth}; 5 is usual, None keeps ReLU")
-
-
-def concatenate_batches(*parts: Batch) -> Batch:
-    """Return several batches as one."""
-    planes = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("image", "label", "seen", "valid")}
-    return Batch(**planes, chips=tuple(chip for part in parts for chip in part.chips))
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from seawall.poisoning.clean_label import (
     Eps,
     PoisonPerturbation,
     check_craft_settings,
-    concatenate_batches,
     logits_with,
     smoothed_relu,
     trainable_weights,
@@ -115,4 +114,4 @@ def random_flips(batch: Batch, keys: Keys) -> Batch:
             name: getattr(one, name).flip([axis - 2 for axis in axes]) for name in ("image", "label", "seen", "valid")
         }
         parts.append(replace(one, **planes) if axes else one)
-    return concatenate_batches(*parts)
+    return Batch.concatenated(parts)

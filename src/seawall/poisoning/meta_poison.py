@@ -16,7 +16,6 @@ from seawall.poisoning.clean_label import (
     Eps,
     PoisonPerturbation,
     check_craft_settings,
-    concatenate_batches,
     logits_with,
     smoothed_relu,
     trainable_weights,
@@ -137,7 +136,7 @@ class MetaPoison:
     def _batches(self, poisoned: Batch, clean: Batch, keys: Keys) -> list[Batch]:
         rng = Keys(keys.seed, ("order",), keys.path).numpy(0)
         rest = max(0, min(self.mini - len(poisoned), len(clean)))
-        first = concatenate_batches(poisoned, clean.select(rng.permutation(len(clean))[:rest].tolist()))
+        first = Batch.concatenated([poisoned, clean.select(rng.permutation(len(clean))[:rest].tolist())])
         later = [clean.select(rng.permutation(len(clean))[: self.mini].tolist()) for _ in range(self.unrolled - 1)]
         return [first, *later]
 

@@ -183,7 +183,7 @@ def random_control(
     draw = keys.fold("control").uniform(batch.image.shape[1:], -1.0, 1.0).to(batch.image)
     noise = draw.sign() if kind == "sign" else draw
     return replace(
-        batch, image=torch.where(batch.seen[:, None], batch.image + noise * eps_per_band(eps, batch.image), batch.image)
+        batch, image=torch.where(batch.image_seen, batch.image + noise * eps_per_band(eps, batch.image), batch.image)
     )
 
 

@@ -105,6 +105,7 @@ class Recipe(RecipeSection):
     published: str = ""
     data: DataSection = DataSection()
     split: SplitSection = SplitSection()
+    inputs: tuple[str, ...] = ()
     model: MethodSection = MethodSection(name="unet")
     training: TrainingSection = TrainingSection()
     reference: ReferenceSection | None = None
@@ -223,7 +224,9 @@ class Recipe(RecipeSection):
     @property
     def deciding(self) -> dict[str, Any]:
         """Everything that decides a trained or measured number, as plain values."""
-        tree = self.model_dump(mode="json", exclude=set(DISPLAY_KEYS))
+        tree = self.model_dump(mode="json", exclude=set(DISPLAY_KEYS)) | {"data": self.data.deciding}
+        if not self.inputs:
+            del tree["inputs"]
         for section in (
             "corruptions",
             "faults",

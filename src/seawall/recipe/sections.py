@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
+from seawall.bands import parse_sources
 from seawall.keyed_transforms.keys import check_key_source
 from seawall.records import SEVERITIES, WAYS
 from seawall.split_record import SplitSettings
@@ -88,7 +89,8 @@ class DataSection(RecipeSection):
             from the environment.
         kind: A registered source, with settings of its own after its name; "auto" detects it, and "chips" is a chip folder.
         select: Keep source ids that start with this.
-        sensor: "s1" or "s2".
+        sensor: "s1" or "s2"; several, as "s1,s1.pre,s2", are the sources of each chip.
+        unpaired: "fail" for chips that lack the image of a source, "keep" to take them without it.
         bands: Band ids to keep, in this order; empty keeps all.
         labels: "truth" takes the source's labels, "cover" the full land cover of simulated scenes, and a rule
             such as "ndwi >= -0.25" labels every image by an index.
@@ -108,7 +110,8 @@ class DataSection(RecipeSection):
     source: str = "simulated"
     kind: str = "auto"
     select: str = ""
-    sensor: Literal["s1", "s2"] = "s2"
+    sensor: str = "s2"
+    unpaired: Literal["fail", "keep"] = "fail"
     bands: tuple[str, ...] = ()
     labels: str = "truth"
     names: tuple[str, ...] = ()
@@ -121,6 +124,17 @@ class DataSection(RecipeSection):
     size: int = Field(256, ge=64, le=8192)
     frame: int = Field(0, ge=0, le=16384)
     clouds: bool = True
+
+    @field_validator("sensor")
+    @classmethod
+    def _check_sensor(cls, sensor: str) -> str:
+        return ",".join(parse_sources(sensor))
+
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The keys as plain values; one that came later is left out where it has its default, so that ids stay."""
+        tree = self.model_dump(mode="json")
+        return tree if self.unpaired != "fail" else {key: value for key, value in tree.items() if key != "unpaired"}
 
 
 class SplitSection(RecipeSection):

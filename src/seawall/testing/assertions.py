@@ -36,13 +36,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 def same_batch(a: Batch, b: Batch) -> bool:
     """Return whether two batches are equal to the bit."""
-    names = ("image", "label", "seen", "valid")
-    return a.chips == b.chips and all(same_bits(getattr(a, name), getattr(b, name)) for name in names)
-
-
-def copy_batch(batch: Batch) -> Batch:
-    """Return a batch that shares no memory with another."""
-    return Batch(batch.image.clone(), batch.label.clone(), batch.seen.clone(), batch.valid.clone(), batch.chips)
+    same = a.chips == b.chips and a.planes.keys() == b.planes.keys()
+    return same and all(same_bits(plane, b.planes[name]) for name, plane in a.planes.items())
 
 
 def snapshot(model: nn.Module) -> list[object]:

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 from seawall.attacks.universal import SetAttack
 from seawall.registry import Entry
 from seawall.rng import Keys
-from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits, same_snapshot, snapshot
-from seawall.testing.fixtures import accuracy, ground_batch, linear_model, uneven_model, worst_accuracy
+from seawall.testing.assertions import made, quiet_random, same_batch, same_bits, same_snapshot, snapshot
+from seawall.testing.fixtures import (
+    accuracy,
+    ground_batch,
+    linear_model,
+    two_source_batch,
+    two_source_model,
+    uneven_model,
+    worst_accuracy,
+)
 from seawall.threat.model import ThreatModel
 from seawall.threat.region import Patch
 from seawall.types import Attack, Batch, SegmentationModel
@@ -33,10 +41,33 @@ def check_stays_in_the_threat_set(entry: Entry) -> None:
     model, batch = _uneven(), ground_batch()
     for name, threat in THREATS.items():
         adv = _run_attack(entry, model, batch, threat)
-        back = threat.project(adv, batch.image, batch.seen)
+        back = threat.project(adv, batch.image, batch.image_seen)
         assert torch.allclose(adv, back, rtol=0, atol=2e-6), f"{name}: the result leaves the threat set"
         far = threat.distance(adv, batch.image)
         assert bool((far <= threat.radius * (1 + 1e-4) + 1e-6).all()), f"{name}: eps is {threat.radius}, got {far}"
+
+
+TWO_SOURCE_THREATS = {
+    "dB alone": (ThreatModel("linf", 3.0, "sigma0_db", bands=(0,)), (0,)),
+    "reflectance alone": (ThreatModel("linf", 0.03, low=0.0, bands=(1,)), (1,)),
+    "both": (ThreatModel("linf", (3.0, 0.03), ("sigma0_db", "reflectance")), (0, 1)),
+}
+"""Threats of chips in two units, each with the bands that it touches."""
+
+
+def check_sources_are_attacked_apart(entry: Entry) -> None:
+    """Of chips of two sources, a threat touches the bands in its unit, and those only where their own source is seen."""
+    model, batch = two_source_model(), two_source_batch()
+    for name, (threat, touched) in TWO_SOURCE_THREATS.items():
+        adv = _run_attack(entry, model, batch, threat)
+        back = threat.project(adv, batch.image, batch.image_seen)
+        assert torch.allclose(adv, back, rtol=0, atol=2e-6), f"{name}: the result leaves the threat set"
+        free = batch.image_seen.clone()
+        free[:, [band for band in (0, 1) if band not in touched]] = False
+        assert same_bits(adv[~free], batch.image[~free]), (
+            f"{name}: it touched other bands, or pixels that are unseen in a band"
+        )
+        assert bool(adv.isfinite().all()), f"{name}: the result is not finite"
 
 
 def check_shape_dtype_device_finite_detached(entry: Entry) -> None:
@@ -54,7 +85,7 @@ def check_inputs_untouched(entry: Entry) -> None:
     """The batch is not written to, and the result does not share its memory."""
     for threat in (LINF, LINF.scaled(0)):
         batch = ground_batch()
-        before = copy_batch(batch)
+        before = batch.copy()
         adv = _run_attack(entry, _uneven(), batch, threat)
         assert same_batch(batch, before), "the attack wrote to its batch"
         adv.add_(1.0)
@@ -133,7 +164,7 @@ def check_unseen_pixels_never_touched(entry: Entry) -> None:
     batch = ground_batch()
     for name, threat in THREATS.items():
         adv = _run_attack(entry, _uneven(), batch, threat)
-        there = ~batch.seen[:, None].expand_as(adv)
+        there = ~batch.image_seen.expand_as(adv)
         assert torch.equal(adv[there], batch.image[there]), f"{name}: an unseen pixel was touched"
 
 
@@ -179,7 +210,9 @@ def check_smallest_batches(entry: Entry) -> None:
     for name, batch in (("one image", one), ("one valid pixel", single), ("none valid", empty), ("none seen", dark)):
         adv = _run_attack(entry, model, batch)
         assert adv.shape == batch.image.shape and bool(adv.isfinite().all()), f"{name}: not a finite image"
-        assert torch.allclose(adv, LINF.project(adv, batch.image, batch.seen), atol=2e-6), f"{name}: outside the set"
+        assert torch.allclose(adv, LINF.project(adv, batch.image, batch.image_seen), atol=2e-6), (
+            f"{name}: outside the set"
+        )
     image, label, seen, valid = (torch.cat([part, part]) for part in (one.image, one.label, one.seen, one.valid))
     mixed = Batch(image, label, seen, valid & torch.tensor([True, False])[:, None, None], ("a", "b"))
     assert bool(_run_attack(entry, model, mixed).isfinite().all()), "an image without valid pixels spoils its batch"
@@ -192,9 +225,7 @@ def check_works_where_gradients_are_off(entry: Entry) -> None:
     with torch.no_grad():
         assert same_bits(usual, _run_attack(entry, model, batch)), "no_grad changed the result"
     with torch.inference_mode():
-        assert same_bits(usual, _run_attack(entry, model, copy_batch(batch)).clone()), (
-            "inference_mode changed the result"
-        )
+        assert same_bits(usual, _run_attack(entry, model, batch.copy()).clone()), "inference_mode changed the result"
 
 
 def check_traits(entry: Entry) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -11,17 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seawall.bands import channels_of_sources
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import build_corruption
 from seawall.errors import UsageError
 from seawall.records import SEVERITIES
 from seawall.registry import Entry
 from seawall.rng import Keys
-from seawall.testing.assertions import copy_batch, quiet_random, same_batch, same_bits
-from seawall.types import FILL, Batch, Corruption, Unit
+from seawall.testing.assertions import quiet_random, same_batch, same_bits
+from seawall.types import FILL, Batch, Corruption, Unit, fill_of, per_channel
 
 CHIP_SIZE = 48
 OPTICAL_CHIPS = ChipContext(10.0, ("B02", "B03", "B04", "B08", "B11", "B12"), "reflectance", ("land", "water"))
+TWO_SOURCE_CHIPS = ChipContext(
+    10.0, ("s1.VV", "s1.VH", "s2.B02", "s2.B03", "s2.B04", "s2.B08", "s2.B11", "s2.B12"),
+    ("sigma0_db",) * 2 + ("reflectance",) * 6, ("land", "water"),
+)  # fmt: skip
 RADAR_CHIPS = ChipContext(10.0, ("VV", "VH"), "sigma0_db", ("land", "water"))
 
 
@@ -56,7 +62,7 @@ def check_level_is_monotone(entry: Entry) -> None:
 def check_only_what_is_there(entry: Entry) -> None:
     """The input is not written to; unseen pixels keep their fill; types, shapes and ids stay; all is finite."""
     for corruption, batch in _cases(entry):
-        before = copy_batch(batch)
+        before = batch.copy()
         after = _corrupted(corruption, batch, 0.7)
         assert same_batch(batch, before), "the corruption wrote to its batch"
         assert after.chips == batch.chips, "the chips changed"
@@ -64,8 +70,8 @@ def check_only_what_is_there(entry: Entry) -> None:
         assert after.label.dtype == batch.label.dtype and after.seen.dtype == after.valid.dtype == torch.bool
         assert bool(after.image.isfinite().all()), "a value is not finite"
         assert not bool((after.valid & ~after.seen).any()), "a pixel is valid but unseen"
-        fill = float(batch.image[0, 0, 0, 0])
-        assert bool((after.image.movedim(1, -1)[~after.seen] == fill).all()), "an unseen pixel lost its fill"
+        fill = batch.image[:1, :, :1, :1]
+        assert bool(((after.image == fill) | after.image_seen).all()), "an unseen pixel lost its fill"
         labels = after.label[after.valid]
         assert bool(((labels >= 0) & (labels < 2)).all()), "a valid label is no class"
 
@@ -104,8 +110,8 @@ def check_nothing_seen(entry: Entry) -> None:
     """A chip without data comes back as it is."""
     for corruption, batch in _cases(entry):
         nothing = torch.zeros_like(batch.seen)
-        fill = batch.image[0, 0, 0, 0].clone()
-        empty = replace(batch, image=torch.full_like(batch.image, float(fill)), seen=nothing, valid=nothing)
+        fill = batch.image[:1, :, :1, :1].expand_as(batch.image).clone()
+        empty = replace(batch, image=fill, seen=nothing, valid=nothing)
         after = _corrupted(corruption, empty, 1.0)
         assert same_bits(after.image, empty.image) and not bool(after.seen.any() or after.valid.any())
 
@@ -124,7 +130,10 @@ def check_traits_are_true(entry: Entry) -> None:
     """`radiometric` leaves label, seen and valid; `geometric` moves them as the image; without either valid shrinks."""
     for corruption, batch in _cases(entry):
         after = _corrupted(corruption, batch, 1.0)
-        stays = all(same_bits(getattr(after, name), getattr(batch, name)) for name in ("label", "seen", "valid"))
+        stays = all(same_bits(after.planes[name], plane) for name, plane in batch.planes.items() if name != "image")
+        if batch.seen_bands is not None:  # a pixel counts as long as another source sees it
+            assert stays or "radiometric" not in entry.traits, "radiometric: declared, but not true of several sources"
+            continue
         assert stays == ("radiometric" in entry.traits), "radiometric: declared and not true, or true and not declared"
         if "geometric" in entry.traits:
             _assert_label_moves_with_image(corruption, batch)
@@ -143,6 +152,41 @@ def check_other_sensors_are_refused(entry: Entry) -> None:
         except UsageError:
             continue
         raise AssertionError(f"{trait}: it took chips in {other.unit}")
+
+
+def check_sources_are_corrupted_apart(entry: Entry) -> None:
+    """Of chips of several sources, those of another sensor stay bit for bit; where the ground moves, it does so in all of them."""
+    corruption, batch = _case_of_two_sources(entry)
+    after = _corrupted(corruption, batch, 1.0)
+    sources = channels_of_sources(TWO_SOURCE_CHIPS.bands)
+    for trait, other in (("optical", "s1"), ("radar", "s2")):
+        if trait in entry.traits and entry.name != "composition":
+            at = list(sources[other])
+            same = same_bits(after.image[:, at], batch.image[:, at]) and same_bits(
+                after.image_seen[:, at], batch.image_seen[:, at]
+            )
+            assert same, f"{trait}: it changed {other}"
+    assert torch.equal(after.seen, after.image_seen.any(1)), "seen is not where any source is"
+    if "geometric" in entry.traits:
+        dark = per_channel([-20.0] * 2 + [0.1] * 6, batch.image)
+        bright = per_channel([-10.0] * 2 + [0.5] * 6, batch.image)
+        everywhere = torch.ones_like(batch.image, dtype=torch.bool)
+        shown = torch.where(batch.label[:, None] == 1, dark, bright)
+        moved = _corrupted(corruption, replace(batch, image=shown, seen=everywhere[:, 0], seen_bands=everywhere), 1.0)
+        read = moved.image < (dark + bright) / 2
+        apart = (read != read[:, :1]) & moved.image_seen
+        assert float(apart.float().mean()) <= 0.02, "the sources moved apart"
+
+
+def check_joint_needs_several_sources(entry: Entry) -> None:
+    """A `joint` corruption is about the sources of a chip, and refuses chips of one."""
+    if "joint" not in entry.traits:
+        return
+    try:
+        build_corruption(entry.name, entry.smoke, OPTICAL_CHIPS)
+    except UsageError:
+        return
+    raise AssertionError("joint: it took chips of one source")
 
 
 def _assert_label_moves_with_image(corruption: Corruption, batch: Batch) -> None:
@@ -167,24 +211,30 @@ def _box(plane: Tensor) -> Tensor:
 
 
 def _harm(before: Batch, after: Batch) -> float:
-    both = (before.seen & after.seen)[:, None].expand_as(before.image)
+    both = (before.image_seen & after.image_seen).expand_as(before.image)
     change = (after.image - before.image)[both].double()
     rms = float(change.square().mean().sqrt()) if change.numel() else 0.0
-    moved = (before.seen != after.seen) | (before.valid != after.valid) | (before.label != after.label)
+    moved = (
+        (before.image_seen != after.image_seen).any(1) | (before.valid != after.valid) | (before.label != after.label)
+    )
     return rms + float(moved.float().mean())
 
 
 def _cases(entry: Entry) -> list[tuple[Corruption, Batch]]:
     """Return the corruption for each sensor that it is of, with chips of that sensor."""
     contexts = [c for trait, c in (("radar", OPTICAL_CHIPS), ("optical", RADAR_CHIPS)) if trait not in entry.traits]
-    out = []
-    for context in contexts:
-        corruption = build_corruption(entry.name, entry.smoke, context)
-        assert isinstance(corruption, Corruption), (
-            f"{entry.name}: expected a Corruption, got {type(corruption).__name__}"
-        )
-        out.append((corruption, lake_chips(context)))
-    return out
+    contexts = [] if "joint" in entry.traits else contexts
+    return [*(_case(entry, context) for context in contexts), _case_of_two_sources(entry)]
+
+
+def _case_of_two_sources(entry: Entry) -> tuple[Corruption, Batch]:
+    return _case(entry, TWO_SOURCE_CHIPS)
+
+
+def _case(entry: Entry, context: ChipContext) -> tuple[Corruption, Batch]:
+    corruption = build_corruption(entry.name, entry.smoke, context)
+    assert isinstance(corruption, Corruption), f"{entry.name}: expected a Corruption, got {type(corruption).__name__}"
+    return corruption, lake_chips(context)
 
 
 def _corrupted(corruption: Corruption, batch: Batch, severity: float) -> Batch:
@@ -192,13 +242,22 @@ def _corrupted(corruption: Corruption, batch: Batch, severity: float) -> Batch:
 
 
 def lake_chips(context: ChipContext, images: int = 3, size: int = CHIP_SIZE) -> Batch:
-    """Return chips of smooth land with a lake, with unseen and invalid pixels; unseen is the corner (0, 0) of each."""
+    """Return chips of smooth land with a lake, with unseen and invalid pixels; unseen is the corner (0, 0) of each.
+
+    The second source of several is unseen at the left edge as well.
+    """
+    unit = context.unit
+    if isinstance(unit, tuple):
+        return _stacked_sources(
+            context,
+            [lake_chips(context.of_channels(own), images, size) for own in channels_of_sources(context.bands).values()],
+        )
     draw = torch.Generator().manual_seed(0)
     rows, cols = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     label = lake_label(images, size)
     bands = len(context.bands)
-    land, water = (torch.linspace(a, b, bands).view(1, -1, 1, 1) for a, b in _brightness(context.unit))
-    swing = 1 if context.unit == "reflectance" else 8
+    land, water = (torch.linspace(a, b, bands).view(1, -1, 1, 1) for a, b in _brightness(unit))
+    swing = 1 if unit == "reflectance" else 8
     waves = 0.04 * swing * (torch.sin(rows / 5.0) * torch.cos(cols / 7.0))
     grain = 0.005 * swing * torch.randn(images, bands, size, size, generator=draw)
     image = torch.where(label[:, None] == 1, water, land) + waves + grain
@@ -206,8 +265,17 @@ def lake_chips(context: ChipContext, images: int = 3, size: int = CHIP_SIZE) -> 
     seen[:, :3, :4] = False
     seen[:, 20:24, 30:33] = False
     valid = seen & (torch.rand(label.shape, generator=draw) > 0.05)
-    image = torch.where(seen[:, None], image, FILL[context.unit])
+    image = torch.where(seen[:, None], image, FILL[unit])
     return Batch(image, torch.where(valid, label, 255), seen, valid, tuple(f"lake{i}" for i in range(images)))
+
+
+def _stacked_sources(context: ChipContext, parts: Sequence[Batch]) -> Batch:
+    known = torch.cat([part.seen[:, None].expand_as(part.image) for part in parts], 1).clone()
+    other = len(parts[0].image[0])
+    known[:, other:, :, :6] = False
+    fill = per_channel(fill_of(context.unit, len(context.bands)), parts[0].image)
+    image = torch.where(known, torch.cat([part.image for part in parts], 1), fill)
+    return replace(parts[0], image=image, seen=known.any(1), seen_bands=known)
 
 
 def lake_label(images: int, size: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seawall.models.checksums import WeightChecksums
 from seawall.registry import Entry
-from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_snapshot, snapshot
+from seawall.testing.assertions import made, quiet_random, same_batch, same_snapshot, snapshot
 from seawall.testing.fixtures import ground_batch
 from seawall.types import Batch, ModelSpec
 from seawall.weight_faults.int8 import BitFlip, QuantizedWeights, flip_integer, int8_weights
@@ -40,7 +40,7 @@ def check_flips_are_what_was_flipped(entry: Entry) -> None:
 def check_weights_come_back(entry: Entry) -> None:
     """Afterwards weights, gradients, modes and hooks are as before, to the bit, and the batch was not written to."""
     model, batch = flat_network().train(), ground_batch()
-    before, kept = snapshot(model), copy_batch(batch)
+    before, kept = snapshot(model), batch.copy()
     with int8_weights(model) as weights:
         _rounds(entry, weights, batch)
     assert same_snapshot(before, snapshot(model)), "the model is not as it was"

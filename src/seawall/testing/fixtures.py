@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from seawall.arrays import FloatArray
 from seawall.geo.sensors import OPTICAL_BANDS
 from seawall.simulate.spectra import MATERIALS, water_components
 from seawall.threat.model import ThreatModel
-from seawall.types import Batch, ModelSpec, SegmentationModel, Unit
+from seawall.types import Batch, ModelSpec, SegmentationModel, Unit, fill_of, per_channel
 
 BANDS = ("B02", "B03", "B04", "B08", "B11", "B12")
 CLASSES = ("land", "water", "cloud", "snow")
@@ -49,7 +50,7 @@ class _Uneven(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.linear = linear_model(len(spec.bands), len(spec.classes), spec.unit)
+        self.linear = PixelLinear(spec, *_rising_weights(len(spec.classes), len(spec.bands)))
         self.norm = nn.BatchNorm2d(len(spec.classes))
         self.drop = nn.Dropout(0.5)
 
@@ -68,9 +69,13 @@ def linear_model(bands: int = 2, classes: int = 2, unit: Unit = "reflectance") -
     """
     names = (BANDS * (bands // len(BANDS) + 1))[:bands] if unit == "reflectance" else ("VV", "VH")[:bands]
     spec = ModelSpec(names, CLASSES[:classes], unit, 10.0)
+    return PixelLinear(spec, *_rising_weights(classes, bands))
+
+
+def _rising_weights(classes: int, bands: int) -> tuple[Tensor, Tensor]:
     k, c = torch.arange(classes)[:, None], torch.arange(bands)[None]
     weight = 6.0 * torch.cos(2.0 * k + 0.7 * c + 0.3)
-    return PixelLinear(spec, weight, -weight.sum(1) * 0.3)
+    return weight, -weight.sum(1) * 0.3
 
 
 def uneven_model(bands: int = 2, classes: int = 2, unit: Unit = "reflectance") -> nn.Module:
@@ -97,6 +102,32 @@ def ground_batch(images: int = 3, bands: int = 2, classes: int = 2, size: int = 
     return Batch(image, torch.where(valid, label, nonsense), seen, valid, tuple(f"ground{i}" for i in range(images)))
 
 
+TWO_SOURCE_SPEC = ModelSpec(("s1.VV", "s2.B03"), CLASSES[:2], ("sigma0_db", "reflectance"), 10.0)
+"""Two bands, each of a source of its own, in decibels and in reflectance."""
+DECIBELS_OF_A_SHARE = (100.0, -45.0)
+"""Factor and offset from the reflectance of `ground_batch` to the decibels of `two_source_batch`."""
+
+
+def two_source_batch(images: int = 3, size: int = 12) -> Batch:
+    """Return `ground_batch` with its first band in decibels, and holes in each source where the other has data."""
+    batch, (factor, offset) = ground_batch(images, size=size), DECIBELS_OF_A_SHARE
+    values = batch.image * per_channel([factor, 1.0], batch.image) + per_channel([offset, 0.0], batch.image)
+    holes = torch.rand(values.shape, generator=torch.Generator().manual_seed(5)) < 0.15
+    known = batch.seen[:, None] & ~holes
+    seen = known.any(1)
+    image = torch.where(known, values, per_channel(fill_of(TWO_SOURCE_SPEC.unit, 2), values))
+    return replace(
+        batch, image=image, seen=seen, valid=batch.valid & seen, seen_bands=known, bands=TWO_SOURCE_SPEC.bands
+    )
+
+
+def two_source_model() -> PixelLinear:
+    """Return `linear_model` for the units of `two_source_batch`."""
+    plain, (factor, offset) = linear_model(), DECIBELS_OF_A_SHARE
+    weight = plain.weight.detach() / torch.tensor([factor, 1.0])
+    return PixelLinear(TWO_SOURCE_SPEC, weight, plain.bias.detach() - weight[:, 0] * offset)
+
+
 def accuracy(model: SegmentationModel, batch: Batch, image: Tensor | None = None) -> Tensor:
     """Return the share (B,) of valid pixels that the model, in eval mode, gets right."""
     if isinstance(model, nn.Module):
@@ -111,7 +142,7 @@ def worst_accuracy(model: PixelLinear, batch: Batch, threat: ThreatModel) -> tup
 
     Every pixel goes to the corner of its box that its margin likes least.
     """
-    ball = threat.around(batch.image, batch.seen)
+    ball = threat.around(batch.image, batch.image_seen)
     away = (model.weight[1] - model.weight[0]).detach()[None, :, None, None]
     towards_water = torch.where(away > 0, ball.high, ball.low)
     towards_land = torch.where(away > 0, ball.low, ball.high)

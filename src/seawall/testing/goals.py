@@ -11,7 +11,7 @@ from seawall.attacks.pgd import PGD
 from seawall.attacks.target import AttackGoal, make_target, parse_goal
 from seawall.registry import Entry
 from seawall.rng import Keys
-from seawall.testing.assertions import copy_batch, made, same_batch
+from seawall.testing.assertions import made, same_batch
 from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch
@@ -20,7 +20,7 @@ from seawall.types import Batch
 def check_a_class_for_every_valid_pixel(entry: Entry) -> None:
     """Every valid pixel has one of the model's classes, and the batch is not written to."""
     batch = ground_batch()
-    before = copy_batch(batch)
+    before = batch.copy()
     found = _class_map(entry, batch)
     assert found.shape == batch.label.shape and found.dtype == torch.int64, f"expected int64 {tuple(batch.label.shape)}"
     assert bool(((found >= 0) & (found < 2))[batch.valid].all()), "a valid pixel has no class of the model"

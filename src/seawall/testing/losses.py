@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seawall.registry import Entry
 from seawall.testing.assertions import made, same_bits
-from seawall.testing.fixtures import ground_batch, linear_model
+from seawall.testing.fixtures import ground_batch, linear_model, two_source_batch, two_source_model
 from seawall.types import Batch, Loss
 
 
@@ -32,6 +32,17 @@ def check_invalid_pixels_mean_nothing(entry: Entry) -> None:
         assert same_bits(usual, _loss(entry)(logits, label, batch.valid)), "labels of invalid pixels changed the loss"
         got = _loss(entry)(wild, label, batch.valid)
         assert torch.allclose(usual, got, atol=1e-6), "logits of invalid pixels changed the loss"
+
+
+def check_labels_count_where_any_source_is_seen(entry: Entry) -> None:
+    """Of chips of two sources, pixels that one of them sees have a gradient as others do."""
+    batch = two_source_batch(images=2)
+    logits = two_source_model()(batch.image).detach().requires_grad_()
+    value = _loss(entry)(logits, batch.label, batch.valid)
+    (grad,) = torch.autograd.grad(value, logits)
+    one = batch.valid & ~batch.image_seen.all(1)
+    assert bool(grad.isfinite().all()) and bool(one.any()), "the gradient is not finite"
+    assert not bool((grad[~batch.valid[:, None].expand_as(grad)] != 0).any()), "an invalid pixel got a gradient"
 
 
 def check_nothing_valid_is_zero(entry: Entry) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seawall.errors import ModelError
+from seawall.errors import ModelError, UsageError
 from seawall.models.weights import load_model, save_model, spec_of
 from seawall.registry import Entry
 from seawall.testing.assertions import made, quiet_random, same_bits, same_snapshot, snapshot
 from seawall.testing.fixtures import BANDS
-from seawall.types import FILL, Architecture, Batch, FittedModel, ModelSpec
+from seawall.types import Architecture, Batch, FittedModel, ModelSpec, fill_of, per_channel, units_of
 
 MODEL_SPEC = ModelSpec(BANDS, ("land", "water"), "reflectance", 10.0)
 RADAR_SPEC = ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0)
@@ -23,6 +23,7 @@ OTHER_SPECS = (
     ModelSpec((*BANDS, "B01", "B8A"), ("land", "water", "snow"), "reflectance", 10.0),
     RADAR_SPEC,
     ModelSpec(("VH",), ("land", "water", "flood", "wetland"), "gamma0_db", 20.0),
+    ModelSpec(("s1.VV", "s2.B03", "s2.B08"), ("land", "water"), ("sigma0_db", "reflectance", "reflectance"), 10.0),
 )
 SIZES = ((1, 1), (7, 5), (16, 16), (17, 33))
 
@@ -62,7 +63,7 @@ def check_any_bands_and_classes(entry: Entry) -> None:
     for spec in OTHER_SPECS:
         try:
             model = _model(entry, spec)
-        except ModelError as bad:
+        except (ModelError, UsageError) as bad:
             assert "expected" in str(bad) and "\n" not in str(bad), (
                 f"{spec.bands}: no line that says what fits, but {bad}"
             )
@@ -118,7 +119,7 @@ def check_unseen_pixels_change_nothing_elsewhere(entry: Entry) -> None:
     patches = _image(1, size // 5 + 1, size // 5 + 1, _own_spec(entry)).repeat_interleave(5, 2).repeat_interleave(5, 3)
     image = patches[..., :size, :size] + 0.1 * _image(1, size, size, _own_spec(entry))
     # widths that are no multiples of a block or of a stride
-    around = functional.pad(image, (0, 11, 0, 7), value=FILL[_own_spec(entry).unit])
+    around = functional.pad(image, (0, 11, 0, 7), value=fill_of(_own_spec(entry).unit, 1)[0])
     alone, beside = model(image), model(around)
     far = size - reach
     apart = (alone - beside[..., :size, :size])[..., :far, :far].abs().amax().detach()
@@ -174,7 +175,8 @@ def _model(entry: Entry, spec: ModelSpec | None = None) -> nn.Module:
 def _image(count: int, height: int, width: int, spec: ModelSpec) -> Tensor:
     draw = torch.Generator().manual_seed(7)
     image = 0.05 + 0.3 * torch.rand(count, len(spec.bands), height, width, generator=draw)
-    return image if spec.unit == "reflectance" else 100 * image - 40
+    decibels = per_channel([float(unit != "reflectance") for unit in units_of(spec.unit, len(spec.bands))], image)
+    return torch.where(decibels == 1, 100 * image - 40, image)
 
 
 def _training_chips(spec: ModelSpec) -> Batch:

@@ -8,7 +8,7 @@ import torch
 
 from seawall.registry import Entry
 from seawall.rng import Keys
-from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
+from seawall.testing.assertions import made, quiet_random, same_batch, same_bits
 from seawall.testing.fixtures import ground_batch
 from seawall.types import Batch, LabelNoise
 
@@ -18,7 +18,7 @@ NOISE_CLASSES = 2
 def check_only_labels_change(entry: Entry) -> None:
     """Image and seen stay; the input is not written to; valid stays inside seen; labels stay classes."""
     batch = _lake()
-    before = copy_batch(batch)
+    before = batch.copy()
     after = _run_noise(entry, batch)
     assert same_batch(batch, before), "the noise wrote to its batch"
     assert same_bits(after.image, batch.image) and same_bits(after.seen, batch.seen), "the image or seen changed"

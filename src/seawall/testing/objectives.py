@@ -10,12 +10,20 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from seawall.errors import UsageError
 from seawall.losses.auxiliary import TrainingLogits
 from seawall.models.blocks import Standardize
 from seawall.registry import Entry, build
 from seawall.rng import Keys
-from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
-from seawall.testing.fixtures import ground_batch, linear_model
+from seawall.testing.assertions import made, quiet_random, same_batch, same_bits
+from seawall.testing.fixtures import (
+    TWO_SOURCE_SPEC,
+    PixelLinear,
+    ground_batch,
+    linear_model,
+    two_source_batch,
+    two_source_model,
+)
 from seawall.types import (
     AdaptiveObjective,
     Architecture,
@@ -105,7 +113,7 @@ def check_only_its_keys(entry: Entry) -> None:
 def check_inputs_untouched(entry: Entry) -> None:
     """The batch and the weights are not written to."""
     model, batch = _objective_inputs(entry)
-    before, weights = copy_batch(batch), {name: value.clone() for name, value in model.named_parameters()}
+    before, weights = batch.copy(), {name: value.clone() for name, value in model.named_parameters()}
     _value(entry, model, batch)
     assert same_batch(batch, before), "the objective wrote to its batch"
     assert all(same_bits(value, weights[name]) for name, value in model.named_parameters()), "it changed a weight"
@@ -138,19 +146,19 @@ def check_auxiliary_heads_learn(entry: Entry) -> None:
     """A network's auxiliary heads get a gradient: logits come from `seawall.losses.auxiliary.training_logits`."""
     if "peers" in entry.traits:
         return
-    model = _WithAuxiliaryHead()
-    _, bias = torch.autograd.grad(
-        _value(entry, model, ground_batch(images=4, size=16)), list(model.auxiliary.parameters())
-    )
+    joint = "joint" in entry.traits
+    model = _WithAuxiliaryHead(two_source_model() if joint else linear_model())
+    batch = two_source_batch(4, 16) if joint else ground_batch(images=4, size=16)
+    _, bias = torch.autograd.grad(_value(entry, model, batch), list(model.auxiliary.parameters()))
     assert bool((bias != 0).any()), "the auxiliary head has no gradient"
 
 
 class _WithAuxiliaryHead(nn.Module):
     """A linear model with an auxiliary head."""
 
-    def __init__(self) -> None:
+    def __init__(self, linear: PixelLinear) -> None:
         super().__init__()
-        self.linear = linear_model()
+        self.linear = linear
         self.spec = self.linear.spec
         self.auxiliary = nn.Conv2d(2, 2, 1)
 
@@ -180,16 +188,17 @@ def check_state_is_plain_and_repeats(entry: Entry) -> None:
 
 
 def _objective_inputs(entry: Entry) -> tuple[nn.Module, Batch]:
-    batch = ground_batch(images=4, size=16)
+    joint = "joint" in entry.traits
+    batch = two_source_batch(4, 16) if joint else ground_batch(images=4, size=16)
     small: Mapping[str, Setting] = {"width": 4, "depth": 1, "norm": "pixel"}
     make = build("model", "twins", {"settings": small}) if "peers" in entry.traits else build("model", "unet", small)
     assert isinstance(make, Architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = make(OBJECTIVE_SPEC)
+        model = make(TWO_SOURCE_SPEC if joint else OBJECTIVE_SPEC)
     for layer in model.modules():
         if isinstance(layer, Standardize):
-            layer.fit([0.3, 0.3], [0.06, 0.06])
+            layer.fit(*(([-15.0, 0.3], [6.0, 0.06]) if joint else ([0.3, 0.3], [0.06, 0.06])))
     return model, batch
 
 
@@ -215,6 +224,17 @@ def _right(model: nn.Module, batch: Batch) -> float:
     with torch.no_grad():
         right = (model(batch.image).argmax(1) == batch.label)[batch.valid]
     return float(right.float().mean())
+
+
+def check_joint_needs_several_sources(entry: Entry) -> None:
+    """A `joint` objective is about the sources of a chip, and refuses a model of one."""
+    if "joint" not in entry.traits:
+        return
+    try:
+        _value(entry, linear_model(), ground_batch())
+    except UsageError:
+        return
+    raise AssertionError("joint: it took a model of one source")
 
 
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]

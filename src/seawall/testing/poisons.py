@@ -11,7 +11,7 @@ from seawall.poisoning.meta_poison import MetaPoison
 from seawall.poisoning.target import PoisonTarget
 from seawall.registry import Entry, build
 from seawall.rng import Keys
-from seawall.testing.assertions import copy_batch, quiet_random, same_batch, same_bits
+from seawall.testing.assertions import quiet_random, same_batch, same_bits
 from seawall.testing.fixtures import ground_batch, linear_model
 from seawall.types import Batch, Poison
 
@@ -19,7 +19,7 @@ from seawall.types import Batch, Poison
 def check_changes_what_it_may(entry: Entry) -> None:
     """Values move by at most `eps`, unseen and invalid pixels stay, labels stay classes; the input is not written to."""
     batch = _chips()
-    before = copy_batch(batch)
+    before = batch.copy()
     after = _poisoned(entry, batch)
     assert same_batch(batch, before), "the poison wrote to its batch"
     assert after.chips == batch.chips and same_bits(after.seen, batch.seen) and same_bits(after.valid, batch.valid)
@@ -27,7 +27,7 @@ def check_changes_what_it_may(entry: Entry) -> None:
     assert float(moved.max()) <= _eps(entry) * (1 + 1e-5), (
         f"a value moved by {float(moved.max())}, eps is {_eps(entry)}"
     )
-    assert float(moved[~batch.seen[:, None].expand_as(moved)].max()) == 0.0, "an unseen pixel was touched"
+    assert float(moved[~batch.image_seen.expand_as(moved)].max()) == 0.0, "an unseen pixel was touched"
     labels = after.label[after.valid]
     assert bool(((labels >= 0) & (labels < 2)).all()), "a valid label is no class"
     assert torch.equal(after.label[~batch.valid], batch.label[~batch.valid]), "an invalid label was changed"

@@ -30,7 +30,7 @@ def check_the_same_suite_twice(entry: Entry) -> None:
 def check_members_stay_in_the_threat_set(entry: Entry) -> None:
     """Every member keeps the budget and leaves unseen pixels alone."""
     model, batch = linear_model(), ground_batch(images=2)
-    unseen = ~batch.seen[:, None].expand_as(batch.image)
+    unseen = ~batch.image_seen.expand_as(batch.image)
     for member in made(entry, Suite).members():
         adv = member.attack(model, batch, SUITE_THREAT, Keys(0, batch.chips))
         far = SUITE_THREAT.distance(adv, batch.image)

@@ -10,7 +10,7 @@ import torch
 
 from seawall.registry import Entry
 from seawall.rng import Keys
-from seawall.testing.assertions import copy_batch, made, quiet_random, same_batch, same_bits
+from seawall.testing.assertions import made, quiet_random, same_batch, same_bits
 from seawall.testing.fixtures import ground_batch
 from seawall.types import Batch, ChipSelection, LabelledChip, Supervision
 
@@ -22,7 +22,7 @@ KNOWN_COUNTS = (1, 2, 3)
 def check_no_pixel_becomes_valid(entry: Entry) -> None:
     """Image and seen stay, the input is not written to, and what is known was valid."""
     batch = _few_chips()
-    before = copy_batch(batch)
+    before = batch.copy()
     after = _apply_to(entry, batch)
     assert same_batch(batch, before), "the supervision wrote to its batch"
     assert same_bits(after.image, batch.image) and same_bits(after.seen, batch.seen), "the image or seen changed"

@@ -13,7 +13,7 @@ from seawall.errors import UsageError
 from seawall.records import ThreatFacts
 from seawall.rng import Keys
 from seawall.threat.region import Region
-from seawall.types import Unit
+from seawall.types import Units, units_of
 
 PerBand = float | tuple[float, ...]
 
@@ -30,6 +30,22 @@ UNIT_NAMES: dict[str, str] = {
 """Names of the units in the text of a threat."""
 
 
+def default_bounds(unit: Units) -> tuple[PerBand | None, PerBand | None]:
+    """Return the default low and high of a parsed threat; one per band where bands differ in their unit.
+
+    Example:
+        >>> default_bounds("stretched"), default_bounds(("sigma0_db", "reflectance"))
+        ((0.0, 1.0), ((-inf, 0.0), (inf, inf)))
+    """
+    if not isinstance(unit, tuple):
+        return DEFAULT_LOW[unit], DEFAULT_HIGH[unit]
+    lows, highs = [DEFAULT_LOW[one] for one in unit], [DEFAULT_HIGH[one] for one in unit]
+    return (
+        tuple(-math.inf if low is None else low for low in lows),
+        tuple(math.inf if high is None else high for high in highs),
+    )
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """What the adversary may do to an image, in data units; unseen pixels are frozen always.
@@ -39,7 +55,8 @@ class ThreatModel:
     Args:
         norm: "linf" or "l2"; l2 is over a whole image.
         eps: Budget in data units, one number or one per band. Per-band l2 is an ellipsoid: |offset / eps| <= 1.
-        unit: Unit of eps; it must be the model's.
+        unit: Unit of eps; it must be the model's in every band that may be touched. One per band for a threat of bands in
+            several units, whose eps has one number per band.
         low: Smallest allowed value, one number or per band; widened to hold the clean image, which is never clipped.
         high: Largest allowed value, likewise.
         bands: Indices of the bands that may be touched; None for all of them.
@@ -61,7 +78,7 @@ class ThreatModel:
 
     norm: Literal["linf", "l2"]
     eps: PerBand
-    unit: Unit = "reflectance"
+    unit: Units = "reflectance"
     low: PerBand | None = None
     high: PerBand | None = None
     bands: tuple[int, ...] | None = None
@@ -81,6 +98,11 @@ class ThreatModel:
         if self.bands is not None and (not self.bands or min(self.bands) < 0):
             raise UsageError(
                 f"threat: expected indices of bands that may be touched, got {self.bands}; name at least one"
+            )
+        if isinstance(self.unit, tuple) and (self.norm != "linf" or len(_as_tuple(self.eps)) != len(self.unit)):
+            raise UsageError(
+                f"threat: expected linf and an eps per band for bands in several units, got {self.norm} {self.eps}; a length over "
+                "several units has no meaning"
             )
         if self.spectrum is not None and (isinstance(self.eps, tuple) or not any(self.spectrum)):
             raise UsageError(
@@ -103,6 +125,10 @@ class ThreatModel:
     def around(self, x: Tensor, seen: Tensor) -> Ball:
         """Return the set of images around `x` (B, C, H, W), bounds computed once.
 
+        Args:
+            x: Clean images.
+            seen: (B, H, W) bool, or per band (B, 1 or C, H, W), such as `Batch.image_seen`: no other pixel may be touched.
+
         Raises:
             UsageError: A per-band setting has another number of bands than the image.
         """
@@ -122,8 +148,10 @@ class ThreatModel:
 
     def free(self, x: Tensor, seen: Tensor) -> Tensor:
         """Return where the adversary may change values: bool (B, C, H, W)."""
-        pixels = seen if self.region is None else self.region(x, seen) & seen
-        return pixels[:, None] & self._allowed(x)
+        there = seen if seen.ndim == 4 else seen[:, None]
+        if self.region is not None:
+            there = there & self.region(x, there.any(1))[:, None]
+        return there & self._allowed(x)
 
     def project(self, adv: Tensor, x: Tensor, seen: Tensor) -> Tensor:
         """Return `adv` moved into the set around `x`: idempotent, and the identity inside."""
@@ -196,9 +224,8 @@ class ThreatModel:
         """The threat as plain values, for records."""
         bands = tuple(self.names[b] if self.names else f"#{b}" for b in self.bands or ())
         region = "" if self.region is None or str(self.region) == "everywhere" else str(self.region)
-        return ThreatFacts(
-            self.norm, _as_tuple(self.eps), UNIT_NAMES[self.unit], bands, region, " ".join(self._limits())
-        )
+        units = " + ".join(UNIT_NAMES[unit] for unit in dict.fromkeys(units_of(self.unit, 1)))
+        return ThreatFacts(self.norm, _as_tuple(self.eps), units, bands, region, " ".join(self._limits()))
 
     def _limits(self) -> list[str]:
         words = [] if self.sign == "both" else [f"sign={self.sign}"]
@@ -206,21 +233,37 @@ class ThreatModel:
             words.append(f"spectrum={_format_numbers(self.spectrum)}")
         if self.factors is not None:
             words.append(f"factors={_format_numbers(self.factors)}")
-        for name, bound, usual in (
-            ("low", self.low, DEFAULT_LOW[self.unit]),
-            ("high", self.high, DEFAULT_HIGH[self.unit]),
-        ):
+        low, high = default_bounds(self.unit)
+        for name, bound, usual in (("low", self.low, low), ("high", self.high, high)):
             if bound != usual:
                 words.append(f"{name}={'none' if bound is None else _format_numbers(bound)}")
         return words
 
     def __str__(self) -> str:
-        words = [self.norm, f"{_format_eps(self.eps, self.unit)} {UNIT_NAMES[self.unit]}"]
+        words = [self._budget()]
         if self.facts.bands:
             words.append("bands=" + ",".join(self.facts.bands))
         if self.region is not None:
             words.append(f"region={self.region}")
         return " ".join([*words, *self._limits()])
+
+    def _budget(self) -> str:
+        """Return norm, eps and unit as text, joined by " + " where there are several units."""
+        if not isinstance(self.unit, tuple):
+            eps = self.eps
+            if (
+                isinstance(eps, tuple)
+                and self.bands is not None
+                and not any(e for band, e in enumerate(eps) if band not in self.bands)
+            ):
+                eps = tuple(eps[band] for band in self.bands)
+            return f"{self.norm} {_format_eps(eps, self.unit)} {UNIT_NAMES[self.unit]}"
+        parts = []
+        for unit in dict.fromkeys(self.unit):
+            own = tuple(e for e, u in zip(_as_tuple(self.eps), self.unit, strict=True) if u == unit)
+            same = own[0] if len(set(own)) == 1 else own
+            parts.append(f"{self.norm} {_format_eps(same, unit)} {UNIT_NAMES[unit]}")
+        return " + ".join(parts)
 
 
 def _as_tuple(value: PerBand) -> tuple[float, ...]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, cast
 
+from seawall.bands import channels_of
 from seawall.errors import UsageError, did_you_mean
 from seawall.geo.sensors import band_noise
-from seawall.threat.model import DEFAULT_HIGH, DEFAULT_LOW, UNIT_NAMES, PerBand, ThreatModel
+from seawall.threat.model import DEFAULT_HIGH, DEFAULT_LOW, UNIT_NAMES, PerBand, ThreatModel, default_bounds
 from seawall.threat.region import Region, parse_region
-from seawall.types import DECIBEL_UNITS, ModelSpec
+from seawall.types import DECIBEL_UNITS, ModelSpec, Unit, single_unit
 
 UNITS_BY_NAME: dict[str, tuple[str, ...]] = {
     "reflectance": ("reflectance",),
@@ -43,6 +45,9 @@ def parse_threat(
     `region=clouds:0.3`, `sign=up`, `spectrum=1,0.8,...`, `low=0`, `high=none`. Reflectance has `low=0`, a stretched
     picture also `high=1` by default.
 
+    Of a model whose bands have several units, a threat touches the bands in its own unit: `linf 0.5 dB` those of the radar. Bands of both are touched
+    within `linf 0.5 dB + linf 1% reflectance`. `bands=s2` names all bands of a source.
+
     Args:
         text: The threat.
         spec: Whose bands and unit it must fit.
@@ -60,6 +65,92 @@ def parse_threat(
         >>> parse_threat("speckle 1x noise", radar, noise={"VV": 1.5, "VH": 2.0}).eps
         (1.5, 2.0)
     """
+    tables = {"noise": noise, "range": ranges, "haze": haze}
+    if " + " in text:
+        return _joint_threat([_parse_part(part, spec, tables) for part in text.split(" + ")], text, spec)
+    return _parse_part(text, spec, tables)
+
+
+BandTables = Mapping[str, Mapping[str, float] | None]
+"""Values of bands by name, for budgets in "noise" and in "range", and for "haze"."""
+
+
+def _parse_part(text: str, spec: ModelSpec, tables: BandTables) -> ThreatModel:
+    """Return the threat of a text that names one unit, parsed for the bands in that unit alone."""
+    if not isinstance(spec.unit, tuple):
+        return _parse_single(text, spec, tables)
+    channels = _channels_in_unit(text, spec, spec.unit, tables)
+    own = replace(spec, bands=tuple(spec.bands[at] for at in channels), unit=spec.unit[channels[0]])
+    return _for_all_bands(_parse_single(text, own, tables), channels, text, spec)
+
+
+def _channels_in_unit(text: str, spec: ModelSpec, units: tuple[Unit, ...], tables: BandTables) -> tuple[int, ...]:
+    """Return the bands that a threat without `bands=` touches: those in its unit, or those that its table has."""
+    word = next((word.lower() for word in text.split()[::-1] if "=" not in word), "")
+    if word in ("noise", "range"):
+        table = band_noise(spec.bands) if word == "noise" and tables[word] is None else tables[word] or {}
+        channels = tuple(at for at, band in enumerate(spec.bands) if band in table)
+    else:
+        channels = tuple(at for at, unit in enumerate(units) if unit in UNITS_BY_NAME.get(word, ()))
+    if len({units[at] for at in channels}) != 1:
+        known = ", ".join(dict.fromkeys(UNIT_NAMES[unit] for unit in units))
+        raise UsageError(
+            f"threat: expected eps in one unit of the model's bands ({known}), got {text!r}; write one threat per unit, or "
+            "'linf 0.5 dB + linf 1% reflectance' for both at once"
+        )
+    return channels
+
+
+def _for_all_bands(threat: ThreatModel, channels: Sequence[int], text: str, spec: ModelSpec) -> ThreatModel:
+    """Return a threat of some bands as one of an image with all bands, of which it touches no others."""
+
+    def widened(values: PerBand | None, rest: float) -> PerBand | None:
+        if not isinstance(values, tuple):
+            return values
+        own = dict(zip(channels, values, strict=True))
+        return tuple(own.get(at, rest) for at in range(len(spec.bands)))
+
+    eps, spectrum = widened(threat.eps, 0.0), widened(threat.spectrum, 0.0)
+    touched = range(len(channels)) if threat.bands is None else threat.bands
+    return replace(
+        threat,
+        eps=0.0 if eps is None else eps,
+        low=widened(threat.low, -math.inf),
+        high=widened(threat.high, math.inf),
+        bands=tuple(channels[at] for at in touched),
+        region=_parse_region(_parse_options([word for word in text.split() if "=" in word], text).get("region"), spec),
+        spectrum=spectrum if isinstance(spectrum, tuple) else None,
+        names=spec.bands,
+    )
+
+
+def _joint_threat(parts: Sequence[ThreatModel], text: str, spec: ModelSpec) -> ThreatModel:
+    """Return the threat that allows each part in its bands, at the same time.
+
+    Raises:
+        UsageError: The bands have one unit, or a part has another norm than linf, an option, or a unit that another has.
+    """
+    units = [part.unit for part in parts if not isinstance(part.unit, tuple)]
+    plain = all(
+        part == ThreatModel("linf", part.eps, part.unit, *default_bounds(part.unit), part.bands) for part in parts
+    )
+    if not isinstance(spec.unit, tuple) or not plain or len(set(units)) < len(parts):
+        raise UsageError(
+            f"threat: expected one linf budget per unit and no options, joined by ' + ', got {text!r}; for chips of one unit "
+            "write one budget"
+        )
+    eps = [0.0] * len(spec.bands)
+    for part in parts:
+        for band in part.bands or ():
+            eps[band] = part.eps[band] if isinstance(part.eps, tuple) else part.eps
+    touched = sorted({band for part in parts for band in part.bands or ()})
+    bands = None if len(touched) == len(eps) else tuple(touched)
+    return ThreatModel("linf", tuple(eps), spec.unit, *default_bounds(spec.unit), bands, names=spec.bands)
+
+
+def _parse_single(text: str, spec: ModelSpec, tables: BandTables) -> ThreatModel:
+    """Return the threat of a text for bands that share one unit."""
+    unit = single_unit(spec.unit, "threat")
     words = text.split()
     options = _parse_options([word for word in words if "=" in word], text)
     plain = " ".join(word for word in words if "=" not in word)
@@ -71,18 +162,19 @@ def parse_threat(
         raise UsageError(
             f"threat: unknown norm {form['norm']!r} in {text!r}; {did_you_mean(kind, ('haze', 'l2', 'linf', 'speckle'))}"
         )
-    if kind == "speckle" and spec.unit not in UNITS_BY_NAME["db"]:
-        raise UsageError(f"threat: expected a model in dB for speckle, got {spec.unit}; use linf or l2")
-    eps = _parse_eps(form, spec, text, noise, ranges)
-    spectrum = _parse_spectrum(kind, options, spec, haze)
+    if kind == "speckle" and unit not in UNITS_BY_NAME["db"]:
+        raise UsageError(f"threat: expected a model in dB for speckle, got {unit}; use linf or l2")
+    bands = _parse_bands(options.get("bands"), spec)
+    eps = _parse_eps(form, spec, text, tables, bands)
+    spectrum = _parse_spectrum(kind, options, spec, tables["haze"])
     norm: Literal["linf", "l2"] = "l2" if kind == "l2" else "linf"
     return ThreatModel(
         norm,
         eps,
-        spec.unit,
-        low=_parse_bound(options.get("low"), DEFAULT_LOW[spec.unit], spec),
-        high=_parse_bound(options.get("high"), DEFAULT_HIGH[spec.unit], spec),
-        bands=_parse_bands(options.get("bands"), spec),
+        unit,
+        low=_parse_bound(options.get("low"), DEFAULT_LOW[unit], spec),
+        high=_parse_bound(options.get("high"), DEFAULT_HIGH[unit], spec),
+        bands=bands,
         region=_parse_region(options.get("region"), spec),
         sign=cast(Literal["both", "up", "down"], options.get("sign", "up" if kind == "haze" else "both")),
         spectrum=spectrum,
@@ -94,9 +186,10 @@ def _parse_eps(
     form: re.Match[str],
     spec: ModelSpec,
     text: str,
-    noise: Mapping[str, float] | None,
-    ranges: Mapping[str, float] | None,
+    tables: BandTables,
+    bands: tuple[int, ...] | None,
 ) -> PerBand:
+    own = single_unit(spec.unit, "threat")
     unit = form["unit"].lower()
     times = bool(form["times"])
     parts = [part.strip() for part in form["eps"].split(",")]
@@ -105,8 +198,8 @@ def _parse_eps(
     if min(amounts) < 0:
         raise UsageError(f"threat: expected eps >= 0, got {text!r}; 0 means no attack at all")
     if unit in ("noise", "range"):
-        published = band_noise(spec.bands) if noise is None else noise
-        table, prefix = (published, "x") if unit == "noise" else (ranges, "%")
+        published = band_noise(spec.bands) if tables["noise"] is None else tables["noise"]
+        table, prefix = (published, "x") if unit == "noise" else (tables["range"], "%")
         if times != (unit == "noise") or percent != (unit == "range") or len(amounts) != 1:
             raise UsageError(
                 f"threat: expected one amount in '{prefix} {unit}', got {text!r}; write '2x noise' or '1% range'"
@@ -116,10 +209,8 @@ def _parse_eps(
         raise UsageError(
             f"threat: expected eps with a unit, got {text!r}; add one, such as 'linf 1% reflectance' or 'linf 0.5 dB'"
         )
-    if spec.unit not in UNITS_BY_NAME[unit]:
-        raise UsageError(
-            f"threat: expected {UNIT_NAMES[spec.unit]}, the model's unit, got {text!r}; convert the budget"
-        )
+    if own not in UNITS_BY_NAME[unit]:
+        raise UsageError(f"threat: expected {UNIT_NAMES[own]}, the model's unit, got {text!r}; convert the budget")
     if percent and unit == "db":
         raise UsageError(
             f"threat: expected data units, got a percentage of {unit} in {text!r}; write '% range' or a number"
@@ -128,6 +219,9 @@ def _parse_eps(
         raise UsageError(
             f"threat: expected at most {LARGEST_EPS[unit]:g} {form['unit']}, which is the whole range, got {text!r}; grey levels and percentages need their unit"
         )
+    if bands is not None and len(amounts) == len(bands) > 1:
+        touched = dict(zip(bands, amounts, strict=True))
+        return tuple(touched.get(band, 0.0) for band in range(len(spec.bands)))
     if len(amounts) not in (1, len(spec.bands)):
         raise UsageError(
             f"threat: expected 1 or {len(spec.bands)} values of eps, got {len(amounts)}; give one per band"
@@ -176,14 +270,12 @@ def _parse_options(words: list[str], text: str) -> dict[str, str]:
 def _parse_bands(text: str | None, spec: ModelSpec) -> tuple[int, ...] | None:
     if text is None:
         return None
-    chosen = []
+    chosen: list[int] = []
     for name in text.split(","):
         if re.fullmatch(r"#\d+", name) and int(name[1:]) < len(spec.bands):
             chosen.append(int(name[1:]))
-        elif name in spec.bands:
-            chosen.append(spec.bands.index(name))
         else:
-            raise UsageError(f"threat: expected bands of the model, got {name!r}; {did_you_mean(name, spec.bands)}")
+            chosen += channels_of([name], spec.bands, "threat")
     return tuple(sorted(set(chosen)))
 
 

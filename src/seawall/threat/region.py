@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from seawall.bands import short_band
 from seawall.errors import UsageError, did_you_mean
-from seawall.types import ModelSpec
+from seawall.types import ModelSpec, unit_text, units_of
 
 VISIBLE_BANDS = ("B02", "B03", "B04")
 
@@ -113,11 +114,15 @@ def parse_region(text: str, spec: ModelSpec) -> Region:
 
 
 def _parse_clouds(parts: list[str], spec: ModelSpec) -> Clouds:
-    if spec.unit != "reflectance":
+    units = units_of(spec.unit, len(spec.bands))
+    optical = tuple(i for i, unit in enumerate(units) if unit == "reflectance")
+    if not optical:
         raise UsageError(
-            f"region clouds: expected reflectance, got a model in {spec.unit}; clouds are not bright in this unit"
+            f"region clouds: expected reflectance, got a model in {unit_text(spec.unit)}; clouds are not bright in this unit"
         )
     named = tuple(int(part[1:]) for part in parts if part.startswith("#"))
     bare = [float(part) for part in parts if not part.startswith("#")]
-    visible = tuple(i for i, band in enumerate(spec.bands) if band in VISIBLE_BANDS)
-    return Clouds(bare[0] if bare else Clouds.above, named or visible)
+    visible = tuple(i for i in optical if short_band(spec.bands[i]) in VISIBLE_BANDS)
+    return Clouds(
+        bare[0] if bare else Clouds.above, named or visible or (() if len(optical) == len(units) else optical)
+    )

@@ -33,7 +33,7 @@ class IndexTable:
 
     Args:
         path: The CSV file, or a folder with an `index.csv`; its paths are below its folder.
-        sensor: Which columns, such as "s1" or "s2".
+        sensor: Which columns, such as "s1" or "s2.pre" (the column `s2_pre`).
         select: Ids that start with this.
         hints: What is known about the numbers; the scale column fills in what is not.
         product: Product family; "" for what the scale column says.
@@ -76,7 +76,12 @@ class IndexTable:
             object.__setattr__(self, "path", self.path / INDEX_TABLE_NAME)
         rows = self._rows()
         if not self.product:
-            object.__setattr__(self, "product", scale_product(rows[0].get(f"{self.sensor}_scale", ""), self.sensor))
+            object.__setattr__(self, "product", scale_product(rows[0].get(f"{self.column}_scale", ""), self.sensor))
+
+    @property
+    def column(self) -> str:
+        """Name of the column with the image files, with which those of bands and scale begin."""
+        return self.sensor.replace(".", "_")
 
     @property
     def licence(self) -> str:
@@ -88,8 +93,10 @@ class IndexTable:
         made: list[SourceItem] = []
         lost: list[RejectedItem] = []
         for row in self._rows():
-            if not row[self.sensor]:
-                lost.append(RejectedItem(clean_id(row["id"]), f"no {self.sensor} image in the index", skip=True))
+            if not row[self.column]:
+                lost.append(
+                    RejectedItem(clean_id(row["id"]), f"no {self.sensor} image in the index", skip=True, absent=True)
+                )
                 continue
             try:
                 item = self._item(row)
@@ -105,7 +112,7 @@ class IndexTable:
         with self.path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, restval="")  # a row may have fewer fields than the header
             names = reader.fieldnames or []
-            for name in ("id", self.sensor):
+            for name in ("id", self.column):
                 if name not in names:
                     raise DataError(
                         f"{self.path}: expected a column {name!r}, got {', '.join(names) or 'none'}; choose the sensor or rename"
@@ -117,19 +124,19 @@ class IndexTable:
 
     def _item(self, row: Mapping[str, str]) -> FileItem:
         if not row["id"]:
-            raise DataError(f"{self.path}: expected an id in every row, got none for {row[self.sensor]}; name the chip")
+            raise DataError(f"{self.path}: expected an id in every row, got none for {row[self.column]}; name the chip")
         label = row.get("label", "")
         if not label and self.labelled:
             raise DataError(f"{row['id']}: expected a label, got none in the index; label it or use a rule")
-        scale = row.get(f"{self.sensor}_scale", "")
+        scale = row.get(f"{self.column}_scale", "")
         return FileItem(
             clean_id(row["id"]),
             row.get("group") or row.get("event") or row["id"],
-            self.path.parent / row[self.sensor],
+            self.path.parent / row[self.column],
             self.path.parent / label if label else None,
             (0, 0),
-            row.get("source_paths") or row[self.sensor],
-            tuple(row.get(f"{self.sensor}_bands", "").split()),
+            row.get("source_paths") or row[self.column],
+            tuple(row.get(f"{self.column}_bands", "").split()),
             merge_hints(scale_hints(scale), self.hints),
             float(row["gsd_m"]) if row.get("gsd_m") else self.gsd_m,
             blank=blank_value(scale),

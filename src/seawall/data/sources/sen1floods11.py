@@ -92,5 +92,9 @@ class Sen1Floods11:
         for stem in stems if self.labelled else ():
             if f"{stem}_{tail}.tif" not in found:
                 where = found[f"{stem}_LabelHand.tif"]
-                lost.append(RejectedItem(clean_id(stem), f"{where}: expected {stem}_{tail}.tif, got none; fetch it"))
+                lost.append(
+                    RejectedItem(
+                        clean_id(stem), f"{where}: expected {stem}_{tail}.tif, got none; fetch it", absent=True
+                    )
+                )
         return made, lost

@@ -153,7 +153,7 @@ class Adversarial(ThreatObjective):
         return training_logits(model, image.detach()).loss(self.loss, batch.label, batch.valid)
 
     def _attack_noisy(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-        noisy = threat.scaled(self.noise).start(batch.image, batch.seen, keys.fold("noise"))
+        noisy = threat.scaled(self.noise).start(batch.image, batch.image_seen, keys.fold("noise"))
         return self._attack(model, replace(batch, image=noisy), threat, keys)
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from seawall.defenses.corrupted_batches import Chain, corrupt_each, training_corruptions
-from seawall.defenses.image_operations import OPERATIONS, ImageOperation, Operation
+from seawall.defenses.image_operations import OPERATIONS, Operation, image_operation
 from seawall.errors import UsageError
 from seawall.losses.auxiliary import training_logits
 from seawall.modules import batch_norms, kept_statistics
 from seawall.registry import preset, register
 from seawall.rng import Keys
 from seawall.training.objectives.wrapping import WrappingObjective
-from seawall.types import Batch, ModelSpec, Objective, SegmentationModel
+from seawall.types import Batch, Corruption, ModelSpec, Objective, SegmentationModel
 
 BINS = 31
 """Magnitudes of RandAugment and TrivialAugment, from 0 to all of an operation's reach."""
@@ -118,9 +118,9 @@ class RandAugment(ChangedImages):
         if self.magnitude is not None and not 0 <= self.magnitude < BINS:
             raise UsageError(f"{self.name}.magnitude: expected 0 to {BINS - 1}, got {self.magnitude}; 9 is common")
 
-    def operations(self, spec: ModelSpec) -> Sequence[ImageOperation]:
-        """Return the operations in the model's unit."""
-        return [ImageOperation(name, REACH[name][self.wide], spec.unit) for name in OPERATIONS]
+    def operations(self, spec: ModelSpec) -> Sequence[Corruption]:
+        """Return the operations in the model's units."""
+        return [image_operation(name, REACH[name][self.wide], spec) for name in OPERATIONS]
 
     def changed(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Batch:
         """Return the batch after each chip's operations."""

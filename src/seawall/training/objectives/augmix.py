@@ -11,14 +11,14 @@ from torch import Tensor
 
 from seawall.corruptions.severity import with_image
 from seawall.defenses.corrupted_batches import Chain, corrupt_each
-from seawall.defenses.image_operations import PHOTOMETRIC, ImageOperation, Operation
+from seawall.defenses.image_operations import PHOTOMETRIC, Operation, image_operation
 from seawall.errors import UsageError
 from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import CrossEntropyLoss, LossField, masked_mean
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.training.objectives.augmentation import REACH
-from seawall.types import Batch, SegmentationModel, Unit
+from seawall.types import Batch, Corruption, ModelSpec, SegmentationModel
 
 LARGEST_SEVERITY = 10
 """Severity of AugMix at which an operation has its full reach."""
@@ -68,15 +68,15 @@ class AugMix:
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
         own = keys.fold(self.name)
-        mixtures = [self.mixture(model.spec.unit, batch, own.fold(view)).image for view in range(2)]
+        mixtures = [self.mixture(model.spec, batch, own.fold(view)).image for view in range(2)]
         output = training_logits(model, torch.cat([batch.image, *mixtures]))
         divergence = masked_mean(jensen_shannon(torch.split(output.logits, len(batch))), batch.valid)
         clean = output.each(lambda logits: logits[: len(batch)])
         return clean.loss(self.loss, batch.label, batch.valid) + self.weight * divergence
 
-    def mixture(self, unit: Unit, batch: Batch, keys: Keys) -> Batch:
+    def mixture(self, spec: ModelSpec, batch: Batch, keys: Keys) -> Batch:
         """Return the batch with each image mixed with its chains."""
-        known = [ImageOperation(name, REACH[name][0], unit) for name in self.operations]
+        known = [image_operation(name, REACH[name][0], spec) for name in self.operations]
         weights = -keys.fold("weights").uniform((self.width,)).clamp_min(1e-12).log()
         weights = (weights / weights.sum(1, keepdim=True)).to(batch.image)  # Dirichlet(1, ..., 1)
         change = torch.zeros_like(batch.image)
@@ -89,7 +89,7 @@ class AugMix:
         share = keys.fold("share").uniform((1, 1, 1)).to(batch.image)  # Beta(1, 1)
         return with_image(batch, batch.image + (1 - share) * change)
 
-    def _chain(self, known: Sequence[ImageOperation], draws: Sequence[float]) -> Chain:
+    def _chain(self, known: Sequence[Corruption], draws: Sequence[float]) -> Chain:
         """Return the operations of a chain with their severities, from uniform numbers."""
         depth = self.depth or 1 + int(draws[0] * 3)
         return [

@@ -92,7 +92,7 @@ class StepLinearized(ThreatObjective):
 
 
 def _to_median_border(model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-    ball = threat.around(batch.image, batch.seen)
+    ball = threat.around(batch.image, batch.image_seen)
     with attack_mode(model):
         x = ball.x.clone().requires_grad_()
         target = AttackTarget(torch.where(batch.valid, batch.label, 0), batch.valid)

@@ -80,4 +80,4 @@ def _input_gradient(model: SegmentationModel, image: Tensor, batch: Batch) -> Te
 
 
 def _random_image(model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
-    return threat.start(batch.image, batch.seen, keys)
+    return threat.start(batch.image, batch.image_seen, keys)

@@ -9,7 +9,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
+from seawall.chip_context import ChipContext
 from seawall.corruptions.geometry import ElasticWarp
+from seawall.corruptions.per_source import on_each_source
 from seawall.corruptions.severity import with_image
 from seawall.corruptions.spatial import seen_mean
 from seawall.errors import UsageError
@@ -18,7 +20,7 @@ from seawall.losses.segmentation import CrossEntropyLoss
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.training.objectives.augmentation import ChangedImages
-from seawall.types import Batch, SegmentationModel, Unit
+from seawall.types import Batch, Corruption, ModelSpec, SegmentationModel, single_unit
 
 RegionChange = Literal["occlusion", "noise", "warp"]
 REGION_CHANGES: tuple[RegionChange, ...] = get_args(RegionChange)
@@ -70,25 +72,30 @@ class GradientSensitiveAugmentation(ChangedImages):
         region = sensitive_region(gradient, batch.seen, self.share, self.smooth_px)
         choice = (keys.fold("choice").uniform((1, 1)) * (len(self.changes) + 1)).long().to(batch.image.device)
         for index, name in enumerate(self.changes):
-            batch = self._change(name, batch, region & (choice == index), model.spec.unit, keys.fold(name))
+            batch = self._change(name, batch, region & (choice == index), model.spec, keys.fold(name))
         return batch
 
-    def _change(self, name: RegionChange, batch: Batch, region: Tensor, unit: Unit, keys: Keys) -> Batch:
+    def _change(self, name: RegionChange, batch: Batch, region: Tensor, spec: ModelSpec, keys: Keys) -> Batch:
         """Return the batch with one kind of change in a region (B, H, W)."""
         if not bool(region.any()):
             return batch
         image, at = batch.image, region[:, None]
         if name == "occlusion":
             gone = replace(batch, valid=batch.valid & ~region)
-            return with_image(gone, torch.where(at, seen_mean(image, batch.seen), image))
+            return with_image(gone, torch.where(at, seen_mean(image, batch.image_seen), image))
         if name == "noise":
-            spread = seen_mean((image - seen_mean(image, batch.seen)).square(), batch.seen).sqrt()
+            spread = seen_mean((image - seen_mean(image, batch.image_seen)).square(), batch.image_seen).sqrt()
             draw = keys.normal(image.shape[1:]).to(image)
             return with_image(batch, torch.where(at, image + self.noise * spread * draw, image))
-        moved = ElasticWarp(unit, self.warp_px, smoothness_px=max(2.0, 4 * self.warp_px))(batch, 1.0, keys)
-        planes = ((getattr(moved, plane), getattr(batch, plane)) for plane in ("label", "seen", "valid"))
-        label, seen, valid = (torch.where(region, new, old) for new, old in planes)
-        return replace(batch, image=torch.where(at, moved.image, image), label=label, seen=seen, valid=valid)
+        warp = on_each_source(self._warp, ChipContext.of_model(spec), together=True)
+        moved = warp(batch, 1.0, keys)
+        old = batch if moved.seen_bands is None else batch.bandwise()
+        planes = ((name, at if plane.ndim == 4 else region, plane) for name, plane in old.planes.items())
+        return batch.with_planes({name: torch.where(there, moved.planes[name], plane) for name, there, plane in planes})
+
+    def _warp(self, chips: ChipContext) -> Corruption:
+        unit = single_unit(chips.unit, self.name)
+        return ElasticWarp(unit, self.warp_px, smoothness_px=max(2.0, 4 * self.warp_px))
 
 
 def sensitive_region(gradient: Tensor, seen: Tensor, share: float, smooth_px: float) -> Tensor:

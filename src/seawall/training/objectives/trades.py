@@ -68,7 +68,7 @@ class Trades(ThreatObjective):
 
     def _farthest(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         """Return images (B, C, H, W) of the threat set whose prediction is far from the clean one."""
-        ball, rule = threat.around(batch.image, batch.seen), SteepestAscent(self.step)
+        ball, rule = threat.around(batch.image, batch.image_seen), SteepestAscent(self.step)
         noise = keys.fold("start").normal(batch.image.shape[1:]).to(batch.image)
         with attack_mode(model):
             with torch.no_grad():

@@ -12,7 +12,7 @@ from seawall.corruptions.severity import with_image
 from seawall.decibels import from_power, to_power
 from seawall.errors import UsageError
 from seawall.rng import Keys
-from seawall.types import Batch, Unit
+from seawall.types import Batch, Unit, Units, units_of
 
 OFFSETS: Mapping[Unit, float] = {"reflectance": 0.005, "sigma0_db": 0.5, "gamma0_db": 0.5, "stretched": 0.02}
 """Standard deviation of the offset of a band, in data units, where none is given."""
@@ -53,13 +53,18 @@ class RadiometricView:
             if not 0 <= value < below:
                 raise UsageError(f"view.{name}: expected a number in [0, {below:g}), got {value}; 0.1 is common")
 
-    def __call__(self, batch: Batch, unit: Unit, keys: Keys) -> Batch:
+    def __call__(self, batch: Batch, unit: Units, keys: Keys) -> Batch:
         """Return the view of a batch."""
         bands = batch.image.shape[1]
+        units = units_of(unit, bands)
         gain = 1 + self.gain * keys.fold("gain").uniform((1,), -1.0)
         gain = gain * (1 + self.band_gain * keys.fold("band-gain").uniform((bands,), -1.0))
-        offset = (OFFSETS[unit] if self.offset is None else self.offset) * keys.fold("offset").normal((bands,))
-        image = from_power(to_power(batch.image, unit) * gain[..., None, None].to(batch.image), unit)
+        spread = torch.tensor([OFFSETS[one] if self.offset is None else self.offset for one in units])
+        offset = spread * keys.fold("offset").normal((bands,))
+        gains, planes = gain[..., None, None].to(batch.image).unbind(1), batch.image.unbind(1)
+        image = torch.stack(
+            [from_power(to_power(x, one) * by, one) for x, by, one in zip(planes, gains, units, strict=True)], 1
+        )
         image = image + offset[..., None, None].to(batch.image)
         if self.noise:
             image = image + self.noise * keys.fold("noise").normal(batch.image.shape[1:]).to(batch.image)
@@ -100,4 +105,5 @@ def mix_next(values: Tensor, boxes: Tensor) -> Tensor:
 def mix_images(batch: Batch, boxes: Tensor) -> Batch:
     """Return a batch with the pixels of the next image inside of the boxes, and what is known of them."""
     image, label, seen, valid = (mix_next(part, boxes) for part in (batch.image, batch.label, batch.seen, batch.valid))
-    return replace(batch, image=image, label=label, seen=seen, valid=valid)
+    bands = None if batch.seen_bands is None else mix_next(batch.seen_bands, boxes)
+    return replace(batch, image=image, label=label, seen=seen, valid=valid, seen_bands=bands)

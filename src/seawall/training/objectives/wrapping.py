@@ -22,6 +22,7 @@ from seawall.types import (
     SegmentationModel,
     Setting,
     TaughtObjective,
+    wants_all_bands,
 )
 
 
@@ -55,6 +56,11 @@ class WrappingObjective(ABC):
     def inner(self) -> Objective:
         """The inner objective."""
         return registry.build("objective", self.objective, cast(Mapping[str, Setting], self.objective_settings))
+
+    @property
+    def all_bands(self) -> bool:
+        """Whether the inner objective gets all bands of the chips."""
+        return wants_all_bands(self.inner)
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
         return self.value(model, batch, keys, self.inner)
