@@ -17,6 +17,7 @@ from seawall.data.index import ChipHeader, read_index
 from seawall.data.loader import patches, whole_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import DataError, UsageError
+from seawall.inference.scene import open_scene
 from seawall.models.weights import load_model, save_model
 from seawall.recipe.recipe import make_recipe
 from seawall.rng import Keys
@@ -239,6 +240,26 @@ def test_simulated_radar_and_optics_become_one_folder(tmp_path: Path) -> None:
         curate_chips("2", tmp_path / "x", kind="simulated size=32", sensor="s1,s2", bands=["s1"])
     with pytest.raises(UsageError, match="expected several sources"):
         curate_chips("2", tmp_path / "x", kind="simulated size=32", sensor="s1", unpaired="keep")
+
+
+def test_a_scene_of_several_sources_is_read_as_its_chip(tmp_path: Path) -> None:
+    wanted = ["s1", "s2.B03", "s2.B08"]
+    both = curate_chips(
+        "1", tmp_path / "both", kind="simulated size=64 clouds=false", sensor="s1,s2", bands=wanted
+    ).folder
+    chip = both.read(both.ids[0])
+    writer = ChipWriter(tmp_path / "holes", both.header)
+    seen = np.ones(chip.image.shape, bool)
+    seen[:2, :, :9] = False  # s1 is missing on the left, both at the top
+    seen[:, :5] = False
+    writer.write("x", "x", chip.image, chip.label.astype(np.uint8), seen=seen, grid=chip.grid)
+    folder = writer.finish()
+    want, spec = folder.read("x"), replace(TWO_SOURCE_SPEC, bands=folder.bands, unit=folder.unit)
+    with open_scene(folder.root / folder.row("x").image, spec) as scene:
+        image, there = scene.fetch(0, 0, 64, 64)
+        assert scene.scale is not None and "s1: sigma0_db" in str(scene.scale) and "s2: reflectance" in str(scene.scale)
+    np.testing.assert_allclose(image, want.image, atol=1e-6)
+    assert np.array_equal(there, want.seen) and not there[:5].any() and there[5:].all()
 
 
 @pytest.mark.real
