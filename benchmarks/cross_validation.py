@@ -59,6 +59,7 @@ DATA: Mapping[str, Sequence[str]] = {
     "hls": ["data.select=hls_"],
     "etci": ["data.select=etci_", "data.sensor=s1"],
     "sen1floods11": ["data.select=sen1floods11_", "data.sensor=s1"],
+    "ombria": ["data.select=ombria_", "data.sensor=s1,s1.pre,s2,s2.pre"],
 }
 
 CHOSEN = ["split.val=0.2", "training.settings.keep=best", "training.settings.ema=0.0"]
@@ -84,6 +85,9 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "weight decay .1": ["training.settings.weight_decay=0.1"],
     "group norm": ["model.settings.norm=group"],
     "pixel norm": ["model.settings.norm=pixel"],
+    "one radar image": ["inputs=['s1']"],
+    "both radar images": ["inputs=['s1', 's1.pre']"],
+    "one of each": ["inputs=['s1', 's2']"],
     "width 16": ["model.settings.width=16"],
     "depth 4": ["model.settings.depth=4"],
     "patch 96": ["training.settings.patch=96"],

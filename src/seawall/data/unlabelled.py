@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from seawall.data.chip_format import IGNORE
@@ -101,15 +100,4 @@ class SemiSupervisedFeed:
         """Yield the batches of an epoch from this one on; those before are not read."""
         both = (feed.starting_at(epoch, batch) for feed in (self.labelled, self.unlabelled))
         for one, other in zip(*both, strict=True):
-            yield join_batches(one, other)
-
-
-def join_batches(one: Batch, other: Batch) -> Batch:
-    """Return the images of two batches, those of the first one first."""
-    image, label, seen, valid = (
-        torch.cat(pair)
-        for pair in (
-            (one.image, other.image), (one.label, other.label), (one.seen, other.seen), (one.valid, other.valid),
-        )
-    )  # fmt: skip
-    return Batch(image, label, seen, valid, (*one.chips, *other.chips))
+            yield Batch.concatenated([one, other])
