@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cells", type=lambda text: text.split(","), default=list(CELLS))
     parser.add_argument("--seeds", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--passes", type=int, default=10)
+    parser.add_argument("--passes", type=int, default=6)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--patch", type=int, default=64)
