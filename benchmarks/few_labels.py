@@ -166,6 +166,7 @@ def main() -> None:
     cells = Cells(given.out / "cells.jsonl")
     for seed in () if given.table else given.seeds:
         measure(given, cells, seed)
+    cells.rows = [row for row in cells.rows if row["seed"] in given.seeds]
     print("\n".join([*table(cells, FEW, "chips"), "", *table(cells, {"all": {}, **IMAGE}, "all")]))
 
 

@@ -66,6 +66,19 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def running_statistics(model: nn.Module) -> Iterator[None]:
+    """Let batch norms normalize by their running statistics, as in evaluation, and leave those as they are; gradients pass."""
+    norms = [(norm, norm.training) for norm in batch_norms(model)]
+    try:
+        for norm, _ in norms:
+            norm.eval()
+        yield
+    finally:
+        for module, mode in norms:
+            module.training = mode
+
+
+@contextmanager
 def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Move a model to a device, and back afterwards."""
     former = device_of(model) or device

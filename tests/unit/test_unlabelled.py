@@ -134,6 +134,26 @@ def test_pixels_that_all_have_labels_leave_the_supervised_value_to_the_bit() -> 
     assert torch.equal(MeanTeacher(**CALM)(model, batch, keys), expected)
 
 
+def test_unlabelled_images_do_not_decide_how_labelled_ones_are_normalized() -> None:
+    """With the weight 0 value, gradients and running statistics are those of the labelled images alone; else the latter still are."""
+    batch = toy(0)[0]
+    known, keys = batch.select([0, 1]), Keys(0, batch.chips)
+    alone = make(dropout=0.0).train()
+    expected = Supervised()(alone, known, keys.select([0, 1]))
+    expected.backward()
+    for objective, same in (
+        (FixMatch(weight=0.0), True), (MeanTeacher(weight=0.0, **CALM), True), (FixMatch(confidence=0.5), False), (MeanTeacher(**CALM).taught_by(linear_model()), False),
+    ):  # fmt: skip
+        model = make(dropout=0.0).train()
+        value = objective(model, batch, keys)
+        value.backward()
+        assert torch.equal(value, expected) == same
+        pairs = list(zip(model.parameters(), alone.parameters(), strict=True))
+        assert all(torch.equal(one.grad, two.grad) for one, two in pairs) == same
+        assert all(torch.equal(one, two) for one, two in zip(model.buffers(), alone.buffers(), strict=True))
+        assert all(part.training for part in model.modules()), "modes are restored"
+
+
 def test_pseudo_labels_are_counted_where_the_weak_view_is_sure_alone() -> None:
     """Without jitter and boxes: CE of the accepted pixels, divided by all unlabelled seen ones, and a class may have a threshold of its own."""
     batch = toy(0)[0]

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from seawall.errors import UsageError
-from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import CrossEntropyLoss, LossField, masked_mean, pixel_cross_entropy
 from seawall.models.weights import spec_of
-from seawall.modules import to_device_of
+from seawall.modules import running_statistics, to_device_of
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.training.objectives.mean_teacher import teacher_logits
+from seawall.training.objectives.mean_teacher import loss_of_known, teacher_logits
 from seawall.training.objectives.sensitivity_augmentation import first_chips
 from seawall.training.objectives.views import (
     RadiometricView,
     cutmix_boxes,
+    images_with,
     mix_images,
     mix_next,
     without_label,
@@ -179,32 +179,22 @@ class PseudoLabelTerm:
         return replace(self, teacher=teacher)
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
-        method = self.method
-        labelled, unlabelled = _with_any(batch.valid), _with_any(without_label(batch))
+        method, unit = self.method, model.spec.unit
+        value = loss_of_known(model, batch, method.loss)
+        unlabelled = images_with(without_label(batch))
         if not unlabelled or not method.weight:
-            return training_logits(model, batch.image).loss(method.loss, batch.label, batch.valid)
-        part, own, unit = batch.select(unlabelled), keys.select(unlabelled), model.spec.unit
+            return value
+        part, own = batch.select(unlabelled), keys.select(unlabelled)
         label, sure = method.pseudo_label(self.teacher or model, part, own)
         boxes = cutmix_boxes(part, method.cutmix, own)
         weak = method.weak(part, unit, own.fold("weak"))
         strong = mix_images(method.strong(weak, unit, own.fold("strong")), boxes)
-        unknown, label = without_label(strong), mix_next(label, boxes)
-        weight = mix_next(sure, boxes).float()
+        label, weight = mix_next(label, boxes), mix_next(sure, boxes).float()
         if self.weights:
             weight = weight * torch.tensor(self.weights, device=weight.device)[label]
-        # one pass for both, so that batch norms see labelled and unlabelled images alike
-        known = batch.select(labelled)
-        both = training_logits(model, torch.cat([known.image, strong.image]))
-        nothing = torch.zeros_like(strong.valid)
-        value = both.loss(method.loss, torch.cat([known.label, label]), torch.cat([known.valid, nothing]))
-        wrong = pixel_cross_entropy(both.logits[len(labelled) :], label)
-        return value + method.weight * masked_mean(wrong * weight, unknown)
-
-
-def _with_any(pixels: Tensor) -> list[int]:
-    """Return the indices of the images with any of these pixels (B, H, W)."""
-    found: list[int] = pixels.flatten(1).any(1).nonzero()[:, 0].tolist()
-    return found
+        with running_statistics(cast(nn.Module, model)):
+            wrong = pixel_cross_entropy(model(strong.image), label)
+        return value + method.weight * masked_mean(wrong * weight, without_label(strong))
 
 
 def class_weights(known: Sequence[int], accepted: Sequence[int], bound: float) -> tuple[float, ...]:

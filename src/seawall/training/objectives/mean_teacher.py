@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from seawall.errors import UsageError
 from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import CrossEntropyLoss, LossField, masked_mean
-from seawall.modules import eval_mode
+from seawall.modules import eval_mode, running_statistics
 from seawall.registry import register
 from seawall.rng import Keys
-from seawall.training.objectives.views import RadiometricView, without_label
-from seawall.types import Batch, SegmentationModel
+from seawall.training.objectives.views import RadiometricView, images_with, without_label
+from seawall.types import Batch, Loss, SegmentationModel
 
 
 @register("objective", "mean-teacher", paper="arXiv:1703.01780", traits=("unlabelled",))
@@ -97,14 +97,30 @@ class TeacherConsistency:
         return replace(self, teacher=teacher)
 
     def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
-        view, unit, unknown = self.method.view, model.spec.unit, without_label(batch)
-        student = training_logits(model, view(batch, unit, keys.fold("student")).image)
-        value = student.loss(self.method.loss, batch.label, batch.valid)
-        if not self.weight or not bool(unknown.any()):
+        unit, network = model.spec.unit, cast(nn.Module, model)
+        student = self.method.view(batch, unit, keys.fold("student"))
+        value = loss_of_known(model, student, self.method.loss)
+        unlabelled = images_with(without_label(batch))
+        if not self.weight or not unlabelled:
             return value
-        wanted = teacher_logits(self.teacher or model, view(batch, unit, keys.fold("teacher")).image).softmax(1)
-        distance = (student.logits.float().softmax(1) - wanted).square().sum(1)
-        return value + self.weight * masked_mean(distance, unknown)
+        part, own = batch.select(unlabelled), keys.select(unlabelled)
+        seen_by_teacher = self.method.view(part, unit, own.fold("teacher"))
+        wanted = teacher_logits(self.teacher or model, seen_by_teacher.image).softmax(1)
+        with running_statistics(network):
+            found = model(student.select(unlabelled).image).float().softmax(1)
+        return value + self.weight * masked_mean((found - wanted).square().sum(1), without_label(part))
+
+
+def loss_of_known(model: SegmentationModel, batch: Batch, loss: Loss) -> Tensor:
+    """Return the loss of the images with a known label.
+
+    The others do not go through the network with them, for in batch norms they would decide how labelled images are normalized.
+    What images without labels are to teach is learned with the running statistics (`running_statistics`), as the network
+    is used, so that with the weight 0 a training is the supervised one to the bit.
+    """
+    labelled = images_with(batch.valid)
+    known = batch.select(labelled) if labelled else batch
+    return training_logits(model, known.image).loss(loss, known.label, known.valid)
 
 
 @torch.no_grad()

@@ -76,6 +76,12 @@ def without_label(batch: Batch) -> Tensor:
     return batch.seen & ~batch.valid
 
 
+def images_with(pixels: Tensor) -> list[int]:
+    """Return the indices of the images with any of these pixels (B, H, W)."""
+    found: list[int] = pixels.flatten(1).any(1).nonzero()[:, 0].tolist()
+    return found
+
+
 def cutmix_boxes(batch: Batch, probability: float, keys: Keys) -> Tensor:
     """Return the pixels (B, H, W) that each image takes from the next one of its batch: a box, or none.
 
