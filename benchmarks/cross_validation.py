@@ -71,6 +71,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "no average": ["training.settings.ema=0.0"],
     "average .998": ["training.settings.ema=0.998"],
     "index inputs": ["model.name=index-unet"],
+    "anchored": ["model.name=anchored-unet"],
     "ce": ["training.objective.settings.loss=ce"],
     "dice": ["training.objective.settings.loss=dice"],
     "jaccard": ["training.objective.settings.loss=ce + jaccard"],
