@@ -128,7 +128,7 @@ def with_validation(chips: ChipFolder, fold: Split, share: float, seed: int) -> 
 def chip_counts(model: SegmentationModel, chips: ChipFolder, ids: Iterable[str]) -> dict[str, list[list[int]]]:
     """Return the confusion counts of every chip: rows are labels, columns predictions."""
     found = {}
-    for batch in whole_chips(chips, tuple(ids)):
+    for batch in whole_chips(chips.with_bands(model.spec.bands), tuple(ids)):
         with torch.no_grad():
             pred = model(batch.image).argmax(1)
         counts = confusion(pred, batch.label, batch.valid, len(chips.classes)).tolist()

@@ -145,6 +145,20 @@ def test_a_stretched_picture_is_refused_where_reflectance_is_needed() -> None:
         to_physical(data, SEEN[:2, :2], scale, "reflectance")
 
 
+@pytest.mark.parametrize(
+    ("hints", "expected"),
+    [
+        (Hints(dtype="int16", gain=1 / 255), "uint8"),
+        (Hints(dtype="int16", gain=float(np.float32(1 / 255)), offset=0.0), "uint8"),
+        (Hints(dtype="int16", gain=1e-4), "dn10000"),
+        (Hints(dtype="int16", gain=1 / 255, offset=0.1), "dn10000_offset"),
+    ],
+)
+def test_levels_that_a_chip_folder_stores_are_a_picture_again(hints: Hints, expected: str) -> None:
+    levels = np.round(ground() * 600)
+    assert detect_unit(levels, SEEN, SIX, hints).kind == expected
+
+
 def test_a_raster_says_what_it_declares() -> None:
     raster = Raster(ground(), SEEN, SIX, Grid(32, 32), "uint16", scales=(1e-4,) * 6, offsets=(-0.1,) * 6)
     assert hints_of(raster) == Hints(dtype="uint16", gain=1e-4, offset=-0.1)

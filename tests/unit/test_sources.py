@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seawall import api
 from seawall.bands import channels_of, parse_sources
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import build_corruption, parse_corruption
@@ -289,3 +290,18 @@ def test_ombria_chips_hold_four_images_that_are_said_to_be_stretched(real_chips:
     assert made.bands[:3] == ("s1.pol?", "s1.pre.pol?", "s2.SWIR?") and len(made.bands) == 8
     with pytest.raises(UsageError, match="got stretched"):
         build_corruption("haze", {}, ChipContext.of(made, made.ids))
+
+
+def test_a_chip_of_a_stretched_picture_can_be_mapped(real_chips: Path, tmp_path: Path) -> None:
+    api.curate(real_chips, kind="index", sensor="s1", select="etci_", out=tmp_path / "chips")
+    settings = ["epochs=1", "steps_per_epoch=1", "batch=2", "patch=32"]
+    changes = [
+        "split.val=0",
+        "split.test=0",
+        *(f"training.settings.{one}" for one in settings),
+        "model.settings.width=2",
+    ]
+    facts = api.train(tmp_path / "chips", out=tmp_path / "run", changes=changes).facts
+    image = sorted((tmp_path / "chips" / "images").glob("*.tif"))[0]
+    done = api.predict(str(facts["weights"]), image, out=tmp_path / "maps")
+    assert facts["train"] == 50 and done.table and (tmp_path / "maps" / f"{image.stem}.class.tif").exists()

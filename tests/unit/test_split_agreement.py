@@ -14,7 +14,7 @@ from seawall.data.index import ChipHeader
 from seawall.data.selection import SEEN_IN_TRAINING, select_chips
 from seawall.data.splits import labelled_ids, record_split, split_chips
 from seawall.data.writer import ChipWriter
-from seawall.errors import DataError, UsageError
+from seawall.errors import DataError, RecipeError, UsageError
 from seawall.geo.raster import Grid
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.models.weights import load_model, save_model, set_split, split_of
@@ -311,6 +311,16 @@ def test_without_a_validation_part_the_rest_trains_and_the_last_weights_are_kept
         tree = recipe.model_dump(mode="json", exclude_none=True) | {"training": section}
         with pytest.raises(UsageError, match=says):
             train_only(make_recipe(tree), tmp_path / "b", device="cpu", resume=True, progress=no_progress)
+
+
+def test_a_training_may_have_all_chips_and_a_run_needs_a_test_part(chips: ChipFolder, tmp_path: Path):
+    recipe = recipe_of(chips, SplitSettings(val=0.0, test=0.0))
+    facts, _, _ = train_only(recipe, tmp_path / "a", device="cpu", resume=True, progress=no_progress)
+    assert (facts["train"], facts["val"], facts["test"]) == (len(labelled_ids(chips)), 0, 0)
+    path = tmp_path / "r.toml"
+    path.write_text(recipe.to_toml())
+    with pytest.raises(RecipeError, match=r"split\.test: expected a share above 0 for a run"):
+        api.run(path, out=tmp_path / "runs")
 
 
 def test_the_real_chips_agree(real_chips: Path, tmp_path: Path):

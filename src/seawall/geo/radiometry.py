@@ -7,6 +7,7 @@ archives were reprocessed and harmonized copies exist of every date.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -219,7 +220,9 @@ def _informative_pixels(data: FloatArray, seen: BoolArray, nodata: Sequence[floa
 
 
 def _is_8bit(values: FloatArray, hints: Hints) -> bool:
-    if hints.dtype not in (None, "uint8") or hints.gain is not None:
+    """Return whether these are the levels of an 8-bit picture, as such or as a chip folder stores them, by steps of 1 / 255."""
+    stored = hints.gain is not None and math.isclose(hints.gain, 1 / 255, rel_tol=1e-6) and not hints.offset
+    if not stored and (hints.dtype not in (None, "uint8") or hints.gain is not None):
         return False
     return bool(values.min() >= 0 and 1 < values.max() <= 255 and (values == np.round(values)).all())
 

@@ -98,6 +98,10 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
             stored, failed = load_chips(run, out / "chips")
         chips = stored.with_bands(recipe.inputs)
         split = make_split(run, chips)
+        if not split.test:
+            raise RecipeError(
+                "split.test: expected a share above 0 for a run, which is measured on it, got 0; raise it"
+            )
         metadata.update(data=data_facts(chips, split))
         check_same_experiment(run, chips, split)
         metadata.update(monitor=training_settings(run, chips, split).monitor)

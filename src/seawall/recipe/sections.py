@@ -143,7 +143,7 @@ class SplitSection(RecipeSection):
     by: Literal["group", "block"] = SplitSettings.by
     block_m: float = SplitSettings.block_m
     val: float = Field(SplitSettings.val, ge=0)
-    test: float = Field(SplitSettings.test, gt=0)
+    test: float = Field(SplitSettings.test, ge=0)
 
     @model_validator(mode="after")
     def _check_settings(self) -> SplitSection:
