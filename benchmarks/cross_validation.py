@@ -81,6 +81,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "no symmetries": ["training.augment=none"],
     "gain and offset": [f"training.objective={{name='uniform-augmentation', settings={{corruptions={JITTER}, objective_settings={{loss='ce + dice'}}}}}}"],
     "all corruptions": ["training.objective={name='uniform-augmentation', settings={objective_settings={loss='ce + dice'}}}"],
+    "radar gain": ["training.objective={name='uniform-augmentation', settings={corruptions=['radar-gain', 'wind'], objective_settings={loss='ce + dice'}}}"],
     "TrivialAugment": ["training.objective={name='trivial-augment', settings={objective_settings={loss='ce + dice'}}}"],
     "dropout": ["model.settings.dropout=0.2"],
     "weight decay .1": ["training.settings.weight_decay=0.1"],
