@@ -1,0 +1,66 @@
+"""`seawall train`: one network of a chip folder, by the recipe that cross-validation over places chose for few chips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from seawall.data.chips import ChipFolder
+from seawall.pipeline.harden import sensor_of
+from seawall.pipeline.run import train_only
+from seawall.pipeline.training import model_factory, spec_of_chips
+from seawall.recipe.recipe import change_recipe
+from seawall.recipe.sections import MethodSection
+from seawall.result import Failed, MutableRow, Progress
+from seawall.types import FittedModel, ModelSpec
+
+LOSS = "ce + dice"
+TRAINING: Mapping[str, object] = {
+    "epochs": 20,
+    "steps_per_epoch": 50,
+    "patch": 64,
+    "batch": 8,
+    "lr": 2e-3,
+    "keep": "last",
+    "ema": 0.99,
+}
+"""A fixed length and the average of the last weights: the best of a few validation chips is one of chance (docs/measured.md)."""
+
+
+def train_chips(
+    chips: Path,
+    *,
+    out: Path,
+    model: str,
+    changes: Sequence[str],
+    seed: int,
+    device: str,
+    resume: bool,
+    progress: Progress,
+) -> tuple[Mapping[str, str | int | float | None], list[MutableRow], Failed]:
+    """Train one network on the training part of a chip folder.
+
+    Args:
+        chips: A chip folder.
+        out: Where weights, logs and checkpoints go.
+        model: Registered model.
+        changes: `key=value` changes of the recipe.
+        seed: Seed of split, weights and patches.
+        device: auto, cpu, cuda or mps.
+        resume: Continue from the checkpoint in the folder.
+        progress: Called as the work goes on.
+    """
+    change_recipe({"name": "train"}, changes)  # a wrong change is found before the chips are opened
+    spec = spec_of_chips(ChipFolder.open(chips))
+    tree = {"name": "train", "seed": seed, **training_tree(spec, model)}
+    tree["data"] = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec)}
+    return train_only(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)
+
+
+def training_tree(spec: ModelSpec, model: str) -> dict[str, Any]:
+    """Return model and training of the recipe, as plain values; a model that is fitted to chips has no training."""
+    tree: dict[str, Any] = {"model": {"name": model}}
+    if not isinstance(model_factory(MethodSection(name=model))(spec), FittedModel):
+        tree["training"] = {"objective": {"name": "supervised", "settings": {"loss": LOSS}}, "settings": dict(TRAINING)}
+    return tree
