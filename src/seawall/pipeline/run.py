@@ -142,25 +142,26 @@ def _check_models(run: RunContext, chips: ChipFolder, split: Split) -> None:
     _check_model_of_recipe(run, chips)
     for further in run.recipe.models:
         trained = further.training or further.objective or further.balance
-        if trained and isinstance(_untrained_model(further, chips), FittedModel):
+        if trained and isinstance(untrained_model(further, chips), FittedModel):
             raise RecipeError(
                 f"models: expected name, called and settings alone for {further.name}, which is fitted to the training chips; remove the others"
             )
     for method in run.recipe.baselines:
-        if any(weight.requires_grad for weight in _untrained_model(method, chips).parameters()):
+        if any(weight.requires_grad for weight in untrained_model(method, chips).parameters()):
             raise RecipeError(
                 f"baselines: expected models that need no training by gradients, got {method.name}; name it as the recipe's model"
             )
 
 
 def _check_model_of_recipe(run: RunContext, chips: ChipFolder) -> None:
-    model = _untrained_model(run.recipe.model, chips)
+    model = untrained_model(run.recipe.model, chips)
     check_fitted_model(run.recipe, model)
     if run.recipe.faults:
         weight_parameters(model)
 
 
-def _untrained_model(method: MethodSection, chips: ChipFolder) -> nn.Module:
+def untrained_model(method: MethodSection, chips: ChipFolder) -> nn.Module:
+    """Return a model for these chips, to look at; the caller's random stream is left alone."""
     with torch.random.fork_rng(devices=[]):
         return model_factory(method)(spec_of_chips(chips))
 

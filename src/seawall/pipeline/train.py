@@ -8,12 +8,12 @@ from typing import Any
 
 from seawall.data.chips import ChipFolder
 from seawall.pipeline.harden import sensor_of
-from seawall.pipeline.run import train_only
-from seawall.pipeline.training import model_factory, spec_of_chips
+from seawall.pipeline.run import train_only, untrained_model
+from seawall.pipeline.training import spec_of_chips
 from seawall.recipe.recipe import change_recipe
 from seawall.recipe.sections import MethodSection
 from seawall.result import Failed, MutableRow, Progress
-from seawall.types import FittedModel, ModelSpec
+from seawall.types import FittedModel
 
 LOSS = "ce + dice"
 TRAINING: Mapping[str, object] = {
@@ -51,16 +51,12 @@ def train_chips(
         resume: Continue from the checkpoint in the folder.
         progress: Called as the work goes on.
     """
-    change_recipe({"name": "train"}, changes)  # a wrong change is found before the chips are opened
-    spec = spec_of_chips(ChipFolder.open(chips))
-    tree = {"name": "train", "seed": seed, **training_tree(spec, model)}
-    tree["data"] = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec)}
+    supervised = {"name": "supervised", "settings": {"loss": LOSS}}
+    tree: dict[str, Any] = {"name": "train", "seed": seed, "model": {"name": model}}
+    tree["training"] = {"objective": supervised, "settings": dict(TRAINING)}
+    change_recipe(tree, changes)  # a wrong change is found before the chips are opened
+    folder = ChipFolder.open(chips)
+    if isinstance(untrained_model(MethodSection(name=model), folder), FittedModel):
+        del tree["training"]
+    tree["data"] = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec_of_chips(folder))}
     return train_only(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)
-
-
-def training_tree(spec: ModelSpec, model: str) -> dict[str, Any]:
-    """Return model and training of the recipe, as plain values; a model that is fitted to chips has no training."""
-    tree: dict[str, Any] = {"model": {"name": model}}
-    if not isinstance(model_factory(MethodSection(name=model))(spec), FittedModel):
-        tree["training"] = {"objective": {"name": "supervised", "settings": {"loss": LOSS}}, "settings": dict(TRAINING)}
-    return tree
