@@ -90,6 +90,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "one radar image": ["inputs=['s1']"],
     "both radar images": ["inputs=['s1', 's1.pre']"],
     "one of each": ["inputs=['s1', 's2']"],
+    "VH alone": ["inputs=['VH']"],
     "width 16": ["model.settings.width=16"],
     "depth 4": ["model.settings.depth=4"],
     "patch 96": ["training.settings.patch=96"],
