@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from seawall.data.chips import ChipFolder
+from seawall.data.curate import curate_chips
 from seawall.data.index import ChipHeader
 from seawall.data.splits import Split, record_split
 from seawall.data.writer import ChipWriter
@@ -22,7 +23,7 @@ from seawall.models.band_adaptation import adapt_bands, band_layers
 from seawall.models.encoder_levels import encoder_levels, kept_levels, level_channels
 from seawall.models.weights import load_model, save_model, set_split
 from seawall.pipeline.context import RunContext
-from seawall.pipeline.other_weights import guided
+from seawall.pipeline.other_weights import check_held_out, guided
 from seawall.pipeline.training import train_network
 from seawall.recipe.recipe import make_recipe
 from seawall.registry import build, find
@@ -357,3 +358,20 @@ def test_adapted_bands_need_a_start_and_keep_the_ids_of_other_recipes() -> None:
     assert make_recipe({"name": "x", "training": {"start": "a", "adapt_bands": True}}).id != plain.id
     with pytest.raises(Exception, match="start beside adapt_bands"):
         make_recipe({"name": "x", "training": {"adapt_bands": True}})
+
+
+def test_masks_of_optical_chips_become_radar_chips_of_their_ids_and_groups(tmp_path: Path) -> None:
+    """So the rule of held-out chips holds for what is pre-trained on them."""
+    chips = folder_of(tmp_path / "chips")
+    made = curate_chips(tmp_path / "chips", tmp_path / "radar", kind="radar-of-masks seed=3")
+    radar = made.folder
+    assert not made.failed and radar.bands == ("VV", "VH") and radar.unit == "sigma0_db"
+    assert [(row.id, row.group) for row in radar.rows] == [(row.id, row.group) for row in chips.rows]
+    for id_ in chips.ids:
+        stored, own = chips.stored(id_)[1], radar.read(id_)
+        assert np.array_equal(own.valid, stored != 255) and np.array_equal(own.label[own.valid], stored[own.valid])
+        assert own.seen.all()
+    split = Split(("c0", "c1"), ("c2",), ("c3",), "by hand")
+    path = teacher_file(tmp_path / "t.safetensors", radar, Split(("c0", "c3"), ("c2",), ("c1",), "x"))
+    with pytest.raises(UsageError, match="train part has c3"):
+        check_held_out("training.start", path, chips, split)
