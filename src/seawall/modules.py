@@ -228,6 +228,20 @@ def features_stride(model: nn.Module, image: Tensor, features: Tensor) -> int:
     return int(stride)
 
 
+def seen_features(features: Tensor, seen: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Return features without the cells of the padding, and which cells (B, h, w) see nothing but seen pixels.
+
+    Args:
+        features: (B, D, h, w) on the grid of the padded image.
+        seen: (B, H, W).
+        stride: Rows and columns of the image per cell.
+    """
+    rows, cols = (-(-side // stride) for side in seen.shape[1:])
+    more = (0, cols * stride - seen.shape[2], 0, rows * stride - seen.shape[1])
+    unseen = functional.pad((~seen).float()[:, None], more)
+    return features[..., :rows, :cols], functional.max_pool2d(unseen, stride)[:, 0] == 0
+
+
 @contextmanager
 def kept_maps(layer: nn.Module) -> Iterator[list[Tensor]]:
     """Keep what a layer gives, with its gradients: one entry per call in the block.

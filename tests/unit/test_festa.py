@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from seawall.errors import ModelError, UsageError
-from seawall.modules import features_stride, head_layer, kept_features
+from seawall.modules import features_stride, head_layer, kept_features, seen_features
 from seawall.registry import build, entries
 from seawall.rng import Keys
 from seawall.testing.fixtures import ground_batch
-from seawall.training.objectives.festa import Festa, nearest_neighbor_distance, sampled_pixels, seen_features
+from seawall.training.objectives.festa import Festa, nearest_neighbor_distance, sampled_pixels
 from seawall.training.objectives.supervised import Supervised
 from seawall.types import Batch, FittedModel, ModelSpec
 

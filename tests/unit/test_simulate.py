@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from seawall.errors import ImageryError, UsageError
 from seawall.geo.radiometry import detect_unit
 from seawall.simulate.noise_fields import meander, named_generator, parcels, power_law_noise
-from seawall.simulate.scene import S2_BANDS, observe_s1, simulate_s1, simulate_s2
+from seawall.simulate.scene import S1_LOOKS, S2_BANDS, observe_s1, radar_of_mask, simulate_s1, simulate_s2
 from seawall.simulate.spectra import COVERS, MATERIALS
 from seawall.simulate.terrain import make_terrain
 
@@ -176,3 +177,20 @@ def test_fields_tile_the_plane() -> None:
     assert ids.shape == (90, 120)
     areas = np.unique(ids, return_counts=True)[1]
     assert 60 < np.median(areas) < 700
+
+
+def test_radar_over_a_mask_has_its_water_and_the_speckle_of_the_looks() -> None:
+    water = np.zeros((96, 128), bool)
+    water[:48] = True
+    image = radar_of_mask(water, "a")
+    assert image.shape == (2, 96, 128) and np.isfinite(image).all()
+    for band in image:
+        assert np.median(band[:40]) < np.median(band[56:]) - 4, "water is darker"
+    power = 10 ** (image[0, 4:40, 4:124].astype(float) / 10)
+    trend = np.exp(gaussian_filter(np.log(power), 6))  # wind
+    assert 0.8 / S1_LOOKS < np.var(power / trend) / np.mean(power / trend) ** 2 < 1.3 / S1_LOOKS
+    assert np.array_equal(image, radar_of_mask(water, "a"))
+    other = radar_of_mask(~water, "a")
+    assert np.median(other[0, :40]) > np.median(other[0, 56:]) + 4, "the mask alone says where water is"
+    with pytest.raises(UsageError, match="expected VV or VH"):
+        radar_of_mask(water, "a", ("HH",))

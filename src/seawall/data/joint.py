@@ -20,6 +20,9 @@ from seawall.types import fill_of, joint_unit, units_of
 Unpaired = Literal["fail", "keep"]
 """What becomes of a chip that lacks the image of a source: it fails, or is kept without that image."""
 
+MISSING_SOURCE = "missing-"
+"""What the flag of a chip without the image of a source begins with; the name of the source follows."""
+
 
 @dataclass(frozen=True)
 class ChipItem:
@@ -180,7 +183,7 @@ def prepare_joint(
         "not-physical": not header.physical,
         "empty": not there,
         "unlabelled": not ((label != IGNORE) & seen.any(0)).any(),
-        **{f"missing-{name}": name not in there for name in sources},
+        **{f"{MISSING_SOURCE}{name}": name not in there for name in sources},
         **{flag: True for chip in there.values() for flag in chip.flags if flag not in ("empty", "unlabelled")},
     }
     # the first notes say of each source how its numbers became physical

@@ -26,9 +26,10 @@ from seawall.io import write_atomic
 from seawall.label_noise.build import CorruptedLabels, build_noise_of_chips
 from seawall.models.blocks import Standardize
 from seawall.models.keyed import KeyedModel
-from seawall.models.weights import load_model, save_model, set_split, spec_of, split_of, weights_digest
+from seawall.models.weights import load_model, save_model, set_split, spec_of, weights_digest
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.keyed import network_key, protected
+from seawall.pipeline.other_weights import guided, start_from
 from seawall.pipeline.reference import FIT_BILL
 from seawall.pipeline.rounds import RoundsContext, RoundTraining, clear_rounds, run_rounds
 from seawall.pipeline.validation_metrics import ROBUST_IOU, SINGLE_STEP_IOU, metric_names, validation_metrics
@@ -167,12 +168,12 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         return
     stored, chips = chips, chips.with_bands(run.recipe.inputs)
     model = _new_model(run, chips, split, network, network.model)
-    start = _start_from(section.start, model, chips, split)
+    start = start_from(section, model, chips, split)
     set_split(model, record_split(chips, split))
     if isinstance(model, FittedModel):
         _fit_network(run, chips, split, network, model)
         return
-    if not start:
+    if not start or section.adapt_bands:
         _standardize(model, chips, split)
     labels = training_labels(run, chips, split, network)
     if section.pretraining is not None:
@@ -231,7 +232,8 @@ def _fit_to_labels(
     folder: Path, start: str, stage: str,
 ) -> History:  # fmt: skip
     """Train a network on labels; `start` is the digest of the weights that it starts from, "" for random ones."""
-    section, objective = run.recipe.training_of(network), objective_of(network.objective)
+    section = run.recipe.training_of(network)
+    objective = guided(objective_of(network.objective), stored, split)
     chips = stored.with_bands(run.recipe.inputs)
     patches = _labelled_patches(run, stored if wants_all_bands(objective) else chips, network, labels, training)
     ratio = section.unlabelled if learns_without_labels(network.objective) else 0
@@ -366,28 +368,6 @@ def learns_without_labels(objective: MethodSection) -> bool:
 def objective_of(method: MethodSection) -> Objective:
     """Return a registered objective with its settings."""
     return registry.build("objective", method.name, method.settings)
-
-
-def _start_from(path: str, model: nn.Module, chips: ChipFolder, split: Split) -> str:
-    """Load the weights to start from, and return the digest of their tensors; "" where there are none.
-
-    Raises:
-        ModelError: They do not fit the model or the chips.
-        UsageError: They were trained or selected on chips of the test part, or on validation chips of this split.
-    """
-    if not path:
-        return ""
-    load_model(path, bands=chips.bands, classes=chips.classes, unit=chips.unit, into=model)
-    known = split_of(model)
-    for id_ in (*split.val, *split.test) if known is not None else ():
-        row = chips.row(id_)
-        part = known.part(row.sha256, row.group) if known is not None else ""
-        if part == "train" or (part == "val" and id_ in split.test):
-            raise UsageError(
-                f"training.start: expected weights that have not seen the held-out chips, got {path}, whose {part} part has {id_}; "
-                "use the same seed and shares of the split"
-            )
-    return weights_digest(model)
 
 
 def training_settings(

@@ -81,7 +81,7 @@ RUN_KEYS = (
 )
 """Keys that `seawall run` measures or maps by, and that have no meaning for a training alone."""
 
-ADDED_TRAINING_KEYS = ("start", "pretraining", "robustness", "supervision", "unlabelled", "rounds")
+ADDED_TRAINING_KEYS = ("start", "adapt_bands", "pretraining", "robustness", "supervision", "unlabelled", "rounds")
 """Keys of the training that came after the first recipes; what is empty is left out of the id."""
 
 DISPLAY_KEYS = ("title", "note", "published", "examples", "scene", "sensitivity", "cost")
@@ -212,6 +212,7 @@ class Recipe(RecipeSection):
             "objective": network.objective,
             "settings": {**self.training.settings, **network.training},
             "start": "",
+            "adapt_bands": False,
             "pretraining": None,
             "rounds": None,
         }

@@ -243,6 +243,8 @@ class TrainingSection(RecipeSection):
         devices: Processes that share every batch, one per device; batch norms see each process's share only.
         start: Weights file to start from, of the same model, bands and classes; its normalization is kept. "" starts
             from random weights.
+        adapt_bands: The weights to start from are of other bands, such as optical ones for radar: the kernels of the first
+            convolution are averaged over their bands, and the normalization is that of the chips.
         pretraining: Train the encoder on one label per patch first, or the network without labels.
         unlabelled: Patches of chips without labels for each labelled one, for objectives that learn from them.
         rounds: Train in rounds, each on labels that follow from the predictions of the one before.
@@ -256,6 +258,7 @@ class TrainingSection(RecipeSection):
     balance: Literal["area", "classes"] = "area"
     devices: int = Field(1, ge=1, le=1024)
     start: str = ""
+    adapt_bands: bool = False
     pretraining: PretrainingSection | None = None
     unlabelled: int = Field(0, ge=0, le=64)
     rounds: RoundsSection | None = None
@@ -274,6 +277,8 @@ class TrainingSection(RecipeSection):
         given = [key for key, value in parts.items() if value]
         if given and self.devices > 1:
             raise ValueError(f"one process for a training with {given[0]}, got {self.devices}; set devices = 1")
+        if self.adapt_bands and not self.start:
+            raise ValueError("start beside adapt_bands, which is about its bands; name the weights, or remove it")
         if self.rounds is not None and (self.pretraining is not None or self.start):
             other = "pretraining" if self.pretraining is not None else "start"
             raise ValueError(f"no {other} beside rounds, which start their own trainings; put it into another recipe")

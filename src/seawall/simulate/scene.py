@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -151,6 +151,35 @@ def observe_s1(terrain: Terrain, bands: Sequence[str] = ("VV", "VH"), seed: int 
         image.append(np.float32(10) * np.log10(np.maximum(power, np.float32(1e-5))))
     clear = np.ones(terrain.water_share.shape, bool)
     return _sim_scene(terrain, np.stack(image).astype(np.float32), tuple(bands), "sigma0_db", clear)
+
+
+def radar_of_mask(
+    water: BoolArray, scene: str, bands: Sequence[str] = ("VV", "VH"), gsd_m: float = 10.0, seed: int = 0
+) -> FloatArray:
+    """Simulate a Sentinel-1 image in dB over a water mask (H, W): the land is that of a made-up scene.
+
+    Args:
+        water: Where there is water.
+        scene: Id of the land, the wind and the speckle.
+        bands: VV, VH or both.
+        gsd_m: Pixel size in meters.
+        seed: Seed of the experiment.
+
+    Raises:
+        UsageError: The pixel size is out of range, or there is no such band.
+
+    Example:
+        >>> image = radar_of_mask(np.arange(64 * 64).reshape(64, 64) % 64 < 32, "x")
+        >>> bool(image[0, :, :28].mean() < image[0, :, 36:].mean() - 3)
+        True
+    """
+    if not set(bands) <= {"VV", "VH"}:
+        raise UsageError(f"simulate: expected VV or VH, got {', '.join(bands)}; Sentinel-1 over land sends vertically")
+    height, width = water.shape
+    terrain = make_terrain(scene, max(16, height, width), gsd_m, seed)
+    share = np.zeros_like(terrain.water_share)
+    share[:height, :width] = water
+    return observe_s1(replace(terrain, water_share=share), bands, seed).image[:, :height, :width]
 
 
 class _Atmosphere:

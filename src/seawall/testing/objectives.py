@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from seawall.errors import UsageError
 from seawall.losses.auxiliary import TrainingLogits
 from seawall.models.blocks import Standardize
+from seawall.models.weights import spec_of
 from seawall.registry import Entry, build
 from seawall.rng import Keys
 from seawall.testing.assertions import made, quiet_random, same_batch, same_bits
 from seawall.testing.fixtures import (
     TWO_SOURCE_SPEC,
-    PixelLinear,
     ground_batch,
     linear_model,
     two_source_batch,
     two_source_model,
 )
+from seawall.training.protocols import GuidedObjective, LayeredObjective
 from seawall.types import (
     AdaptiveObjective,
     Architecture,
@@ -33,6 +34,7 @@ from seawall.types import (
     SegmentationModel,
     Setting,
     TaughtObjective,
+    wants_all_bands,
 )
 
 OBJECTIVE_SPEC = ModelSpec(("B02", "B03"), ("land", "water"), "reflectance", 10.0)
@@ -80,17 +82,19 @@ def check_unlabelled_pixels_teach(entry: Entry) -> None:
 def check_teacher_is_left_alone(entry: Entry) -> None:
     """A teacher decides the value, gets no gradient, and is not written to, even the counters of its norms."""
     objective = made(entry, Objective)
-    if not isinstance(objective, TaughtObjective):
+    if not isinstance(objective, TaughtObjective | GuidedObjective):
         return
     model, batch = _objective_inputs(entry)
     teachers = [_objective_inputs(entry)[0] for _ in range(2)]
     with torch.no_grad():
         for weight in teachers[1].parameters():
-            weight.neg_()
+            weight.sub_(0.5)  # negated, a layer and its norm would give the same features
     values = []
     for teacher in teachers:
         before = {name: value.clone() for name, value in teacher.state_dict().items()}
-        value = objective.taught_by(cast(SegmentationModel, teacher))(
+        own = cast(SegmentationModel, teacher)
+        taught = objective.taught_by(own) if isinstance(objective, TaughtObjective) else objective.guided_by(own)
+        value = taught(
             cast(SegmentationModel, model), replace(batch, valid=torch.zeros_like(batch.valid)), Keys(0, batch.chips)
         )
         torch.autograd.backward(value)
@@ -147,23 +151,26 @@ def check_auxiliary_heads_learn(entry: Entry) -> None:
     if "peers" in entry.traits:
         return
     joint = "joint" in entry.traits
-    model = _WithAuxiliaryHead(two_source_model() if joint else linear_model())
     batch = two_source_batch(4, 16) if joint else ground_batch(images=4, size=16)
+    network: nn.Module = two_source_model() if joint else linear_model()
+    if isinstance(made(entry, Objective), GuidedObjective):
+        network, batch = _objective_inputs(entry)
+    model = _WithAuxiliaryHead(network)
     _, bias = torch.autograd.grad(_value(entry, model, batch), list(model.auxiliary.parameters()))
     assert bool((bias != 0).any()), "the auxiliary head has no gradient"
 
 
 class _WithAuxiliaryHead(nn.Module):
-    """A linear model with an auxiliary head."""
+    """A network with an auxiliary head."""
 
-    def __init__(self, linear: PixelLinear) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.linear = linear
-        self.spec = self.linear.spec
+        self.network = network
+        self.spec = spec_of(network)
         self.auxiliary = nn.Conv2d(2, 2, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.linear(image)
+        logits: Tensor = self.network(image)
         return logits
 
     def training_logits(self, image: Tensor) -> TrainingLogits:
@@ -199,7 +206,8 @@ def _objective_inputs(entry: Entry) -> tuple[nn.Module, Batch]:
     for layer in model.modules():
         if isinstance(layer, Standardize):
             layer.fit(*(([-15.0, 0.3], [6.0, 0.06]) if joint else ([0.3, 0.3], [0.06, 0.06])))
-    return model, batch
+    named = wants_all_bands(made(entry, Objective))
+    return model, replace(batch, bands=spec_of(model).bands) if named else batch
 
 
 def _image_level_batch(batch: Batch) -> Batch:
@@ -213,7 +221,13 @@ def _image_level_batch(batch: Batch) -> Batch:
 
 def _value(entry: Entry, model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
     assert isinstance(model, SegmentationModel)
-    return made(entry, Objective)(model, batch, Keys(step, batch.chips))
+    objective = made(entry, Objective)
+    if isinstance(objective, GuidedObjective):
+        teacher = _objective_inputs(entry)[0]
+        objective = objective.guided_by(cast(SegmentationModel, teacher))
+    if isinstance(objective, LayeredObjective):
+        objective = objective.with_layers(objective.new_layers(model))
+    return objective(model, batch, Keys(step, batch.chips))
 
 
 def _gradients(value: Tensor, model: nn.Module) -> list[Tensor]:

@@ -55,6 +55,7 @@ from seawall.training.distributed import (
 )
 from seawall.training.launch import handle_signals
 from seawall.training.optimizer import make_optimizer
+from seawall.training.protocols import LayeredObjective
 from seawall.types import AdaptiveObjective, Batch, Objective, ScheduledObjective, TaughtObjective
 from seawall.version import code_version
 
@@ -98,7 +99,7 @@ def fit(
         model: A module with a `spec`; its `standardize` is fitted on the training pixels beforehand.
         objective: What is minimized; it gets the model itself, not a wrapper. With a schedule, it is taken at each step's progress;
             with a state (`AdaptiveObjective`), that is measured on its clock and kept in the checkpoints; with a teacher
-            (`TaughtObjective`), that is the moving average of the weights.
+            (`TaughtObjective`), that is the moving average of the weights; layers of its own (`LayeredObjective`) are trained too.
         feed: Epoch to batches, at least `steps_per_epoch * accumulate` of them and the same ones every time. A
             `SeekableFeed` starts at the first batch that a resumed epoch lacks.
         check: Validation: model in eval mode to metrics, on one process; the monitored one selects the weights. Without
@@ -166,7 +167,9 @@ class _TrainingRun:
         self.fabric, self.model, self.objective, self.training = fabric, model, objective, training
         self.folder, self.seed, self.progress, self.stopped = folder, seed, progress, stopped
         self.checkpoints = Checkpoints(folder / "checkpoints", identity)
-        self.base_optimizer = make_optimizer(model, training)
+        self.layers = objective.new_layers(model).to(fabric.device) if isinstance(objective, LayeredObjective) else None
+        self.trained = model if self.layers is None else nn.ModuleList([model, self.layers])
+        self.base_optimizer = make_optimizer(self.trained, training)
         self.optimizer = cast(Optimizer, fabric.setup_optimizers(self.base_optimizer))
         self.average = WeightAverage(model, training.ema) if training.ema else None
         self.teacher = teacher_of(objective, self.average)
@@ -179,7 +182,7 @@ class _TrainingRun:
     def begin(self, resume: bool) -> None:
         """Load the checkpoint if there is one."""
         on_rank_zero(self.fabric, lambda: self._clean_folder(resume))
-        found = self.checkpoints.load(self.model, self.base_optimizer) if resume else None
+        found = self.checkpoints.load(self.trained, self.base_optimizer) if resume else None
         if found:
             self.state = found.state
             if found.scaler:
@@ -252,7 +255,7 @@ class _TrainingRun:
         state.revision_s += time.process_time() - began
 
     def _objective_now(self) -> Objective:
-        """Return the objective of this step: under its state, at its share of the training, and with its teacher."""
+        """Return the objective of this step: under its state, at its share of the training, with its teacher and its layers."""
         objective = self.objective
         if isinstance(objective, AdaptiveObjective):
             objective = objective.given(self.state.objective)
@@ -260,6 +263,8 @@ class _TrainingRun:
             objective = objective.at(self.step / self.training.steps)
         if self.teacher is not None and isinstance(objective, TaughtObjective):
             objective = objective.taught_by(self.teacher)
+        if self.layers is not None and isinstance(objective, LayeredObjective):
+            objective = objective.with_layers(self.layers)
         return objective
 
     def take_step(self, batches: Sequence[Batch]) -> None:
@@ -279,13 +284,13 @@ class _TrainingRun:
                 total += self._backward(objective, batch, share)
         except Exception as bad:
             self._fail(bad)
-        summed, failed = all_reduce_gradients(fabric, self.model, total, self.failure is not None)
+        summed, failed = all_reduce_gradients(fabric, self.trained, total, self.failure is not None)
         self._raise_if(failed)
         value = float(summed)
         if not math.isfinite(value):
             raise self._diverged(f"loss {value}")
         if self.training.clip:
-            fabric.clip_gradients(self.model, self.optimizer, max_norm=self.training.clip, error_if_nonfinite=False)
+            fabric.clip_gradients(self.trained, self.optimizer, max_norm=self.training.clip, error_if_nonfinite=False)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(step)
@@ -441,12 +446,12 @@ class _TrainingRun:
     def _save(self) -> None:
         scaler = self.fabric.strategy.precision.state_dict()
         average = {} if self.average is None else self.average.tensors
-        self.checkpoints.save(self.state, self.model, self.base_optimizer, scaler, average)
+        self.checkpoints.save(self.state, self.trained, self.base_optimizer, scaler, average)
         self.saved_s = time.monotonic()
 
     def _check_weights(self) -> None:
         try:
-            check_finite(state_of(self.model), "weights")
+            check_finite(state_of(self.trained), "weights")
         except ModelError as bad:
             raise self._diverged(str(bad)) from bad
 

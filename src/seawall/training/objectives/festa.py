@@ -8,12 +8,11 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from seawall.errors import ModelError, UsageError
 from seawall.losses.auxiliary import training_logits
 from seawall.losses.segmentation import CrossEntropyLoss, LossField
-from seawall.modules import features_stride, kept_features
+from seawall.modules import features_stride, kept_features, seen_features
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
@@ -109,20 +108,6 @@ class Festa:
         if self.gamma:
             total = total + self.gamma * cosines(mine, pixels[least_similar_pixel(pixels, seen, at)])
         return total
-
-
-def seen_features(features: Tensor, seen: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Return features without the cells of the padding, and which cells (B, h, w) see nothing but seen pixels.
-
-    Args:
-        features: (B, D, h, w) on the grid of the padded image.
-        seen: (B, H, W).
-        stride: Rows and columns of the image per cell.
-    """
-    rows, cols = (-(-side // stride) for side in seen.shape[1:])
-    more = (0, cols * stride - seen.shape[2], 0, rows * stride - seen.shape[1])
-    unseen = functional.pad((~seen).float()[:, None], more)
-    return features[..., :rows, :cols], functional.max_pool2d(unseen, stride)[:, 0] == 0
 
 
 def sampled_pixels(seen: Tensor, share: float, keys: Keys, image: int) -> Tensor:

@@ -14,6 +14,7 @@ from seawall import registry
 from seawall.errors import UsageError
 from seawall.rng import Keys
 from seawall.training.objectives.adversarial import AttackParameter
+from seawall.training.protocols import GuidedObjective
 from seawall.types import (
     AdaptiveObjective,
     Batch,
@@ -36,7 +37,7 @@ class WrappingObjective(ABC):
 
     Raises:
         UsageError: The inner objective is unknown, measures the network while training (`AdaptiveObjective`), or has a teacher
-            (`TaughtObjective`).
+            (`TaughtObjective`, `GuidedObjective`).
     """
 
     objective: str = "supervised"
@@ -47,7 +48,7 @@ class WrappingObjective(ABC):
             raise UsageError(
                 f"objective: expected one that does not measure the network, got {self.objective!r} within another; make it the outer one"
             )
-        if isinstance(self.inner, TaughtObjective):
+        if isinstance(self.inner, TaughtObjective | GuidedObjective):
             raise UsageError(
                 f"objective: expected one without a teacher, got {self.objective!r} within another; it changes images itself"
             )
