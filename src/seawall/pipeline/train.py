@@ -15,8 +15,8 @@ from seawall.recipe.sections import MethodSection
 from seawall.result import Failed, MutableRow, Progress
 from seawall.types import FittedModel
 
-LOSS = "ce + dice"
-TRAINING: Mapping[str, object] = {
+SUPERVISED_LOSS = "ce + dice"
+FIXED_LENGTH: Mapping[str, object] = {
     "epochs": 20,
     "steps_per_epoch": 50,
     "patch": 64,
@@ -51,9 +51,9 @@ def train_chips(
         resume: Continue from the checkpoint in the folder.
         progress: Called as the work goes on.
     """
-    supervised = {"name": "supervised", "settings": {"loss": LOSS}}
+    supervised = {"name": "supervised", "settings": {"loss": SUPERVISED_LOSS}}
     tree: dict[str, Any] = {"name": "train", "seed": seed, "model": {"name": model}}
-    tree["training"] = {"objective": supervised, "settings": dict(TRAINING)}
+    tree["training"] = {"objective": supervised, "settings": dict(FIXED_LENGTH)}
     change_recipe(tree, changes)  # a wrong change is found before the chips are opened
     folder = ChipFolder.open(chips)
     if isinstance(untrained_model(MethodSection(name=model), folder), FittedModel):
