@@ -21,7 +21,7 @@ from seawall.errors import DataError, ModelError, StoppedError, UsageError
 from seawall.losses.segmentation import CrossEntropyLoss
 from seawall.models.band_adaptation import adapt_bands, band_layers
 from seawall.models.encoder_levels import encoder_levels, kept_levels, level_channels
-from seawall.models.weights import load_model, save_model, set_split
+from seawall.models.weights import load_model, save_model, set_split, unpack_safetensors
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.other_weights import check_held_out, guided
 from seawall.pipeline.training import train_network
@@ -218,6 +218,9 @@ def test_a_stopped_distillation_goes_on_to_the_same_bits_and_its_layers_stay_out
     whole, cut = (tmp_path / name / "model.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
     assert load_model(whole).state_dict().keys() == network(RADAR).state_dict().keys()
+    kept = unpack_safetensors(max((tmp_path / "whole/checkpoints").glob("*.safetensors")))[0]
+    first = objective.new_layers(network(RADAR)).state_dict()
+    assert all(not torch.equal(kept[f"model.1.{name}"], weight) for name, weight in first.items()), "it is trained"
     frozen = fit(network(RADAR, 1), replace(objective, alignments=None, method=replace(objective.method, weight=0.0)),
                  feed, None, training, tmp_path / "other")  # fmt: skip
     assert frozen.weights.read_bytes() != whole.read_bytes()
