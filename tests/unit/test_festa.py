@@ -18,6 +18,7 @@ from seawall.training.objectives.supervised import Supervised
 from seawall.types import Batch, FittedModel, ModelSpec
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
+RADAR = ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0)
 ALL = {"share": 1.0}
 ONLY_FEATURES = {"beta": 0.0, "gamma": 0.0, **ALL}
 ONLY_NEIGHBORS = {"alpha": 0.0, "gamma": 0.0, **ALL}
@@ -145,7 +146,7 @@ def test_cells_with_an_unseen_pixel_are_left_out_and_those_of_the_padding_cut_of
 @pytest.mark.parametrize(("name", "settings"), NETWORKS, ids=[f"{name} {len(settings)}" for name, settings in NETWORKS])
 def test_every_network_has_features(name: str, settings: dict[str, object]) -> None:
     torch.manual_seed(0)
-    model = build("model", name, settings)(SPEC)
+    model = build("model", name, settings)(RADAR if name.startswith("ratio-") else SPEC)
     if isinstance(model, FittedModel) or not any(weight.requires_grad for weight in model.parameters()):
         pytest.skip("has no weights that are trained")
     batch = ground_batch(images=2, size=70)

@@ -298,7 +298,7 @@ def test_recipes_that_cannot_be_are_refused() -> None:
     ):
         with pytest.raises((RecipeError, UsageError), match=says):
             make_recipe({"name": "x", "training": training})
-    with pytest.raises(RecipeError, match="expected an objective that learns without labels, got 'supervised'; choose one of festa, fixmatch, mean-teacher"):  # fmt: skip
+    with pytest.raises(RecipeError, match="expected an objective that learns without labels, got 'supervised'; choose one of distillation, festa, fixmatch"):  # fmt: skip
         validate_recipe(make_recipe({"name": "x", "training": {"unlabelled": 1}}))
     with pytest.raises(UsageError, match=r"unet\+\+\+"):
         rounds = {"name": "paul-ganju", "settings": {"beside": "unet+++"}}

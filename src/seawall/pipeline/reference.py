@@ -76,9 +76,7 @@ def hardening_facts(run: RunContext) -> dict[str, object]:
     return {
         "before": REFERENCE,
         "after": hardened,
-        "cpu_minutes": {
-            name: _cpu_minutes(_history(folder / PRETRAINING) + _history(folder)) for name, folder in folders.items()
-        },
+        "cpu_minutes": {name: _training_minutes(folder) for name, folder in folders.items()},
         "overfitting_epochs": [row["epoch"] for row in rows if row.get(OVERFITTING)],
         "kept_epoch": kept[0]["epoch"] if kept else None,
     }
@@ -94,6 +92,11 @@ def training_minutes(run: RunContext, name: str) -> float | None:
     bill = folder / FIT_BILL
     if bill.exists():
         return float(json.loads(bill.read_text(encoding="utf-8"))["cpu_seconds"]) / 60
+    return _training_minutes(folder)
+
+
+def _training_minutes(folder: Path) -> float | None:
+    """Return the CPU-minutes of a training and of its pre-training; None where a history does not have them."""
     return _cpu_minutes(_history(folder / PRETRAINING) + _history(folder))
 
 
