@@ -1,6 +1,5 @@
 """Augmentations as objectives: what is drawn, what stays, what labels do, and that a resume keeps the plan."""
 
-import os
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -246,7 +245,7 @@ def test_a_resumed_training_keeps_the_plan_to_the_bit(tmp_path: Path) -> None:
         for index, batch in enumerate(feed(epoch)):
             if (epoch, index) == (1, 1) and not (tmp_path / "cut/stopped").exists():
                 (tmp_path / "cut/stopped").touch()
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
             yield batch
 
     with pytest.raises(StoppedError):

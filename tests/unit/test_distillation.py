@@ -1,7 +1,6 @@
 """SAR helped by optical: closed forms of each term, what the gradient reaches, exact resume, and what is refused."""
 
 import math
-import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -207,7 +206,7 @@ def test_a_stopped_distillation_goes_on_to_the_same_bits_and_its_layers_stay_out
     def stopping(epoch: int) -> Iterator[Batch]:
         for index, batch in enumerate(feed(epoch)):
             if (epoch, index) == (1, 2):
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
             yield batch
 
     training = replace(QUICK, ema=0.9)

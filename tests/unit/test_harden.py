@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import shutil
 import signal
 import time
@@ -225,7 +224,7 @@ def test_the_cpu_time_of_a_stopped_epoch_is_kept(tmp_path: Path) -> None:
                 end = time.process_time() + 0.5
                 while time.process_time() < end:
                     pass
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
             yield batch
 
     with pytest.raises(StoppedError):

@@ -1,6 +1,5 @@
 """Hardening: drawn threats, single steps, TRADES, GradAlign, weight averages, the watch over overfitting, pre-training."""
 
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -273,7 +272,7 @@ def test_a_stopped_training_with_average_and_schedule_goes_on_to_the_same_bits(t
     def stopping(epoch: int):
         for index, batch in enumerate(toy(epoch)):
             if (epoch, index) == (1, 2):
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
             yield batch
 
     with pytest.raises(StoppedError):

@@ -1,7 +1,6 @@
 """Learning from chips without labels: teachers, views, pseudo-labels and the guard against one class."""
 
 import math
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +78,7 @@ def test_a_killed_training_with_a_teacher_goes_on_to_the_same_bits(tmp_path: Pat
     def stopping(epoch: int):
         for index, batch in enumerate(toy(epoch)):
             if (epoch, index) == (1, 2) and not asked:
-                asked.append(os.kill(os.getpid(), signal.SIGTERM))
+                asked.append(signal.raise_signal(signal.SIGTERM))
             yield batch
 
     with pytest.raises(StoppedError):
