@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from _thread import interrupt_main
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_a_stop_reaches_every_process(module: str, tmp_path: Path) -> None:
     def stop() -> None:
         while not all(path.exists() for path in ready):
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        interrupt_main(signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
     before = signal.getsignal(signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""kill -9 while training: everything visible is whole, and the resumed run ends with the same bits.
+"""kill -9 and the signals that ask to stop: everything visible is whole, and the resumed run ends with the same bits.
 
-Run as a script, this file is the victim's harness: it forks children that are killed at chosen points
-(the n-th batch, fsync or rename of a run) or at random times, and trains on until one ends by itself.
+Run as a script, this file is the victim's harness: it forks children that are killed or asked to stop at chosen points
+(the n-th batch, fsync or rename of a run) or killed at random times, and trains on until one ends by itself.
 """
 
 import json
@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 
-def victim(folder: Path, kind: str, count: int) -> None:
-    """Train in this process; die at the count-th call of `kind`."""
+def victim(folder: Path, kind: str, count: int, number: int = signal.SIGKILL) -> None:
+    """Train in this process; send it a signal at the count-th call of `kind`."""
     import torch
 
     from seawall.models.unet import UNet
@@ -32,7 +32,7 @@ def victim(folder: Path, kind: str, count: int) -> None:
         if name == kind:
             left[0] -= 1
             if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     def deadly(name: str):
         real = getattr(os, name)
@@ -67,23 +67,28 @@ def victim(folder: Path, kind: str, count: int) -> None:
     fit(model, Supervised(), feed, check, training, folder, device="cpu")
 
 
-def attempt(folder: Path, kind: str, count: int, seconds: float = 0.0) -> bool:
+def attempt(folder: Path, kind: str, count: int, seconds: float = 0.0, number: int = signal.SIGKILL) -> bool:
     """Fork a victim and return whether it ended by itself."""
+    from seawall.errors import StoppedError
+
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            victim(folder, kind, count)
+            victim(folder, kind, count, number)
             status = 0
+        except StoppedError as stopped:
+            status = stopped.exit_code
         finally:
             os._exit(status)
     if seconds:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+    asked = number != signal.SIGKILL and os.waitstatus_to_exitcode(status) == StoppedError.exit_code
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status) and not asked:
         raise SystemExit(f"the victim failed instead of dying at {kind} {count}")
-    return os.WIFEXITED(status)
+    return os.WIFEXITED(status) and not asked
 
 
 def look(folder: Path) -> None:
@@ -104,19 +109,22 @@ def harness(home: Path, timed: int) -> None:
     usual = time.monotonic() - began
     want = (home / "whole" / "model.safetensors").read_bytes()
     plans = [
-        (kind, count, 0.0) for kind in ("batch", "fsync", "replace", "after replace") for count in (1, 2, 5, 7, 11)
+        (kind, count, 0.0, signal.SIGKILL)
+        for kind in ("batch", "fsync", "replace", "after replace")
+        for count in (1, 2, 5, 7, 11)
     ]
+    plans += [("batch", count, 0.0, number) for number in (signal.SIGINT, signal.SIGTERM) for count in (1, 6, 12)]
     draw = random.Random(0)
-    plans += [("never", 0, draw.uniform(0.02, usual)) for _ in range(timed)]
+    plans += [("never", 0, draw.uniform(0.02, usual), signal.SIGKILL) for _ in range(timed)]
     deaths = 0
-    for number, (kind, count, seconds) in enumerate(plans):
-        folder = home / str(number)
+    for turn, (kind, count, seconds, number) in enumerate(plans):
+        folder = home / str(turn)
         for _ in range(3):
-            deaths += not attempt(folder, kind, count, seconds)
+            deaths += not attempt(folder, kind, count, seconds, number)
             look(folder)
         assert attempt(folder, "never", 0)
         look(folder)
-        assert (folder / "model.safetensors").read_bytes() == want, (kind, count, seconds)
+        assert (folder / "model.safetensors").read_bytes() == want, (kind, count, seconds, number)
         rows = [[{**row, "seconds": 0, "cpu_seconds": 0} for row in read(path)] for path in (folder, home / "whole")]
         assert rows[0] == rows[1]
         assert not list(folder.rglob("*.part"))

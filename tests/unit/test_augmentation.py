@@ -1,6 +1,7 @@
 """Augmentations as objectives: what is drawn, what stays, what labels do, and that a resume keeps the plan."""
 
 import signal
+from _thread import interrupt_main
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -245,7 +246,7 @@ def test_a_resumed_training_keeps_the_plan_to_the_bit(tmp_path: Path) -> None:
         for index, batch in enumerate(feed(epoch)):
             if (epoch, index) == (1, 1) and not (tmp_path / "cut/stopped").exists():
                 (tmp_path / "cut/stopped").touch()
-                signal.raise_signal(signal.SIGTERM)
+                interrupt_main(signal.SIGTERM)
             yield batch
 
     with pytest.raises(StoppedError):

@@ -2,6 +2,7 @@
 
 import math
 import signal
+from _thread import interrupt_main
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_a_stopped_distillation_goes_on_to_the_same_bits_and_its_layers_stay_out
     def stopping(epoch: int) -> Iterator[Batch]:
         for index, batch in enumerate(feed(epoch)):
             if (epoch, index) == (1, 2):
-                signal.raise_signal(signal.SIGTERM)
+                interrupt_main(signal.SIGTERM)
             yield batch
 
     training = replace(QUICK, ema=0.9)

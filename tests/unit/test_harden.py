@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import time
+from _thread import interrupt_main
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def test_the_cpu_time_of_a_stopped_epoch_is_kept(tmp_path: Path) -> None:
                 end = time.process_time() + 0.5
                 while time.process_time() < end:
                     pass
-                signal.raise_signal(signal.SIGTERM)
+                interrupt_main(signal.SIGTERM)
             yield batch
 
     with pytest.raises(StoppedError):

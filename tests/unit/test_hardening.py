@@ -1,6 +1,7 @@
 """Hardening: drawn threats, single steps, TRADES, GradAlign, weight averages, the watch over overfitting, pre-training."""
 
 import signal
+from _thread import interrupt_main
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,7 +273,7 @@ def test_a_stopped_training_with_average_and_schedule_goes_on_to_the_same_bits(t
     def stopping(epoch: int):
         for index, batch in enumerate(toy(epoch)):
             if (epoch, index) == (1, 2):
-                signal.raise_signal(signal.SIGTERM)
+                interrupt_main(signal.SIGTERM)
             yield batch
 
     with pytest.raises(StoppedError):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from _thread import interrupt_main
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, norm: str, 
     def stopping(epoch: int):
         for index, batch in enumerate(toy(epoch)):
             if (epoch, index) in {(1, 2)}:
-                signal.raise_signal(signal.SIGTERM)
+                interrupt_main(signal.SIGTERM)
             yield batch
 
     before = signal.getsignal(signal.SIGTERM)
@@ -503,7 +504,7 @@ def test_a_stop_that_comes_last_is_not_swallowed(tmp_path: Path, monkeypatch: py
     fit(make(), QUIET, toy, accuracy, QUICK, tmp_path / "whole")
 
     def stop() -> None:
-        signal.raise_signal(signal.SIGINT)
+        interrupt_main(signal.SIGINT)
 
     def feed(epoch: int):
         for index, batch in enumerate(toy(epoch)):
@@ -576,7 +577,7 @@ class Seekable:
         self.asked.append((epoch, batch))
         for index, made in list(enumerate(toy(epoch, 8)))[batch:]:
             if (epoch, index) == self.stop_at:
-                signal.raise_signal(signal.SIGTERM)
+                interrupt_main(signal.SIGTERM)
             yield made
 
 

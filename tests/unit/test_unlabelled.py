@@ -2,6 +2,7 @@
 
 import math
 import signal
+from _thread import interrupt_main
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_a_killed_training_with_a_teacher_goes_on_to_the_same_bits(tmp_path: Pat
     def stopping(epoch: int):
         for index, batch in enumerate(toy(epoch)):
             if (epoch, index) == (1, 2) and not asked:
-                asked.append(signal.raise_signal(signal.SIGTERM))
+                asked.append(interrupt_main(signal.SIGTERM))
             yield batch
 
     with pytest.raises(StoppedError):
