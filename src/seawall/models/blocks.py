@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
@@ -89,6 +90,20 @@ def double_conv(inside: int, outside: int, norm: Norm, dropout: float = 0.0, dil
 def upsample(x: Tensor, factor: int) -> Tensor:
     """Return features or logits at a larger size, by bilinear interpolation."""
     return functional.interpolate(x, scale_factor=factor, mode="bilinear")
+
+
+class FurtherBands(nn.Module, ABC):
+    """Bands that are computed from an image in data units; a network sees them beside the standardized ones."""
+
+    @abstractmethod
+    def count(self, bands: int) -> int:
+        """Return how many there are of an image with that many bands."""
+
+
+def bands_seen(spec: ModelSpec, features: FurtherBands | None) -> int:
+    """Return how many bands the layers of a network see: those of the image and further ones."""
+    bands = len(spec.bands)
+    return bands if features is None else bands + features.count(bands)
 
 
 class Segmenter(nn.Module):

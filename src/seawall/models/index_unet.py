@@ -7,10 +7,10 @@ from itertools import combinations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seawall.errors import ModelError, UsageError
-from seawall.models.blocks import Segmenter
+from seawall.models.blocks import FurtherBands
 from seawall.models.unet import UNet
 from seawall.registry import register
 from seawall.types import ModelSpec
@@ -39,23 +39,16 @@ class IndexUNet(UNet):
                 f"{self.name}.floor: expected a reflectance in [0.001, 10], got {self.floor}; 0.1 is common"
             )
 
-    def __call__(self, spec: ModelSpec) -> Segmenter:
+    def features(self, spec: ModelSpec) -> NormalizedDifferences:
+        """Return what computes the normalized differences."""
         if spec.unit not in ("reflectance", "stretched") or len(spec.bands) < 2:
             raise ModelError(
                 f"{self.name}: expected at least two optical bands, got {', '.join(spec.bands)} in {spec.unit}; use unet"
             )
-        return super().__call__(spec)
-
-    def layers(self, bands: int, classes: int) -> nn.Module:
-        """Return the layers, which see the bands and one more per pair of them."""
-        return super().layers(bands + bands * (bands - 1) // 2, classes)
-
-    def features(self) -> nn.Module:
-        """Return what computes the normalized differences."""
         return NormalizedDifferences(self.floor)
 
 
-class NormalizedDifferences(nn.Module):
+class NormalizedDifferences(FurtherBands):
     """The normalized difference of every pair of bands, with a floor under the denominator.
 
     Args:
@@ -65,6 +58,10 @@ class NormalizedDifferences(nn.Module):
     def __init__(self, floor: float) -> None:
         super().__init__()
         self.floor = floor
+
+    def count(self, bands: int) -> int:
+        """Return the number of pairs."""
+        return bands * (bands - 1) // 2
 
     def forward(self, image: Tensor) -> Tensor:
         """Return (B, C * (C - 1) / 2, H, W), each in (-1, 1); values below 0 count as 0."""

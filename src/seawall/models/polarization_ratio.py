@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seawall.decibels import to_power
 from seawall.errors import ModelError
-from seawall.models.blocks import Segmenter
-from seawall.models.encoders import Encoder
+from seawall.models.blocks import FurtherBands
 from seawall.models.unet import UNet
 from seawall.models.unet_plus_plus import UNetPlusPlus
 from seawall.registry import register
@@ -35,15 +34,9 @@ class RatioUNet(UNet):
 
     name: ClassVar[str] = "ratio-unet"
 
-    def __call__(self, spec: ModelSpec) -> Segmenter:
-        check_polarizations(self.name, spec)
-        network = super().__call__(spec)
-        network.features = PolarizationRatio(spec)
-        return network
-
-    def layers(self, bands: int, classes: int) -> nn.Module:
-        """Return the layers, which see one band more."""
-        return super().layers(bands + 1, classes)
+    def features(self, spec: ModelSpec) -> PolarizationRatio:
+        """Return what computes the ratio."""
+        return ratio_of(self.name, spec)
 
 
 @register(
@@ -63,28 +56,23 @@ class RatioUNetPlusPlus(UNetPlusPlus):
 
     name: ClassVar[str] = "ratio-unet++"
 
-    def __call__(self, spec: ModelSpec) -> Segmenter:
-        check_polarizations(self.name, spec)
-        network = super().__call__(spec)
-        network.features = PolarizationRatio(spec)
-        return network
-
-    def layers(self, bands: int, classes: int) -> tuple[Encoder, nn.Module]:
-        """Return the encoder and the layers, which see one band more."""
-        return super().layers(bands + 1, classes)
+    def features(self, spec: ModelSpec) -> PolarizationRatio:
+        """Return what computes the ratio."""
+        return ratio_of(self.name, spec)
 
 
-def check_polarizations(name: str, spec: ModelSpec) -> None:
-    """Check that a specification has both polarizations of a radar image.
+def ratio_of(name: str, spec: ModelSpec) -> PolarizationRatio:
+    """Return what computes the ratio for a model.
 
     Raises:
-        ModelError: It has not.
+        ModelError: Its image lacks one of the polarizations.
     """
     if not {"VV", "VH"} <= set(spec.bands):
         raise ModelError(f"{name}: expected the bands VV and VH, got {', '.join(spec.bands)}; use unet")
+    return PolarizationRatio(spec)
 
 
-class PolarizationRatio(nn.Module):
+class PolarizationRatio(FurtherBands):
     """1 - clip(VH / VV, 0, 1) as a band (B, 1, H, W).
 
     Args:
@@ -95,6 +83,10 @@ class PolarizationRatio(nn.Module):
         super().__init__()
         self.at = spec.bands.index("VV"), spec.bands.index("VH")
         self.unit = single_unit(spec.unit, "polarization ratio")
+
+    def count(self, bands: int) -> int:
+        """Return 1."""
+        return 1
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the band."""

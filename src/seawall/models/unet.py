@@ -9,7 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from seawall.models.blocks import Norm, Segmenter, check_bands_and_classes, double_conv, settings_of
+from seawall.models.blocks import (
+    FurtherBands,
+    Norm,
+    Segmenter,
+    bands_seen,
+    check_bands_and_classes,
+    double_conv,
+    settings_of,
+)
 from seawall.models.cell_window import receptive_radius
 from seawall.models.encoders import OWN_DEPTH, OWN_WIDTH, Encoder, EncoderName, check_encoder, make_encoder
 from seawall.registry import register
@@ -59,15 +67,20 @@ class UNet:
         if self.encoder == "plain":  # files and unfinished trainings of plain U-Nets are from before there was a choice
             settings.pop("encoder")
         spec = replace(spec, architecture=self.name, settings=settings_of(settings))
-        layers = self.layers(len(spec.bands), len(spec.classes))
-        return Segmenter(spec, layers, 2**self.depth, receptive_radius(layers), self.features())
+        features = self.features(spec)
+        layers = self.layers(bands_seen(spec, features), len(spec.classes))
+        return Segmenter(spec, layers, 2**self.depth, receptive_radius(layers), features)
 
     def layers(self, bands: int, classes: int) -> nn.Module:
         """Return the layers between the standardized image and the logits."""
         return unet_layers(bands, classes, self)
 
-    def features(self) -> nn.Module | None:
-        """Return what computes further bands from the image, which the layers see beside it; None where nothing does."""
+    def features(self, spec: ModelSpec) -> FurtherBands | None:
+        """Return what computes further bands from the image, which the layers see beside it; None where nothing does.
+
+        Raises:
+            ModelError: The image lacks what they are computed from.
+        """
         return None
 
 

@@ -11,7 +11,16 @@ from torch.nn import functional
 
 from seawall.errors import UsageError
 from seawall.losses.auxiliary import TrainingLogits
-from seawall.models.blocks import Norm, Segmenter, check_auxiliary, check_bands_and_classes, double_conv, settings_of
+from seawall.models.blocks import (
+    FurtherBands,
+    Norm,
+    Segmenter,
+    bands_seen,
+    check_auxiliary,
+    check_bands_and_classes,
+    double_conv,
+    settings_of,
+)
 from seawall.models.cell_window import receptive_radius
 from seawall.models.encoders import OWN_DEPTH, OWN_WIDTH, Encoder, EncoderName, check_encoder, make_encoder
 from seawall.models.unet import decoder_width
@@ -62,14 +71,19 @@ class UNetPlusPlus:
     def __call__(self, spec: ModelSpec) -> Segmenter:
         check_bands_and_classes(self.name, spec)
         spec = replace(spec, architecture=self.name, settings=settings_of(asdict(self)))
-        encoder, layers = self.layers(len(spec.bands), len(spec.classes))
-        return Segmenter(spec, layers, encoder.strides[-1], receptive_radius(layers))
+        features = self.features(spec)
+        encoder, layers = self.layers(bands_seen(spec, features), len(spec.classes))
+        return Segmenter(spec, layers, encoder.strides[-1], receptive_radius(layers), features)
 
     def layers(self, bands: int, classes: int) -> tuple[Encoder, nn.Module]:
         """Return the encoder, and the layers between the standardized image and the logits."""
         encoder = make_encoder(self.encoder, bands, self.norm, width=self.width, depth=self.depth)
         make = DeeplySupervisedLayers if self.auxiliary else UNetPlusPlusLayers
         return encoder, make(encoder, classes, self)
+
+    def features(self, spec: ModelSpec) -> FurtherBands | None:
+        """Return what computes further bands from the image, as of "unet"."""
+        return None
 
 
 class UNetPlusPlusLayers(nn.Module):
