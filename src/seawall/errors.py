@@ -107,15 +107,23 @@ def first_error(bad: ValidationError, where: str = "", *, known: Iterable[str] =
     return f"{finding}; {advice}" if advice else finding
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint with the closest known name, or with all known names.
+def did_you_mean(name: str, known: Iterable[str], most: int | None = None) -> str:
+    """Return a hint with the closest known name, or with the known names.
+
+    Args:
+        name: The unknown name.
+        known: The known ones.
+        most: How many of them are listed, at most; None lists all.
 
     Example:
         >>> did_you_mean("pdg", ["pgd", "fgsm"])
         "did you mean 'pgd'?"
         >>> did_you_mean("x", ["pgd", "fgsm"])
         'known: fgsm, pgd'
+        >>> did_you_mean("x", ["pgd", "fgsm", "apgd"], most=2)
+        'known: apgd, fgsm and 1 more'
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
+    more = "" if most is None or len(names) <= most else f" and {len(names) - most} more"
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names[:most])}{more}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -68,14 +68,10 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def running_statistics(model: nn.Module) -> Iterator[None]:
     """Let batch norms normalize by their running statistics, as in evaluation, and leave those as they are; gradients pass."""
-    norms = [(norm, norm.training) for norm in batch_norms(model)]
-    try:
-        for norm, _ in norms:
-            norm.eval()
+    with ExitStack() as held:
+        for norm in batch_norms(model):
+            held.enter_context(eval_mode(norm))
         yield
-    finally:
-        for module, mode in norms:
-            module.training = mode
 
 
 @contextmanager
@@ -119,7 +115,7 @@ def named_layer(model: nn.Module, name: str) -> nn.Module:
     """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     if name not in modules:
-        raise UsageError(f"layer: unknown name {name!r}; {did_you_mean(name, modules)}")
+        raise UsageError(f"layer: unknown name {name!r}; {did_you_mean(name, filter(None, modules), most=8)}")
     return modules[name]
 
 

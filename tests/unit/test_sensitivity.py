@@ -170,7 +170,7 @@ def test_features_may_come_from_elsewhere() -> None:
     assert probe.point(parse_corruption("haze", CONTEXT), 1.0).distance > 0
     named = SensitivityProbe(other, [batch], 0, layer="network.down.0")
     assert named.features == "network.down.0 of the model itself"
-    with pytest.raises(UsageError, match="unknown name"):
+    with pytest.raises(UsageError, match=r"unknown name .nowhere.; known: (\S+, ){7}\S+ and \d+ more$"):
         SensitivityProbe(other, [batch], 0, layer="nowhere")
     with pytest.raises(DataError, match="feature maps before its logits"):
         SensitivityProbe(linear_model(), [batch], 0)

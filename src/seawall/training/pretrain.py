@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -125,10 +125,32 @@ def pretrain_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = PatchClassifier(network)
-    training = replace(training, monitor=training.monitor or "loss")
-    history = fit(
-        classifier, objective, feed, None, training, folder, device=device, seed=seed, resume=resume, progress=progress,
+    return fit_other_task(
+        classifier, objective, feed, training, folder, device=device, seed=seed, resume=resume, progress=progress,
         context={"patches": f"class {feed.klass} above {feed.share:g}"},
     )  # fmt: skip
-    load_model(history.weights, into=classifier)
+
+
+def fit_other_task(
+    network: nn.Module,
+    objective: Objective,
+    feed: Feed,
+    training: Training,
+    folder: Path | str,
+    *,
+    seed: int,
+    device: str,
+    resume: bool,
+    progress: StageProgress | None,
+    context: Mapping[str, str],
+) -> History:
+    """Train a network without validation, by its loss if nothing else is monitored; afterwards it has the weights that are kept.
+
+    All as of `fit`.
+    """
+    training = replace(training, monitor=training.monitor or "loss")
+    history = fit(
+        network, objective, feed, None, training, folder, device=device, seed=seed, resume=resume, progress=progress, context=context
+    )  # fmt: skip
+    load_model(history.weights, into=network)
     return history

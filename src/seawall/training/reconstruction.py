@@ -14,12 +14,13 @@ from seawall import registry
 from seawall.errors import ModelError
 from seawall.losses.segmentation import masked_mean
 from seawall.models.blocks import Standardize
-from seawall.models.weights import load_model, spec_of
+from seawall.models.weights import spec_of
 from seawall.result import StageProgress
 from seawall.rng import Keys
 from seawall.training.checkpoint import History
 from seawall.training.configuration import Masking, Training
-from seawall.training.loop import Feed, fit
+from seawall.training.loop import Feed
+from seawall.training.pretrain import fit_other_task
 from seawall.types import Batch, SegmentationModel
 
 UNUSED_OUTPUT = "unused"
@@ -101,12 +102,10 @@ def pretrain_network(
     """
     twin = reconstructing_network(network, seed)
     share_weights(network, twin)
-    training = replace(training, monitor=training.monitor or "loss")
-    history = fit(
-        twin, MaskedReconstruction(masking), feed, None, training, folder, device=device, seed=seed, resume=resume, progress=progress,
+    history = fit_other_task(
+        twin, MaskedReconstruction(masking), feed, training, folder, device=device, seed=seed, resume=resume, progress=progress,
         context={"task": "reconstruction", **(context or {})},
     )  # fmt: skip
-    load_model(history.weights, into=twin)
     share_weights(twin, network)
     return history
 

@@ -21,16 +21,14 @@ from seawall.modules import features_stride, seen_features
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.training.objectives.mean_teacher import teacher_logits
+from seawall.training.objectives.teacher_file import GUIDE, TeacherFile
 from seawall.types import Batch, SegmentationModel
-
-GUIDE = "teacher.safetensors"
-"""Weights file of the teacher in the settings of the contract, which hands a network over instead of reading it."""
 
 
 @register("objective", "distillation", paper="arXiv:2210.08988", smoke={"teacher": GUIDE}, traits=("unlabelled",))
 @final
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(TeacherFile):
     """The loss on labels, plus how far features and predictions are from those of a teacher on the same patch.
 
     The teacher is a trained network of other bands, such as an optical one beside a radar student, which is used without it. At
@@ -49,12 +47,11 @@ class Distillation:
     no released code and its weights are not published; the alignment is one convolution per level.
     """
 
-    teacher: str
     weight: float = 1.0
     kd_weight: float = 1.0
     temperature: float = 2.0
     loss: LossField = field(default_factory=CrossEntropyLoss)
-    all_bands: ClassVar[bool] = True
+    name: ClassVar[str] = "distillation"
     paired: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -67,11 +64,6 @@ class Distillation:
             raise UsageError(
                 f"distillation.temperature: expected a number above 0, got {self.temperature}; 2 is common"
             )
-
-    def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
-        raise UsageError(
-            f"distillation: expected the network of {self.teacher}, got its name; call guided_by(load_model(path)) first"
-        )
 
     def guided_by(self, teacher: SegmentationModel) -> GuidedDistillation:
         """Return the objective with its teacher."""

@@ -17,9 +17,9 @@ from seawall.models.weights import weights_digest
 from seawall.modules import features_stride, seen_features
 from seawall.registry import preset, register
 from seawall.rng import Keys
-from seawall.training.objectives.distillation import GUIDE
 from seawall.training.objectives.festa import sampled_pixels
 from seawall.training.objectives.mean_teacher import teacher_logits
+from seawall.training.objectives.teacher_file import GUIDE, TeacherFile
 from seawall.types import Batch, SegmentationModel
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -29,7 +29,7 @@ BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 @register("objective", "moment-matching", paper="arXiv:1607.01719", smoke={"teacher": GUIDE}, traits=("unlabelled",))
 @final
 @dataclass(frozen=True)
-class MomentMatching:
+class MomentMatching(TeacherFile):
     """The loss on labels, plus how far the features of all patches are, as a set, from those of a trained network of other bands.
 
     The features are those of the coarsest level of both encoders, in cells of which every pixel is seen. The two sets need not
@@ -48,12 +48,11 @@ class MomentMatching:
     the source domain is trained already and stays as it is, for its input has other bands.
     """
 
-    teacher: str
     distance: Literal["coral", "mmd"] = "coral"
     weight: float = 1.0
     cells: int = 64
     loss: LossField = field(default_factory=CrossEntropyLoss)
-    all_bands: ClassVar[bool] = True
+    name: ClassVar[str] = "moment-matching"
     paired: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -61,11 +60,6 @@ class MomentMatching:
             raise UsageError(f"moment-matching.weight: expected a weight above 0, got {self.weight}; 1 is common")
         if self.cells < 2:
             raise UsageError(f"moment-matching.cells: expected at least 2, got {self.cells}; 64 is common")
-
-    def __call__(self, model: SegmentationModel, batch: Batch, keys: Keys) -> Tensor:
-        raise UsageError(
-            f"moment-matching: expected the network of {self.teacher}, got its name; call guided_by(load_model(path)) first"
-        )
 
     def guided_by(self, teacher: SegmentationModel) -> GuidedMomentMatching:
         """Return the objective with the trained network."""
