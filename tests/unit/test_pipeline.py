@@ -194,8 +194,8 @@ def test_corrupted_labels_are_made_once_and_bounded_in_memory(tmp_path: Path, mo
         labels = corrupted_labels(run, chips, split, network)
         planes = [labels(id_) for id_ in split.train]
         assert all(plane.dtype == np.uint8 for plane in planes)
-        assert sum(plane.nbytes for plane in labels.planes._recent.values()) <= 2 * 32 * 32
-        assert labels.planes._bytes == sum(plane.nbytes for plane in labels.planes._recent.values())
+        assert sum(plane.nbytes for plane in labels._recent.values()) <= 2 * 32 * 32
+        assert labels._bytes == sum(plane.nbytes for plane in labels._recent.values())
     assert sorted(made) == sorted([*split.train] * 2), "once per chip and rate, over realizing and training"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,26 +43,34 @@ def plane_class_counts(plane: NDArray[np.uint8], classes: int) -> NDArray[np.int
     return np.bincount(plane.ravel(), minlength=classes)[:classes]
 
 
-class LabelPlaneCache:
+class ComputedLabels(ABC):
     """The label planes of the chips of a folder, each computed once.
 
     Args:
         folder: The chips.
-        make: The plane (H, W) of a chip: class indices, and 255 where the label does not count.
-        settings: Text of all that decides a chip's plane besides the chip itself and the version of the code.
         cache: Folder of the planes; file names are digests of all that decides them, so that a resumed run reads its own.
     """
 
-    def __init__(
-        self, folder: ChipFolder, make: Callable[[Chip], NDArray[np.uint8]], settings: Callable[[str], str], cache: Path
-    ) -> None:
-        self.folder, self.make, self.settings, self.cache = folder, make, settings, cache
+    def __init__(self, folder: ChipFolder, cache: Path) -> None:
+        self.folder, self.cache = folder, cache
         self._recent: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
+    @abstractmethod
+    def label_of(self, chip: Chip) -> Chip:
+        """Return a whole chip with its computed label."""
+
+    @abstractmethod
+    def settings(self, id_: str) -> str:
+        """Return the text of all that decides a chip's label besides the chip itself and the version of the code."""
+
+    def relabelled(self, chip: Chip) -> Chip:
+        """Return a whole chip with its computed label, which may be read from the disk."""
+        return with_plane(chip, self(chip.id))
+
     def __call__(self, id_: str) -> NDArray[np.uint8]:
-        """Return the plane (H, W) of a chip.
+        """Return the label plane (H, W) of a chip: class indices, and 255 where the label does not count.
 
         Raises:
             DataError: The chip's files are missing or damaged.
@@ -91,6 +99,6 @@ class LabelPlaneCache:
                 return plane.reshape(row.height, row.width)
         except (FileNotFoundError, zlib.error):
             pass  # not computed yet, or damaged on the disk
-        plane = self.make(self.folder.read(id_))
+        plane = stored_label(self.label_of(self.folder.read(id_)))
         write_atomic(path, zlib.compress(plane.tobytes(), 1))
         return plane

@@ -13,13 +13,11 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from seawall.chip_context import ChipContext, ContextField, build_with_context
 from seawall.data.chips import Chip, ChipFolder
-from seawall.data.label_planes import LabelPlaneCache, stored_label, with_plane
+from seawall.data.label_planes import ComputedLabels
 from seawall.errors import UsageError
 from seawall.label_noise.erode_dilate import Thirds, assign_thirds
 from seawall.label_noise.sources import check_source, source_files_digest
@@ -95,8 +93,8 @@ class ChipNoise:
         return replace(chip, label=self.noise(chip_batch(chip), noise_keys(self.seed, chip.id)).label[0].numpy())
 
 
-class CorruptedLabels:
-    """Labels after a noise, as `LabelPlaneCache` keeps them.
+class CorruptedLabels(ComputedLabels):
+    """Labels after a noise; 255 where invalid.
 
     Args:
         folder: The chips.
@@ -106,9 +104,8 @@ class CorruptedLabels:
     """
 
     def __init__(self, folder: ChipFolder, noise: LabelNoise, seed: int, cache: Path) -> None:
-        self.folder, self.noise, self.seed = folder, noise, seed
-        relabel = ChipNoise(noise, seed)
-        self.planes = LabelPlaneCache(folder, lambda chip: stored_label(relabel(chip)), self.settings, cache)
+        super().__init__(folder, cache)
+        self.noise, self.seed = noise, seed
 
     @property
     def identity(self) -> str:
@@ -118,21 +115,12 @@ class CorruptedLabels:
         return f"{type(self.noise).__name__} {digest}"
 
     def settings(self, id_: str) -> str:
-        """Return the text of all that decides a chip's label besides the chip."""
+        """Return the text of the noise of a chip, its source and the seed."""
         return "\0".join((repr(noise_of_chip(self.noise, id_)), source_files_digest(self.noise, id_), str(self.seed)))
 
-    def __call__(self, id_: str) -> NDArray[np.uint8]:
-        """Return the label (H, W) of a chip: class indices, and 255 where invalid.
-
-        Raises:
-            DataError: The chip's files are missing or damaged.
-            OSError: The disk is full.
-        """
-        return self.planes(id_)
-
-    def relabelled(self, chip: Chip) -> Chip:
+    def label_of(self, chip: Chip) -> Chip:
         """Return a whole chip with its corrupted label."""
-        return with_plane(chip, self(chip.id))
+        return ChipNoise(self.noise, self.seed)(chip)
 
 
 _BUDGET = re.compile(r"^(\d+\.?\d*|\.\d+)\s*(%|m|px)?$")

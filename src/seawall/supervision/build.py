@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from seawall.chip_context import ChipContext, build_with_context
 from seawall.data.chips import Chip, ChipFolder
-from seawall.data.label_planes import LabelPlaneCache, plane_class_counts, stored_label, with_plane
+from seawall.data.label_planes import ComputedLabels, plane_class_counts, stored_label
 from seawall.errors import DataError, UsageError
 from seawall.label_noise.build import CorruptedLabels, chip_batch
 from seawall.registry import find
@@ -74,8 +74,8 @@ class KnownCounts:
         }
 
 
-class KnownLabels:
-    """The labels of training chips of which a part is known, as `LabelPlaneCache` keeps them: 255 where unknown.
+class KnownLabels(ComputedLabels):
+    """The labels of training chips of which a part is known; 255 where unknown.
 
     Args:
         folder: The chips.
@@ -98,27 +98,14 @@ class KnownLabels:
         cache: Path,
         noisy: CorruptedLabels | None = None,
     ) -> None:
-        self.folder, self.ids, self.seed, self.noisy = folder, tuple(ids), seed, noisy
+        super().__init__(folder, cache)
+        self.ids, self.seed, self.noisy = tuple(ids), seed, noisy
         self.supervisions: tuple[Supervision, ...] = ()
         self._counts: dict[str, NDArray[np.int64]] = {}
         for number, one in enumerate(supervisions):
             if isinstance(one, ChipSelection):
                 one = one.chosen_from([self._labelled_chip(id_) for id_ in self.ids], self._keys(number, self.ids))
             self.supervisions = (*self.supervisions, one)
-        self.planes = LabelPlaneCache(folder, lambda chip: stored_label(self._known(chip)), self._settings, cache)
-
-    def __call__(self, id_: str) -> NDArray[np.uint8]:
-        """Return the label (H, W) of a chip: class indices, and 255 where unknown.
-
-        Raises:
-            DataError: The chip's files are missing or damaged.
-            OSError: The disk is full.
-        """
-        return self.planes(id_)
-
-    def relabelled(self, chip: Chip) -> Chip:
-        """Return a whole chip with the labels that are known."""
-        return with_plane(chip, self(chip.id))
 
     def class_counts(self, id_: str) -> NDArray[np.int64]:
         """Return the known pixels of each class in a chip, counted once."""
@@ -162,14 +149,15 @@ class KnownLabels:
     def _digest(self) -> str:
         return hashlib.blake2b(f"{self.supervisions!r}{self.seed}".encode(), digest_size=8).hexdigest()
 
-    def _settings(self, id_: str) -> str:
+    def settings(self, id_: str) -> str:
+        """Return the text of the supervisions, of the noise before them and of the seed."""
         return "\0".join((self._digest, "" if self.noisy is None else self.noisy.settings(id_)))
 
     def _keys(self, number: int, ids: Sequence[str]) -> Keys:
         return Keys(self.seed, tuple(ids), ("supervision",) if number == 0 else ("supervision", str(number)))
 
-    def _known(self, chip: Chip) -> Chip:
-        """Return a chip with the labels that the supervisions so far leave."""
+    def label_of(self, chip: Chip) -> Chip:
+        """Return a whole chip with the labels that the supervisions so far leave."""
         batch = chip_batch(chip if self.noisy is None else self.noisy.relabelled(chip))
         for number, one in enumerate(self.supervisions):
             batch = one(batch, self._keys(number, batch.chips))
@@ -179,6 +167,6 @@ class KnownLabels:
         row = self.folder.row(id_)
         counts = row.class_counts
         if self.supervisions or self.noisy is not None:
-            plane = stored_label(self._known(self.folder.read(id_)))
+            plane = stored_label(self.label_of(self.folder.read(id_)))
             counts = tuple(plane_class_counts(plane, len(self.folder.classes)).tolist())
         return LabelledChip(id_, row.group, counts)
