@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -38,6 +38,21 @@ def same_batch(a: Batch, b: Batch) -> bool:
     """Return whether two batches are equal to the bit."""
     same = a.chips == b.chips and a.planes.keys() == b.planes.keys()
     return same and all(same_bits(plane, b.planes[name]) for name, plane in a.planes.items())
+
+
+def same_labels(a: Batch, b: Batch) -> bool:
+    """Return whether two batches have labels at the same pixels, and the same ones; what invalid pixels say means nothing."""
+    return same_bits(a.valid, b.valid) and same_bits(torch.where(a.valid, a.label, 0), torch.where(b.valid, b.label, 0))
+
+
+def with_other_labels(change: Callable[[Batch], Batch], batch: Batch) -> Batch:
+    """Return the batch that a change of labels makes; assert that it leaves its input, the image, seen and the chips as they are."""
+    before = batch.copy()
+    after = change(batch)
+    assert same_batch(batch, before), "it wrote to its batch"
+    assert same_bits(after.image, batch.image) and same_bits(after.seen, batch.seen), "the image or seen changed"
+    assert after.chips == batch.chips, "the chips changed"
+    return after
 
 
 def snapshot(model: nn.Module) -> list[object]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 
 import torch
 
 from seawall.registry import Entry
 from seawall.rng import Keys
-from seawall.testing.assertions import made, quiet_random, same_batch, same_bits
+from seawall.testing.assertions import made, quiet_random, same_labels, with_other_labels
 from seawall.testing.fixtures import ground_batch
 from seawall.types import Batch, ChipSelection, LabelledChip, Supervision
 
@@ -22,11 +23,7 @@ KNOWN_COUNTS = (1, 2, 3)
 def check_no_pixel_becomes_valid(entry: Entry) -> None:
     """Image and seen stay, the input is not written to, and what is known was valid."""
     batch = _few_chips()
-    before = batch.copy()
-    after = _apply_to(entry, batch)
-    assert same_batch(batch, before), "the supervision wrote to its batch"
-    assert same_bits(after.image, batch.image) and same_bits(after.seen, batch.seen), "the image or seen changed"
-    assert after.chips == batch.chips, "the chips changed"
+    after = with_other_labels(partial(_apply_to, entry), batch)
     assert after.valid.dtype == torch.bool and after.label.dtype == torch.int64, "labels are int64, valid is bool"
     assert not bool((after.valid & ~batch.valid).any()), "a pixel without a label became valid"
     assert bool(after.valid.any()), "no pixel of any chip is known"
@@ -55,7 +52,7 @@ def check_depends_on_its_keys_alone(entry: Entry) -> None:
         one = batch.select([i])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(999)
-            assert _same_known(whole.select([i]), supervision(one, Keys(0, one.chips))), "a chip depends on its batch"
+            assert same_labels(whole.select([i]), supervision(one, Keys(0, one.chips))), "a chip depends on its batch"
 
 
 def check_invalid_labels_mean_nothing(entry: Entry) -> None:
@@ -64,7 +61,7 @@ def check_invalid_labels_mean_nothing(entry: Entry) -> None:
     first = _apply_to(entry, batch)
     for value in (0, 1, 255, -1):
         other = replace(batch, label=torch.where(batch.valid, batch.label, value))
-        assert _same_known(first, _apply_to(entry, other)), f"label {value} of invalid pixels changed what is known"
+        assert same_labels(first, _apply_to(entry, other)), f"label {value} of invalid pixels changed what is known"
 
 
 def check_without_labels(entry: Entry) -> None:
@@ -117,10 +114,6 @@ def _summaries(batch: Batch) -> Sequence[LabelledChip]:
         LabelledChip(id_, f"place{i % 2}", count)
         for i, (id_, count) in enumerate(zip(batch.chips, counts, strict=True))
     ]
-
-
-def _same_known(a: Batch, b: Batch) -> bool:
-    return same_bits(a.valid, b.valid) and same_bits(torch.where(a.valid, a.label, 0), torch.where(b.valid, b.label, 0))
 
 
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
