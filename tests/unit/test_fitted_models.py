@@ -16,6 +16,7 @@ from seawall.data.splits import split_chips
 from seawall.data.writer import ChipWriter
 from seawall.errors import ModelError, RecipeError, UsageError
 from seawall.models.clustering import KMeansClustering
+from seawall.models.regions import RegionNet
 from seawall.models.unet import UNet
 from seawall.models.weights import load_model, split_of
 from seawall.pipeline.run import run_recipe, train_only
@@ -88,8 +89,11 @@ def test_a_threshold_is_trained_by_its_fit_or_written_as_it_is(tmp_path: Path, c
 
 
 def test_a_run_fits_on_corrupted_labels_too_and_attacks_by_what_needs_no_gradient(
-    tmp_path: Path, chips: ChipFolder
+    tmp_path: Path, chips: ChipFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fits: list[object] = []
+    real = RegionNet.fit
+    monkeypatch.setattr(RegionNet, "fit", lambda self, *given: (fits.append(self), real(self, *given))[1])
     keys = {
         "baselines": [
             {"name": "region-growing"},
@@ -103,10 +107,12 @@ def test_a_run_fits_on_corrupted_labels_too_and_attacks_by_what_needs_no_gradien
         chips,
         "k-means",
         attacks=[{"name": "square", "settings": {"steps": 3}, "threats": ["linf 1% reflectance"]}],
+        cost={"ways": ["channels-last"], "size": 64, "repeats": 1},
         **keys,
     )
     done = run_recipe(order, tmp_path, device="cpu", resume=True, progress=silent)
-    assert done.page.exists()
+    assert done.page.exists() and (done.run.folder / "costs.json").exists()
+    assert len(fits) == 1, "a baseline is fitted once, for its rows and its cost"
     measured = {(row.model, row.method) for row in RecordLog(done.run.folder / "records.jsonl")}
     names = ["k-means", "region-growing", "grown-by-index", "ndwi"]
     assert measured == {(name, method) for name in names for method in ("clean", "square")} | {

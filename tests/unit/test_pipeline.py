@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from seawall import api
 from seawall.chip_context import ChipContext
 from seawall.data import label_planes
+from seawall.data.chip_format import IGNORE
 from seawall.data.chips import ChipFolder
 from seawall.data.index import ChipHeader
 from seawall.data.label_planes import stored_label
@@ -33,6 +34,7 @@ from seawall.pipeline.reference import hardening_facts
 from seawall.pipeline.run import check_same_experiment, train_only
 from seawall.pipeline.training import (
     corrupted_labels,
+    known_labels,
     measure_label_noise,
     train_network,
     training_settings,
@@ -171,6 +173,24 @@ def test_a_control_rate_of_zero_trains_the_clean_network(tmp_path: Path) -> None
     clean, control, noisy = (train_network(run, chips, split, network).state_dict() for network in run.recipe.networks)
     assert all(torch.equal(clean[name], control[name]) for name in clean)
     assert not all(torch.equal(clean[name], noisy[name]) for name in clean)
+
+
+def test_the_change_of_a_noise_is_that_of_known_labels(tmp_path: Path) -> None:
+    chips = chips_of(tmp_path / "chips", PAIR)
+    split = Split(chips.ids[:4], chips.ids[4:5], chips.ids[5:], "by hand")
+    points = [{"name": "points", "settings": {"count": 5}}]
+    run = run_of(
+        tmp_path / "run",
+        training={"supervision": points},
+        noises=[{"name": "symmetric", "rates": [0.4], "vary": "budget"}],
+    )
+    noisy = run.recipe.networks[1]
+    known = known_labels(run, chips, split, noisy)
+    assert known is not None
+    pairs = [(known(id_)[known(id_) != IGNORE], chips.stored(id_)[1][known(id_) != IGNORE]) for id_ in split.train]
+    wrong = sum(int((mine != true).sum()) for mine, true in pairs)
+    found = measure_label_noise(run, chips, split)[noisy.name]
+    assert 0 < wrong < 40 and found["changed_share"] == wrong / sum(len(mine) for mine, _ in pairs)
 
 
 def test_a_rate_that_changes_nothing_is_refused(tmp_path: Path) -> None:

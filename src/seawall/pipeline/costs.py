@@ -11,17 +11,15 @@ from seawall.inference.cost import measure_costs
 from seawall.io import write_atomic
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.reference import training_minutes
+from seawall.recipe.sections import CostSection
 from seawall.report.run_facts import COST_FIGURES, CostFacts
 
 
-def measure_run_costs(run: RunContext, models: Mapping[str, nn.Module]) -> None:
-    """Measure the models of a run as the recipe asks, and write `COST_FIGURES`; figures with these settings stay.
+def measure_run_costs(run: RunContext, section: CostSection, models: Mapping[str, nn.Module]) -> None:
+    """Measure the models of a run as a section of its recipe asks, and write `COST_FIGURES`; figures with these settings stay.
 
     Seconds of another day are no comparison, so a further model has all of them measured again.
     """
-    section = run.recipe.cost
-    if section is None:
-        return
     path, asked = run.folder / COST_FIGURES, {**section.model_dump(mode="json"), "models": list(models)}
     if run.resume and path.exists() and json.loads(path.read_text(encoding="utf-8")).get("settings") == asked:
         return

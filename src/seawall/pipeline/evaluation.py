@@ -32,8 +32,14 @@ from seawall.recipe.sections import REFERENCE
 from seawall.types import ModelSpec, SegmentationModel
 
 
-def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]) -> None:
-    """Evaluate every model on the held-out chips; the clean network, the reference and the baselines under attack as well.
+def evaluate_models(
+    run: RunContext,
+    chips: ChipFolder,
+    split: Split,
+    models: Mapping[str, nn.Module],
+    baselines: Mapping[str, nn.Module],
+) -> None:
+    """Evaluate networks and baselines on the held-out chips; the clean network, the reference and the baselines under attack as well.
 
     A baseline without gradients has the attacks that need none.
 
@@ -46,8 +52,7 @@ def evaluate_models(run: RunContext, chips: ChipFolder, split: Split, models: Ma
     recipe, log = run.recipe, run.log
     first = next(iter(models))
     models = {**models, **dict(estimator_models(recipe, models[first]))}
-    baselines = dict(baseline_models(run, chips, split))
-    attacked = {name: models[name] for name in (first, REFERENCE) if name in models} | baselines
+    attacked = {name: models[name] for name in (first, REFERENCE) if name in models} | dict(baselines)
     attacks = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
     corrupted = corruption_cases(recipe, ChipContext.of(chips, split.test))
     cases = [*attacks, *corrupted]

@@ -115,15 +115,17 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
             models = dict(train_networks(run, stored, split)) | given
         metadata.update(rounds=rounds_of_networks(run))
         with metadata.time_stage("evaluation"):
-            evaluate_models(run, chips, split, models)
+            baselines = dict(baseline_models(run, chips, split))
+            evaluate_models(run, chips, split, models, baselines)
         with metadata.time_stage("sensitivity"):
             run_sensitivity(run, chips, split, models)
         metadata.update(keyed=keyed_facts(recipe, spec_of_chips(chips)))
         if recipe.faults:
             with metadata.time_stage("weight faults"):
                 measure_weight_faults(run, chips, split, models)
-        with metadata.time_stage("cost"):
-            measure_run_costs(run, {**models, **dict(baseline_models(run, chips, split))})
+        if recipe.cost is not None:
+            with metadata.time_stage("cost"):
+                measure_run_costs(run, recipe.cost, models | baselines)
         if recipe.reference is not None:
             metadata.update(hardening=hardening_facts(run))
         with metadata.time_stage("scene"):

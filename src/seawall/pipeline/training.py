@@ -102,7 +102,7 @@ def measure_supervision(run: RunContext, chips: ChipFolder, split: Split) -> dic
 
 
 def measure_label_noise(run: RunContext, chips: ChipFolder, split: Split) -> dict[str, dict[str, float | int | str]]:
-    """Corrupt the training labels by every label noise; return the share of pixels that each changes, by network.
+    """Corrupt the training labels by every label noise; return the share of the known pixels that each changes, by network.
 
     Raises:
         DataError: A rate above 0 changes nothing, so that the network would equal the clean one.
@@ -112,11 +112,11 @@ def measure_label_noise(run: RunContext, chips: ChipFolder, split: Split) -> dic
         noise, labels = network.noise, corrupted_labels(run, chips, split, network)
         if noise is None or labels is None:
             continue
-        changed, valid = _count_changed(chips, labels, split.train)
+        changed, known = _count_changed(chips, labels, known_labels(run, chips, split, network), split.train)
         if network.rate > 0 and not any(changed):
             raise DataError(
                 f"noises.{noise.name}: expected {noise.vary} {network.rate:g} to change labels of {len(changed)} training chips, "
-                f"got none changed in {valid} pixels; use another noise or a higher rate"
+                f"got none changed in {known} pixels; use another noise or a higher rate"
             )
         found[network.name] = {
             "model": network.model.name,
@@ -124,19 +124,21 @@ def measure_label_noise(run: RunContext, chips: ChipFolder, split: Split) -> dic
             "rate": network.rate,
             "vary": noise.vary,
             "objective": noise.way,
-            "changed_share": sum(changed) / valid,
+            "changed_share": sum(changed) / known,
             "chips_changed": sum(n > 0 for n in changed),
             "chips": len(changed),
         }
     return found
 
 
-def _count_changed(chips: ChipFolder, labels: CorruptedLabels, ids: Sequence[str]) -> tuple[list[int], int]:
-    """Return the number of changed valid pixels of each chip, and the number of valid pixels of all."""
+def _count_changed(
+    chips: ChipFolder, labels: CorruptedLabels, known: KnownLabels | None, ids: Sequence[str]
+) -> tuple[list[int], int]:
+    """Return the number of changed pixels of each chip among those with a known label, and the number of these in all chips."""
     changed, valid = [], 0
     for id_ in ids:
         plane = labels(id_)
-        counts = plane != IGNORE
+        counts = (plane if known is None else known(id_)) != IGNORE
         changed.append(int(np.count_nonzero((plane != chips.stored(id_)[1]) & counts)))
         valid += int(np.count_nonzero(counts))
     return changed, valid

@@ -41,7 +41,7 @@ class NoiseFacts(RunFile):
         noise: Name of the label noise.
         rate: The value that was asked for: a share of pixels, or another setting that the sweep varies.
         objective: Loss or objective of the training on noisy labels; "" for the recipe's own.
-        changed_share: Share of the valid training pixels whose label the noise changed.
+        changed_share: Share of the training pixels with a known label whose label the noise changed.
     """
 
     model: str = ""
