@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from seawall import registry
 from seawall.bands import short_band
 from seawall.errors import UsageError, did_you_mean
-from seawall.types import ModelSpec, Setting, Units, joint_unit, units_of
+from seawall.types import ModelSpec, Setting, Units, unit_of_channels
 
 if TYPE_CHECKING:
     from seawall.data.chips import ChipFolder
@@ -45,9 +45,8 @@ class ChipContext:
 
     def of_channels(self, channels: Sequence[int]) -> ChipContext:
         """Return the context of some bands of one source, under their names without the source."""
-        units = units_of(self.unit, len(self.bands))
         bands = tuple(short_band(self.bands[at]) for at in channels)
-        return replace(self, bands=bands, unit=joint_unit([units[at] for at in channels]))
+        return replace(self, bands=bands, unit=unit_of_channels(self.unit, channels))
 
     def klass(self, given: Setting) -> Setting:
         """Return the index of the class that a method is about: the given index or name, else water.

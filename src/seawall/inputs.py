@@ -39,7 +39,7 @@ def as_batch(data: Sample, spec: ModelSpec, where: str = "data") -> Batch:
         DataError: It has another type, other bands or classes, or holds digital numbers or linear backscatter, whose
             conversion needs a scale and an offset that only the caller knows.
     """
-    batch = data if isinstance(data, Batch) else _from_sample(data, spec, where)
+    batch = data if isinstance(data, Batch) else _from_sample(data, where)
     if batch.image.shape[1] != len(spec.bands):
         raise DataError(
             f"{where}: expected {len(spec.bands)} bands ({', '.join(spec.bands)}), got {batch.image.shape[1]}; choose the model's bands in its order"
@@ -64,7 +64,7 @@ def as_model(model: object) -> nn.Module:
     return model
 
 
-def _from_sample(data: object, spec: ModelSpec, where: str) -> Batch:
+def _from_sample(data: object, where: str) -> Batch:
     image, label = _image_and_label(data, where)
     if image.ndim == 3:
         image = image[None]

@@ -57,6 +57,16 @@ def joint_unit(units: Sequence[Unit]) -> Units:
     return units[0] if len(set(units)) == 1 else tuple(units)
 
 
+def unit_of_channels(unit: Units, channels: Sequence[int]) -> Units:
+    """Return the unit of some of the bands.
+
+    Example:
+        >>> unit_of_channels(("sigma0_db", "sigma0_db", "reflectance"), (0, 1)), unit_of_channels("reflectance", (1,))
+        ('sigma0_db', 'reflectance')
+    """
+    return joint_unit([unit[channel] for channel in channels]) if isinstance(unit, tuple) else unit
+
+
 def unit_text(unit: Units) -> str:
     """Return units for a message: each once.
 
@@ -126,6 +136,11 @@ class ModelSpec:
     architecture: str = "module"
     settings: Mapping[str, Setting] = field(default_factory=dict)
     note: str = ""
+
+    def of_channels(self, channels: Sequence[int]) -> ModelSpec:
+        """Return the specification with these of the bands."""
+        bands = tuple(self.bands[channel] for channel in channels)
+        return replace(self, bands=bands, unit=unit_of_channels(self.unit, channels))
 
     def klass(self, name: str) -> int:
         """Return the index of a class.
@@ -253,15 +268,8 @@ class Batch:
         known = None if self.seen_bands is None else self.image_seen[:, at]
         seen = self.seen if known is None else known.any(1)
         together = known is None or len(channels_of_sources(bands)) == 1
-        return Batch(
-            self.image[:, at],
-            self.label,
-            seen,
-            self.valid & seen,
-            self.chips,
-            None if together else known,
-            tuple(bands),
-        )
+        apart = None if together else known
+        return Batch(self.image[:, at], self.label, seen, self.valid & seen, self.chips, apart, tuple(bands))
 
     @staticmethod
     def of(

@@ -18,7 +18,7 @@ from seawall.data.index import ChipHeader, ChipRow, read_index
 from seawall.errors import DataError, did_you_mean
 from seawall.geo.raster import Grid
 from seawall.io import file_sha256, is_inside
-from seawall.types import Units, joint_unit, units_of
+from seawall.types import Units, unit_of_channels
 
 MAX_MAPPED_BYTES = 1024 * 2**20
 MAX_MAPPED_CHIPS = 256
@@ -139,8 +139,7 @@ class ChipFolder:
         bands = tuple(self.bands[channel] for channel in at)
         if bands == self.bands:
             return self
-        units = units_of(self.unit, len(self.bands))
-        header = replace(self.header, bands=bands, unit=joint_unit([units[channel] for channel in at]))
+        header = replace(self.header, bands=bands, unit=unit_of_channels(self.unit, at))
         channels = list(at) if self._channels is None else [self._channels[channel] for channel in at]
         return ChipFolder(self.root, header, self.rows, channels, self._stored_bands)
 

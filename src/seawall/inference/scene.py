@@ -20,7 +20,7 @@ from seawall.geo.raster import Raster, RasterSource, Window, open_raster
 from seawall.geo.sensors import are_sentinel_bands, resolve_bands
 from seawall.imagery.safe import SafeProduct, open_safe
 from seawall.io import file_sha256
-from seawall.types import FILL, ModelSpec, joint_unit, single_unit, units_of
+from seawall.types import FILL, ModelSpec, single_unit
 
 
 def is_safe(path: Path) -> bool:
@@ -212,11 +212,8 @@ def open_scene(
             name, digest = path.name, file_sha256(path)
         parts = []
         for channels in sources.values():
-            own, units = tuple(picked[at] for at in channels), units_of(spec.unit, len(spec.bands))
-            of = replace(
-                spec, bands=tuple(spec.bands[at] for at in channels), unit=joint_unit([units[at] for at in channels])
-            )
-            scale, findings = _detect_scale(source, own, of, hints, sensor)
+            own, of = tuple(picked[at] for at in channels), spec.of_channels(channels)
+            scale, findings = _detect_scale(source, own, of, hints)
             texts = tuple(map(str, (*findings, *_geometry_findings(source, of))))
             parts.append(SceneReader(name, source, own, scale, of, digest, texts))
         yield parts[0] if len(parts) == 1 else JointScene(spec, tuple(sources.items()), tuple(parts))
@@ -381,7 +378,7 @@ def _canonical(name: str, sensor: str) -> str:
 
 
 def _detect_scale(
-    source: SceneSource, bands: tuple[str, ...], spec: ModelSpec, hints: Hints, sensor: str
+    source: SceneSource, bands: tuple[str, ...], spec: ModelSpec, hints: Hints
 ) -> tuple[Scale | None, list[Finding]]:
     data, seen = _sample(source, bands)
     if not seen.any():

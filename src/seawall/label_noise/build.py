@@ -21,7 +21,7 @@ from seawall.data.label_planes import ComputedLabels
 from seawall.errors import UsageError
 from seawall.label_noise.erode_dilate import Thirds, assign_thirds
 from seawall.label_noise.sources import check_source, source_files_digest
-from seawall.registry import build, entries, find
+from seawall.registry import build, entry_of, find
 from seawall.rng import Keys
 from seawall.types import Batch, LabelNoise, Setting
 
@@ -227,7 +227,8 @@ def budget_text(noise: LabelNoise) -> str:
 
 
 def _registered_name(noise: LabelNoise) -> str:
-    return next((entry.name for entry in entries("noise") if entry.make is type(noise)), "")
+    entry = entry_of("noise", noise)
+    return "" if entry is None else entry.name
 
 
 def _budget_settings(name: str, number: str, unit: str) -> dict[str, Setting]:

@@ -32,6 +32,7 @@ from seawall.pipeline.keyed import network_key, protected
 from seawall.pipeline.other_weights import guided, start_from
 from seawall.pipeline.reference import FIT_BILL
 from seawall.pipeline.rounds import RoundsContext, RoundTraining, clear_rounds, run_rounds
+from seawall.pipeline.validate import learns_without_labels
 from seawall.pipeline.validation_metrics import ROBUST_IOU, SINGLE_STEP_IOU, metric_names, validation_metrics
 from seawall.pipeline.worker import training_job
 from seawall.recipe.recipe import Network, Recipe
@@ -169,7 +170,7 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
         _train_in_rounds(run, chips, split, network, section.rounds, folder)
         return
     stored, chips = chips, chips.with_bands(run.recipe.inputs)
-    model = _new_model(run, chips, split, network, network.model)
+    model = _new_model(run, chips, network, network.model)
     start = start_from(section, model, chips, split)
     set_split(model, record_split(chips, split))
     if isinstance(model, FittedModel):
@@ -185,7 +186,7 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
     _fit_to_labels(run, stored, split, network, model, labels, training, folder, start, f"train {network.name}")
 
 
-def _new_model(run: RunContext, chips: ChipFolder, split: Split, network: Network, method: MethodSection) -> nn.Module:
+def _new_model(run: RunContext, chips: ChipFolder, network: Network, method: MethodSection) -> nn.Module:
     """Return a model of a recipe with its first weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Keys(run.recipe.seed, (method.name,)).number(0))
@@ -273,7 +274,7 @@ def _train_in_rounds(
         clear_rounds(folder)
 
     def train(round_: RoundTraining) -> tuple[nn.Module, History]:
-        model = _new_model(run, chips, split, network, round_.model or network.model)
+        model = _new_model(run, chips, network, round_.model or network.model)
         _standardize(model, chips, split)
         set_split(model, record_split(chips, split))
         if round_.start is not None:
@@ -360,11 +361,6 @@ def _pretrain(
         model, objective_of(section.objective or network.objective), feed, training, folder, seed=run.recipe.seed, device=run.device,
         resume=run.resume, progress=progress,
     )  # fmt: skip
-
-
-def learns_without_labels(objective: MethodSection) -> bool:
-    """Return whether an objective learns from pixels without a label."""
-    return "unlabelled" in registry.find("objective", objective.name).traits
 
 
 def objective_of(method: MethodSection) -> Objective:

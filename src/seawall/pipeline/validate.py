@@ -24,12 +24,12 @@ from seawall.label_noise.build import build_noise
 from seawall.labels.rules import parse_rule
 from seawall.models.weights import spec_of
 from seawall.recipe.recipe import Recipe
-from seawall.recipe.sections import BaselineSection, CorruptionSection, DataSection
+from seawall.recipe.sections import BaselineSection, CorruptionSection, DataSection, MethodSection
 from seawall.simulate.scene import S2_BANDS
 from seawall.supervision.build import build_supervision, check_combination
 from seawall.threat.parser import parse_threat
 from seawall.training.round_settings import PaulGanju
-from seawall.types import DECIBEL_UNITS, Attack, ModelSpec, Unit, Units, joint_unit, units_of
+from seawall.types import DECIBEL_UNITS, Attack, ModelSpec, Unit, Units
 from seawall.weight_faults.build import named_defenses
 
 OWN_LABELS = ("truth", "cover")
@@ -67,8 +67,9 @@ def validate_recipe(recipe: Recipe) -> None:
     _validate_learning_without_labels(recipe)
     check_combination([one.name for one in recipe.training.supervision])
     possible = next(_possible_specs(recipe))
+    context = ChipContext(possible.gsd_m, possible.bands, possible.unit)
     for one in recipe.training.supervision:
-        build_supervision(one.name, one.settings, ChipContext(10.0, possible.bands, possible.unit))
+        build_supervision(one.name, one.settings, context)
     for corruption in recipe.corruptions:
         _validate_corruption(corruption, recipe)
     for fault in recipe.faults:
@@ -81,15 +82,14 @@ def validate_recipe(recipe: Recipe) -> None:
         _validate_threat(recipe.training.robustness.threat, recipe)
     for noise in recipe.noises:
         for rate in noise.rates:
-            spec = next(_possible_specs(recipe))
-            build_noise(noise.name, noise.at(rate), ChipContext(10.0, spec.bands, spec.unit))
+            build_noise(noise.name, noise.at(rate), context)
     if recipe.data.labels not in OWN_LABELS:
         parse_rule(recipe.data.labels)
 
 
 def _validate_learning_without_labels(recipe: Recipe) -> None:
     training = recipe.training
-    if training.unlabelled and "unlabelled" not in registry.find("objective", training.objective.name).traits:
+    if training.unlabelled and not learns_without_labels(training.objective):
         names = [entry.name for entry in registry.entries("objective") if "unlabelled" in entry.traits]
         raise RecipeError(
             f"training.unlabelled: expected an objective that learns without labels, got {training.objective.name!r}; "
@@ -97,6 +97,11 @@ def _validate_learning_without_labels(recipe: Recipe) -> None:
         )
     if training.rounds is not None and isinstance(method := training.rounds.method, PaulGanju):
         registry.build("model", method.beside, method.beside_settings)
+
+
+def learns_without_labels(objective: MethodSection) -> bool:
+    """Return whether an objective learns from pixels without a label."""
+    return "unlabelled" in registry.find("objective", objective.name).traits
 
 
 def _validate_threat(text: str, recipe: Recipe) -> None:
@@ -119,8 +124,8 @@ def _validate_corruption(section: CorruptionSection, recipe: Recipe) -> None:
     first: UsageError | None = None
     for spec in _possible_specs(recipe):
         kept = [at for at, band in enumerate(spec.bands) if recipe.data.bands or short_band(band) != "B10"]
-        units = [units_of(spec.unit, len(spec.bands))[at] for at in kept]
-        context = ChipContext(10.0, tuple(spec.bands[at] for at in kept), joint_unit(units))
+        own = spec.of_channels(kept)
+        context = ChipContext(own.gsd_m, own.bands, own.unit)
         try:
             build_corruption(section.name, section.settings, context)
             return
@@ -148,9 +153,7 @@ def _possible_specs(recipe: Recipe) -> Iterator[ModelSpec]:
 
 def _spec_of_inputs(recipe: Recipe, bands: Sequence[str], unit: Units) -> ModelSpec:
     at = channels_of(recipe.inputs, bands, "inputs") if recipe.inputs else range(len(bands))
-    units = units_of(unit, len(bands))
-    chosen = joint_unit([units[channel] for channel in at])
-    return ModelSpec(tuple(bands[channel] for channel in at), ("land", "water"), chosen, 10.0)
+    return ModelSpec(tuple(bands), ("land", "water"), unit, 10.0).of_channels(at)
 
 
 def _possible_units(source: str) -> tuple[Unit, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from seawall.bands import parse_sources
 from seawall.keyed_transforms.keys import check_key_source
@@ -19,6 +19,19 @@ class RecipeSection(BaseModel):
     """A section of a recipe: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _checked_training(settings: dict[str, Any]) -> dict[str, Any]:
+    # They stay as they are written: the id is a hash of that, and a new default must not change it.
+    TypeAdapter(Training).validate_python(settings)
+    return settings
+
+
+TrainingSettings = Annotated[dict[str, Any], AfterValidator(_checked_training)]
+"""Some fields of `seawall.training.configuration.Training`."""
+
+Called = Annotated[str, Field(pattern=r"^([a-z0-9][a-z0-9._+-]*)?$")]
+"""Name in rows and folders; "" for the method's own."""
 
 
 class MethodSection(RecipeSection):
@@ -35,7 +48,7 @@ class BaselineSection(MethodSection):
         called: Name in the rows, needed where two baselines would have one; its index and rule, or its registered name, if empty.
     """
 
-    called: str = Field("", pattern=r"^([a-z0-9][a-z0-9._+-]*)?$")
+    called: Called = ""
 
 
 class ModelSection(MethodSection):
@@ -48,16 +61,10 @@ class ModelSection(MethodSection):
         balance: How patches are drawn instead of the recipe's way.
     """
 
-    called: str = Field("", pattern=r"^([a-z0-9][a-z0-9._+-]*)?$")
-    training: dict[str, Any] = Field(default_factory=dict)
+    called: Called = ""
+    training: TrainingSettings = Field(default_factory=dict)
     objective: MethodSection | None = None
     balance: Literal["area", "classes"] | None = None
-
-    @field_validator("training")
-    @classmethod
-    def _check_training(cls, training: dict[str, Any]) -> dict[str, Any]:
-        TypeAdapter(Training).validate_python(training)
-        return training
 
 
 class CostSection(RecipeSection):
@@ -179,7 +186,7 @@ class PretrainingSection(RecipeSection):
     task: Literal["patch-labels", "reconstruction"] = "patch-labels"
     masking: dict[str, Any] = Field(default_factory=dict)
     objective: MethodSection | None = None
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: TrainingSettings = Field(default_factory=dict)
     of: str = ""
     share: float = Field(0.1, ge=0, lt=1)
 
@@ -193,12 +200,6 @@ class PretrainingSection(RecipeSection):
             if given := [key for key in ("objective", "of", "share") if getattr(self, key) != usual[key]]:
                 raise ValueError(f"no {given[0]} for reconstruction, which reads no label; remove it")
         return self
-
-    @field_validator("settings")
-    @classmethod
-    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        TypeAdapter(Training).validate_python(settings)
-        return settings
 
 
 class RoundsSection(RecipeSection):
@@ -219,7 +220,7 @@ class RoundsSection(RecipeSection):
 
     @model_validator(mode="after")
     def _check_settings(self) -> RoundsSection:
-        TypeAdapter(Training).validate_python(dict(self.method.settings))
+        _checked_training(dict(self.method.settings))
         return self
 
 
@@ -253,7 +254,7 @@ class TrainingSection(RecipeSection):
 
     objective: MethodSection = MethodSection(name="supervised")
     supervision: tuple[MethodSection, ...] = ()
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: TrainingSettings = Field(default_factory=dict)
     augment: Literal["none", "d4"] = "d4"
     balance: Literal["area", "classes"] = "area"
     devices: int = Field(1, ge=1, le=1024)
@@ -263,13 +264,6 @@ class TrainingSection(RecipeSection):
     unlabelled: int = Field(0, ge=0, le=64)
     rounds: RoundsSection | None = None
     robustness: RobustnessSection | None = None
-
-    @field_validator("settings")
-    @classmethod
-    def _check_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        # They stay as they are written: the id is a hash of that, and a new default must not change it.
-        TypeAdapter(Training).validate_python(settings)
-        return settings
 
     @model_validator(mode="after")
     def _check_parts(self) -> TrainingSection:

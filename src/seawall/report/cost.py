@@ -24,7 +24,7 @@ def cost_section(run: RunFolder, index: RecordIndex) -> Section | None:
     costs = run.costs.models
     if not costs:
         return None
-    blocks: list[PageBlock] = [_time_chart(run, index, costs), _model_cost_table(run, index, costs)]
+    blocks: list[PageBlock] = [_time_chart(index, costs), _model_cost_table(run, index, costs)]
     reasons = {
         f"{index.display_name(name)}, {WAYS.get(way, way)}": why
         for name, cost in costs.items()
@@ -100,7 +100,7 @@ def seconds_text(seconds: float) -> str:
     return number_text(float(f"{seconds:.2g}"))
 
 
-def _time_chart(run: RunFolder, index: RecordIndex, costs: Mapping[str, CostFacts]) -> Chart:
+def _time_chart(index: RecordIndex, costs: Mapping[str, CostFacts]) -> Chart:
     """Draw the fastest way of each model, fastest model first."""
     best = {name: min((s, way) for way, s in cost.seconds.items()) for name, cost in costs.items() if cost.seconds}
     rows = []

@@ -80,8 +80,7 @@ def _parse_part(text: str, spec: ModelSpec, tables: BandTables) -> ThreatModel:
     if not isinstance(spec.unit, tuple):
         return _parse_single(text, spec, tables)
     channels = _channels_in_unit(text, spec, spec.unit, tables)
-    own = replace(spec, bands=tuple(spec.bands[at] for at in channels), unit=spec.unit[channels[0]])
-    return _for_all_bands(_parse_single(text, own, tables), channels, text, spec)
+    return _for_all_bands(_parse_single(text, spec.of_channels(channels), tables), channels, text, spec)
 
 
 def _channels_in_unit(text: str, spec: ModelSpec, units: tuple[Unit, ...], tables: BandTables) -> tuple[int, ...]:
