@@ -97,6 +97,8 @@ def test_a_run_trains_measures_and_bills_every_model_and_goes_on(tmp_path: Path)
         ({"models": [{"name": "k-means", "training": {"lr": 1.0}}]}, "name, called and settings alone for k-means"),
         ({"models": [{"name": "k-means", "balance": "classes"}]}, "name, called and settings alone for k-means"),
         ({"cost": {"ways": ["tensorrt"]}}, "'tensorrt' is none"),
+        ({"models": [{"name": "linear", "training": {"monitor": "val.iou.ice"}}]}, "training.monitor.*'val.iou.ice'"),
+        ({"reference": {"settings": {"epoch": 3}}}, "unknown key 'reference.settings.epoch'; did you mean 'epochs'"),
     ],
 )
 def test_wrong_sections_are_refused_before_the_training(change, says: str, tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
             )
         metadata.update(data=data_facts(chips, split))
         check_same_experiment(run, chips, split)
-        metadata.update(monitor=training_settings(run, chips, split).monitor)
+        monitors = [training_settings(run, chips, split, network).monitor for network in recipe.networks]
+        metadata.update(monitor=monitors[0])
         _check_models(run, chips, split)
         given = given_reference(run, chips, split)
         metadata.update(noises=measure_label_noise(run, chips, split))

@@ -51,12 +51,10 @@ def train_chips(
         resume: Continue from the checkpoint in the folder.
         progress: Called as the work goes on.
     """
-    supervised = {"name": "supervised", "settings": {"loss": SUPERVISED_LOSS}}
-    tree: dict[str, Any] = {"name": "train", "seed": seed, "model": {"name": model}}
-    tree["training"] = {"objective": supervised, "settings": dict(FIXED_LENGTH)}
-    change_recipe(tree, changes)  # a wrong change is found before the chips are opened
     folder = ChipFolder.open(chips)
-    if isinstance(untrained_model(MethodSection(name=model), folder), FittedModel):
-        del tree["training"]
-    tree["data"] = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec_of_chips(folder))}
+    data = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec_of_chips(folder))}
+    tree: dict[str, Any] = {"name": "train", "seed": seed, "model": {"name": model}, "data": data}
+    if not isinstance(untrained_model(MethodSection(name=model), folder), FittedModel):
+        supervised = {"name": "supervised", "settings": {"loss": SUPERVISED_LOSS}}
+        tree["training"] = {"objective": supervised, "settings": FIXED_LENGTH}
     return train_only(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)

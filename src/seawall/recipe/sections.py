@@ -296,7 +296,7 @@ class ReferenceSection(RecipeSection):
     """
 
     objective: MethodSection = MethodSection(name="supervised")
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: TrainingSettings = Field(default_factory=dict)
     weights: str = ""
 
 
