@@ -206,13 +206,18 @@ def kept_features(model: nn.Module, image: Tensor) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
+def stride_of(model: nn.Module) -> int:
+    """Return the multiple to which a network pads the sides of its images; 1 for one that does not say."""
+    return int(getattr(model, "stride", None) or 1)
+
+
 def features_stride(model: nn.Module, image: Tensor, features: Tensor) -> int:
     """Return the rows and columns of an image per cell of its features.
 
     Raises:
         ModelError: The features do not cover the image evenly.
     """
-    step = int(getattr(model, "stride", None) or 1)
+    step = stride_of(model)
     padded = [-(-side // step) * step for side in image.shape[2:]]
     strides = {side / cells for side, cells in zip(padded, features.shape[2:], strict=True)}
     stride = strides.pop()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seawall.errors import ModelError
 from seawall.models.weights import spec_of
-from seawall.modules import eval_mode
+from seawall.modules import eval_mode, stride_of
 
 
 def adapt_bands(source: nn.Module, target: nn.Module) -> None:
@@ -60,7 +60,7 @@ def band_layers(model: nn.Module) -> list[str]:
     names = {part: name for name, part in model.named_modules()}
     leaves = [part for part in names if not list(part.children()) and list(part.parameters())]
     hooks = [part.register_forward_pre_hook(note) for part in leaves]
-    side, bands = 2 * int(getattr(model, "stride", None) or 1), len(spec_of(model).bands)
+    side, bands = 2 * stride_of(model), len(spec_of(model).bands)
     try:
         with eval_mode(model):
             model(torch.zeros(1, bands, side, side))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from seawall.errors import ModelError
 from seawall.models.encoders import Encoder
 from seawall.models.weights import spec_of
-from seawall.modules import device_of, eval_mode, kept_maps
+from seawall.modules import device_of, eval_mode, kept_maps, stride_of
 
 
 def encoder_levels(model: nn.Module) -> dict[str, nn.Module]:
@@ -45,7 +45,7 @@ def kept_levels(model: nn.Module) -> Iterator[list[list[Tensor]]]:
 @torch.no_grad()
 def level_channels(model: nn.Module) -> list[int]:
     """Return how many features each level of a network's encoder gives."""
-    side = 2 * int(getattr(model, "stride", None) or 1)
+    side = 2 * stride_of(model)
     image = torch.zeros(1, len(spec_of(model).bands), side, side, device=device_of(model))
     with eval_mode(model), kept_levels(model) as levels:
         model(image)

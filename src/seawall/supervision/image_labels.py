@@ -48,18 +48,12 @@ class ImageLabels:
         """Return the batch with image-level labels; what is valid stays."""
         check_keys(batch, keys)
         label, valid = batch.label.clone(), batch.valid & batch.seen
-        for rows, cols in self._tiles(*label.shape[1:]):
+        for rows, cols in tiles_of(label.shape[1], label.shape[2], self.tile):
             for i in range(len(batch)):
                 known = valid[i, rows, cols]
                 if known.any():
                     label[i, rows, cols][known] = self._class_of(label[i, rows, cols][known])
         return replace(batch, label=label, valid=valid)
-
-    def _tiles(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
-        side = self.tile or max(height, width)
-        for row in range(0, height, side):
-            for col in range(0, width, side):
-                yield slice(row, row + side), slice(col, col + side)
 
     def _class_of(self, labels: Tensor) -> int:
         """Return the class of an image from its valid labels (N,)."""
@@ -68,3 +62,11 @@ class ImageLabels:
         if not len(others) or int(mine.sum()) > self.share * len(labels):
             return self.klass
         return int(torch.bincount(others).argmax())
+
+
+def tiles_of(height: int, width: int, side: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the rows and columns of the tiles of a chip, from the upper left corner; 0 takes the chip as one."""
+    side = side or max(height, width)
+    for row in range(0, height, side):
+        for col in range(0, width, side):
+            yield slice(row, row + side), slice(col, col + side)

@@ -15,7 +15,7 @@ from seawall.arrays import BoolArray, FloatArray
 from seawall.data.chip_format import IGNORE
 from seawall.data.label_planes import plane_class_counts
 from seawall.rng import Keys
-from seawall.supervision.image_labels import ImageLabels
+from seawall.supervision.image_labels import ImageLabels, tiles_of
 from seawall.training.round_settings import PaulGanju
 
 LabelPlane = NDArray[np.uint8]
@@ -57,14 +57,6 @@ def accepted_tiles(method: PaulGanju, chip: str, probability: FloatArray, seen: 
         count = int(seen[rows, cols].sum())
         if count and int(sure[rows, cols].sum()) > method.pixels * count:
             yield AcceptedTile(chip, rows, cols, label[rows, cols])
-
-
-def tiles_of(height: int, width: int, side: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the rows and columns of the tiles of a chip, from the upper left corner; 0 takes the chip as one."""
-    side = side or max(height, width)
-    for row in range(0, height, side):
-        for col in range(0, width, side):
-            yield slice(row, row + side), slice(col, col + side)
 
 
 def share_of_class(tiles: Sequence[AcceptedTile], klass: int) -> float:

@@ -16,7 +16,7 @@ from seawall.modules import running_statistics, to_device_of
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.training.objectives.mean_teacher import loss_of_known, teacher_logits
-from seawall.training.objectives.sensitivity_augmentation import first_chips
+from seawall.training.objectives.sensitivity_augmentation import first_chips, measurements_due
 from seawall.training.objectives.views import (
     RadiometricView,
     cutmix_boxes,
@@ -130,7 +130,7 @@ class FixMatch:
         self, model: nn.Module, draw: Callable[[], Iterable[Batch]], progress: float, seed: int, state: ObjectiveState
     ) -> ObjectiveState:
         """Return the state of this part of the training: what is accepted, by class, and the weights that follow."""
-        due = int(progress * self.checks + 1e-9)  # 1e-9: a step count over a step count times checks may round below
+        due = measurements_due(progress, self.checks)
         if state and cast(int, state["check"]) >= due:
             return state
         spec, network = spec_of(model), cast(SegmentationModel, model)
@@ -138,7 +138,8 @@ class FixMatch:
         unknown_pixels = 0
         for stored in first_chips(draw(), self.sample):
             batch = to_device_of(model, stored)
-            label, sure = self.pseudo_label(network, batch, Keys(seed, batch.chips).fold("check", due))
+            weak = self.weak(batch, spec.unit, Keys(seed, batch.chips).fold("check", due).fold("weak"))
+            label, sure = self.pseudo_label(network, weak)
             unknown = without_label(batch)
             unknown_pixels += int(unknown.sum())
             for k in range(len(spec.classes)):
@@ -150,9 +151,8 @@ class FixMatch:
         weights = class_weights(known, accepted, self.bound)
         return {"check": due, **found, "weights": list(weights)}
 
-    def pseudo_label(self, teacher: SegmentationModel, batch: Batch, keys: Keys) -> tuple[Tensor, Tensor]:
+    def pseudo_label(self, teacher: SegmentationModel, weak: Batch) -> tuple[Tensor, Tensor]:
         """Return the class (B, H, W) that the teacher gives the weak view, and whether it is sure of it."""
-        weak = self.weak(batch, teacher.spec.unit, keys.fold("weak"))
         probability, label = teacher_logits(teacher, weak.image).softmax(1).max(1)
         least = torch.tensor(self.thresholds(teacher.spec), dtype=probability.dtype, device=probability.device)
         return label, probability >= least[label]
@@ -185,9 +185,9 @@ class PseudoLabelTerm:
         if not unlabelled or not method.weight:
             return value
         part, own = batch.select(unlabelled), keys.select(unlabelled)
-        label, sure = method.pseudo_label(self.teacher or model, part, own)
-        boxes = cutmix_boxes(part, method.cutmix, own)
         weak = method.weak(part, unit, own.fold("weak"))
+        label, sure = method.pseudo_label(self.teacher or model, weak)
+        boxes = cutmix_boxes(part, method.cutmix, own)
         strong = mix_images(method.strong(weak, unit, own.fold("strong")), boxes)
         label, weight = mix_next(label, boxes), mix_next(sure, boxes).float()
         if self.weights:

@@ -87,7 +87,7 @@ class SensitivityAugmentation(ChangedImages):
         self, model: nn.Module, draw: Callable[[], Iterable[Batch]], progress: float, seed: int, state: ObjectiveState
     ) -> ObjectiveState:
         """Return the state of this round: the plan, and the passes of the sample so far."""
-        due = int(progress * self.rounds + 1e-9)  # 1e-9: a step count over a step count times rounds may round below
+        due = measurements_due(progress, self.rounds)
         if state and cast(int, state["round"]) >= due:
             return state
         known = training_corruptions(self.corruptions, spec_of(model))
@@ -144,6 +144,11 @@ def drawn_chains(known: Mapping[str, Corruption], weights: Mapping[str, LevelWei
         reached = np.cumsum([weight for _, weight in levels])
         at = min(int(np.searchsorted(reached, point, side="right")), len(levels) - 1)
         yield ((known[names[index]], levels[at][0]),)
+
+
+def measurements_due(progress: float, count: int) -> int:
+    """Return how many of the measurements of a training are due at a share of it, beside the one before its first step."""
+    return int(progress * count + 1e-9)  # a step count over a step count, times the count, may round below
 
 
 def first_chips(batches: Iterable[Batch], count: int) -> Iterator[Batch]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -110,6 +110,4 @@ def mix_next(values: Tensor, boxes: Tensor) -> Tensor:
 
 def mix_images(batch: Batch, boxes: Tensor) -> Batch:
     """Return a batch with the pixels of the next image inside of the boxes, and what is known of them."""
-    image, label, seen, valid = (mix_next(part, boxes) for part in (batch.image, batch.label, batch.seen, batch.valid))
-    bands = None if batch.seen_bands is None else mix_next(batch.seen_bands, boxes)
-    return replace(batch, image=image, label=label, seen=seen, valid=valid, seen_bands=bands)
+    return batch.with_planes({name: mix_next(plane, boxes) for name, plane in batch.planes.items()})
