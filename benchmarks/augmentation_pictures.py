@@ -47,7 +47,7 @@ def changes(model: nn.Module) -> Mapping[str, Callable[[Batch, Keys], Batch]]:
     def changed(name: str) -> Callable[[Batch, Keys], Batch]:
         objective = registry.build("objective", name)
         if isinstance(objective, AugMix):
-            return lambda batch, keys: objective.mixture(SPEC.unit, batch, keys)
+            return lambda batch, keys: objective.mixture(SPEC, batch, keys)
         return lambda batch, keys: cast(ChangedImages, objective).changed(net, batch, keys)
 
     names = ("uniform-augmentation", "rand-augment", "trivial-augment", "augmix", "gradient-sensitive-augmentation")
