@@ -18,14 +18,13 @@ import argparse
 from collections.abc import Mapping
 from typing import Any, cast
 
-import torch
 from study import (
     CLEAN,
     KEPT,
     LOSS,
     Cells,
     SplitChips,
-    asked_of_methods,
+    cells_of_methods,
     folder_of,
     method_table,
     recipe_by_group,
@@ -128,11 +127,7 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
 
 def main() -> None:
     """Train, measure, print the tables."""
-    given = asked_of_methods(__doc__, "runs/few-labels", METHODS, "tables")
-    torch.set_num_threads(given.threads)
-    cells = Cells(given.out / "cells.jsonl")
-    for seed in () if given.table else given.seeds:
-        measure(given, cells, seed)
+    given, cells = cells_of_methods(__doc__, "runs/few-labels", METHODS, "tables", measure)
     cells.rows = [row for row in cells.rows if row["seed"] in given.seeds]
     print("\n".join([*method_table(cells, FEW, "chips"), "", *method_table(cells, ["all", *IMAGE], "all")]))
 

@@ -17,7 +17,6 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from few_labels import objective
 from study import (
     CLEAN,
@@ -25,7 +24,7 @@ from study import (
     LOSS,
     Cells,
     SplitChips,
-    asked_of_methods,
+    cells_of_methods,
     folder_of,
     method_table,
     real_or_simulated,
@@ -90,11 +89,7 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
 
 def main() -> None:
     """Train, measure, print the table."""
-    given = asked_of_methods(__doc__, "runs/sar", METHODS, "table")
-    torch.set_num_threads(given.threads)
-    cells = Cells(given.out / "cells.jsonl")
-    for seed in () if given.table else given.seeds:
-        measure(given, cells, seed)
+    _, cells = cells_of_methods(__doc__, "runs/sar", METHODS, "table", measure)
     print("\n".join(method_table(cells, METHODS, SAR)))
 
 

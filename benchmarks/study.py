@@ -330,12 +330,31 @@ class StudyParser(argparse.ArgumentParser):
         self.add_argument("--threads", type=int, default=1)
 
 
-def asked_of_methods(doc: str | None, out: str, methods: Collection[str], what: str) -> argparse.Namespace:
-    """Return the arguments of a study whose cells are methods by seeds; names of methods hold commas."""
+def cells_of_methods(
+    doc: str | None,
+    out: str,
+    methods: Collection[str],
+    what: str,
+    measure: Callable[[argparse.Namespace, Cells, int], None],
+) -> tuple[argparse.Namespace, Cells]:
+    """Return the arguments and the cells of a study of methods by seeds; a seed's missing cells are measured first.
+
+    Args:
+        doc: What the command line says of the script.
+        out: Default folder.
+        methods: Their names, which hold commas and are listed with semicolons.
+        what: "table" or "tables", as `--help` names them.
+        measure: Adds the missing cells of a seed; not called where only the table is asked for.
+    """
     ask = StudyParser(doc, out)
     ask.add_names("--methods", methods, ";", "names with semicolons")
     ask.add_seeds()
     ask.add_training(passes=12, steps=20)
     ask.add_table(what)
     ask.add_threads()
-    return ask.parse_args()
+    given = ask.parse_args()
+    torch.set_num_threads(given.threads)
+    cells = Cells(given.out / "cells.jsonl")
+    for seed in () if given.table else given.seeds:
+        measure(given, cells, seed)
+    return given, cells
