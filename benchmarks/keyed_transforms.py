@@ -111,6 +111,7 @@ class Study:
     def network(self, name: str, whose: str = "mine") -> SegmentationModel:
         """Return a trained network, with the key of the study or of another adversary."""
         key = self.given.out / f"{whose}-s{self.seed}.key"
+        key.parent.mkdir(parents=True, exist_ok=True)
         key.write_text(public_key(f"study {whose} {self.seed}").secret.hex())
         folder = self.given.out / f"{name.replace(' ', '-')}{'' if whose == 'mine' else '-' + whose}-s{self.seed}"
         model, minutes = self.held.trained(self.recipe(name, str(key)), folder)
