@@ -8,36 +8,31 @@ Run: `python benchmarks/augmentation_pictures.py docs/images/augmentation`.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
-import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from pictures import SPEC, Picture, cut, draw_sheets, titled, true_color
 from torch import nn
-from weight_fault_pictures import SPEC, cut, scenes, titled, trained, true_color
 
 from seawall import registry
 from seawall.defenses.corrupted_batches import corrupt_each, training_corruptions
 from seawall.defenses.sensitivity import SensitivityProbe
-from seawall.io import write_atomic
-from seawall.models.unet import UNet
 from seawall.rng import Keys
 from seawall.training.objectives.augmentation import ChangedImages
 from seawall.training.objectives.augmix import AugMix
 from seawall.types import Batch, SegmentationModel
 
-SHOWN, PATCH, DRAWS, LEVELS, SAMPLE = 27, 96, 6, 6, 6
-"""Seed of the scene that is drawn; the network learns from others. Side of the part in pixels; pictures per row; patches of
-each of the other scenes that the sensitivity is measured on."""
+ROW, COL, PATCH = 100, 60, 96
+"""Upper left corner and side in pixels of the part of the scene that is drawn."""
+DRAWS, LEVELS, SAMPLE = 6, 6, 6
+"""Pictures per row of either sheet; patches of each of the other scenes that the sensitivity is measured on."""
 MAGENTA = (255, 0, 255)
 CURVES = ("haze", "turbid-water")
 
 
-def picture(batch: Batch, index: int, words: str) -> NDArray[np.uint8]:
+def picture(batch: Batch, index: int, words: str) -> Picture:
     """Return a chip of a batch with words above it."""
     one = batch.select([index])
     rgb = np.ascontiguousarray(true_color(one))
@@ -52,14 +47,14 @@ def changes(model: nn.Module) -> Mapping[str, Callable[[Batch, Keys], Batch]]:
     def changed(name: str) -> Callable[[Batch, Keys], Batch]:
         objective = registry.build("objective", name)
         if isinstance(objective, AugMix):
-            return lambda batch, keys: objective.mixture(SPEC.unit, batch, keys)
+            return lambda batch, keys: objective.mixture(SPEC, batch, keys)
         return lambda batch, keys: cast(ChangedImages, objective).changed(net, batch, keys)
 
     names = ("uniform-augmentation", "rand-augment", "trivial-augment", "augmix", "gradient-sensitive-augmentation")
     return {name: changed(name) for name in names}
 
 
-def draws(model: nn.Module, part: Batch) -> NDArray[np.uint8]:
+def draws(model: nn.Module, part: Batch) -> Picture:
     """Return a row per method: the part as it is, and as it is drawn."""
     chips = tuple(f"draw{i}" for i in range(DRAWS))
     many = Batch(*(torch.cat([one] * DRAWS) for one in (part.image, part.label, part.seen, part.valid)), chips)
@@ -71,7 +66,7 @@ def draws(model: nn.Module, part: Batch) -> NDArray[np.uint8]:
     return np.vstack(rows)
 
 
-def equal_harm(model: nn.Module, sample: Sequence[Batch], part: Batch) -> NDArray[np.uint8]:
+def equal_harm(model: nn.Module, sample: Sequence[Batch], part: Batch) -> Picture:
     """Return a row per corruption at severities whose kernel distances are equally spaced."""
     known = training_corruptions((), SPEC)
     rows = []
@@ -87,26 +82,13 @@ def equal_harm(model: nn.Module, sample: Sequence[Batch], part: Batch) -> NDArra
     return np.vstack(rows)
 
 
-def main() -> None:
-    """Train, change, draw."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("folder", type=Path)
-    folder = ask.parse_args().folder
-    torch.set_num_threads(1)
-    chips, scene = scenes(range(1, 9)), scenes([SHOWN])
-    model = trained(chips, UNet(8, 3), "supervised", {})
-    part = scene.select([0])
-    row, col = 100, 60
-    where = (..., slice(row, row + PATCH), slice(col, col + PATCH))
-    part = Batch(part.image[where], part.label[where], part.seen[where], part.valid[where], part.chips)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, sheet in (
-        ("draws", draws(model, part)),
-        ("sensitivity", equal_harm(model, [cut(chips, i) for i in range(SAMPLE)], part)),
-    ):
-        _, data = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])
-        write_atomic(folder / f"{name}.jpg", data.tobytes())
+def sheets(chips: Batch, scene: Batch, model: nn.Module) -> Mapping[str, Picture]:
+    """Return the draws of every method, and severities of equal harm."""
+    where = (..., slice(ROW, ROW + PATCH), slice(COL, COL + PATCH))
+    part = Batch(scene.image[where], scene.label[where], scene.seen[where], scene.valid[where], scene.chips)
+    sample = [cut(chips, i) for i in range(SAMPLE)]
+    return {"draws.jpg": draws(model, part), "sensitivity.jpg": equal_harm(model, sample, part)}
 
 
 if __name__ == "__main__":
-    main()
+    draw_sheets(__doc__, sheets, quality=70)

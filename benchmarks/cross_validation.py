@@ -20,22 +20,29 @@ import argparse
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from time import process_time
 from typing import Any, cast
 
 import numpy as np
 import torch
-from hardening import JsonLines, billed_training
+from study import (
+    LOSS,
+    JsonLines,
+    StudyParser,
+    billed_training,
+    change_text,
+    every_draw,
+    figure_of,
+    quiet_run,
+    value_text,
+)
 
 from seawall.arrays import DoubleArray
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.data.splits import Split, kfold_groups, labelled_ids, split_groups
-from seawall.metrics.bootstrap import Resamples, average_ratio, percentile_interval
+from seawall.metrics.bootstrap import Resamples, average_ratio
 from seawall.metrics.counts import confusion
 from seawall.metrics.ratios import ConfusionCounts
-from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips
 from seawall.recipe.recipe import Recipe, change_recipe
 from seawall.types import SegmentationModel
@@ -47,7 +54,7 @@ BASE: Mapping[str, Any] = {
     "split": {"val": 0.0},
     "model": {"name": "unet", "settings": {"width": 8, "depth": 3}},
     "training": {
-        "objective": {"name": "supervised", "settings": {"loss": "ce + dice"}},
+        "objective": {"name": "supervised", "settings": {"loss": LOSS}},
         "settings": {
             "epochs": 20, "steps_per_epoch": 50, "patch": 64, "batch": 8, "lr": 2e-3, "keep": "last", "ema": 0.99, "tensorboard": False,
         },
@@ -100,9 +107,6 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "linear": ["model={name='linear'}", "training.settings.lr=0.1"],
 }  # fmt: skip
 
-COMBINED: Mapping[str, Sequence[str]] = {}
-"""Variants of several changes, which are measured where they are named."""
-
 
 def etci_place(id_: str) -> str:
     """Return the block of 5 by 8 tiles of a tile of the one event: neighbors are mostly in one block."""
@@ -151,12 +155,11 @@ class CrossValidation:
     def of(given: argparse.Namespace, data: str) -> CrossValidation:
         order = change_recipe(BASE, DATA[data])
         home = given.out / data
-        chips, _ = load_chips(RunContext(order, home, "cpu", True, lambda *_: None), home / "chips")
+        chips, _ = load_chips(quiet_run(order, home), home / "chips")
         return CrossValidation(given, data, JsonLines(given.out / "cells.jsonl"), placed(chips))
 
     def recipe(self, variant: str, seed: int) -> Recipe:
-        changes = {**VARIANTS, **COMBINED}[variant]
-        return change_recipe(BASE, [*DATA[self.data], *changes, f"seed={seed}"])
+        return change_recipe(BASE, [*DATA[self.data], *VARIANTS[variant], f"seed={seed}"])
 
     def folds(self) -> Sequence[Split]:
         return kfold_groups(self.chips, self.given.folds, 0, ids=labelled_ids(self.chips))
@@ -170,7 +173,7 @@ class CrossValidation:
         order = self.recipe(variant, seed)
         folder = self.given.out / self.data / f"{variant.replace(' ', '-')}-s{seed}-f{number}"
         split = with_validation(self.chips, fold, order.split.val, seed)
-        return billed_training(order, folder, self.chips, split, process_time())
+        return billed_training(order, folder, self.chips, split)
 
     def add(self, variant: str, seed: int, number: int, view: str, model: SegmentationModel, minutes: float) -> None:
         if self.has(variant, seed, number, view):
@@ -226,21 +229,17 @@ class CrossValidation:
 
     def _figures(self, runs: Sequence[DoubleArray], base: DoubleArray) -> Iterator[str]:
         draws = Resamples.over([self.chips.row(id_).group for id_ in sorted(labelled_ids(self.chips))])
-        water = self.chips.classes.index("water")
-        every = {}
-        for how in ("pooled", "per_chip"):
-            for name, tables in (("mine", runs), ("base", [base] if len(base) else [])):
-                parts = [ConfusionCounts.of(table) for table in tables]
-                for part, weights in (("value", draws.once), ("drawn", draws.weights)):
-                    found = [average_ratio(c, "iou", how, draws.member, weights)[:, water] for c in parts]
-                    every[how, name, part] = np.mean(found, 0) if found else np.full(len(weights), np.nan)
-        for how in ("pooled", "per_chip"):
-            low, high = percentile_interval(every[how, "mine", "drawn"][:, None])
-            yield f"{every[how, 'mine', 'value'][0]:.3f} ({low[0]:.2f} to {high[0]:.2f})"
-        for how in ("pooled", "per_chip"):
-            value = every[how, "mine", "value"][0] - every[how, "base", "value"][0]
-            low, high = percentile_interval((every[how, "mine", "drawn"] - every[how, "base", "drawn"])[:, None])
-            yield f"{value:+.3f} ({low[0]:+.2f} to {high[0]:+.2f})"
+        weights, water = every_draw(draws), self.chips.classes.index("water")
+
+        def mean(tables: Sequence[DoubleArray], how: str) -> DoubleArray:
+            every = [ConfusionCounts.of(table) for table in tables]
+            found = [average_ratio(counts, "iou", how, draws.member, weights)[:, water] for counts in every]
+            return np.mean(found, 0) if found else np.full(len(weights), np.nan)
+
+        mine = [mean(runs, how) for how in ("pooled", "per_chip")]
+        beside = [mean([base] if len(base) else [], how) for how in ("pooled", "per_chip")]
+        yield from (value_text(figure_of(one)) for one in mine)
+        yield from (change_text(figure_of(one - other)) for one, other in zip(mine, beside, strict=True))
 
 
 def main() -> None:
@@ -256,16 +255,13 @@ def main() -> None:
 
 
 def asked() -> argparse.Namespace:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument(
-        "--out", type=Path, default=Path("runs/cross-validation"), help="keep chips, networks and cells there"
-    )
-    ask.add_argument("--data", type=lambda text: text.split(","), default=list(DATA), help="names with commas")
-    ask.add_argument("--variants", type=lambda text: text.split(","), default=list(VARIANTS), help="names with commas")
-    ask.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0])
+    ask = StudyParser(__doc__, "runs/cross-validation")
+    ask.add_names("--data", DATA)
+    ask.add_names("--variants", VARIANTS)
+    ask.add_seeds(1)
     ask.add_argument("--folds", type=int, default=5)
-    ask.add_argument("--table", action="store_true", help="print the table of the finished cells and stop")
-    ask.add_argument("--threads", type=int, default=1)
+    ask.add_table("table")
+    ask.add_threads()
     return ask.parse_args()
 
 

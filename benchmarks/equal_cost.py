@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,16 +21,15 @@ from typing import cast
 import numpy as np
 import torch
 from strength import Counts, counted, some, worst
+from study import SplitChips, quiet_run, recipe_by_group
 
 from seawall.attacks.apgd import APGD
 from seawall.attacks.losses import CosPGDLoss, JensenShannon, TsallisCrossEntropy
 from seawall.attacks.pgd import PGD, PAdam
 from seawall.attacks.suites import SEA, Seawall, Suite
 from seawall.data.loader import whole_chips
-from seawall.pipeline.context import RunContext
-from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import train_network
-from seawall.recipe.recipe import Recipe, make_recipe
+from seawall.recipe.recipe import Recipe
 from seawall.rng import Keys
 from seawall.threat.parser import parse_threat
 from seawall.types import Attack, Batch, SegmentationModel
@@ -51,13 +49,10 @@ def recipe(architecture: str, taught: str, seed: int) -> Recipe:
     if taught == "adversarial":
         settings = {"threat": THREATS[0], "attack": "pgd", "attack_settings": {"steps": 3, "step": 0.5, "keep": "last"}}
         objective = {"name": "adversarial", "settings": settings}
-    real = {"source": "$SEAWALL_DATA", "kind": "index", "select": "hls_"}
-    return make_recipe(
+    return recipe_by_group(
         {
             "name": "equal-cost",
             "seed": seed,
-            "data": real if os.environ.get("SEAWALL_DATA") else {"count": 24, "size": 128},
-            "split": {"val": 0.15, "test": 0.35},
             "model": {"name": architecture, "settings": ARCHITECTURES[architecture]},
             "training": {
                 "objective": objective,
@@ -75,10 +70,8 @@ def recipe(architecture: str, taught: str, seed: int) -> Recipe:
 
 def networks(given: argparse.Namespace) -> Iterator[tuple[str, SegmentationModel, Batch]]:
     """Yield each network with the chips that it is attacked on; all share the chips and the split of seed 0."""
-    base = RunContext(recipe("unet", "plain", 0), given.home, "cpu", True, lambda *_: None)
-    chips, _ = load_chips(base, given.home / "chips")
-    split = make_split(base, chips)
-    batch = some(whole_chips(chips, split.test), given)
+    held = SplitChips.of(recipe("unet", "plain", 0), given.home)
+    batch = some(whole_chips(held.chips, held.split.test), given)
     for seed in (0, 1):
         for taught in TAUGHT:
             for architecture in ARCHITECTURES:
@@ -86,9 +79,8 @@ def networks(given: argparse.Namespace) -> Iterator[tuple[str, SegmentationModel
                 if not name.startswith(given.cells):
                     continue
                 order = recipe(architecture, taught, seed)
-                run = RunContext(order, given.home / name, "cpu", True, lambda *_: None)
                 start = time.process_time()
-                model = train_network(run, chips, split, order.networks[0])
+                model = train_network(quiet_run(order, given.home / name), held.chips, held.split, order.networks[0])
                 spent = time.process_time() - start
                 if spent > 5:
                     print(f"{name}: trained in {spent:.0f} CPU s", flush=True)

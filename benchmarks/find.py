@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from study import JsonLines
 
 from seawall import api
 from seawall.data.chips import Chip, ChipFolder
@@ -73,10 +74,8 @@ FAULTS: Mapping[str, Sequence[str]] = {
 def main() -> None:
     asked = arguments()
     torch.set_num_threads(asked.threads)
-    path = asked.out / f"find-{asked.data}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(row["noise"], row["spread"], row["seed"]) for row in rows}
+    rows = JsonLines(asked.out / f"find-{asked.data}.jsonl")
+    done = {(row["noise"], row["spread"], row["seed"]) for row in rows.rows}
     cells = (
         [(n, s) for s in asked.spread for n in asked.noises]
         if asked.data == "simulated"
@@ -87,10 +86,8 @@ def main() -> None:
     for noise, spread, seed in todo:
         row = {"noise": noise, "spread": spread, "seed": seed, **one(asked, noise, spread, seed)}
         rows.append(row)
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    print(table(rows))
+    print(table(rows.rows))
 
 
 def one(asked: argparse.Namespace, noise: str, spread: str, seed: int) -> dict[str, object]:

@@ -21,40 +21,52 @@ fgsm, n-fgsm, fgsm-rs, step-* 12; pgd-3, segpgd-3, pir-at 24; trades 30; grad-al
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
+from study import (
+    CLEAN,
+    LOSS,
+    Cells,
+    Counts,
+    Parts,
+    SplitChips,
+    StudyParser,
+    change_text,
+    corrupted_counts,
+    difference,
+    every_draw,
+    figure_of,
+    folder_of,
+    pooled,
+    recipe_by_group,
+    shared_water,
+    training_settings,
+    value_text,
+    water_counts,
+    weighted_iou,
+)
 
 from seawall import registry
-from seawall.arrays import DoubleArray
 from seawall.attacks.suites import named_attacks, parse_suite
 from seawall.attacks.transfer import Transfer
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import fitting_corruptions
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
-from seawall.data.splits import Split
-from seawall.metrics.bootstrap import Resamples, estimate_quotient, percentile_interval
-from seawall.metrics.ratios import divide_or_nan
+from seawall.metrics.bootstrap import Resamples
 from seawall.metrics.worst_case import worst_ratio
 from seawall.models.water_index import ThresholdNet, extreme_images
-from seawall.pipeline.context import RunContext
-from seawall.pipeline.data import load_chips, make_split
-from seawall.pipeline.training import model_factory, spec_of_chips, train_network
-from seawall.recipe.recipe import Recipe, make_recipe
+from seawall.pipeline.training import model_factory, spec_of_chips
+from seawall.recipe.recipe import Recipe
 from seawall.recipe.sections import MethodSection
 from seawall.rng import Keys
 from seawall.threat.parser import parse_threat
-from seawall.types import Attack, Corruption, SegmentationModel
+from seawall.types import Attack, Batch, SegmentationModel
 
-LOSS = "ce + dice"
 ONE, TWO = "linf 1% reflectance", "linf 2% reflectance"
 BUDGETS = ("0.25%", "0.5%", "1%", "2%")
 INDICES = ("mndwi", "ndwi")
@@ -104,83 +116,36 @@ METHODS: Mapping[str, Method] = {
 
 def recipe(given: argparse.Namespace, method: Method, seed: int) -> Recipe:
     """Return what one network is trained by."""
-    real = {"source": "$SEAWALL_DATA", "kind": "index", "select": "hls_"}
     network = {} if method.model == "linear" else {"width": given.width, "depth": given.depth}
     objective = {"name": method.objective, "settings": {"loss": LOSS, **method.settings}}
-    training: dict[str, object] = {
-        "epochs": given.passes, "steps_per_epoch": given.steps, "patch": given.patch, "batch": 8, "lr": 2e-3,
-        "check_every": min(5, given.passes), "tensorboard": False, **method.training,
-    }  # fmt: skip
+    training = {**training_settings(given, given.patch, 5), **method.training}
     section: dict[str, object] = {"objective": objective, "settings": training}
     if method.pretrained:
         labels = {"name": method.objective, "settings": {**method.settings, "loss": "ce"}}
         section["pretraining"] = {"objective": labels, "settings": {"epochs": max(1, given.passes // 2)}}
     if method.objective != "supervised":  # hardened weights are selected by their multi-step figure
         section["robustness"] = {"threat": ONE, "steps": 10}
-    return make_recipe(
+    return recipe_by_group(
         {
             "name": "hardening",
             "seed": seed,
-            "data": real if os.environ.get("SEAWALL_DATA") else {"count": 24, "size": 128},
-            "split": {"val": 0.15, "test": 0.35},
             "model": {"name": method.model, "settings": network},
             "training": section,
         }
     )
 
 
-def trained(
-    given: argparse.Namespace, name: str, seed: int, chips: ChipFolder, split: Split
-) -> tuple[SegmentationModel, float]:
-    """Return a trained network and the CPU-minutes of its training, kept beside it."""
-    method, folder = METHODS[name], given.out / f"{name}-s{seed}"
-    began = time.process_time()
-    return billed_training(recipe(given, method, seed), folder, chips, split, began)
-
-
-def billed_training(
-    order: Recipe, folder: Path, chips: ChipFolder, split: Split, began: float
-) -> tuple[SegmentationModel, float]:
-    """Return the network of a recipe and its CPU-minutes since `began`, which are kept beside it."""
-    bill = folder / "cpu_minutes.json"
-    spent = json.loads(bill.read_text()) if bill.exists() else 0.0
-    model = train_network(RunContext(order, folder, "cpu", True, lambda *_: None), chips, split, order.networks[0])
-    if not bill.exists():  # of a training that was killed, the last part
-        spent = (time.process_time() - began) / 60
-        bill.write_text(json.dumps(spent))
-    return cast(SegmentationModel, model.eval()), spent
-
-
-def corrupted_counts(
-    model: SegmentationModel, chips: ChipFolder, ids: tuple[str, ...], corruption: Corruption | None, severity: float
-) -> Counts:
-    """Return the counts of every chip under a corruption."""
-    found: Counts = {}
-    for clean in whole_chips(chips, ids):
-        batch = clean if corruption is None else corruption(clean, severity, Keys(0, clean.chips))
-        with torch.no_grad():
-            water = model(batch.image).argmax(1) == 1
-        found |= water_counts(batch.chips, water, batch.label == 1, batch.valid)
-    return found
-
-
-Counts = dict[str, list[int]]
-"""Water pixels that model and label share, and that either has: (intersection, union) per chip."""
-
-
 def attacked_counts(
     model: SegmentationModel, chips: ChipFolder, ids: tuple[str, ...], attack: Attack | None, threat: str
 ) -> Counts:
     """Return the counts of every chip, after an attack if there is one."""
-    found: Counts = {}
-    for batch in whole_chips(chips, ids):
-        image = batch.image
-        if attack is not None:
-            image = attack(model, batch, parse_threat(threat, model.spec), Keys(0, batch.chips))
-        with torch.no_grad():
-            water = model(image).argmax(1) == 1
-        found |= water_counts(batch.chips, water, (batch.label == 1), batch.valid)
-    return found
+    if attack is None:
+        return water_counts(model, chips, ids)
+
+    def attacked(batch: Batch) -> Batch:
+        return replace(batch, image=attack(model, batch, parse_threat(threat, model.spec), Keys(0, batch.chips)))
+
+    return water_counts(model, chips, ids, attacked)
 
 
 def exact_counts(model: ThresholdNet, chips: ChipFolder, ids: tuple[str, ...], threat: str) -> Counts:
@@ -190,14 +155,8 @@ def exact_counts(model: ThresholdNet, chips: ChipFolder, ids: tuple[str, ...], t
         ball = parse_threat(threat, model.spec).around(batch.image, batch.seen)
         says = torch.stack([model(image).argmax(1) == 1 for image in extreme_images(model, ball)])
         truth = batch.label == 1
-        found |= water_counts(batch.chips, torch.where(truth, says.all(0), says.any(0)), truth, batch.valid)
+        found |= shared_water(batch.chips, torch.where(truth, says.all(0), says.any(0)), truth, batch.valid)
     return found
-
-
-def water_counts(names: Iterable[str], water: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor) -> Counts:
-    """Return the counts of every chip from its predicted and its labelled water."""
-    both, either = (part.flatten(1).sum(1).tolist() for part in (water & truth & valid, (water | truth) & valid))
-    return {name: [int(top), int(bottom)] for name, top, bottom in zip(names, both, either, strict=True)}
 
 
 def worst_counts(parts: list[Counts]) -> Counts:
@@ -206,91 +165,6 @@ def worst_counts(parts: list[Counts]) -> Counts:
     top, bottom = (np.array([[part[name][i] for name in names] for part in parts], float) for i in (0, 1))
     chosen = worst_ratio(top, bottom, np.ones(top.shape, bool))[1]
     return {name: parts[int(a)][name] for name, a in zip(names, chosen, strict=True)}
-
-
-def group_counts(counts: Counts, groups: Mapping[str, str]) -> dict[str, list[int]]:
-    """Return the counts of every group, summed over its chips."""
-    by_group: dict[str, list[int]] = {}
-    for chip, (top, bottom) in counts.items():
-        sums = by_group.setdefault(groups[chip], [0, 0])
-        sums[0], sums[1] = sums[0] + top, sums[1] + bottom
-    return by_group
-
-
-class JsonLines:
-    """Rows in a file, one JSON line each; a line that a killed writer left half is not read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines if line.endswith("}")]
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a row to the file."""
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as sink:
-            sink.write(json.dumps(row) + "\n")
-
-
-class Cells(JsonLines):
-    """The finished cells; a cell is (method, seed, budget, attack)."""
-
-    def has(self, *key: object) -> bool:
-        return any((r["method"], r["seed"], r["budget"], r["attack"]) == key for r in self.rows)
-
-    def add(
-        self,
-        method: str,
-        seed: int,
-        budget: str,
-        attack: str,
-        counts: Counts,
-        groups: Mapping[str, str],
-        minutes: float,
-    ) -> None:
-        by_group = group_counts(counts, groups)
-        row = {
-            "method": method,
-            "seed": seed,
-            "budget": budget,
-            "attack": attack,
-            "groups": by_group,
-            "cpu_minutes": round(minutes, 2),
-        }
-        row |= dict(zip(("iou", "low", "high"), pooled([by_group]), strict=True))
-        self.append(row)
-        print({key: value for key, value in row.items() if key != "groups"}, flush=True)
-
-
-Parts = list[dict[str, list[int]]]
-"""(intersection, union) of every group, one mapping per seed."""
-
-
-def group_sums(parts: Parts, names: list[str]) -> DoubleArray:
-    """Return intersection and union of every group, summed over the parts: (G, 2)."""
-    return np.array([[sum(part.get(name, (0, 0))[i] for part in parts) for i in (0, 1)] for name in names], float)
-
-
-def difference(first: Parts, second: Parts) -> tuple[float, float, float]:
-    """Return the IoU of the first minus that of the second, and its 95 % interval: both are taken of the same redrawn groups."""
-    names = sorted({name for part in (*first, *second) for name in part})
-    sums = [group_sums(parts, names) for parts in (first, second)]
-    draws = Resamples.over(names)
-    value, drawn = (
-        np.subtract(*(divide_or_nan((weights @ pair)[:, 0], (weights @ pair)[:, 1]) for pair in sums))
-        for weights in (draws.once, draws.weights)
-    )
-    low, high = percentile_interval(drawn[:, None])
-    return float(value[0]), float(low[0]), float(high[0])
-
-
-def pooled(parts: Parts) -> tuple[float, float, float]:
-    """Return the IoU over all groups of all parts, and its 95 % interval over groups."""
-    names = sorted({name for part in parts for name in part})
-    sums = group_sums(parts, names)
-    found = estimate_quotient(sums[:, 0], sums[:, 1], len(names), Resamples.over(names))
-    return tuple(round(float(v[0]), 4) for v in (found.value, found.low, found.high))  # type: ignore[return-value]
 
 
 def label_of(given: argparse.Namespace) -> str:
@@ -314,47 +188,45 @@ class Bench:
     given: argparse.Namespace
     cells: Cells
     seed: int
-    chips: ChipFolder
-    split: Split
+    held: SplitChips
 
     @staticmethod
     def of(given: argparse.Namespace, cells: Cells, seed: int) -> Bench:
-        base = RunContext(recipe(given, METHODS["plain"], seed), given.out, "cpu", True, lambda *_: None)
-        chips, _ = load_chips(base, given.out / "chips")
-        return Bench(given, cells, seed, chips, make_split(base, chips))
+        return Bench(given, cells, seed, SplitChips.of(recipe(given, METHODS[PLAIN], seed), given.out))
 
     def add(self, method: str, budget: str, attack: str, counts: Counts, minutes: float) -> None:
-        groups = {id_: self.chips.row(id_).group for id_ in self.split.test}
-        self.cells.add(method, self.seed, budget, attack, counts, groups, minutes)
+        self.cells.add(method, self.seed, budget, attack, counts, self.held.groups, minutes)
 
     def missing(self, method: str, grid: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the (budget, attack) of a method that have no cell."""
         return [(budget, attack) for budget, attack in grid if not self.cells.has(method, self.seed, budget, attack)]
 
     def trained(self, method: str) -> tuple[SegmentationModel, float]:
-        return trained(self.given, method, self.seed, self.chips, self.split)
+        """Return the network of a method and the CPU-minutes of its training."""
+        order = recipe(self.given, METHODS[method], self.seed)
+        return self.held.trained(order, folder_of(self.given.out, method, self.seed))
 
     def threshold(self, index: str) -> ThresholdNet:
         build = model_factory(MethodSection(name="threshold", settings={"index": index}))
-        return cast(ThresholdNet, build(spec_of_chips(self.chips)))
+        return cast(ThresholdNet, build(spec_of_chips(self.held.chips)))
 
 
 def measure_attacks(bench: Bench) -> None:
     """Add the clean and the attacked cells of one seed: the indices, then every method."""
-    given, chips, ids = bench.given, bench.chips, bench.split.test
+    given, chips, ids = bench.given, bench.held.chips, bench.held.split.test
     for index in INDICES:
         for budget, _ in bench.missing(index, [(b, "exact") for b in ("0%", *BUDGETS)]):
             counts = exact_counts(bench.threshold(index), chips, ids, f"linf {budget} reflectance")
             bench.add(index, budget, "exact", counts, 0.0)
     plain = bench.trained(PLAIN)[0] if given.transfer else None
-    grid = [("0%", "clean"), *((budget, label_of(given)) for budget in BUDGETS)]
+    grid = [("0%", CLEAN), *((budget, label_of(given)) for budget in BUDGETS)]
     for name in given.methods:
         if (given.transfer and name == PLAIN) or not (todo := bench.missing(name, grid)):
             continue
         network, minutes = bench.trained(name)
         clean = attacked_counts(network, chips, ids, None, "")
         for budget, attack in todo:
-            members = attacks_of(given, plain).values() if attack != "clean" else ()
+            members = attacks_of(given, plain).values() if attack != CLEAN else ()
             parts = [attacked_counts(network, chips, ids, a, f"linf {budget} reflectance") for a in members]
             bench.add(name, budget, attack, worst_counts([clean, *parts]), minutes)
 
@@ -366,7 +238,8 @@ REFERENCE_INDEX = "mndwi"
 
 def measure_corruptions(bench: Bench) -> None:
     """Add the cells of one seed under every natural perturbation: the index, then every method."""
-    known = fitting_corruptions(ChipContext.of(bench.chips, bench.chips.ids))[0]
+    chips, ids = bench.held.chips, bench.held.split.test
+    known = fitting_corruptions(ChipContext.of(chips, chips.ids))[0]
     grid = [(f"severity {severity:g}", name) for name in known for severity in SEVERITIES]
     for method in (REFERENCE_INDEX, *bench.given.methods):
         todo = bench.missing(method, grid)
@@ -374,7 +247,7 @@ def measure_corruptions(bench: Bench) -> None:
             continue
         network, minutes = (bench.threshold(method), 0.0) if method in INDICES else bench.trained(method)
         for budget, name in todo:
-            counts = corrupted_counts(network, bench.chips, bench.split.test, known[name], float(budget.split()[1]))
+            counts = corrupted_counts(network, chips, ids, known[name], float(budget.split()[1]))
             bench.add(method, budget, name, counts, minutes)
 
 
@@ -389,7 +262,7 @@ class FinishedSeeds:
 
     def parts(self, method: str, budget: str, attack: str = "") -> Parts:
         """Return the counts of any method on these seeds."""
-        fits = ("clean", "exact", attack or self.attack)
+        fits = (CLEAN, "exact", attack or self.attack)
         rows = [r for r in self.cells.rows if (r["method"], r["budget"]) == (method, budget) and r["attack"] in fits]
         return [r["groups"] for r in rows if r["seed"] in self.seeds]
 
@@ -409,23 +282,18 @@ class FinishedSeeds:
         if not of[self.method] or len(of[self.method]) != len(of[REFERENCE_INDEX]):
             return ""
         names = sorted({group for r in rows for group in r["groups"]})
-        draws = Resamples.over(names)
-        weights = np.concatenate([draws.once, draws.weights])
+        weights = every_draw(Resamples.over(names))
         errors = []
         for corruption in dict.fromkeys(r["attack"] for r in rows):
             lost = []
             for method in (self.method, REFERENCE_INDEX):
                 every = [
-                    group_sums(
-                        [r["groups"] for r in of[method] if (r["attack"], r["budget"]) == (corruption, budget)], names
-                    )
+                    weighted_iou([r["groups"] for r in of[method] if (r["attack"], r["budget"]) == (corruption, budget)], names, weights)
                     for budget in (f"severity {severity:g}" for severity in SEVERITIES)
-                ]
-                lost.append(sum(1 - divide_or_nan((weights @ pair)[:, 0], (weights @ pair)[:, 1]) for pair in every))
+                ]  # fmt: skip
+                lost.append(sum(1 - iou for iou in every))
             errors.append(lost[0] / lost[1])
-        mean = np.mean(np.array(errors), 0)
-        low, high = percentile_interval(mean[1:, None])
-        return f"{mean[0]:.3f} ({low[0]:.2f} to {high[0]:.2f})"
+        return value_text(figure_of(np.mean(errors, 0)))
 
     def flag(self, budget: str) -> str:
         """Return a flag where the transfer attack leaves less than the attack: the figure is too good."""
@@ -441,7 +309,7 @@ class FinishedSeeds:
 def finished(cells: Cells, attack: str) -> Iterator[FinishedSeeds]:
     """Yield every method with its finished seeds, in the order of the cells."""
     for name in dict.fromkeys(row["method"] for row in cells.rows):
-        mine = [r for r in cells.rows if r["method"] == name and r["attack"] in ("clean", "exact", attack)]
+        mine = [r for r in cells.rows if r["method"] == name and r["attack"] in (CLEAN, "exact", attack)]
         seeds = sorted({r["seed"] for r in mine})
         whole = [s for s in seeds if {r["budget"] for r in mine if r["seed"] == s} == {"0%", *BUDGETS}]
         if whole:
@@ -453,8 +321,9 @@ def table(cells: Cells, attack: str) -> Iterator[str]:
     yield "| method | seeds | " + " | ".join(("clean", *BUDGETS)) + " | mean CE | CPU-min |"
     yield "|---|" + "---|" * (len(BUDGETS) + 4)
     for done in finished(cells, attack):
-        figures = [(*pooled(done.parts(done.method, budget)), done.flag(budget)) for budget in ("0%", *BUDGETS)]
-        shown = " | ".join(f"{v:.3f} ({low:.2f} to {high:.2f}){flag}" for v, low, high, flag in figures)
+        shown = " | ".join(
+            value_text(pooled(done.parts(done.method, budget))) + done.flag(budget) for budget in ("0%", *BUDGETS)
+        )
         yield f"| {done.method} | {','.join(map(str, done.seeds))} | {shown} | {done.mean_corruption_error()} | {done.minutes():.1f} |"
 
 
@@ -475,7 +344,7 @@ def differences(cells: Cells, attack: str) -> Iterator[str]:
         found += [difference(done.parts(done.method, b), done.better_index(b)) for b in BUDGETS]
         sure = found[0][0] >= 0 and all(low > 0 for _, low, _ in found[1:])
         met = "yes" if sure else "by estimate" if min(value for value, _, _ in found) >= 0 else "no"
-        shown = " | ".join(f"{v:+.3f} ({low:+.2f} to {high:+.2f})" for v, low, high in found)
+        shown = " | ".join(map(change_text, found))
         yield f"| {done.method} | {shown} | {met} |"
 
 
@@ -492,7 +361,7 @@ def against_five_steps(cells: Cells, attack: str) -> Iterator[str]:
         if done.method in (*INDICES, FIVE_STEP) or done.seeds != rows[FIVE_STEP].seeds:
             continue
         pairs = [(done.parts(done.method, b), done.parts(FIVE_STEP, b)) for b in ("0%", *BUDGETS)]
-        shown = " | ".join("{:+.3f} ({:+.2f} to {:+.2f})".format(*difference(*pair)) for pair in pairs)
+        shown = " | ".join(change_text(difference(*pair)) for pair in pairs)
         yield f"| {done.method} | {shown} | {done.minutes() / rows[PLAIN].minutes():.1f} |"
 
 
@@ -508,13 +377,10 @@ def main() -> None:
 
 
 def asked() -> argparse.Namespace:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--out", type=Path, default=Path("runs/hardening"), help="keep chips, networks and cells there")
-    ask.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS), help="names with commas")
-    ask.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
-    ask.add_argument("--passes", type=int, default=20, help="epochs of the training")
-    ask.add_argument("--steps", type=int, default=30, help="optimizer steps per epoch")
-    ask.add_argument("--width", type=int, default=16)
+    ask = StudyParser(__doc__, "runs/hardening")
+    ask.add_names("--methods", METHODS)
+    ask.add_seeds()
+    ask.add_training(passes=20, steps=30, width=16)
     ask.add_argument("--depth", type=int, default=3)
     ask.add_argument("--patch", type=int, default=96)
     ask.add_argument("--suite", default="", help='such as "seawall passes=30"; else PGD-20')
@@ -522,12 +388,9 @@ def asked() -> argparse.Namespace:
         "--transfer", action="store_true", help="attack the plain network of the seed instead of the method's"
     )
     ask.add_argument("--corruptions", action="store_true", help="measure natural perturbations instead of attacks")
-    ask.add_argument("--table", action="store_true", help="print the table of the finished cells and stop")
-    ask.add_argument("--threads", type=int, default=1)
-    given = ask.parse_args()
-    if unknown := [name for name in given.methods if name not in METHODS]:
-        ask.error(f"--methods: expected some of {', '.join(METHODS)}, got {unknown[0]}")
-    return given
+    ask.add_table("table")
+    ask.add_threads()
+    return ask.parse_args()
 
 
 if __name__ == "__main__":

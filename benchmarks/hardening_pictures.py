@@ -8,59 +8,47 @@ Run: `python benchmarks/hardening_pictures.py docs/images/hardening`.
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from pictures import SPEC, Picture, draw_sheets, titled, trained, true_color, water_map
 from torch import nn
-from weight_fault_pictures import SPEC, scenes, titled, trained, true_color, water_map
 
 from seawall import registry
 from seawall.evaluation.exact import ExactWorstCase
-from seawall.io import write_atomic
 from seawall.models.index_unet import IndexUNet
-from seawall.models.unet import UNet
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.rng import Keys
 from seawall.threat.parser import parse_threat
 from seawall.types import Attack, Batch
 
 BUDGETS = ("0.25%", "0.5%", "1%", "2%")
-SHOWN = 27
-"""Seed of the scene that is drawn; the networks learn from others."""
 
 
-def row(model: nn.Module, attack: Attack, scene: Batch, words: str) -> list[NDArray[np.uint8]]:
-    """Return the maps of the clean scene and within every budget."""
-    panels = [water_map(model, scene, f"{words}, clean")]
-    for budget in BUDGETS:
-        threat = parse_threat(f"linf {budget} reflectance", SPEC)
-        image = attack(model, scene, threat, Keys(0, scene.chips))
-        panels.append(water_map(model, replace(scene, image=image), f"{words}, {budget}"))
-    return panels
-
-
-def attacked_views(model: nn.Module, attack: Attack, scene: Batch) -> list[NDArray[np.uint8]]:
-    """Return the scene as it looks clean and attacked within every budget."""
-    panels = [titled(true_color(scene), "simulated scene")]
+def attacked(model: nn.Module, attack: Attack, scene: Batch) -> Iterator[tuple[str, Batch]]:
+    """Yield every budget with the scene attacked within it."""
     for budget in BUDGETS:
         image = attack(model, scene, parse_threat(f"linf {budget} reflectance", SPEC), Keys(0, scene.chips))
-        panels.append(titled(true_color(replace(scene, image=image)), f"plain U-Net attacked, {budget}"))
-    return panels
+        yield budget, replace(scene, image=image)
 
 
-def main() -> None:
-    """Train, attack, draw."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("folder", type=Path)
-    folder = ask.parse_args().folder
-    torch.set_num_threads(1)
-    chips, scene = scenes(range(1, 9)), scenes([SHOWN])
-    plain = trained(chips, UNet(8, 3), "supervised", {})
+def row(model: nn.Module, attack: Attack, scene: Batch, words: str) -> list[Picture]:
+    """Return the maps of the clean scene and within every budget."""
+    maps = [water_map(model, after, f"{words}, {budget}") for budget, after in attacked(model, attack, scene)]
+    return [water_map(model, scene, f"{words}, clean"), *maps]
+
+
+def attacked_views(model: nn.Module, attack: Attack, scene: Batch) -> list[Picture]:
+    """Return the scene as it looks clean and attacked within every budget."""
+    views = [
+        titled(true_color(after), f"plain U-Net attacked, {budget}") for budget, after in attacked(model, attack, scene)
+    ]
+    return [titled(true_color(scene), "simulated scene"), *views]
+
+
+def sheets(chips: Batch, scene: Batch, plain: nn.Module) -> Mapping[str, Picture]:
+    """Return the maps of every network, clean and attacked, below what the attacked scene looks like."""
     within = {"threat": "linf 2% reflectance", "draw": "squared"}
     hardened = trained(chips, IndexUNet(8, 3), "n-fgsm", within)
     pgd = registry.build("attack", "pgd", {"steps": 20})
@@ -71,11 +59,8 @@ def main() -> None:
         row(index, ExactWorstCase(), scene, "MNDWI > 0"),
         row(hardened, pgd, scene, "hardened"),
     ]
-    sheet = np.vstack([np.hstack(panels) for panels in rows])
-    folder.mkdir(parents=True, exist_ok=True)
-    _, data = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 75])
-    write_atomic(folder / "water-maps.jpg", data.tobytes())
+    return {"water-maps.jpg": np.vstack([np.hstack(panels) for panels in rows])}
 
 
 if __name__ == "__main__":
-    main()
+    draw_sheets(__doc__, sheets)

@@ -11,15 +11,13 @@ import argparse
 from pathlib import Path
 
 import cv2
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from perturbation_pictures import SIDE, TITLE, WHITE, titled
+from perturbation_pictures import SIDE, WHITE, side_by_side, titled
+from pictures import Picture, write_sheet
 from torch import Tensor
 
 from seawall import registry
 from seawall.geo.preview import rgb_channels
-from seawall.io import write_atomic
 from seawall.keyed_transforms.keys import public_key
 from seawall.simulate.scene import simulate_s2
 
@@ -29,13 +27,13 @@ PART = 96
 """Side in pixels of the part of the scene that is shown."""
 
 
-def panel(image: Tensor) -> NDArray[np.uint8]:
+def panel(image: Tensor) -> Picture:
     """Return a scaled image (1, C, H, W) as a picture of `SIDE` pixels, brightened as pictures of reflectance are."""
     rgb = image[0, list(rgb_channels(BANDS))].clamp(0, 1).pow(0.65).mul(255).round().byte()
     return cv2.resize(rgb.permute(1, 2, 0).numpy(), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
 
 
-def sheet(name: str, image: Tensor) -> NDArray[np.uint8]:
+def sheet(name: str, image: Tensor) -> Picture:
     """Return the clean part beside the transformed ones and the one that a wrong key decrypts."""
     shown = [("clean", image)]
     for block in BLOCKS:
@@ -43,8 +41,7 @@ def sheet(name: str, image: Tensor) -> NDArray[np.uint8]:
         shown.append((f"{name}, blocks of {block} pixels", transform.encrypt(image)))
     other = registry.build("keyed-transform", name, {"block": 4})(public_key("another"), len(BANDS))
     shown.append(("blocks of 4, decrypted with another key", other.decrypt(shown[2][1])))
-    gap = np.full((SIDE + TITLE, 4, 3), 255, np.uint8)
-    return np.concatenate([part for words, one in shown for part in (titled(panel(one), words), gap)][:-1], 1)
+    return side_by_side([titled(panel(one), words) for words, one in shown])
 
 
 def main() -> None:
@@ -60,9 +57,7 @@ def main() -> None:
     image = (torch.from_numpy(part[None]) / WHITE).clamp(0, 1)
     total = 0
     for entry in registry.entries("keyed-transform"):
-        _, data = cv2.imencode(".jpg", sheet(entry.name, image)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 60])
-        write_atomic(asked.out / f"{entry.name}.jpg", bytes(data))
-        total += len(data)
+        total += write_sheet(asked.out / f"{entry.name}.jpg", sheet(entry.name, image), 60)
     print(f"{total / 1e6:.2f} MB in {asked.out}")
 
 

@@ -16,29 +16,36 @@ where it stopped. The keys of this study are no secrets: they follow from the se
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import cast
 
 import torch
-from hardening import LOSS, JsonLines, billed_training, pooled, water_counts
+from study import (
+    CLEAN,
+    LOSS,
+    Counts,
+    JsonLines,
+    SplitChips,
+    StudyParser,
+    group_counts,
+    pooled,
+    recipe_by_group,
+    shared_water,
+    training_settings,
+    value_text,
+)
 from torch import Tensor
 from torch.nn import functional
 
 from seawall import registry
-from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
-from seawall.data.splits import Split
 from seawall.keyed_transforms.keys import public_key
 from seawall.models.keyed import KeyedModel, KeyEnsemble
-from seawall.pipeline.context import RunContext
-from seawall.pipeline.data import load_chips, make_split
-from seawall.recipe.recipe import Recipe, make_recipe
+from seawall.recipe.recipe import Recipe
 from seawall.rng import Keys
 from seawall.threat.parser import parse_threat
 from seawall.types import Attack, Batch, SegmentationModel
@@ -55,7 +62,7 @@ BORDER = 2
 EXPENSIVE = ("transfer-other-key", "guessed-keys", "black-box")
 WITHOUT_KEY = ("no transform", "wrong key 1", "wrong key 2", "wrong key 3")
 SLOPE = "key-known-slope"
-COLUMNS = ("clean", "key-known", SLOPE, "transfer-plain", *EXPENSIVE)
+COLUMNS = (CLEAN, "key-known", SLOPE, "transfer-plain", *EXPENSIVE)
 NOT_OF_PLAIN = (SLOPE, "transfer-plain", "guessed-keys")
 
 
@@ -78,72 +85,54 @@ class Study:
 
     def recipe(self, network: str, key: str = "") -> Recipe:
         """Return what one network is trained by; `key` names the file of its key."""
-        real = {"source": "$SEAWALL_DATA", "kind": "index", "select": "hls_"}
         tree: dict[str, object] = {
             "name": "keyed-study",
             "seed": self.seed,
-            "data": real if os.environ.get("SEAWALL_DATA") else {"count": 24, "size": 128},
-            "split": {"val": 0.15, "test": 0.35},
             "model": {"name": "unet", "settings": {"width": self.given.width, "depth": 3}},
             "training": {
                 "objective": {"name": "supervised", "settings": {"loss": LOSS}},
-                "settings": {
-                    "epochs": self.given.passes, "steps_per_epoch": self.given.steps, "patch": 64, "batch": 8, "lr": 2e-3,
-                    "check_every": min(5, self.given.passes), "tensorboard": False,
-                },
+                "settings": training_settings(self.given, 64, 5),
             },
-        }  # fmt: skip
+        }
         if network != PLAIN:
             name, block = network.split()
             threats = [f"linf {budget} reflectance" for budget in BUDGETS]
             tree["keyed"] = {"transform": name, "settings": {"block": int(block)}, "key": key, "threats": threats}
-        return make_recipe(tree)
+        return recipe_by_group(tree)
 
     @cached_property
-    def chips(self) -> ChipFolder:
-        return load_chips(self.context, self.given.out / "chips")[0]
-
-    @cached_property
-    def split(self) -> Split:
-        return make_split(self.context, self.chips)
-
-    @property
-    def context(self) -> RunContext:
-        return RunContext(self.recipe(PLAIN), self.given.out, "cpu", True, lambda *_: None)
+    def held(self) -> SplitChips:
+        return SplitChips.of(self.recipe(PLAIN), self.given.out)
 
     @cached_property
     def batches(self) -> list[Batch]:
-        return list(whole_chips(self.chips, self.split.test))
+        return list(whole_chips(self.held.chips, self.held.split.test))
 
     def network(self, name: str, whose: str = "mine") -> SegmentationModel:
         """Return a trained network, with the key of the study or of another adversary."""
         key = self.given.out / f"{whose}-s{self.seed}.key"
+        key.parent.mkdir(parents=True, exist_ok=True)
         key.write_text(public_key(f"study {whose} {self.seed}").secret.hex())
         folder = self.given.out / f"{name.replace(' ', '-')}{'' if whose == 'mine' else '-' + whose}-s{self.seed}"
-        order = self.recipe(name, str(key))
-        model, minutes = billed_training(order, folder, self.chips, self.split, time.process_time())
+        model, minutes = self.held.trained(self.recipe(name, str(key)), folder)
         print(f"{folder.name}: {minutes:.2f} CPU-minutes", flush=True)
-        return cast(SegmentationModel, model)
+        return model
 
     def attacked(self, attack: Attack, model: SegmentationModel, budget: str) -> list[Tensor]:
         """Return the adversarial images of the test chips."""
         threat = parse_threat(f"linf {budget} reflectance", model.spec)
         return [attack(model, batch, threat, Keys(self.seed, batch.chips)) for batch in self.batches]
 
-    def counts(
-        self, model: SegmentationModel, images: Sequence[Tensor] | None = None
-    ) -> dict[str, dict[str, list[int]]]:
+    def counts(self, model: SegmentationModel, images: Sequence[Tensor] | None = None) -> dict[str, Counts]:
         """Return intersection and union of water by group: over all pixels, and over those near a border of the label."""
-        found: dict[str, dict[str, list[int]]] = {"iou": {}, "border": {}}
+        found: dict[str, Counts] = {"iou": {}, "border": {}}
         for i, batch in enumerate(self.batches):
             with torch.no_grad():
                 water = model(batch.image if images is None else images[i]).argmax(1) == 1
             truth = batch.label == 1
             for name, where in (("iou", batch.valid), ("border", batch.valid & near_border(truth))):
-                for chip, part in water_counts(batch.chips, water, truth, where).items():
-                    sums = found[name].setdefault(self.chips.row(chip).group, [0, 0])
-                    sums[0], sums[1] = sums[0] + part[0], sums[1] + part[1]
-        return found
+                found[name] |= shared_water(batch.chips, water, truth, where)
+        return {name: group_counts(counts, self.held.groups) for name, counts in found.items()}
 
 
 def near_border(truth: Tensor) -> Tensor:
@@ -178,7 +167,7 @@ class Cells(JsonLines):
         counts = Counter(row["seed"] for row in self.rows if row["network"] == network)
         return sorted(seed for seed, count in counts.items() if count == max(counts.values()))
 
-    def parts(self, network: str, attack: str, budget: str, measure: str) -> list[dict[str, list[int]]]:
+    def parts(self, network: str, attack: str, budget: str, measure: str) -> list[Counts]:
         key, seeds = (network, attack, budget), self.seeds(network)
         rows = [r for r in self.rows if r["seed"] in seeds]
         return [r[measure] for r in rows if (r["network"], r["attack"], r["budget"]) == key]
@@ -198,7 +187,7 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
                 continue
             if attack == SLOPE and not name.startswith("format-preserving"):
                 continue  # the gradient of the others is their own
-            for budget in ("",) if attack == "clean" else BUDGETS:
+            for budget in ("",) if attack == CLEAN else BUDGETS:
                 if cells.has(name, seed, attack, budget):
                     continue
                 began, images = time.process_time(), None
@@ -206,7 +195,7 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
                     if budget not in transferred:
                         transferred[budget] = study.attacked(pgd, plain, budget)
                     images = transferred[budget]
-                elif attack != "clean":
+                elif attack != CLEAN:
                     by, source = adversary(study, name, network, attack, pgd)
                     images = study.attacked(by, source, budget)
                 cells.add(name, seed, attack, budget, study.counts(network, images), time.process_time() - began)
@@ -237,7 +226,7 @@ def adversary(
 
 def table(cells: Cells) -> Iterator[str]:
     """Yield the lines of the tables: pooled over the seeds, with 95 % intervals over places."""
-    names = [name for name in network_names() if cells.parts(name, "clean", "", "iou")]
+    names = [name for name in network_names() if cells.parts(name, CLEAN, "", "iou")]
     for budget in BUDGETS:
         yield f"Water IoU within {budget} reflectance:"
         yield ""
@@ -245,11 +234,11 @@ def table(cells: Cells) -> Iterator[str]:
         yield ""
     yield "Borders and access, clean images:"
     yield ""
-    columns = ("clean", "border", *WITHOUT_KEY)
+    columns = (CLEAN, "border", *WITHOUT_KEY)
     yield from lines(
         ("seeds", *columns),
         names,
-        lambda n, c: shown(cells, n, "clean" if c == "border" else c, "", "border" if c == "border" else "iou"),
+        lambda n, c: shown(cells, n, CLEAN if c == "border" else c, "", "border" if c == "border" else "iou"),
     )
 
 
@@ -265,11 +254,10 @@ def shown(cells: Cells, network: str, attack: str, budget: str, measure: str) ->
     """Return a figure with its interval; a dash where it was not measured."""
     if attack == "seeds":
         return ", ".join(map(str, cells.seeds(network)))
-    parts = cells.parts(network, attack, "" if attack in ("clean", *WITHOUT_KEY) else budget, measure)
+    parts = cells.parts(network, attack, "" if attack in (CLEAN, *WITHOUT_KEY) else budget, measure)
     if not parts:
         return "–"
-    value, low, high = pooled(parts)
-    return f"{value:.3f} ({low:.2f} to {high:.2f})"
+    return value_text(pooled(parts))
 
 
 def main() -> None:
@@ -283,24 +271,16 @@ def main() -> None:
 
 
 def asked() -> argparse.Namespace:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--out", type=Path, default=Path("runs/keyed-study"), help="keep chips, networks and cells there")
-    ask.add_argument(
-        "--networks", type=lambda text: text.split(","), default=network_names(), help="such as 'plain,shuffle 4'"
-    )
-    ask.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1])
+    ask = StudyParser(__doc__, "runs/keyed-study")
+    ask.add_names("--networks", network_names(), words="such as 'plain,shuffle 4'")
+    ask.add_seeds(2)
     ask.add_argument("--block", type=int, default=4, help="block size of the expensive attacks")
-    ask.add_argument("--passes", type=int, default=15, help="epochs of the training")
-    ask.add_argument("--steps", type=int, default=30, help="optimizer steps per epoch")
-    ask.add_argument("--width", type=int, default=8)
+    ask.add_training(passes=15, steps=30)
     ask.add_argument("--guesses", type=int, default=4, help="keys that are guessed at once")
     ask.add_argument("--queries", type=int, default=100, help="forward passes per chip of Square")
-    ask.add_argument("--table", action="store_true", help="print the tables of the finished cells and stop")
-    ask.add_argument("--threads", type=int, default=1)
-    given = ask.parse_args()
-    if unknown := [name for name in given.networks if name not in network_names()]:
-        ask.error(f"--networks: expected some of {', '.join(network_names())}, got {unknown[0]}")
-    return given
+    ask.add_table()
+    ask.add_threads()
+    return ask.parse_args()
 
 
 if __name__ == "__main__":

@@ -10,17 +10,17 @@ Run: `python benchmarks/perturbation_pictures.py docs/images/perturbations`.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from pictures import Picture, write_sheet
 
 from seawall.chip_context import ChipContext
 from seawall.corruptions.build import fitting_corruptions, parse_corruption
 from seawall.geo.preview import Stretch, rgb_channels
-from seawall.io import write_atomic
 from seawall.rng import Keys
 from seawall.simulate.scene import SimScene, simulate_s1, simulate_s2
 from seawall.types import Batch, Corruption
@@ -47,7 +47,7 @@ def batch_of(scene: SimScene) -> Batch:
     )
 
 
-def panel(batch: Batch, stretch: Stretch, bands: tuple[str, ...], part: slice) -> NDArray[np.uint8]:
+def panel(batch: Batch, stretch: Stretch, bands: tuple[str, ...], part: slice) -> Picture:
     """Return a batch of one as a picture of `SIDE` pixels."""
     seen = batch.seen[0].numpy()
     rgb = stretch(batch.image[0].numpy()[rgb_channels(bands)], seen)
@@ -57,7 +57,7 @@ def panel(batch: Batch, stretch: Stretch, bands: tuple[str, ...], part: slice) -
     return cv2.resize(rgb, (SIDE, SIDE), interpolation=how)
 
 
-def titled(picture: NDArray[np.uint8], words: str) -> NDArray[np.uint8]:
+def titled(picture: Picture, words: str) -> Picture:
     head = np.full((TITLE, SIDE, 3), 255, np.uint8)
     scale = min(0.46, 0.44 * (SIDE - 28) / cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, 0.46, 1)[0][0])
     cv2.putText(head, words, (4, 22), cv2.FONT_HERSHEY_SIMPLEX, scale, (20, 20, 20), 1, cv2.LINE_AA)
@@ -73,7 +73,7 @@ def stretch_of(batches: list[Batch], scene: SimScene) -> Stretch:
     return Stretch(np.zeros_like(made.low), min(made.range + float(made.low.max()), WHITE), 0.65)
 
 
-def contact_sheet(name: str, corruption: Corruption, scene: SimScene) -> NDArray[np.uint8]:
+def contact_sheet(name: str, corruption: Corruption, scene: SimScene) -> Picture:
     """Return the clean scene beside three severities."""
     batch, bands = batch_of(scene), scene.bands
     keys = Keys(0, batch.chips, ("corrupt", name))
@@ -86,6 +86,11 @@ def contact_sheet(name: str, corruption: Corruption, scene: SimScene) -> NDArray
         level = float(f"{corruption.level(severity):.3g}")
         words.append(f"{corruption.quantity} = {level:g} {corruption.unit}".rstrip())
     panels = [titled(panel(one, stretch, bands, part), text) for one, text in zip(made, words, strict=True)]
+    return side_by_side(panels)
+
+
+def side_by_side(panels: Sequence[Picture]) -> Picture:
+    """Return titled panels with gaps between them."""
     gap = np.full((SIDE + TITLE, 4, 3), 255, np.uint8)
     return np.concatenate([part for one in panels for part in (one, gap)][:-1], 1)
 
@@ -111,10 +116,7 @@ def main() -> None:
             if name in done or (asked.only and name not in asked.only):
                 continue
             done.add(name)
-            sheet = contact_sheet(name, corruption, scene)
-            _, data = cv2.imencode(".jpg", sheet[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, asked.quality])
-            write_atomic(asked.out / f"{name}.jpg", bytes(data))
-            total += len(data)
+            total += write_sheet(asked.out / f"{name}.jpg", contact_sheet(name, corruption, scene), asked.quality)
     print(f"{len(done)} sheets, {total / 1e6:.2f} MB in {asked.out}")
 
 

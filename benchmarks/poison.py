@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from study import JsonLines
 from torch.nn import functional
 
 from seawall.arrays import DoubleArray
@@ -67,12 +68,10 @@ class Order:
 def main() -> None:
     asked = arguments()
     torch.set_num_threads(1)
-    path = asked.out / "poison.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(stored(path))
+    rows = JsonLines(asked.out / "poison.jsonl")
     settings = {"chips": asked.chips, "local": asked.local, "epochs": asked.epochs, "steps": asked.steps,
                 "restarts": asked.restarts, "victims": asked.victims}  # fmt: skip
-    done = {json.dumps([row["order"], row["settings"]], sort_keys=True) for row in rows}
+    done = {json.dumps([row["order"], row["settings"]], sort_keys=True) for row in rows.rows}
     for order in [] if asked.table else orders(asked):
         key = {"order": vars(order), "settings": settings}
         if json.dumps([key["order"], key["settings"]], sort_keys=True) in done:
@@ -82,19 +81,8 @@ def main() -> None:
         figures = backdoor(world, order) if order.kind.startswith("backdoor") else flip(world, order, asked)
         row = {**key, "figures": figures, "seconds": round(time.process_time() - start, 1)}
         rows.append(row)
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
-    print(table([row for row in rows if asked.table or row["settings"] == settings]))
-
-
-def stored(path: Path) -> Iterator[dict]:
-    """Read the rows of earlier runs; a line that a kill cut off is made again, on a line of its own."""
-    text = path.read_text() if path.exists() else ""
-    if text and not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1])
-    for line in text[: text.rfind("\n") + 1].splitlines():
-        yield json.loads(line)
+    print(table([row for row in rows.rows if asked.table or row["settings"] == settings]))
 
 
 def orders(asked: argparse.Namespace) -> Iterator[Order]:

@@ -13,20 +13,26 @@ both classes alike. Weights are selected on the validation part, which keeps all
 from __future__ import annotations
 
 import argparse
-import os
-import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from augmentation import mean_difference, mean_iou
-from hardening import JsonLines, billed_training, corrupted_counts, group_counts, pooled
+from study import (
+    JsonLines,
+    SplitChips,
+    StudyParser,
+    group_counts,
+    mean_difference,
+    mean_iou,
+    pooled,
+    print_without_groups,
+    quiet_run,
+    recipe_by_group,
+    training_settings,
+)
 
-from seawall.pipeline.context import RunContext
-from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import measure_supervision
-from seawall.recipe.recipe import Recipe, make_recipe
+from seawall.recipe.recipe import Recipe
 
 ALL, PARTIAL, FESTA = "all", "partial", "festa"
 LABELS: Mapping[str, list[dict[str, object]]] = {
@@ -55,22 +61,15 @@ def recipe(given: argparse.Namespace, cell: str, seed: int) -> Recipe:
     """Return what one network is trained by."""
     labels, way = cell.split()
     objective, settings = WAYS[way]
-    real = {"source": "$SEAWALL_DATA", "kind": "index", "select": "hls_"}
-    training = {
-        "epochs": given.passes, "steps_per_epoch": given.steps, "patch": given.patch, "batch": 8, "lr": 2e-3,
-        "check_every": min(5, given.passes), "tensorboard": False,
-    }  # fmt: skip
-    return make_recipe(
+    return recipe_by_group(
         {
             "name": "sparse-labels",
             "seed": seed,
-            "data": real if os.environ.get("SEAWALL_DATA") else {"count": 24, "size": 128},
-            "split": {"val": 0.15, "test": 0.35},
             "model": {"name": "unet", "settings": {"width": given.width, "depth": 3}},
             "training": {
                 "objective": {"name": objective, "settings": {"loss": "ce", **settings}},
                 "supervision": LABELS[labels],
-                "settings": training,
+                "settings": training_settings(given, given.patch, 5),
                 "balance": "classes",
             },
         }
@@ -79,30 +78,22 @@ def recipe(given: argparse.Namespace, cell: str, seed: int) -> Recipe:
 
 def measure(given: argparse.Namespace, rows: JsonLines, seed: int) -> None:
     """Add the trainings of one seed."""
-    base = RunContext(recipe(given, "all partial", seed), given.out, "cpu", True, lambda *_: None)
-    chips, _ = load_chips(base, given.out / "chips")
-    split = make_split(base, chips)
-    groups = {id_: chips.row(id_).group for id_ in split.test}
+    held = SplitChips.of(recipe(given, "all partial", seed), given.out)
     for cell in given.cells:
         if any((row["cell"], row["seed"]) == (cell, seed) for row in rows.rows):
             continue
-        order, folder, began = (
-            recipe(given, cell, seed),
-            given.out / f"{cell.replace(' ', '+')}-s{seed}",
-            time.process_time(),
-        )
-        run = RunContext(order, folder, "cpu", True, lambda *_: None)
-        known = measure_supervision(run, chips, split).get(order.model.name)
-        network, minutes = billed_training(order, folder, chips, split, began)
-        by_group = group_counts(corrupted_counts(network, chips, split.test, None, 0.0), groups)
-        everything = sum(sum(chips.row(id_).class_counts) for id_ in split.train)
+        order, folder = recipe(given, cell, seed), given.out / f"{cell.replace(' ', '+')}-s{seed}"
+        network, minutes = held.trained(order, folder)
+        known = measure_supervision(quiet_run(order, folder), held.chips, held.split).get(order.model.name)
+        by_group = group_counts(held.counts(network), held.groups)
+        everything = sum(sum(held.chips.row(id_).class_counts) for id_ in held.split.train)
         iou, low, high = pooled([by_group])
         row = {
             "cell": cell, "seed": seed, "known": known["pixels"] if known else everything, "of": everything, "groups": by_group,
             "cpu_minutes": round(minutes, 2), "iou": iou, "low": low, "high": high,
         }  # fmt: skip
         rows.append(row)
-        print({key: value for key, value in row.items() if key != "groups"}, flush=True)
+        print_without_groups(row)
 
 
 def table(rows: JsonLines) -> Iterator[str]:
@@ -137,21 +128,17 @@ def table(rows: JsonLines) -> Iterator[str]:
 
 def main() -> None:
     """Parse, measure what is missing, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cells", type=lambda text: text.split(","), default=list(CELLS))
-    parser.add_argument("--seeds", type=lambda text: [int(one) for one in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--passes", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--patch", type=int, default=64)
-    parser.add_argument("--table", action="store_true", help="only print what is there")
-    given = parser.parse_args()
+    ask = StudyParser(__doc__, "runs/sparse-labels")
+    ask.add_argument("--cells", type=lambda text: text.split(","), default=list(CELLS))
+    ask.add_seeds()
+    ask.add_training(passes=6, steps=40)
+    ask.add_argument("--patch", type=int, default=64)
+    ask.add_table("table")
+    given = ask.parse_args()
     rows = JsonLines(given.out / "cells.jsonl")
     for seed in () if given.table else given.seeds:
         measure(given, rows, seed)
-    for line in table(rows):
-        print(line)
+    print("\n".join(table(rows)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from study import recipe_by_group
 from torch import Tensor
 
 from seawall.attacks.apgd import APGD
@@ -46,7 +46,7 @@ from seawall.models.weights import load_model
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import train_network
-from seawall.recipe.recipe import Recipe, make_recipe
+from seawall.recipe.recipe import Recipe
 from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
@@ -55,7 +55,6 @@ from seawall.types import Attack, Batch, SegmentationModel
 
 def recipe(given: argparse.Namespace, adversarial: bool) -> Recipe:
     """Return what the networks are trained by."""
-    real = bool(os.environ.get("SEAWALL_DATA"))
     objective: dict[str, object] = {"name": "supervised"}
     if adversarial:
         settings = {
@@ -64,13 +63,9 @@ def recipe(given: argparse.Namespace, adversarial: bool) -> Recipe:
             "attack_settings": {"steps": 3, "step": 0.5, "keep": "last"},
         }
         objective = {"name": "adversarial", "settings": settings}
-    return make_recipe(
+    return recipe_by_group(
         {
             "name": "strength",
-            "data": {"source": "$SEAWALL_DATA", "kind": "index", "select": "hls_"}
-            if real
-            else {"count": 24, "size": 128},
-            "split": {"val": 0.15, "test": 0.35},
             "model": {"name": "unet", "settings": {"width": given.width, "depth": 3}},
             "training": {"objective": objective, "settings": {"epochs": given.epochs, "patch": 96, "batch": 8}},
         }

@@ -22,7 +22,6 @@ Intervals: 95 %, over 2000 draws of seeds and of held-out groups within each; ga
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -33,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from study import JsonLines
 
 from seawall import registry
 from seawall.data.chips import Chip, ChipFolder
@@ -86,10 +86,10 @@ def noise_text(noise: str, rate: float, gsd_m: float) -> str:
 def main() -> None:
     asked = arguments()
     torch.set_num_threads(asked.threads)
-    path = asked.out / f"{asked.data}.jsonl"
+    rows = JsonLines(asked.out / f"{asked.data}.jsonl")
     if not asked.table:
-        measure(asked, path)
-    print(tables(read(path), asked.data))
+        measure(asked, rows)
+    print(tables(rows.rows, asked.data))
 
 
 def cells(asked: argparse.Namespace) -> list[tuple[str, str, float]]:
@@ -99,19 +99,17 @@ def cells(asked: argparse.Namespace) -> list[tuple[str, str, float]]:
     return [(way, noise, rate) for noise, rate in [("clean", 0.0), *noisy] for way in asked.ways]
 
 
-def measure(asked: argparse.Namespace, path: Path) -> None:
+def measure(asked: argparse.Namespace, rows: JsonLines) -> None:
     folder = chips(asked)
-    done = {key(row) for row in read(path)}
+    done = {key(row) for row in rows.rows}
     todo = [(seed, *cell) for seed in asked.seeds for cell in cells(asked) if (asked.data, seed, *cell) not in done]
     print(f"{len(todo)} rows to make, {len(done)} there", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     for number, (seed, way, noise, rate) in enumerate(todo):
         start = time.process_time()
         row: dict[str, object] = {"data": asked.data, "seed": seed, "way": way, "noise": noise, "rate": rate}
         row |= one(folder, asked, seed, way, noise, rate)
         row["cpu_s"] = round(time.process_time() - start, 1)
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        rows.append(row)
         print(
             f"[{number + 1}/{len(todo)}] seed {seed} {noise} {rate:g} {way}: IoU {row['iou']:.3f}, {row['cpu_s']} s",
             flush=True,
@@ -264,13 +262,6 @@ def chips(asked: argparse.Namespace) -> ChipFolder:
     if not source:
         raise SystemExit("error: SEAWALL_DATA: expected the folder of real chips, got nothing; export it")
     return curate_chips(source, home, kind="index", sensor="s2", select="hls_").folder
-
-
-def read(path: Path) -> list[dict[str, object]]:
-    if not path.exists():
-        return []
-    raw = path.read_text()
-    return [json.loads(line) for line in raw[: raw.rfind("\n") + 1].splitlines()]
 
 
 def key(row: Mapping[str, object]) -> tuple[object, ...]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import statistics
 import time
 import zlib
@@ -24,27 +23,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hardening import JsonLines
+from study import LOSS, JsonLines, SplitChips, StudyParser, quiet_run, recipe_by_group
 from torch import nn
 
 from seawall import registry
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
-from seawall.data.splits import Split
 from seawall.errors import ModelError
 from seawall.models.checksums import GROUP_BYTES, WeightGuard, tensor_bytes
 from seawall.models.weights import load_model, pack_safetensors, read_checksums, save_model, unpack_safetensors
-from seawall.pipeline.context import RunContext
-from seawall.pipeline.data import load_chips, make_split
 from seawall.pipeline.training import model_factory, spec_of_chips, train_network
 from seawall.pipeline.weight_faults import fault_line, training_patches
-from seawall.recipe.recipe import Recipe, make_recipe
+from seawall.recipe.recipe import Recipe
 from seawall.recipe.sections import MethodSection
 from seawall.weight_faults.build import NamedFault, named_defenses
 from seawall.weight_faults.int8 import BITS, int8_weights
 from seawall.weight_faults.search import AttackedLoss, ProgressiveBitSearch
 
-LOSS = "ce + dice"
 SEARCH, IOU_SEARCH, RANDOM = "progressive-bit-search", "progressive-bit-search objective=soft-iou", "random-flips"
 HEAD_SPARED = "progressive-bit-search spared=head"
 CLUSTERED = "clustered training"
@@ -72,7 +67,6 @@ NETWORKS: Mapping[str, TrainedArchitecture] = {
 
 def recipe(given: argparse.Namespace, network: str, clustered: bool, seed: int) -> Recipe:
     """Return what one network is trained by."""
-    real = {"source": "$SEAWALL_DATA", "kind": "index", "select": "hls_"}
     objective: dict[str, object] = {"name": "supervised", "settings": {"loss": LOSS}}
     if clustered:
         settings = {"strength": given.strength, "objective_settings": {"loss": LOSS}}
@@ -81,25 +75,21 @@ def recipe(given: argparse.Namespace, network: str, clustered: bool, seed: int) 
         "epochs": given.passes, "steps_per_epoch": 30, "patch": 64, "batch": 8, "lr": 2e-3, "check_every": 5, "tensorboard": False,
         **NETWORKS[network].training,
     }  # fmt: skip
-    return make_recipe(
+    return recipe_by_group(
         {
             "name": "weight-faults",
             "seed": seed,
-            "data": real if os.environ.get("SEAWALL_DATA") else {"count": 24, "size": 128},
-            "split": {"val": 0.15, "test": 0.35},
             "model": {"name": network, "settings": dict(NETWORKS[network].settings)},
             "training": {"objective": objective, "settings": training},
         }
     )
 
 
-def trained(
-    given: argparse.Namespace, network: str, clustered: bool, seed: int, chips: ChipFolder, split: Split
-) -> nn.Module:
+def trained(given: argparse.Namespace, network: str, clustered: bool, seed: int, held: SplitChips) -> nn.Module:
     """Return a trained network, which is kept in a folder of its own."""
     folder = given.out / f"{network}{'-clustered' if clustered else ''}-s{seed}"
     order = recipe(given, network, clustered, seed)
-    return train_network(RunContext(order, folder, "cpu", True, lambda *_: None), chips, split, order.networks[0])
+    return train_network(quiet_run(order, folder), held.chips, held.split, order.networks[0])
 
 
 class Cells(JsonLines):
@@ -120,10 +110,8 @@ class Cells(JsonLines):
 
 def measure(given: argparse.Namespace, cells: Cells, network: str, seed: int) -> None:
     """Add the cells of one network and seed."""
-    run = RunContext(recipe(given, network, False, seed), given.out, "cpu", True, lambda *_: None)
-    chips, _ = load_chips(run, given.out / "chips")
-    split = make_split(run, chips)
-    batch = training_patches(chips, split.train, given.images, seed)
+    held = SplitChips.of(recipe(given, network, False, seed), given.out)
+    batch = training_patches(held.chips, held.split.train, given.images, seed)
     for defense in DEFENSES:
         faults = [SEARCH, RANDOM]
         if defense == "none":
@@ -133,13 +121,13 @@ def measure(given: argparse.Namespace, cells: Cells, network: str, seed: int) ->
         todo = [fault for fault in faults if not cells.has(network, defense, fault, seed)]
         if not todo:
             continue
-        net = trained(given, network, defense == CLUSTERED, seed, chips, split)
+        net = trained(given, network, defense == CLUSTERED, seed, held)
         read_by = dict(named_defenses(READ_THROUGH)).get(defense)
         for fault in todo:
             made = registry.build("fault", *registry.parse_settings("fault", fault))
             named = NamedFault(fault, made, defense, read_by, given.random if fault == RANDOM else given.most)
             found = fault_line(
-                network, named, net, batch, lambda: whole_chips(chips, split.test), seed, lambda *_: None
+                network, named, net, batch, lambda: whole_chips(held.chips, held.split.test), seed, lambda *_: None
             )
             cells.add({"network": network, **found.model_dump(exclude={"model"}), "iou": [found.iou[0], found.iou[-1]]})
 
@@ -156,11 +144,9 @@ def timed(call: Callable[[], object], repeats: int) -> float:
 
 def search_costs(given: argparse.Namespace, network: str, seed: int) -> dict[str, object]:
     """Return CPU seconds per flip: of the search, of the search over all weights, and of the exhaustive search."""
-    run = RunContext(recipe(given, network, False, seed), given.out, "cpu", True, lambda *_: None)
-    chips, _ = load_chips(run, given.out / "chips")
-    split = make_split(run, chips)
-    batch = training_patches(chips, split.train, given.images, seed)
-    net = trained(given, network, False, seed, chips, split)
+    held = SplitChips.of(recipe(given, network, False, seed), given.out)
+    batch = training_patches(held.chips, held.split.train, given.images, seed)
+    net = trained(given, network, False, seed, held)
     seconds: dict[str, float] = {}
     for name, k_top in (("search", 10), ("all weights", 0)):
         with int8_weights(net) as weights:
@@ -304,8 +290,7 @@ def main() -> None:
         for network in given.networks:
             if not cells.has(network, COSTS, COSTS, given.seeds[0]):
                 cells.add(search_costs(given, network, given.seeds[0]))
-        run = RunContext(recipe(given, "linear", False, 0), given.out, "cpu", True, lambda *_: None)
-        chips, _ = load_chips(run, given.out / "chips")
+        chips = SplitChips.of(recipe(given, "linear", False, 0), given.out).chips
         for width in (8, 16, 32):
             if not cells.has(f"unet width {width}", "checksums", COSTS, 0):
                 cells.add(checksum_costs(given, chips, width))
@@ -313,23 +298,17 @@ def main() -> None:
 
 
 def asked() -> argparse.Namespace:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument(
-        "--out", type=Path, default=Path("runs/weight-faults"), help="keep chips, networks and cells there"
-    )
-    ask.add_argument("--networks", type=lambda text: text.split(","), default=list(NETWORKS), help="names with commas")
-    ask.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
+    ask = StudyParser(__doc__, "runs/weight-faults")
+    ask.add_names("--networks", NETWORKS)
+    ask.add_seeds()
     ask.add_argument("--passes", type=int, default=12, help="epochs of 30 steps")
     ask.add_argument("--strength", type=float, default=1e-2, help="of the clustering penalty")
     ask.add_argument("--images", type=int, default=4, help="patches of 128 pixels that bits are chosen on")
     ask.add_argument("--most", type=int, default=40, help="flips after which a search stops")
     ask.add_argument("--random", type=int, default=3000, help="flips after which random flips stop")
     ask.add_argument("--tried", type=int, default=1000, help="single bits of each file that are flipped one at a time")
-    ask.add_argument("--table", action="store_true", help="print the tables of the finished cells and stop")
-    given = ask.parse_args()
-    if unknown := [name for name in given.networks if name not in NETWORKS]:
-        ask.error(f"--networks: expected some of {', '.join(NETWORKS)}, got {unknown[0]}")
-    return given
+    ask.add_table()
+    return ask.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Poisons: exact budgets, identity at zero, the unrolled gradient by finite differences, and detectors."""
 
 import importlib.util
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -649,22 +647,14 @@ def test_trusted_chips_that_cannot_be():
     assert conformal_flags(np.array([18.0]), np.arange(19.0), 0.05).tolist() == [False]
 
 
-def test_the_benchmark_makes_a_cut_off_row_again_and_prints_intervals_over_seeds(tmp_path):
-    spec = importlib.util.spec_from_file_location(
-        "poison_benchmark", Path(__file__).parents[2] / "benchmarks/poison.py"
-    )
-    benchmark = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = benchmark
-    spec.loader.exec_module(benchmark)
+def test_the_benchmark_prints_intervals_over_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    benchmark = importlib.import_module("poison")
     order = {"kind": "meta-poison", "regime": "tune", "eps": 0.1, "share": 0.5}
     rows = [
         {"order": {**order, "seed": seed}, "settings": {}, "figures": {"flipped": [value, value]}}
         for seed, value in enumerate((0.1, 0.2, 0.3))
     ]
-    path = tmp_path / "poison.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    assert list(benchmark.stored(path)) == rows[:2]
-    assert path.read_text().endswith("}\n")
     printed = benchmark.table(rows)
     assert "| meta-poison | tune | 0.1 | 0.5 | flipped | 0.200 (0.000 to 0.448) | 3 |" in printed
     assert "| meta-poison | 0.5 | spectral | 0.500 |  |  |  | 1 |" in benchmark.table(
