@@ -147,11 +147,18 @@ def kernel_discrepancy(x: Tensor, y: Tensor) -> Tensor:
         >>> kernel_discrepancy(x, x).item()
         0.0
     """
-    both = torch.cat([x, y])
-    # without matrix products, so that equal sets have exactly 0
-    square = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist").square()
-    apart = square.detach()[~torch.eye(len(both), dtype=torch.bool, device=both.device)]
-    width = apart.median().clamp_min(torch.finfo(square.dtype).tiny)
-    kernel = torch.stack([torch.exp(-square / (factor * width)) for factor in BANDWIDTHS]).mean(0)
-    n = len(x)
-    return kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()
+    own, other, across = (
+        squared_distances(a, b) for a, b in ((x, x), (y, y), (x, y))
+    )  # alike, so that equal sets have exactly 0
+    pairs = [square[torch.ones_like(square, dtype=torch.bool).triu(1)] for square in (own, other)]
+    width = torch.cat([*pairs, across.flatten()]).detach().median().clamp_min(torch.finfo(x.dtype).tiny)
+
+    def mean_kernel(square: Tensor) -> Tensor:
+        return torch.stack([torch.exp(-square / (factor * width)).mean() for factor in BANDWIDTHS]).mean()
+
+    return mean_kernel(own) + mean_kernel(other) - 2 * mean_kernel(across)
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Return the squared distances (N, M) of the rows of two sets (N, D) and (M, D), by one matrix product."""
+    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)
