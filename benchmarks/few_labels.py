@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from study import (
@@ -82,7 +83,6 @@ METHODS = {
     "fixmatch, no guard": FEW["fixmatch, no guard"],
 }
 """In the order in which they are trained."""
-BESIDE = {"paul-ganju": "unet++"}
 
 
 def recipe(given: argparse.Namespace, method: str, seed: int) -> Recipe:
@@ -90,7 +90,7 @@ def recipe(given: argparse.Namespace, method: str, seed: int) -> Recipe:
     network = {"width": given.width, "depth": 3}
     section = dict(METHODS[method])
     section["settings"] = {**training_settings(given, 64, 3), **section.get("settings", {})}
-    if method in BESIDE:
+    if method == "paul-ganju":
         rounds = section["rounds"]
         section["rounds"] = {**rounds, "settings": {**rounds["settings"], "beside_settings": network}}
     return recipe_by_group(
@@ -104,25 +104,30 @@ def recipe(given: argparse.Namespace, method: str, seed: int) -> Recipe:
 
 
 def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
-    """Add the cells of one seed; a method in rounds has one for each round as well."""
+    """Add the cells of one seed."""
     held = SplitChips.of(recipe(given, "all", seed), given.out)
+    for method in given.methods:
+        add_method(cells, held, method, recipe(given, method, seed), given.out, seed)
 
-    def add(method: str, part: str, network: SegmentationModel, minutes: float) -> None:
+
+def add_method(cells: Cells, held: SplitChips, method: str, order: Recipe, out: Path, seed: int) -> None:
+    """Train and add the cell of a method, if it is missing; a method in rounds has one for each round as well."""
+    if cells.has(method, seed, KEPT, CLEAN):
+        return
+
+    def add(part: str, network: SegmentationModel, minutes: float) -> None:
         if not cells.has(method, seed, part, CLEAN):
             cells.add(method, seed, part, CLEAN, held.counts(network), held.groups, minutes)
 
-    for method in given.methods:
-        if cells.has(method, seed, KEPT, CLEAN):
-            continue
-        folder = folder_of(given.out, method, seed)
-        network, minutes = held.trained(recipe(given, method, seed), folder)
-        home = folder / "models/unet"
-        for row in round_figures(home):
-            weights = home / ROUNDS_FOLDER / str(row["round"]) / "model.safetensors"
-            if weights.exists():  # a round without an accepted tile trains nothing
-                own = cast(SegmentationModel, load_model(weights).eval())
-                add(method, f"round {row['round']}", own, float(row["cpu_minutes"] or 0))
-        add(method, KEPT, network, minutes)
+    folder = folder_of(out, method, seed)
+    network, minutes = held.trained(order, folder)
+    home = folder / "models" / order.model.name
+    for row in round_figures(home):
+        weights = home / ROUNDS_FOLDER / str(row["round"]) / "model.safetensors"
+        if weights.exists():  # a round without an accepted tile trains nothing
+            own = cast(SegmentationModel, load_model(weights).eval())
+            add(f"round {row['round']}", own, float(row["cpu_minutes"] or 0))
+    add(KEPT, network, minutes)
 
 
 def main() -> None:

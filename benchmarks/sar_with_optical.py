@@ -1,5 +1,8 @@
 """What an optical network gives to a radar one that is used alone, on held-out places: water IoU, and CPU-minutes.
 
+Two tables: the radar network has the labels of all training chips, or those of about a seventh of them, while the optical one
+has all of them; there distillation goes on where no label is.
+
 Trains on the OMBRIA chips (SEAWALL_DATA), which have one polarization and three optical bands after a flood, or on simulated scenes,
 split by group; the seed decides split, weights and patches. The network "optical" is the teacher and the start of the others of its
 seed, and has their split. Equal optimizer steps for all, but for "sar, twice the steps", which has those of a method and its teacher
@@ -53,10 +56,23 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """Inputs and training keys, in the order in which they are trained."""
 
+FEW = {"supervision": [{"name": "chips", "settings": {"share": 0.15}}]}
+PAIRS = {**FEW, "unlabelled": 1}
+FEW_LABELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "sar, few labels": ("s1", FEW),
+    "distilled, few labels": ("s1", {"objective": objective("distillation"), **FEW}),
+    "distilled, few labels and pairs": ("s1", {"objective": objective("distillation"), **PAIRS}),
+    "predictions, few labels and pairs": ("s1", {"objective": objective("distillation", weight=0.0), **PAIRS}),
+    "pre-trained, few labels": ("s1", {**START, **FEW}),
+    "coral, few labels and pairs": ("s1", {"objective": objective("moment-matching"), **START, **PAIRS}),
+    "kernels, few labels and pairs": ("s1", {"objective": objective("kernel-matching"), **START, **PAIRS}),
+}
+"""The same where few radar chips have labels; "pairs" are the chips without a label."""
+
 
 def recipe(given: argparse.Namespace, method: str, seed: int) -> Recipe:
     """Return what one network is trained by."""
-    inputs, changes = METHODS[method]
+    inputs, changes = {**METHODS, **FEW_LABELS}[method]
     teacher = str(folder_of(given.out, OPTICAL, seed) / "models/unet/model.safetensors")
     asked = changes.get("objective", objective("supervised"))
     guide = {} if asked["name"] == "supervised" else {"teacher": teacher}
@@ -66,6 +82,7 @@ def recipe(given: argparse.Namespace, method: str, seed: int) -> Recipe:
     }
     if "adapt_bands" in changes:
         section |= {"start": teacher, "adapt_bands": True}
+    section |= {key: changes[key] for key in ("supervision", "unlabelled") if key in changes}
     return recipe_by_group(
         {
             "name": "sar-with-optical",
@@ -88,9 +105,9 @@ def measure(given: argparse.Namespace, cells: Cells, seed: int) -> None:
 
 
 def main() -> None:
-    """Train, measure, print the table."""
-    _, cells = cells_of_methods(__doc__, "runs/sar", METHODS, "table", measure)
-    print("\n".join(method_table(cells, METHODS, SAR)))
+    """Train, measure, print the tables."""
+    _, cells = cells_of_methods(__doc__, "runs/sar", [*METHODS, *FEW_LABELS], "tables", measure)
+    print("\n".join([*method_table(cells, METHODS, SAR), "", *method_table(cells, FEW_LABELS, "sar, few labels")]))
 
 
 if __name__ == "__main__":
