@@ -127,7 +127,7 @@ def train(
     chips: Path | str,
     *,
     out: Path | str = Path("runs/model"),
-    model: str = "unet",
+    model: str | None = None,
     changes: Sequence[str] = (),
     seed: int = 0,
     device: str = "auto",
@@ -143,7 +143,7 @@ def train(
     Args:
         chips: A chip folder, as `seawall curate` makes it.
         out: Where weights, logs and checkpoints go.
-        model: Registered model: unet, index-unet, linknet ...
+        model: Registered model: unet, linknet, deeplabv3+ ...; by default a U-Net of width 8, for several bands in reflectance index-unet.
         changes: Change one value of the recipe, such as training.settings.epochs=5 or model.settings.width=32.
         seed: Seed of split, weights and patches; a folder corrupted by parts keeps the split that it was corrupted by.
         device: auto, cpu, cuda, or mps.
@@ -251,7 +251,7 @@ def evaluate(
         DataError: The folder has no chip of the part.
 
     Command:
-        seawall evaluate runs/mine/models/unet/model.safetensors chips/mine --part test
+        seawall evaluate runs/mine/models/index-unet/model.safetensors chips/mine --part test
     """
     from seawall.pipeline import trained_model
 
@@ -301,7 +301,7 @@ def attack(
         UsageError: The threat has no unit, or not the model's.
 
     Command:
-        seawall attack runs/mine/models/unet/model.safetensors chips/mine --threat "linf 1% reflectance" --suite seawall
+        seawall attack runs/mine/models/index-unet/model.safetensors chips/mine --threat "linf 1% reflectance" --suite seawall
     """
     from seawall.pipeline import trained_model
 
@@ -362,7 +362,7 @@ def stress(
         UsageError: A corruption is unknown or of another sensor, or a severity is not above 0 and at most 1.
 
     Command:
-        seawall stress runs/mine/models/unet/model.safetensors chips/mine --corruption haze --corruption "clouds + shot-noise"
+        seawall stress runs/mine/models/index-unet/model.safetensors chips/mine --corruption haze --corruption "clouds + shot-noise"
     """
     from seawall.pipeline.stress import stress_model
 
@@ -423,7 +423,7 @@ def flip_bits(
         ModelError: The model has no weights of convolutions or linear layers, as a threshold has none.
 
     Command:
-        seawall flip-bits runs/mine/models/unet/model.safetensors chips/mine --defense reconstruction
+        seawall flip-bits runs/mine/models/index-unet/model.safetensors chips/mine --defense reconstruction
     """
     from seawall.pipeline.weight_faults import flip_weight_bits
 
@@ -472,7 +472,7 @@ def sensitivity(
         UsageError: A corruption is unknown or of another sensor, or there is no such layer.
 
     Command:
-        seawall sensitivity runs/mine/models/unet/model.safetensors chips/mine --corruption haze --corruption shot-noise --out sensitivity
+        seawall sensitivity runs/mine/models/index-unet/model.safetensors chips/mine --corruption haze --corruption shot-noise --out sensitivity
     """
     from seawall.pipeline.sensitivity import measure_sensitivity
 
@@ -525,7 +525,7 @@ def predict(
         One row per scene: area in km2 and the share that the model is unsure of.
 
     Command:
-        seawall predict runs/mine/models/unet/model.safetensors scene.tif --out maps
+        seawall predict runs/mine/models/index-unet/model.safetensors scene.tif --out maps
     """
     from seawall.inference.backends import RUNTIMES
     from seawall.pipeline import trained_model
@@ -652,7 +652,7 @@ def find_poisons(
         UsageError: There is no such layer, or there are too few trusted chips.
 
     Command:
-        seawall find-poisons runs/mine/models/unet/model.safetensors chips/poisoned --trusted chips/checked
+        seawall find-poisons runs/mine/models/index-unet/model.safetensors chips/poisoned --trusted chips/checked
     """
     from seawall.pipeline import poison_chips
 

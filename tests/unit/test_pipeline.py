@@ -32,6 +32,7 @@ from seawall.pipeline.data import load_chips
 from seawall.pipeline.provenance import record_environment
 from seawall.pipeline.reference import hardening_facts
 from seawall.pipeline.run import check_same_experiment, train_only
+from seawall.pipeline.train import few_chips_model
 from seawall.pipeline.training import (
     corrupted_labels,
     known_labels,
@@ -43,6 +44,7 @@ from seawall.pipeline.validate import check_distinct_names
 from seawall.pipeline.validation_metrics import metric_names, validation_metrics
 from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.recipe.sections import RobustnessSection
+from seawall.registry import build
 from seawall.training.checkpoint import describe_differences
 from seawall.training.configuration import MEAN_IOU
 from seawall.types import LabelNoise, ModelSpec
@@ -497,3 +499,18 @@ def test_methods_that_would_share_their_rows_are_refused() -> None:
     levels = [{"name": "threshold", "settings": {"index": "ndwi", "value": v}} for v in (0.0, 0.2)]
     with pytest.raises(RecipeError, match="'ndwi' twice"):
         check_distinct_names(of(baselines=levels), spec)
+
+
+@pytest.mark.parametrize(
+    ("bands", "unit", "name"),
+    [
+        (("B03", "B08"), "reflectance", "index-unet"),
+        (("B03",), "reflectance", "unet"),
+        (("VV", "VH"), "sigma0_db", "unet"),
+        (("VV", "B03"), ("sigma0_db", "reflectance"), "unet"),
+    ],
+)
+def test_few_chips_are_given_the_model_that_takes_them(bands, unit, name) -> None:
+    section = few_chips_model(ModelSpec(bands, ("land", "water"), unit, 10.0))
+    assert section.name == name
+    build("model", section.name, section.settings)(ModelSpec(bands, ("land", "water"), unit, 10.0))

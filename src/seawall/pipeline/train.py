@@ -13,7 +13,7 @@ from seawall.pipeline.training import spec_of_chips
 from seawall.recipe.recipe import change_recipe
 from seawall.recipe.sections import MethodSection
 from seawall.result import Failed, MutableRow, Progress
-from seawall.types import FittedModel
+from seawall.types import FittedModel, ModelSpec
 
 SUPERVISED_LOSS = "ce + dice"
 FIXED_LENGTH: Mapping[str, object] = {
@@ -28,11 +28,17 @@ FIXED_LENGTH: Mapping[str, object] = {
 """A fixed length and the average of the last weights: the best of a few validation chips is one of chance (docs/measured.md)."""
 
 
+def few_chips_model(spec: ModelSpec) -> MethodSection:
+    """Return the model that did best on few chips: a small U-Net, with the normalized differences of reflectance bands."""
+    several = spec.unit == "reflectance" and len(spec.bands) > 1
+    return MethodSection(name="index-unet" if several else "unet", settings={"width": 8, "depth": 3})
+
+
 def train_chips(
     chips: Path,
     *,
     out: Path,
-    model: str,
+    model: str | None,
     changes: Sequence[str],
     seed: int,
     device: str,
@@ -44,7 +50,7 @@ def train_chips(
     Args:
         chips: A chip folder.
         out: Where weights, logs and checkpoints go.
-        model: Registered model.
+        model: Registered model; None takes `few_chips_model`.
         changes: `key=value` changes of the recipe.
         seed: Seed of split, weights and patches.
         device: auto, cpu, cuda or mps.
@@ -52,9 +58,11 @@ def train_chips(
         progress: Called as the work goes on.
     """
     folder = ChipFolder.open(chips)
-    data = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec_of_chips(folder))}
-    tree: dict[str, Any] = {"name": "train", "seed": seed, "model": {"name": model}, "data": data}
-    if not isinstance(untrained_model(MethodSection(name=model), folder), FittedModel):
+    spec = spec_of_chips(folder)
+    section = few_chips_model(spec) if model is None else MethodSection(name=model)
+    data = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec)}
+    tree: dict[str, Any] = {"name": "train", "seed": seed, "model": section.model_dump(), "data": data}
+    if not isinstance(untrained_model(section, folder), FittedModel):
         supervised = {"name": "supervised", "settings": {"loss": SUPERVISED_LOSS}}
         tree["training"] = {"objective": supervised, "settings": FIXED_LENGTH}
     return train_only(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)
