@@ -1,6 +1,8 @@
 """The same probabilities from every runtime."""
 
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -133,6 +135,26 @@ def test_what_cannot_be_is_refused(monkeypatch):
             pass
     with pytest.raises(ModelError, match="ModelSpec"), open_runtime(nn.Identity()):
         pass
+
+
+@needs_deploy
+def test_a_signal_is_survived_after_another_thread_let_openvino_go(tmp_path):
+    export_onnx(Net(), tmp_path / "net.onnx")
+    code = (
+        "import gc, signal, sys, threading\n"
+        "from pathlib import Path\n"
+        "import numpy as np\n"
+        "from seawall.inference.backends import load_exported\n"
+        "held = [load_exported(Path(sys.argv[1]), 'openvino')]\n"
+        "held[0](np.zeros((1, 3, 64, 64), np.float32))\n"
+        "release = threading.Thread(target=lambda: (held.clear(), gc.collect()))\n"
+        "release.start(), release.join()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('handled', flush=True))\n"
+        "signal.raise_signal(signal.SIGTERM)"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "net.onnx")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -8,10 +8,10 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -241,10 +241,19 @@ def _load_onnx(path: Path) -> Predict:
 
 
 def _load_openvino(path: Path) -> Predict:
-    engine: ModuleType = importlib.import_module("openvino")
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = engine.Core().compile_model(str(path), "CPU", settings)
+    compiled = _openvino_core().compile_model(str(path), "CPU", settings)
     return lambda images: np.array(compiled([images])[0], np.float32)
+
+
+@cache
+def _openvino_core() -> Any:
+    """Return the one core of the process, which stays until its end.
+
+    Its plugin gives the thread that loads it a stack for signals. If another thread unloads it, such as one in which garbage is
+    collected, that stack is freed while it is in use, and the next signal, Ctrl-C too, ends the process with a segmentation fault.
+    """
+    return importlib.import_module("openvino").Core()
 
 
 def _check_export(model: nn.Module, raw: Path, spec: ModelSpec, path: Path) -> None:
