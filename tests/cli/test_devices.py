@@ -47,14 +47,14 @@ def test_two_processes_train_as_one_through_the_verb(tmp_path: Path, chips: Path
     one, two = map(load_model, facts)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    history = (tmp_path / "run2/models/unet/history.jsonl").read_text().splitlines()
+    history = (Path(facts[1]).parent / "history.jsonl").read_text().splitlines()
     assert len(history) == 2 and json.loads(history[0])["val.iou.water"] is not None
     refused = cli("train", chips, "--out", tmp_path / "run2", "--device", "cpu", *WORDS)
     refused.refused(1, r"training\.devices 1 \(was 2\)")
 
 
-def test_devices_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    cli("train", tmp_path, "--devices", "0").refused(2, r"training\.devices")
+def test_devices_that_are_not_there_are_refused(chips: Path) -> None:
+    cli("train", chips, "--devices", "0").refused(2, r"training\.devices")
 
 
 @pytest.mark.parametrize(("words", "count"), [((), 1), (("--devices", "2"), 2)])
