@@ -147,9 +147,8 @@ def kernel_discrepancy(x: Tensor, y: Tensor) -> Tensor:
         >>> kernel_discrepancy(x, x).item()
         0.0
     """
-    own, other, across = (
-        squared_distances(a, b) for a, b in ((x, x), (y, y), (x, y))
-    )  # alike, so that equal sets have exactly 0
+    # one formula for all three, so that equal sets have exactly 0
+    own, other, across = (squared_distances(a, b) for a, b in ((x, x), (y, y), (x, y)))
     pairs = [square[torch.ones_like(square, dtype=torch.bool).triu(1)] for square in (own, other)]
     width = torch.cat([*pairs, across.flatten()]).detach().median().clamp_min(torch.finfo(x.dtype).tiny)
 
