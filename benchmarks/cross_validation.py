@@ -96,7 +96,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {
     "pixel norm": ["model.settings.norm=pixel"],
     "source dropout": ["training.objective={name='source-dropout', settings={rate=0.5, objective_settings={loss='ce + dice'}}}"],
     "ratio": ["model.name=ratio-unet"],
-    "ratio, U-Net++": ["model={name='ratio-unet++', settings={encoder='plain', width=8}}"],
+    "ratio U-Net++": ["model={name='ratio-unet++', settings={encoder='plain', width=8}}"],
     "one radar image": ["inputs=['s1']"],
     "both radar images": ["inputs=['s1', 's1.pre']"],
     "one of each": ["inputs=['s1', 's2']"],
