@@ -514,3 +514,21 @@ def test_few_chips_are_given_the_model_that_takes_them(bands, unit, name) -> Non
     section = few_chips_model(ModelSpec(bands, ("land", "water"), unit, 10.0))
     assert section.name == name
     build("model", section.name, section.settings)(ModelSpec(bands, ("land", "water"), unit, 10.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ((), "index-unet"),
+        (("inputs=['B03']",), "unet"),
+        (("model.name=linknet", "model.settings.width=8"), "linknet"),
+        (("model={name='linear'}",), "linear"),
+    ],
+)
+def test_train_takes_the_model_and_the_bands_of_the_changes(
+    tmp_path: Path, changes: tuple[str, ...], name: str
+) -> None:
+    api.curate("4", out=tmp_path / "chips", kind="simulated size=64", bands=("B03", "B08"))
+    small = ("training.settings.epochs=1", "training.settings.steps_per_epoch=1", "training.settings.patch=32")
+    api.train(tmp_path / "chips", out=tmp_path / "run", changes=(*changes, *small))
+    assert (tmp_path / f"run/models/{name}/model.safetensors").is_file()

@@ -50,19 +50,22 @@ def train_chips(
     Args:
         chips: A chip folder.
         out: Where weights, logs and checkpoints go.
-        model: Registered model; None takes `few_chips_model`.
+        model: Registered model; None takes that of the changes, or `few_chips_model`.
         changes: `key=value` changes of the recipe.
         seed: Seed of split, weights and patches.
         device: auto, cpu, cuda or mps.
         resume: Continue from the checkpoint in the folder.
         progress: Called as the work goes on.
     """
-    folder = ChipFolder.open(chips)
-    spec = spec_of_chips(folder)
-    section = few_chips_model(spec) if model is None else MethodSection(name=model)
-    data = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec)}
-    tree: dict[str, Any] = {"name": "train", "seed": seed, "model": section.model_dump(), "data": data}
-    if not isinstance(untrained_model(section, folder), FittedModel):
-        supervised = {"name": "supervised", "settings": {"loss": SUPERVISED_LOSS}}
-        tree["training"] = {"objective": supervised, "settings": FIXED_LENGTH}
+    stored = ChipFolder.open(chips)
+    data = {"source": str(chips), "kind": "chips", "sensor": sensor_of(spec_of_chips(stored))}
+    supervised = {"name": "supervised", "settings": {"loss": SUPERVISED_LOSS}}
+    tree: dict[str, Any] = {"name": "train", "seed": seed, "model": {"name": model or ""}, "data": data}
+    tree["training"] = {"objective": supervised, "settings": FIXED_LENGTH}
+    asked = change_recipe(tree, changes)  # the changes may name a model, and the bands that it takes
+    taken = stored.with_bands(asked.inputs)
+    section = MethodSection(name=asked.model.name) if asked.model.name else few_chips_model(spec_of_chips(taken))
+    tree["model"] = section.model_dump()
+    if isinstance(untrained_model(section, taken), FittedModel):
+        del tree["training"]
     return train_only(change_recipe(tree, changes), out, device=device, resume=resume, progress=progress)
