@@ -46,7 +46,8 @@ from seawall.metrics.ratios import ConfusionCounts
 from seawall.pipeline.data import load_chips
 from seawall.recipe.recipe import Recipe, change_recipe
 from seawall.types import SegmentationModel
-from seawall.uncertainty.predictor import TTA, Ensemble
+from seawall.uncertainty.ensemble import mean_of_networks
+from seawall.uncertainty.tta import TTA
 
 BASE: Mapping[str, Any] = {
     "name": "cross-validation",
@@ -200,7 +201,7 @@ class CrossValidation:
                 self.add(variant, seed, number, "tta", TTA()(model), minutes)
             if len(seeds) > 1:
                 first, *others = (model for model, _ in made)
-                both = Ensemble(tuple(others))(first)
+                both = mean_of_networks(first, others)
                 total = sum(minutes for _, minutes in made)
                 self.add(variant, every, number, "ensemble", both, total)
                 self.add(variant, every, number, "ensemble tta", TTA()(cast(SegmentationModel, both)), total)

@@ -496,7 +496,7 @@ def predict(
     runtime: str = "torch",
     memory_mib: int = 512,
     verify_tiles: int | None = None,
-    estimator: str = "",
+    uncertainty: str = "",
     key: str = "",
     device: str = "auto",
     resume: bool = True,
@@ -516,7 +516,8 @@ def predict(
         memory_mib: Memory for buffers; whatever the scene's size.
         verify_tiles: Tiles after which the weights in memory are compared with the checksums of their file, 16 by default; 0
             compares them at the end of a scene only. They are compared before rows are kept, too.
-        estimator: Estimator of uncertainty around the network, such as "tta" or "mc-dropout passes=10"; softmax by default.
+        uncertainty: Estimator of uncertainty around the network: softmax, tta, "mc-dropout passes=10", ensemble, snapshot-ensemble, laplace;
+            an ensemble takes the members beside the weights, or "ensemble members=a.safetensors,b.safetensors".
         key: File or env:NAME of the key, for weights behind a keyed transform.
         device: auto, cpu, cuda, or mps.
         resume: Reuse what an earlier run finished for the same model, scene and settings.
@@ -532,7 +533,7 @@ def predict(
 
     files, table, failed = trained_model.map_scenes(
         Path(weights), Path(scene), Path(out), klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, verify_tiles=verify_tiles,
-        estimator=estimator, key=key, device=device, resume=resume, progress=progress,
+        uncertainty=uncertainty, key=key, device=device, resume=resume, progress=progress,
     )  # fmt: skip
     return Result(files, table, failed, done=len(table))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -13,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from seawall.errors import DataError, ModelError, UsageError, did_you_mean
 from seawall.types import Batch, SegmentationModel
+
+Found = TypeVar("Found")
 
 
 def device_of(model: object) -> torch.device | None:
@@ -86,25 +89,32 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def checked_forward(model: SegmentationModel | nn.Module, image: Tensor) -> Tensor:
-    """Return a model's logits, and check that the model does not write into its input.
+    """Return a model's logits, and check that the model does not write into its input; see `checked_call`."""
+    logits: Tensor = checked_call(type(model).__name__, model, image)
+    return logits
+
+
+def checked_call(name: str, call: Callable[[Tensor], Found], image: Tensor) -> Found:
+    """Return what a network gives, and check that it does not write into its input.
 
     An in-place write would change the image that is measured, attacked or blended next.
 
     Args:
-        model: In eval mode.
-        image: (B, C, H, W) on the model's device; the model gets a copy.
+        name: What the error calls the network.
+        call: The network, in eval mode, or a function that calls it.
+        image: (B, C, H, W) on the model's device; the network gets a copy.
 
     Raises:
-        ModelError: The model has written into its input.
+        ModelError: The network has written into its input.
     """
     given = image.clone()
-    logits: Tensor = model(given)
+    found = call(given)
     if not torch.equal(given.nan_to_num(), image.nan_to_num()):
         raise ModelError(
-            f"{type(model).__name__}: expected a network that leaves its input as it is, got one that writes into it; "
+            f"{name}: expected a network that leaves its input as it is, got one that writes into it; "
             "let its forward begin with image = image.clone()"
         )
-    return logits
+    return found
 
 
 def named_layer(model: nn.Module, name: str) -> nn.Module:

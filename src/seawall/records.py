@@ -77,6 +77,8 @@ class CorruptionFacts(NamedTuple):
 SEVERITIES = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Severities of a corruption where none are named."""
 
+MEMBER_MARK = ".member-"
+"""Between a network's name and the number of a further member of its ensemble: unet, unet.member-1."""
 KEYED_ATTACKS: Mapping[str, str] = {
     "key-known": "PGD through the transform by an adversary who has weights and key",
     "key-known-slope": "the same with the slope of the code table as the gradient of the encryption",

@@ -218,7 +218,7 @@ def test_the_verbs_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monke
     assert mapped["table"][0]["water_km2"] is not None and len(list(Path("maps").glob("*.tif"))) == 3
     asked = ask("predict", weights, str(scene), "--out", "land", "--klass", "land")
     assert asked["table"][0]["land_km2"] is not None and "water_km2" not in asked["table"][0]
-    assert sorted(p.name.split(".")[1] for p in Path("land").glob("*.tif")) == ["class", "land", "uncertainty"]
+    assert sorted(p.name.split(".")[1] for p in Path("land").glob("*.tif")) == ["class", "land", "sets", "uncertainty"]
     with rasterio.open(scene) as source:
         profile, data, bands = source.profile, source.read(), source.descriptions
     with rasterio.open("plain.tif", "w", **profile) as sink:  # the same pixels, without the names of the bands

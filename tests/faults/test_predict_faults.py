@@ -206,9 +206,9 @@ def test_what_is_not_whole_or_of_another_run_is_written_again(scene, tmp_path, o
         ledger.write_text(ledger.read_text()[:-20])
     elif damage == "short":
         os.truncate(part / "class.raw", 1000)
-    temperature = 2.0 if damage == "settings" else 1.0
-    got = predict_scene(PixelModel(), scene, out, tile=64, overlap=32, temperature=temperature)
-    whole = predict_scene(PixelModel(), scene, tmp_path / "fresh", tile=64, overlap=32, temperature=temperature)
+    unsure = (0.1, 0.9) if damage == "settings" else (0.2, 0.8)
+    got = predict_scene(PixelModel(), scene, out, tile=64, overlap=32, unsure=unsure)
+    whole = predict_scene(PixelModel(), scene, tmp_path / "fresh", tile=64, overlap=32, unsure=unsure)
     assert got.digests == whole.digests
 
 

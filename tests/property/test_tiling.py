@@ -55,7 +55,7 @@ def run(model, data, seen, tile, overlap, align=32, **settings):
     whole = np.full((2, height, width), np.nan, np.float32)
     for strip in blend_tiles(TilePlan.of(height, width, tile, overlap, align=align), fetch, predict, 2, **settings):
         h, w = strip.seen.shape
-        whole[:, strip.row : strip.row + h, strip.col : strip.col + w] = strip.probability
+        whole[:, strip.row : strip.row + h, strip.col : strip.col + w] = strip.channels
     return whole
 
 

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.metrics.calibration import calibration_counts, expected_calibration_error
-from seawall.rng import Keys
 from seawall.types import Batch, ModelSpec
 from seawall.uncertainty.conformal import conformal_threshold, fit_conformal, missed_shares
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.predictor import TTA, Ensemble, SinglePass, aggregate_passes, entropy, top_two_margin
-from seawall.uncertainty.temperature import Temperature, fit_temperature, temperature_of
+from seawall.uncertainty.ensemble import mean_of_networks
+from seawall.uncertainty.predictor import Softmax, aggregate_passes, entropy, top_two_margin
+from seawall.uncertainty.temperature import Temperature, TemperatureScaled, fit_temperature, temperature_of
+from seawall.uncertainty.tta import TTA
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 
@@ -86,18 +87,19 @@ def overconfident(factor: float) -> Batch:
 def test_temperature_is_found_and_changes_no_class(factor: float) -> None:
     batch = overconfident(factor)
     found = fit_temperature(Given(), [batch], pixels=None)
-    assert found.value == pytest.approx(factor, rel=0.06)
-    scaled = found(Given())(batch.image)
+    value = found.values[0]
+    assert found.values == pytest.approx((factor, factor), rel=0.06)
+    scaled = TemperatureScaled(Given(), found)(batch.image)
     assert torch.equal(scaled.argmax(1), batch.image.argmax(1))
     z = batch.image.permute(0, 2, 3, 1).reshape(-1, 2)
     loss = lambda t: float(nn.functional.cross_entropy(z.double() / t, batch.label.flatten()))  # noqa: E731
-    assert loss(found.value) <= min(loss(found.value * 1.01), loss(found.value / 1.01), loss(1.0))
+    assert loss(value) <= min(loss(value * 1.01), loss(value / 1.01), loss(1.0))
 
 
 def test_temperature_does_not_depend_on_batches() -> None:
     batch = overconfident(3.0)
     parts = [batch.select([3, 0]), batch.select([1]), batch.select([2])]
-    whole, split = (fit_temperature(Given(), b, pixels=100).value for b in ([batch], parts))
+    whole, split = (fit_temperature(Given(), b, pixels=100).values for b in ([batch], parts))
     assert whole == pytest.approx(split, rel=1e-9)
 
 
@@ -139,19 +141,18 @@ def test_turning_the_image_turns_the_map_exactly(shape: tuple[int, int]) -> None
             assert torch.equal(there.mutual_information, moved(plain.mutual_information))
 
 
-def test_dropout_belongs_to_the_chip_and_leaves_the_model_alone() -> None:
+def test_dropout_is_the_same_for_every_image_and_leaves_the_model_alone() -> None:
     net, image = Net().eval(), images()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     predictor = MonteCarloDropout(passes=4)(net)
-    keys = Keys(0, ("a", "b", "c"))
-    whole = predictor.predict(image, keys)
-    alone = predictor.predict(image[[1]], keys.select([1]))
+    whole, alone = predictor.predict(image), predictor.predict(image[[1]])
     assert torch.allclose(whole.probability[1], alone.probability[0], atol=1e-6)
     assert float(whole.mutual_information.min()) >= 0 and float(whole.mutual_information.max()) > 1e-4
     assert torch.equal(predictor.predict(image).probability, predictor.predict(image).probability)
-    assert not torch.equal(whole.probability, predictor.predict(image, Keys(1, keys.chips)).probability)
+    other = MonteCarloDropout(passes=4, seed=1)(net).predict(image)
+    assert not torch.equal(whole.probability, other.probability)
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    assert torch.equal(net(image), SinglePass()(net).inner(image)) and not any(m.training for m in net.modules())
+    assert torch.equal(net(image), Softmax()(net).inner(image)) and not any(m.training for m in net.modules())
     assert not any(m._forward_hooks for m in net.modules())
 
 
@@ -160,8 +161,11 @@ def test_dropout_of_many_passes_is_unbiased_in_the_first_layer() -> None:
     net = nn.Dropout(0.4)
     net.spec = SPEC
     predictor = MonteCarloDropout(passes=2000)(net.eval())
-    total = torch.stack(list(predictor.method.passes(predictor.inner, torch.ones(1, 2, 2, 2), Keys(0, ("a",))))).mean(0)
+    total = torch.stack(list(predictor.method.pass_logits(predictor.inner, torch.ones(1, 2, 2, 2)))).mean(0)
     assert total == pytest.approx(torch.ones(1, 2, 2, 2), abs=0.08)
+    assert torch.equal(
+        total, total[:, :, :1, :1].expand_as(total)
+    )  # whole feature maps, also of a layer that drops pixels
 
 
 def test_dropout_needs_something_to_drop() -> None:
@@ -173,14 +177,14 @@ def test_dropout_needs_something_to_drop() -> None:
 
 def test_ensemble_averages_and_checks_its_members() -> None:
     a, b, image = Net(0).eval(), Net(1).eval(), images()
-    got = Ensemble((b,))(a).predict(image)
+    got = mean_of_networks(a, [b]).predict(image)
     mean = (torch.softmax(a(image), 1) + torch.softmax(b(image), 1)) / 2
     assert torch.allclose(got.probability, mean, atol=1e-6) and got.passes == 2
-    assert torch.equal(Ensemble((a,))(a).predict(image).mutual_information, torch.zeros(3, 8, 8))
+    assert torch.equal(mean_of_networks(a, [a]).predict(image).mutual_information, torch.zeros(3, 8, 8))
     other = Given()
     other.spec = ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0)
     with pytest.raises(ModelError, match="ensemble"):
-        Ensemble((other,))(a)
+        mean_of_networks(a, [other])
 
 
 def test_predictor_is_a_model_with_gradients() -> None:

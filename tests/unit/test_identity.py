@@ -22,8 +22,10 @@ from seawall.models.weights import load_model, save_model
 from seawall.records import RecordLog
 from seawall.types import Batch, ModelSpec
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.predictor import TTA, Ensemble, SinglePass
+from seawall.uncertainty.ensemble import mean_of_networks
+from seawall.uncertainty.predictor import Softmax
 from seawall.uncertainty.temperature import Temperature
+from seawall.uncertainty.tta import TTA
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 
@@ -77,17 +79,17 @@ def scale(value, module, given, out):
 FAMILIES = {
     "wrappers": [
         lambda: network(),
-        lambda: SinglePass()(network()),
+        lambda: Softmax()(network()),
         lambda: TTA()(network()),
         lambda: MonteCarloDropout(3)(network()),
         lambda: MonteCarloDropout(20)(network()),
         lambda: MonteCarloDropout(3, seed=5)(network()),
         lambda: Temperature(2.0)(network()),
         lambda: Temperature(5.0)(network()),
-        lambda: Temperature(2.0)(SinglePass()(network())),
-        lambda: Ensemble((network(1),))(network()),
-        lambda: Ensemble((network(2),))(network()),
-        lambda: Ensemble((network(1), network(2)))(network()),
+        lambda: Temperature(2.0)(Softmax()(network())),
+        lambda: mean_of_networks(network(), [network(1)]),
+        lambda: mean_of_networks(network(), [network(2)]),
+        lambda: mean_of_networks(network(), [network(1), network(2)]),
     ],
     "adapters": [
         lambda: adapt(conv(0), SPEC),
@@ -214,12 +216,12 @@ def scene(tmp_path):
 
 def test_one_folder_never_gives_the_map_of_another_wrapper(scene, tmp_path):
     base = WaterIndexThreshold(index="ndwi")(SPEC)
-    soft = [Temperature(1.0), Temperature(5.0), SinglePass()]
+    soft = [Temperature(1.0), Temperature(5.0), Softmax()]
     maps = [predict_scene(wrap(base), scene, tmp_path / "out") for wrap in soft]
     assert not any(made.reused for made in maps)
     assert maps[0].expected_km2 != maps[1].expected_km2
     assert predict_scene(Temperature(5.0)(base), scene, tmp_path / "five").expected_km2 == maps[1].expected_km2
-    assert predict_scene(SinglePass()(base), scene, tmp_path / "out").reused
+    assert predict_scene(Softmax()(base), scene, tmp_path / "out").reused
 
 
 def test_an_unknown_model_reuses_nothing_and_says_so(scene, tmp_path):

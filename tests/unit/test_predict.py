@@ -14,14 +14,16 @@ from torch import nn
 from seawall.errors import ModelError, PartialError, UsageError
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference import predict
+from seawall.inference.layers import LAYERS, NODATA, SCALE, ReportedClass, class_palette, encode_layers
 from seawall.inference.predict import find_scenes, model_digest, predict_many, predict_scene
-from seawall.inference.products import NODATA, SCALE, ReportedClass, Totals, class_palette, count_strip, encode_layers
+from seawall.inference.products import Totals, count_strip
 from seawall.inference.scene import cut_window
 from seawall.inference.settings import PredictSettings, clean_name
 from seawall.inference.stac_items import acquisition_time
 from seawall.inference.tiling import Strip, TilePlan
 from seawall.models.adapter import adapt
 from seawall.types import ModelSpec
+from seawall.uncertainty.temperature import Temperature
 from tiny import PixelModel
 
 GRID = Grid(130, 170, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633")
@@ -159,7 +161,7 @@ def test_the_model_is_left_as_it_was_found(tmp_path):
 def test_temperature_softens_probabilities_and_keeps_classes(tmp_path):
     scene = write_scene(tmp_path / "a.tif")
     sharp = predict_scene(Ndwi(), scene, tmp_path / "sharp", overlap=0)
-    soft = predict_scene(Ndwi(), scene, tmp_path / "soft", overlap=0, temperature=4.0)
+    soft = predict_scene(Temperature(4.0)(Ndwi()), scene, tmp_path / "soft", overlap=0)
     assert (read(tmp_path / "sharp/a.class.tif") == read(tmp_path / "soft/a.class.tif")).all()
     assert soft.unsure_share > sharp.unsure_share
 
@@ -172,7 +174,7 @@ def test_the_item_and_the_models_item_are_stac(tmp_path):
     assert item.datetime.isoformat() == "2023-08-15T10:10:31+00:00"
     assert item.bbox == pytest.approx([15.0, 45.14, 15.02, 45.15], abs=0.01)
     assert item.properties["proj:code"] == "EPSG:32633"
-    assert set(item.assets) == {"class", "water", "uncertainty"}
+    assert set(item.assets) == {"class", "water", "uncertainty", "sets"}
     assert item.assets["water"].extra_fields["raster:scale"] == SCALE
     assert told["result"]["water_km2"] == result.area_km2
     (source,) = [link for link in item.links if link.rel == "derived_from"]
@@ -287,7 +289,7 @@ def test_counts_by_hand():
     p = np.array([[[0.9, 0.5], [0.1, 0.3]]], np.float32)
     strip = Strip(0, 0, np.concatenate([1 - p, p]), np.array([[True, True], [True, False]]))
     question = ReportedClass(1, (0.2, 0.8))
-    total = count_strip(strip, question, np.array([100.0, 50.0]))
+    total = count_strip(strip, 2, question, np.array([100.0, 50.0]))
     assert (total.pixels, total.seen, total.unsure) == (4, 3, 1)
     assert total.class_pixels == (2, 1)
     assert total.class_m2 == (150.0, 100.0)
@@ -295,11 +297,15 @@ def test_counts_by_hand():
     assert (total.low_m2, total.high_m2, total.unsure_m2) == (100.0, 200.0, 100.0)
     assert (total + total).class_m2 == (300.0, 200.0)
     assert Totals.of(json.loads(json.dumps(total.plain()))) == total
-    assert count_strip(strip, question, None).class_m2 is None
-    layers = encode_layers(strip, question)
+    assert count_strip(strip, 2, question, None).class_m2 is None
+    layers = encode_layers(strip, 2, question, [*LAYERS])
     assert layers["probability"].tolist() == [[225, 125], [25, NODATA]]
     assert layers["class"].tolist() == [[1, 0], [0, NODATA]]
     assert layers["uncertainty"][0, 1] == 250
+    assert layers["sets"].tolist() == [[1, 2], [0, NODATA]]
+    assert layers["margin"].tolist() == [[200, 0], [200, NODATA]]
+    assert layers["variation-ratio"].tolist() == [[25, 125], [25, NODATA]]
+    assert total.doubt_m2 == pytest.approx(9 + 25 + 4.5)
 
 
 @pytest.mark.parametrize("block", [(512, 512), (1, 3000), (7, 3000), (256, 128)])
@@ -347,7 +353,7 @@ def test_unsure_begins_at_its_first_probability_and_ends_before_its_second():
     p = np.array([[[0.2, 0.2, 0.8, np.nextafter(np.float32(0.2), 0, dtype=np.float32), 0.5]]], np.float32)
     strip = Strip(0, 0, np.concatenate([1 - p, p]), np.ones((1, 5), bool))
     low, high = float(np.float32(0.2)), float(np.float32(0.8))
-    total = count_strip(strip, ReportedClass(1, (low, high)), np.array([10.0]))
+    total = count_strip(strip, 2, ReportedClass(1, (low, high)), np.array([10.0]))
     assert (total.unsure, total.unsure_m2) == (3, 30.0)  # 0.2, 0.2 and 0.5
     assert (total.low_m2, total.high_m2) == (10.0, 40.0)  # 0.8; and 0.2, 0.2, 0.5, 0.8
     assert total.low_m2 + total.unsure_m2 == total.high_m2
@@ -402,12 +408,13 @@ def test_the_mapped_class_is_water_or_the_second_of_two_or_asked_for(tmp_path):
 def test_products_of_another_class_never_say_water(tmp_path):
     predict_scene(Cover(("field", "bare soil")), write_scene(tmp_path / "a.tif"), tmp_path / "out")
     names = sorted(p.name for p in (tmp_path / "out").glob("a.*"))
-    assert names == ["a.bare_soil.tif", "a.class.tif", "a.json", "a.uncertainty.tif"]
+    layers = [f"a.{name}.{end}" for name in ("bare_soil", "class", "sets", "uncertainty") for end in ("qml", "tif")]
+    assert names == sorted([*layers, "a.json"])
     text = (tmp_path / "out" / "a.json").read_text()
     assert "water" not in text
     told = json.loads(text)
     assert told["result"]["bare_soil_km2"] == told["result"]["area_km2"] == told["result"]["class_km2"]["bare soil"]
-    assert set(told["assets"]) == {"class", "bare_soil", "uncertainty"}
+    assert set(told["assets"]) == {"class", "bare_soil", "uncertainty", "sets"}
     with rasterio.open(tmp_path / "out" / "a.bare_soil.tif") as layer:
         assert layer.descriptions == ("bare soil",)
         assert "probability of bare soil" in layer.tags()["QUANTITY"]

@@ -36,7 +36,7 @@ def assemble(strips, shape, classes=2):
     whole = np.full((classes, *shape), np.nan, np.float32)
     for strip in strips:
         rows, cols = strip.seen.shape
-        whole[:, strip.row : strip.row + rows, strip.col : strip.col + cols] = strip.probability
+        whole[:, strip.row : strip.row + rows, strip.col : strip.col + cols] = strip.channels
     return whole
 
 
@@ -137,4 +137,4 @@ def test_a_scene_that_was_never_seen_needs_no_network():
         raise AssertionError("called")
 
     strips = list(blend_tiles(TilePlan.of(70, 70, 64, 32), reader(data, unseen), never, 2))
-    assert not any(s.seen.any() or s.probability.any() for s in strips)
+    assert not any(s.seen.any() or s.channels.any() for s in strips)

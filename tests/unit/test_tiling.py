@@ -22,8 +22,10 @@ from seawall.models.unet import UNet
 from seawall.models.water_index import WaterIndexThreshold
 from seawall.types import Batch, FittedModel, ModelSpec
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.predictor import TTA, Ensemble, SinglePass
-from seawall.uncertainty.temperature import Temperature
+from seawall.uncertainty.ensemble import mean_of_networks
+from seawall.uncertainty.predictor import Softmax
+from seawall.uncertainty.temperature import LocalTemperature, Temperature, TemperatureScaled
+from seawall.uncertainty.tta import TTA
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 RADAR = ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0)
@@ -99,7 +101,7 @@ def tiled(model, image, plan):
     made = np.full((2, *image.shape[1:]), np.nan, np.float32)
     for strip in blend_tiles(plan, fetch, predict, 2):
         h, w = strip.seen.shape
-        made[:, strip.row : strip.row + h, strip.col : strip.col + w] = strip.probability
+        made[:, strip.row : strip.row + h, strip.col : strip.col + w] = strip.channels
     return made
 
 
@@ -139,8 +141,13 @@ def test_tiled_equals_whole_with_the_settings_that_ship():
 
 @pytest.mark.parametrize(
     "wrap",
-    [SinglePass(), Temperature(2.0), lambda model: Ensemble((sharp(UNet(width=2, depth=3)),))(model)],
-    ids=["single", "temperature", "ensemble"],
+    [
+        Softmax(),
+        Temperature(2.0),
+        lambda model: TemperatureScaled(Softmax()(model), uneven_temperature()),
+        lambda model: mean_of_networks(model, [sharp(UNet(width=2, depth=3))]),
+    ],
+    ids=["softmax", "temperature", "local", "ensemble"],
 )
 def test_wrappers_look_as_far_as_what_they_wrap(wrap):
     model = wrap(sharp(UNet(width=4, depth=2))).eval()
@@ -169,9 +176,17 @@ def test_a_network_without_a_bound_is_flagged(make):
     assert plan_tiles(model, 100, 100, None, None)[1] == ()  # one tile is the whole
 
 
-def test_masks_of_dropout_follow_from_all_pixels_of_a_tile():
-    model = MonteCarloDropout(passes=2)(UNet(width=4, depth=2, dropout=0.5)(SPEC))
-    assert receptive_field(model).reach is None
+def uneven_temperature():
+    """Return a local temperature that differs from pixel to pixel."""
+    torch.manual_seed(1)
+    made = LocalTemperature(2, 2)
+    nn.init.normal_(made.tree.weight, 0, 0.3)
+    return made
+
+
+def test_every_pass_of_dropout_is_one_network_for_all_tiles():
+    model = sharp(UNet(width=4, depth=2, dropout=0.5))
+    assert_same(MonteCarloDropout(passes=3)(model).eval(), 496, 424)
 
 
 @pytest.mark.parametrize("make", [RegionGrowing(), SplitAndMerge()], ids=["growing", "merging"])

@@ -24,8 +24,9 @@ from seawall.io import write_atomic
 from seawall.models.keyed import keyed_part
 from seawall.models.receptive_field import random_image
 from seawall.models.weights import spec_of
-from seawall.modules import checked_forward, eval_mode, on_device
+from seawall.modules import checked_call, checked_forward, eval_mode, on_device
 from seawall.types import ModelSpec
+from seawall.uncertainty.predictor import UncertainModel
 
 Runtime = Literal["torch", "onnx", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "openvino")
@@ -35,7 +36,7 @@ _PACKAGES = {"onnx": _ONNX_PACKAGES, "openvino": (*_ONNX_PACKAGES, "openvino")}
 
 @contextmanager
 def open_runtime(
-    model: nn.Module, runtime: Runtime = "torch", *, device: str = "auto", temperature: float = 1.0
+    model: nn.Module, runtime: Runtime = "torch", *, device: str = "auto", disagreement: bool = False
 ) -> Iterator[Predict]:
     """Make a network ready for inference: the context is a function from images to probabilities.
 
@@ -45,23 +46,25 @@ def open_runtime(
         model: Any module with a `spec` that gives logits (B, K, H, W).
         runtime: torch, onnx (ONNX Runtime) or openvino; the last two run on the CPU and need the extra `deploy`.
         device: auto, cpu, cuda, cuda:1, mps.
-        temperature: Logits are divided by it before the softmax; fit it on held-out scenes to calibrate.
+        disagreement: Give the mutual information of a predictor's passes as one more channel; of PyTorch only.
 
     Raises:
-        UsageError: An unknown runtime or device, or a temperature that is not positive.
+        UsageError: An unknown runtime or device, or one that does not give the disagreement.
         ModelError: The model has no spec or its output is not logits of its classes.
         RunError: The extra `deploy` is not installed.
     """
     if runtime not in RUNTIMES:
         raise UsageError(f"runtime: unknown name {runtime!r}; {did_you_mean(runtime, RUNTIMES)}")
-    if not temperature > 0 or not np.isfinite(temperature):
-        raise UsageError(f"temperature: expected a positive number, got {temperature}; 1 leaves the logits as they are")
     spec = spec_of(model)
     if runtime == "torch":
         torch_device = find_device(device)
         with eval_mode(model), on_device(model, torch_device):
-            yield lambda images: _predict_torch(model, spec, torch_device, temperature, images)
+            yield lambda images: _predict_torch(model, spec, torch_device, disagreement, images)
         return
+    if disagreement:
+        raise UsageError(
+            f"runtime: expected torch for a predictor of several passes, got {runtime}, which gives their mean alone; use --runtime torch"
+        )
     if device not in ("auto", "cpu"):
         raise UsageError(f"device: expected cpu with the {runtime} runtime, got {device!r}; use --runtime torch")
     require_packages(runtime)
@@ -73,7 +76,7 @@ def open_runtime(
         def predict(images: FloatArray) -> FloatArray:
             got = logits(images)
             _check_logits(got.shape, spec, images.shape)
-            return _softmax(got, temperature)
+            return _softmax(got)
 
         yield predict
 
@@ -189,17 +192,23 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _predict_torch(
-    model: nn.Module, spec: ModelSpec, device: torch.device, temperature: float, images: FloatArray
+    model: nn.Module, spec: ModelSpec, device: torch.device, disagreement: bool, images: FloatArray
 ) -> FloatArray:
     with torch.inference_mode():
-        logits = checked_forward(model, torch.from_numpy(images).to(device))
-        if not isinstance(logits, torch.Tensor):
-            raise ModelError(
-                f"model: expected logits, got {type(logits).__name__}; wrap the network with seawall's adapter"
-            )
-        _check_logits(logits.shape, spec, images.shape)
-        probability = torch.softmax(logits.float() / temperature, 1)
-        return np.asarray(probability.contiguous().cpu().numpy(), np.float32)
+        image = torch.from_numpy(images).to(device)
+        if disagreement and isinstance(model, UncertainModel):
+            found = checked_call(type(model).__name__, model.predict, image)
+            _check_logits(found.probability.shape, spec, images.shape)
+            made = torch.cat([found.probability, found.mutual_information[:, None]], 1)
+        else:
+            logits = checked_forward(model, image)
+            if not isinstance(logits, torch.Tensor):
+                raise ModelError(
+                    f"model: expected logits, got {type(logits).__name__}; wrap the network with seawall's adapter"
+                )
+            _check_logits(logits.shape, spec, images.shape)
+            made = torch.softmax(logits.float(), 1)
+        return np.asarray(made.contiguous().cpu().numpy(), np.float32)
 
 
 def _check_logits(got: tuple[int, ...], spec: ModelSpec, given: tuple[int, ...]) -> None:
@@ -210,11 +219,10 @@ def _check_logits(got: tuple[int, ...], spec: ModelSpec, given: tuple[int, ...])
         )
 
 
-def _softmax(logits: FloatArray, temperature: float) -> FloatArray:
-    scaled = logits / np.float32(temperature)
-    scaled -= scaled.max(1, keepdims=True)
-    np.exp(scaled, out=scaled)
-    return np.asarray(scaled / scaled.sum(1, keepdims=True), np.float32)
+def _softmax(logits: FloatArray) -> FloatArray:
+    powers = logits - logits.max(1, keepdims=True)
+    np.exp(powers, out=powers)
+    return np.asarray(powers / powers.sum(1, keepdims=True), np.float32)
 
 
 def load_exported(path: Path, runtime: str) -> Predict:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,17 @@ from torch import nn
 from seawall.errors import ImageryError, RunError
 from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import CogWriter
+from seawall.inference.layers import LAYERS, NODATA, SCALE, index_labels, layer_names
 from seawall.inference.output_buffer import OutputBuffer, write_error
-from seawall.inference.products import NODATA, SCALE, SceneResult, class_palette, layer_names
+from seawall.inference.products import SceneResult
 from seawall.inference.scene import OpenScene
 from seawall.inference.stac_items import acquisition_time, model_item, scene_item
+from seawall.inference.styles import layer_style
 from seawall.io import file_sha256, flush_to_disk, write_atomic
 from seawall.models.weights import save_model
 
+STYLE_SUFFIX = ".qml"
+"""Ending of the QGIS style beside a layer."""
 STAGED_BYTES_PER_PIXEL = 2.7
 """Bytes per pixel of a layer while it is written: the uncompressed copy, the finished file and its overviews."""
 
@@ -42,9 +47,7 @@ def read_finished(out: Path, name: str, key: str) -> SceneResult | None:
         whole = all(file_sha256(out / file) == result.digests[layer] for layer, file in result.files.items())
     except (OSError, ValueError, KeyError, TypeError, ValidationError):
         return None
-    return (
-        result if whole and result.key == key and set(result.files) == set(layer_names(result.klass).values()) else None
-    )
+    return result if whole and result.files and result.key == key else None  # the key is of the layers, too
 
 
 def export_products(
@@ -111,7 +114,8 @@ def replace_products(staged: Path, out: Path, result: SceneResult) -> None:
     json_name = f"{result.name}.json"
     old = staged / "old"
     old.mkdir()
-    layers = dict.fromkeys((*_listed_layers(out / json_name), *result.files.values()))
+    new = _with_styles(result.files.values())
+    layers = dict.fromkeys((*_with_styles(_listed_layers(out / json_name)), *new))
     moved: list[str] = []
     try:
         for name in (json_name, *layers):
@@ -119,42 +123,45 @@ def replace_products(staged: Path, out: Path, result: SceneResult) -> None:
                 (out / name).replace(old / name)
                 moved.append(name)
         flush_to_disk(out)
-        for name in result.files.values():
+        for name in new:
             (staged / name).replace(out / name)
         flush_to_disk(out)
         (staged / json_name).replace(out / json_name)
         flush_to_disk(out)
     except OSError:
-        for name in result.files.values():
+        for name in new:
             (out / name).unlink(missing_ok=True)
         for name in reversed(moved):  # in reverse order, so that the JSON comes back last
             (old / name).replace(out / name)
         raise
 
 
+def _with_styles(files: Iterable[str]) -> tuple[str, ...]:
+    """Return files of layers, each followed by the file of its style."""
+    return tuple(name for file in files for name in (file, str(Path(file).with_suffix(STYLE_SUFFIX))))
+
+
 def _write_layers(result: SceneResult, scene: OpenScene, buffer: OutputBuffer, staged: Path) -> SceneResult:
     tags = {"SEAWALL_KEY": result.key, "SOURCE": result.source, "CLASSES": json.dumps(result.classes)}
-    quantities = {
-        "class": "index of the most probable class",
-        "probability": f"probability of {result.klass}; value = stored * {SCALE}",
-        "uncertainty": f"entropy of the class probabilities over ln {len(result.classes)}; value = stored * {SCALE}",
-    }
-    for layer, name in layer_names(result.klass).items():
-        path = staged / result.files[name]
+    for layer, name in layer_names(result.klass, buffer.layers).items():
+        path, made = staged / result.files[name], LAYERS[layer]
+        quantity = made.quantity.format(klass=result.klass, classes=len(result.classes))
+        indices = index_labels(layer, result.classes, result.klass) if made.stored == "index" else {}
         with CogWriter(
             path,
             scene.source.grid,
             "uint8",
             bands=(layer if layer != "probability" else result.klass,),
             nodata=NODATA,
-            tags={**tags, "QUANTITY": quantities[layer]},
-            scales=None if layer == "class" else (SCALE,),
-            offsets=None if layer == "class" else (0.0,),
-            colormap={**class_palette(result.classes), NODATA: (0, 0, 0, 0)} if layer == "class" else None,
+            tags={**tags, "QUANTITY": quantity if indices else f"{quantity}; value = stored * {SCALE}"},
+            scales=None if indices else (SCALE,),
+            offsets=None if indices else (0.0,),
+            colormap={**{k: color for k, (_, color) in indices.items()}, NODATA: (0, 0, 0, 0)} if indices else None,
         ) as writer:
             for row, pixels in buffer.rows(layer):
                 writer.write(pixels, row)
         _verify_layer(buffer, layer, path)
+        write_atomic(path.with_suffix(STYLE_SUFFIX), layer_style(layer, result.classes, result.klass))
     return replace(result, digests={layer: file_sha256(staged / file) for layer, file in result.files.items()})
 
 

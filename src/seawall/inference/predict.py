@@ -22,17 +22,9 @@ from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Window
 from seawall.inference.backends import Runtime, find_device, is_out_of_memory, open_runtime
 from seawall.inference.export import export_products, read_finished
+from seawall.inference.layers import NODATA, ReportedClass, chosen_layers, encode_layers, layer_names
 from seawall.inference.output_buffer import OutputBuffer
-from seawall.inference.products import (
-    LAYERS,
-    NODATA,
-    ReportedClass,
-    SceneResult,
-    Totals,
-    count_strip,
-    encode_layers,
-    layer_names,
-)
+from seawall.inference.products import SceneResult, Totals, count_strip
 from seawall.inference.scene import OpenScene, open_scene
 from seawall.inference.settings import PredictSettings, SceneJob, SceneReport, clean_name, find_scenes, scene_stem
 from seawall.inference.tiling import Predict, TilePlan, blend_tiles, plan_tiles
@@ -42,6 +34,7 @@ from seawall.models.identity import identify, model_digest
 from seawall.models.weights import check_finite, read_checksums, spec_of, state_of, weights_digest
 from seawall.result import StageProgress, no_progress
 from seawall.types import unit_text
+from seawall.uncertainty.predictor import passes_of
 
 __all__ = [
     "SceneJob",
@@ -73,7 +66,7 @@ def predict_scene(
     overlap: int | None = None,
     batch: int = 0,
     unsure: tuple[float, float] = (0.2, 0.8),
-    temperature: float = 1.0,
+    layers: Sequence[str] = (),
     runtime: Runtime = "torch",
     bands: Sequence[str] = (),
     sensor: str = "",
@@ -92,8 +85,8 @@ def predict_scene(
     Args:
         model: Any module with a `spec` that gives logits.
         path: The scene: a raster file whose bands have names, or a Sentinel-2 SAFE product (folder or zip).
-        out: Folder for `<name>.class.tif`, `<name>.<klass>.tif`, `<name>.uncertainty.tif` and `<name>.json`. The JSON
-            comes last: without it there is no map.
+        out: Folder for the layers (see `seawall.inference.layers.LAYERS`), each as `<name>.<layer>.tif` with a QGIS style
+            beside it, and `<name>.json`. The JSON comes last: without it there is no map.
         name: Name of the products; the file's by default.
         when: Acquisition time, ISO 8601; from the file's tags or name by default.
         klass: See `PredictSettings`, as for all settings up to verify_tiles.
@@ -110,7 +103,18 @@ def predict_scene(
         RunError: Another run works in the folder, the disk is full, or a tile does not fit into memory.
     """
     settings = PredictSettings(
-        klass, tile, overlap, batch, unsure, temperature, runtime, tuple(bands), sensor, hints, memory_mib, verify_tiles
+        klass,
+        tile,
+        overlap,
+        batch,
+        unsure,
+        tuple(layers),
+        runtime,
+        tuple(bands),
+        sensor,
+        hints,
+        memory_mib,
+        verify_tiles,
     )
     job = SceneJob(Path(path), clean_name(name or scene_stem(Path(path))), when)
     with _lock_folder(Path(out)) as notes:
@@ -234,7 +238,9 @@ class _ScenePredictor:
             if self.resume and (found := read_finished(self.out, job.name, key)):
                 return replace(found, reused=True)
             grid = scene.source.grid
-            buffer = OutputBuffer(self.out / f".{job.name}.part", key, LAYERS, grid.height, grid.width)
+            # Other runtimes give the mean of several passes and not how far they disagree.
+            layers = chosen_layers(settings.layers, passes_of(self.model) if settings.runtime == "torch" else 1)
+            buffer = OutputBuffer(self.out / f".{job.name}.part", key, layers, grid.height, grid.width)
             if not self.resume:
                 buffer.remove()
             try:
@@ -244,7 +250,7 @@ class _ScenePredictor:
                 buffer.remove()  # another run fails the same way, so nothing is kept
                 raise
             notes = (*notes, *flags, *getattr(self.model, "flags", ()))
-            result = _result(job, scene, settings, totals, key, identity.digest, notes)
+            result = _result(job, scene, settings, layers, totals, key, identity.digest, notes)
             return export_products(
                 self.model, replace(result, tiles=plan.count), scene, buffer, self.out, job.when, begin, self.weights
             )
@@ -276,6 +282,7 @@ def _result(
     job: SceneJob,
     scene: OpenScene,
     settings: PredictSettings,
+    layers: Sequence[str],
     totals: Totals,
     key: str,
     model: str,
@@ -287,7 +294,7 @@ def _result(
     return SceneResult(
         name=job.name,
         source=scene.name,
-        files={layer: f"{job.name}.{layer}.tif" for layer in layer_names(settings.klass).values()},
+        files={layer: f"{job.name}.{layer}.tif" for layer in layer_names(settings.klass, layers).values()},
         digests={},
         key=key,
         model=model,
@@ -302,6 +309,7 @@ def _result(
         share=totals.class_pixels[klass] / totals.seen if totals.seen else None,
         area_km2=None if by_class is None else by_class[klass] / 1e6,
         expected_km2=_to_km2(totals.expected_m2),
+        doubt_km2=_to_km2(totals.doubt_m2),
         low_km2=_to_km2(totals.low_m2),
         high_km2=_to_km2(totals.high_m2),
         unsure_km2=_to_km2(totals.unsure_m2),
@@ -338,9 +346,10 @@ def fill_buffer(
     passes was made with the weights as they were.
     """
     grid, classes = scene.source.grid, len(scene.spec.classes)
+    channels = classes + ("mutual-information" in buffer.layers)
     areas = grid.row_areas_m2()
     counted = {window: Totals.of(facts) for window, facts in buffer.open().items()}
-    layout = column_panels(plan, len(scene.bands), classes, scene.chunk, settings.memory_mib * MIB)
+    layout = column_panels(plan, len(scene.bands), channels, scene.chunk, settings.memory_mib * MIB)
     todo = [(rows, cols) for cols in layout for rows in _missing_rows(grid.height, cols, counted)]
     total = sum(len(plan.rows.touching(*rows)) * len(plan.cols.touching(*cols)) for rows, cols in todo)
     done = 0
@@ -356,14 +365,14 @@ def fill_buffer(
         progress(done, total)
 
     batch = settings.batch or (1 if find_device(device).type == "cpu" or settings.runtime != "torch" else 8)
-    with open_runtime(model, settings.runtime, device=device, temperature=settings.temperature) as predict:
+    with open_runtime(model, settings.runtime, device=device, disagreement=channels > classes) as predict:
         run_batch = _OutOfMemoryRetry(predict, batch)
         for rows, cols in todo:
             for strip in blend_tiles(
                 plan,
                 scene.fetch,
                 run_batch,
-                classes,
+                channels,
                 rows,
                 cols,
                 chunk=scene.chunk,
@@ -374,9 +383,11 @@ def fill_buffer(
                 if guard is not None:
                     guard.verify()
                 height, width = strip.seen.shape
-                part = count_strip(strip, reported, None if areas is None else areas[strip.row : strip.row + height])
+                part = count_strip(
+                    strip, classes, reported, None if areas is None else areas[strip.row : strip.row + height]
+                )
                 window = (strip.row, strip.col, height, width)
-                buffer.write(window, encode_layers(strip, reported), part.plain())
+                buffer.write(window, encode_layers(strip, classes, reported, buffer.layers), part.plain())
                 counted[window] = part
     return reduce(add, [counted[window] for cols in layout for window in _windows(grid.height, cols)])
 
@@ -414,7 +425,7 @@ class _OutOfMemoryRetry:
         return self(images)
 
 
-def column_panels(plan: TilePlan, bands: int, classes: int, chunk: int, room: int) -> tuple[tuple[int, int], ...]:
+def column_panels(plan: TilePlan, bands: int, channels: int, chunk: int, room: int) -> tuple[tuple[int, int], ...]:
     """Cut the columns of a scene so that the rows in memory take about `room` bytes; one tile is the least.
 
     Example:
@@ -424,7 +435,7 @@ def column_panels(plan: TilePlan, bands: int, classes: int, chunk: int, room: in
         14
     """
     width, tile = plan.cols.size, plan.rows.length
-    column = (tile + chunk) * (4 * bands + 1) + (tile + STRIP_ROWS) * (4 * classes + 1)
+    column = (tile + chunk) * (4 * bands + 1) + (tile + STRIP_ROWS) * (4 * channels + 1)
     most = max(room // column - 2 * plan.cols.length, plan.cols.length, STRIP_ROWS)
     even = -(-width // -(-width // most))  # a narrow last panel would predict its tiles for a few columns
     wide = max(-(-even // STRIP_ROWS) * STRIP_ROWS, STRIP_ROWS)

@@ -1,55 +1,16 @@
-"""The products of a whole-scene map: encoded layers, areas counted from probabilities, and the result."""
+"""The numbers of a whole-scene map: areas counted from probabilities, and the result."""
 
 from __future__ import annotations
 
-import colorsys
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.arrays import ByteArray
+from seawall.inference.layers import ReportedClass, slug_of
 from seawall.inference.tiling import Strip
-
-LAYERS = ("class", "probability", "uncertainty")
-"""Layers of the output buffer; see `layer_names` for the names of the products."""
-NODATA = 255
-STORED_STEPS = 250
-"""Probability and uncertainty are stored as whole 1/250ths: value = stored * 0.004."""
-SCALE = 1 / STORED_STEPS
-
-ClassColor = tuple[int, int, int]
-
-_USUAL_COLORS: Mapping[str, ClassColor] = {
-    "land": (222, 211, 180),
-    "water": (33, 102, 172),
-    "river": (33, 102, 172),
-    "lake": (67, 147, 195),
-    "vegetation": (77, 146, 33),
-    "forest": (39, 100, 25),
-    "grass": (161, 215, 106),
-    "soil": (191, 129, 45),
-    "sand": (246, 232, 195),
-    "urban": (178, 24, 43),
-    "snow": (247, 247, 247),
-    "cloud": (217, 217, 217),
-    "shadow": (77, 77, 77),
-}
-
-
-@dataclass(frozen=True)
-class ReportedClass:
-    """The class that is reported, and which probabilities of it count as unsure.
-
-    Args:
-        klass: Index of the class whose probability, area and uncertainty are reported.
-        unsure: Probabilities from the first up to the second are unsure.
-    """
-
-    klass: int
-    unsure: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -63,6 +24,7 @@ class Totals:
         class_pixels: Pixels per class.
         class_m2: Ground area per class.
         expected_m2: Sum of probability times area.
+        doubt_m2: Sum of probability times one less probability times area.
         low_m2: Area that is surely of the class: probability at or above the unsure range.
         high_m2: Area that may be of the class: probability in or above the unsure range.
         unsure_m2: Area in the unsure range.
@@ -74,24 +36,13 @@ class Totals:
     class_pixels: tuple[int, ...]
     class_m2: tuple[float, ...] | None
     expected_m2: float | None
+    doubt_m2: float | None
     low_m2: float | None
     high_m2: float | None
     unsure_m2: float | None
 
     def __add__(self, other: Totals) -> Totals:
-        return Totals(
-            self.pixels + other.pixels,
-            self.seen + other.seen,
-            self.unsure + other.unsure,
-            tuple(a + b for a, b in zip(self.class_pixels, other.class_pixels, strict=True)),
-            None
-            if self.class_m2 is None or other.class_m2 is None
-            else tuple(a + b for a, b in zip(self.class_m2, other.class_m2, strict=True)),
-            _plus(self.expected_m2, other.expected_m2),
-            _plus(self.low_m2, other.low_m2),
-            _plus(self.high_m2, other.high_m2),
-            _plus(self.unsure_m2, other.unsure_m2),
-        )
+        return Totals(*(_sum(getattr(self, f.name), getattr(other, f.name)) for f in fields(Totals)))
 
     def plain(self) -> dict[str, object]:
         """Return plain values for JSON."""
@@ -125,6 +76,7 @@ class SceneResult:
         share: Share of seen pixels of the class; None if nothing was seen.
         area_km2: Area of pixels of the class; None without georeference. So are all areas.
         expected_km2: Sum of probability times pixel area: the expected area, if the probabilities are calibrated.
+        doubt_km2: Sum of probability times one less probability times pixel area.
         low_km2: Area that is surely of the class (probability at or above the unsure range).
         high_km2: Area that may be of the class (probability in or above the unsure range). [low, high] is what the
             threshold's choice can change; it is no confidence interval, for errors of neighboring pixels are alike.
@@ -155,6 +107,7 @@ class SceneResult:
     share: float | None
     area_km2: float | None
     expected_km2: float | None
+    doubt_km2: float | None
     low_km2: float | None
     high_km2: float | None
     unsure_km2: float | None
@@ -172,64 +125,20 @@ class SceneResult:
         return {**asdict(self), f"{slug}_share": self.share, f"{slug}_km2": self.area_km2}
 
 
-def layer_names(klass: str) -> dict[str, str]:
-    """Return the name of each layer's product: that of the probability is the class.
-
-    Example:
-        >>> layer_names("forest")
-        {'class': 'class', 'probability': 'forest', 'uncertainty': 'uncertainty'}
-    """
-    slug = slug_of(klass)
-    return {
-        "class": "class",
-        "probability": f"{slug}-probability" if slug in LAYERS else slug,
-        "uncertainty": "uncertainty",
-    }
-
-
-def slug_of(name: str) -> str:
-    """Return a class name that is safe in a file name and a JSON key.
-
-    Example:
-        >>> slug_of("bare soil")
-        'bare_soil'
-    """
-    return re.sub(r"[^0-9A-Za-z_-]+", "_", name) or "class"
-
-
-def encode_layers(strip: Strip, reported: ReportedClass) -> dict[str, ByteArray]:
-    """Return the layers of a strip as bytes; unseen pixels are `NODATA` in each.
-
-    Uncertainty is the entropy of the class probabilities over ln K, that of a uniform distribution.
-    """
-    p = strip.probability
-    entropy = np.zeros(p.shape[1:], np.float32)
-    for layer in p:
-        entropy -= layer * np.log(np.maximum(layer, np.float32(1e-12)))
-    entropy /= np.float32(np.log(max(len(p), 2)))
-    layers = {
-        "class": p.argmax(0).astype(np.uint8),
-        "probability": _to_bytes(p[reported.klass]),
-        "uncertainty": _to_bytes(entropy),
-    }
-    for layer in layers.values():
-        layer[~strip.seen] = NODATA
-    return layers
-
-
-def count_strip(strip: Strip, reported: ReportedClass, areas_m2: NDArray[np.float64] | None) -> Totals:
+def count_strip(strip: Strip, classes: int, reported: ReportedClass, areas_m2: NDArray[np.float64] | None) -> Totals:
     """Count a strip.
 
     Args:
         strip: Finished rows.
+        classes: Number of classes, whose probabilities are the first channels.
         reported: The class that is reported.
         areas_m2: (H,) ground area of a pixel in each row, or None.
     """
-    p = strip.probability[reported.klass]
-    winner = strip.probability.argmax(0)
+    p = strip.channels[reported.klass]
+    winner = strip.channels[:classes].argmax(0)
     low, high = reported.unsure
     unsure = strip.seen & (p >= low) & (p < high)
-    of_class = [strip.seen & (winner == k) for k in range(len(strip.probability))]
+    of_class = [strip.seen & (winner == k) for k in range(classes)]
 
     def area(where: NDArray[np.generic]) -> float | None:
         return None if areas_m2 is None else float(where.sum(1, dtype=np.float64) @ areas_m2)
@@ -242,25 +151,15 @@ def count_strip(strip: Strip, reported: ReportedClass, areas_m2: NDArray[np.floa
         class_pixels=tuple(int(where.sum()) for where in of_class),
         class_m2=None if areas_m2 is None else tuple(a for a in areas if a is not None),
         expected_m2=area(p * strip.seen),
+        doubt_m2=area(p * (1 - p) * strip.seen),
         low_m2=area(strip.seen & (p >= high)),
         high_m2=area(strip.seen & (p >= low)),
         unsure_m2=area(unsure),
     )
 
 
-def class_palette(classes: Sequence[str]) -> dict[int, ClassColor]:
-    """Return a color per class: a fixed one for common names, else one of evenly spread hues."""
-    spread = [colorsys.hls_to_rgb(0.08 + 0.618034 * k % 1, 0.5, 0.55) for k in range(len(classes))]
-    made: dict[int, ClassColor] = {}
-    for k, name in enumerate(classes):
-        red, green, blue = (round(255 * part) for part in spread[k])
-        made[k] = _USUAL_COLORS.get(name.lower(), (red, green, blue))
-    return made
-
-
-def _to_bytes(share: NDArray[np.float32]) -> ByteArray:
-    return np.clip(np.rint(share * STORED_STEPS), 0, STORED_STEPS).astype(np.uint8)
-
-
-def _plus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a + b
+def _sum(a: Any, b: Any) -> Any:
+    """Return the sum of two counts, or of two tuples of counts; None where one is not known."""
+    if a is None or b is None:
+        return None
+    return tuple(x + y for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b

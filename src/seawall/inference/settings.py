@@ -14,6 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator
 from seawall.errors import PartialError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.inference.backends import Runtime
+from seawall.inference.layers import LAYERS, check_layers
 from seawall.inference.products import SceneResult
 from seawall.inference.scene import is_safe
 from seawall.inference.tiling import TILE, TilePlan
@@ -24,7 +25,7 @@ SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
 """Endings of raster scenes in a folder; SAFE folders count too, as one scene each."""
 VERIFY_TILES = 16
 """Tiles between two comparisons of the weights with their checksums, each of which costs milliseconds."""
-PRODUCT_LAYERS = ("class", "water", "uncertainty")
+PRODUCT_LAYERS = (*LAYERS, "water")
 """Layers whose files never count as a scene in a folder."""
 
 
@@ -39,7 +40,7 @@ class PredictSettings:
             map is that of the whole scene. Fewer are flagged.
         batch: Tiles per call of the network; 0 takes 1 on the CPU and 8 on an accelerator.
         unsure: Probabilities from the first up to the second count as unsure.
-        temperature: Divides the logits; fit it on held-out scenes so that probabilities are calibrated.
+        layers: Further layers to write: "margin", "variation-ratio".
         runtime: torch, onnx or openvino.
         bands: Names of the scene's bands, where its file has none.
         sensor: Product family whose band names count first.
@@ -58,7 +59,7 @@ class PredictSettings:
     overlap: int | None = None
     batch: NonNegativeInt = 0
     unsure: tuple[float, float] = (0.2, 0.8)
-    temperature: float = 1.0
+    layers: tuple[str, ...] = ()
     runtime: Runtime = "torch"
     bands: tuple[str, ...] = ()
     sensor: str = ""
@@ -72,6 +73,7 @@ class PredictSettings:
                 f"predict.verify_tiles: expected 0 with the {self.runtime} runtime, which has its own copy of the weights, got {self.verify_tiles}; "
                 "use --runtime torch"
             )
+        check_layers(self.layers)
         overlap = self.overlap or 0
         TilePlan.of(1, 1, max(TILE, 2 * overlap) if self.tile is None else self.tile, overlap)
 

@@ -29,7 +29,8 @@ from torch import nn
 from seawall import __version__
 from seawall.errors import UsageError
 from seawall.geo.grid import Grid
-from seawall.inference.products import NODATA, SCALE, SceneResult, class_palette, slug_of
+from seawall.inference.layers import LAYERS, NODATA, SCALE, index_labels, layer_names, slug_of
+from seawall.inference.products import SceneResult
 from seawall.io import file_sha256
 from seawall.models.blocks import Standardize
 from seawall.models.weights import spec_of
@@ -117,8 +118,9 @@ def scene_item(
         },
         stac_extensions=list(EXTENSIONS),
     )
-    for layer, file in result.files.items():
-        item.add_asset(layer, _layer_asset(result, layer, file, folder))
+    for layer, name in layer_names(result.klass).items():
+        if name in result.files:
+            item.add_asset(name, _layer_asset(result, layer, name, folder))
     item.add_link(pystac.Link("derived_from", quote(source), _media_type(source), "The scene"))
     item.add_link(pystac.Link("mlm:model", f"./{model_file}", "application/geo+json", "The model, as a STAC MLM Item"))
     made = item.to_dict(include_self_link=False, transform_hrefs=False)
@@ -229,25 +231,25 @@ def _weights_asset(model: nn.Module, file: Path, folder: Path) -> pystac.Asset:
     )
 
 
-def _layer_asset(result: SceneResult, layer: str, file: str, folder: Path) -> pystac.Asset:
-    names = {"class": "Class", "uncertainty": "Entropy over ln K"}
+def _layer_asset(result: SceneResult, layer: str, name: str, folder: Path) -> pystac.Asset:
+    file, made = result.files[name], LAYERS[layer]
     extra: dict[str, object] = {
         "data_type": "uint8",
         "nodata": NODATA,
         "file:size": (folder / file).stat().st_size,
-        "file:checksum": "1220" + result.digests[layer],  # multihash: sha2-256, 32 bytes
+        "file:checksum": "1220" + result.digests[name],  # multihash: sha2-256, 32 bytes
     }
-    if layer == "class":
-        colors = class_palette(result.classes)
+    if made.stored == "index":
         extra["classification:classes"] = [
-            {"value": k, "name": slug_of(name), "title": name, "color_hint": "{:02X}{:02X}{:02X}".format(*colors[k])}
-            for k, name in enumerate(result.classes)
+            {"value": k, "name": slug_of(name), "title": name, "color_hint": "{:02X}{:02X}{:02X}".format(*color)}
+            for k, (name, color) in index_labels(layer, result.classes, result.klass).items()
         ]
     else:
         extra |= {"raster:scale": SCALE, "raster:offset": 0.0, "unit": "1"}
     return pystac.Asset(
         f"./{file}",
-        title=names.get(layer, f"Probability of {result.klass}"),
+        title=made.title.format(klass=result.klass),
+        description=made.quantity.format(klass=result.klass, classes=len(result.classes)),
         media_type=COG,
         roles=["data"],
         extra_fields=extra,

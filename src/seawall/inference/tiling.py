@@ -31,7 +31,7 @@ TILE_ALIGN = 32
 Fetch = Callable[[int, int, int, int], tuple[FloatArray, BoolArray]]
 """Called as fetch(row, col, height, width); returns data (C, H, W) and seen (H, W)."""
 Predict = Callable[[FloatArray], FloatArray]
-"""Images (B, C, H, W) in data units to probabilities (B, K, H, W)."""
+"""Images (B, C, H, W) in data units to probabilities (B, K, H, W), which further channels may follow."""
 
 
 @dataclass(frozen=True)
@@ -179,13 +179,13 @@ class Strip:
     Args:
         row: First row in the scene.
         col: First column in the scene.
-        probability: (K, H, W) blended class probabilities; zero where not seen.
+        channels: (K, H, W) blended class probabilities, and whatever further channels were predicted; zero where not seen.
         seen: (H, W) bool.
     """
 
     row: int
     col: int
-    probability: FloatArray
+    channels: FloatArray
     seen: BoolArray
 
 
@@ -193,7 +193,7 @@ def blend_tiles(
     plan: TilePlan,
     fetch: Fetch,
     predict: Predict,
-    classes: int,
+    channels: int,
     rows: tuple[int, int] | None = None,
     cols: tuple[int, int] | None = None,
     *,
@@ -211,7 +211,7 @@ def blend_tiles(
         plan: The tiles of the whole scene.
         fetch: Reads a window of the scene.
         predict: The network; it is not called for tiles without a seen pixel.
-        classes: Number of classes.
+        channels: Number of channels that it gives.
         rows: From and up to which row; all by default.
         cols: From and up to which column; all by default.
         chunk: Rows per fetch; a multiple of the raster's block height decodes each block once.
@@ -224,7 +224,7 @@ def blend_tiles(
     across = plan.cols.touching(left, right)
     down = plan.rows.touching(first, end)
     source = _RowReader(plan, fetch, down, across, chunk)
-    accumulator = _RowAccumulator(classes, first, left, plan.rows.length + step, right - left)
+    accumulator = _RowAccumulator(channels, first, left, plan.rows.length + step, right - left)
     for at, k in enumerate(down):
         source.advance(at)
         low, high = plan.rows.support(k)
@@ -233,8 +233,8 @@ def blend_tiles(
         wanted = [j for j in across if _any_seen(accumulator, plan.cols.support(j), (low, high))]
         for some in (wanted[i : i + batch] for i in range(0, len(wanted), batch)):
             tiles = np.stack([source.tile(plan.rows.take(k), plan.cols.take(j)) for j in some])
-            for j, probability in zip(some, predict(tiles), strict=True):
-                accumulator.add(plan, k, j, probability, (low, high))
+            for j, predicted in zip(some, predict(tiles), strict=True):
+                accumulator.add(plan, k, j, predicted, (low, high))
             tick(len(some))
         tick(len(across) - len(wanted))
         ready = plan.rows.support(down[at + 1])[0] if at + 1 < len(down) else end
@@ -289,22 +289,22 @@ class _RowReader:
 
 
 class _RowAccumulator:
-    """Sums of weighted probabilities over rows that are not finished yet."""
+    """Sums of weighted channels over rows that are not finished yet."""
 
-    def __init__(self, classes: int, top: int, left: int, height: int, width: int) -> None:
+    def __init__(self, channels: int, top: int, left: int, height: int, width: int) -> None:
         self.top, self.left, self.width = top, left, width
-        self.sum = np.zeros((classes, height, width), np.float32)
+        self.sum = np.zeros((channels, height, width), np.float32)
         self.seen = np.zeros((height, width), np.bool_)
 
-    def add(self, plan: TilePlan, k: int, j: int, probability: FloatArray, rows: tuple[int, int]) -> None:
-        """Add a tile's weighted probabilities, clipped to the rows and columns of the window."""
+    def add(self, plan: TilePlan, k: int, j: int, predicted: FloatArray, rows: tuple[int, int]) -> None:
+        """Add a tile's weighted channels, clipped to the rows and columns of the window."""
         low, high = rows
         left, right = plan.cols.support(j)
         left, right = max(left, self.left), min(right, self.left + self.width)
         down = plan.rows.weights(k)[low - plan.rows.support(k)[0] :][: high - low]
         over = plan.cols.weights(j)[left - plan.cols.support(j)[0] :][: right - left]
         y, x = low - plan.rows.starts[k], left - plan.cols.starts[j]
-        piece = probability[:, y : y + high - low, x : x + right - left]
+        piece = predicted[:, y : y + high - low, x : x + right - left]
         to = (slice(low - self.top, high - self.top), slice(left - self.left, right - self.left))
         self.sum[(slice(None), *to)] += piece * (down[:, None] * over)
 

@@ -9,7 +9,6 @@ from typing import cast
 
 from torch import nn
 
-from seawall import registry
 from seawall.attacks.fischer import Fischer
 from seawall.chip_context import ChipContext
 from seawall.class_names import main_class
@@ -28,8 +27,10 @@ from seawall.pipeline.reference import exact_cases, transfer_cases
 from seawall.pipeline.training import fit_to_chips, model_factory, spec_of_chips
 from seawall.pipeline.validate import attack_cases, baseline_name, corruption_cases, possible_cases
 from seawall.recipe.recipe import Recipe
-from seawall.recipe.sections import REFERENCE
+from seawall.recipe.sections import OTHER_KEY, REFERENCE
 from seawall.types import ModelSpec, SegmentationModel
+from seawall.uncertainty.build import build_uncertainty, fitted_estimator
+from seawall.uncertainty.temperature import TemperatureScaled, fit_temperature
 
 
 def evaluate_models(
@@ -47,11 +48,11 @@ def evaluate_models(
 
     A network behind a keyed transform and the plain one beside it have the adaptive attacks of `seawall.pipeline.keyed` too.
 
-    An estimator of uncertainty around the clean network is a model of its own, "unet+tta", measured on clean images.
+    An estimator of uncertainty around a network is a model of its own, "unet+tta", measured on clean images.
     """
     recipe, log = run.recipe, run.log
     first = next(iter(models))
-    models = {**models, **dict(estimator_models(recipe, models[first]))}
+    models = {**models, **dict(uncertain_models(run, chips, split, models))}
     attacked = {name: models[name] for name in (first, REFERENCE) if name in models} | dict(baselines)
     attacks = [CLEAN_CASE, *attack_cases(recipe, cast(ModelSpec, models[first].spec))]
     corrupted = corruption_cases(recipe, ChipContext.of(chips, split.test))
@@ -141,17 +142,40 @@ def _write_examples(
         )
 
 
-def estimator_facts(recipe: Recipe) -> dict[str, dict[str, str]]:
-    """Return network and estimator of each model that is an estimator around the clean network, by the model's name."""
-    name = recipe.model.name
-    return {f"{name}+{e.name}": {"model": name, "estimator": e.name} for e in recipe.estimators}
+def uncertainty_facts(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Return network and estimator of each model that is an estimator around a network, by the model's name.
+
+    Around the recipe's network, and around each that is trained on noisy labels.
+    """
+    networks = [
+        one.name
+        for one in recipe.networks
+        if one.model == recipe.model and not one.member and one.name not in NOT_WRAPPED
+    ]
+    return {
+        f"{name}+{one.called}": {"model": name, "estimator": one.called}
+        for name in networks
+        for one in recipe.uncertainty
+    }
 
 
-def estimator_models(recipe: Recipe, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the network with each of the recipe's estimators of uncertainty around it."""
-    for name, method in zip(estimator_facts(recipe), recipe.estimators, strict=True):
-        wrapper = registry.build("uncertainty", method.name, method.settings)
-        yield name, wrapper(cast(SegmentationModel, model))
+NOT_WRAPPED = (REFERENCE, OTHER_KEY)
+"""Networks that are there to be compared with, which have no estimators of uncertainty."""
+
+
+def uncertain_models(
+    run: RunContext, chips: ChipFolder, split: Split, models: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the networks with each of the recipe's estimators of uncertainty around them, calibrated where it says so."""
+    sections = {one.called: one for one in run.recipe.uncertainty}
+    for name, facts in uncertainty_facts(run.recipe).items():
+        section, network = sections[facts["estimator"]], models[facts["model"]]
+        weights = run.folder / "models" / facts["model"] / "model.safetensors"
+        method = build_uncertainty(section.name, section.settings, weights)
+        method = fitted_estimator(method, network, lambda: whole_chips(chips, split.train))
+        predictor = cast(SegmentationModel, method(cast(SegmentationModel, network)))
+        divisor = fit_temperature(predictor, whole_chips(chips, split.val), section.temperature)
+        yield name, cast(nn.Module, predictor) if divisor is None else TemperatureScaled(predictor, divisor)
 
 
 def baseline_models(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:

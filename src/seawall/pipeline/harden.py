@@ -151,7 +151,7 @@ def _fits(method: MethodSection, spec: ModelSpec) -> bool:
 def hardening_card(folder: Path, recipe: Recipe) -> tuple[MutableRow, list[MutableRow]]:
     """Return the facts of the card and its rows: a network, a threat, the IoU with its interval, and its flags."""
     run = read_run(folder)
-    index = RecordIndex(run.records, run.klass, run.facts.noises, run.facts.estimators)
+    index = RecordIndex(run.records, run.klass, run.facts.noises, run.facts.uncertainty)
     table: list[MutableRow] = []
     flags: dict[str, None] = {}
     for name, setups in card_rows(run, index):

@@ -16,8 +16,9 @@ from seawall.arrays import BoolArray
 from seawall.data.chips import ChipFolder
 from seawall.geo.preview import write_preview
 from seawall.geo.raster import open_raster, write_cog
+from seawall.inference.layers import NODATA
 from seawall.inference.predict import predict_scene
-from seawall.inference.products import NODATA, SceneResult
+from seawall.inference.products import SceneResult
 from seawall.inference.scene import is_safe
 from seawall.io import write_atomic
 from seawall.pipeline.context import RunContext

@@ -24,7 +24,6 @@ from seawall.errors import DataError, UsageError
 from seawall.io import open_atomic, write_atomic
 from seawall.modules import device_of
 from seawall.recipe.sections import MethodSection
-from seawall.rng import Keys
 from seawall.supervision.build import KnownLabels
 from seawall.supervision.image_labels import ImageLabels
 from seawall.training.checkpoint import History
@@ -40,7 +39,7 @@ from seawall.training.rounds import (
     thin_tiles,
 )
 from seawall.types import SegmentationModel
-from seawall.uncertainty.predictor import TTA
+from seawall.uncertainty.tta import TTA
 
 ROUNDS_FOLDER, ROUNDS_FILE = "rounds", "rounds.json"
 """Folder of the rounds within that of a network, and the file with their figures."""
@@ -264,7 +263,7 @@ def predicted_chips(ensemble: Sequence[nn.Module], chips: ChipFolder, ids: Seque
         total: torch.Tensor | None = None
         for network in ensemble:
             image = batch.image.to(device_of(network))
-            for logits in symmetries.passes(cast(SegmentationModel, network), image, Keys(0, batch.chips)):
+            for logits in symmetries.pass_logits(cast(SegmentationModel, network), image):
                 total = logits.cpu() if total is None else total + logits.cpu()
         mean = cast(torch.Tensor, total) / (8 * len(ensemble))
         for i, chip in enumerate(batch.chips):

@@ -27,7 +27,7 @@ from seawall.models.weights import read_spec, weights_digest
 from seawall.pipeline.context import RunContext
 from seawall.pipeline.costs import measure_run_costs
 from seawall.pipeline.data import load_chips, make_split
-from seawall.pipeline.evaluation import baseline_models, estimator_facts, evaluate_models
+from seawall.pipeline.evaluation import baseline_models, evaluate_models, uncertainty_facts
 from seawall.pipeline.keyed import key_check, keyed_facts, validate_keyed
 from seawall.pipeline.mapping import map_scene
 from seawall.pipeline.provenance import RunMetadata, data_facts, record_environment
@@ -40,7 +40,6 @@ from seawall.pipeline.training import (
     measure_supervision,
     model_factory,
     spec_of_chips,
-    train_network,
     train_networks,
     training_settings,
 )
@@ -110,7 +109,7 @@ def run_recipe(recipe: Recipe, out: Path, *, device: str, resume: bool, progress
         given = given_reference(run, chips, split)
         metadata.update(noises=measure_label_noise(run, chips, split))
         metadata.update(supervision=measure_supervision(run, chips, split))
-        metadata.update(estimators=estimator_facts(recipe))
+        metadata.update(uncertainty=uncertainty_facts(recipe))
         metadata.update(corruption_baseline=baseline_name(recipe.baselines[0]) if recipe.baselines else "")
         with metadata.time_stage("training"):
             models = dict(train_networks(run, stored, split)) | given
@@ -190,7 +189,7 @@ def train_only(
         write_atomic(out / "recipe.toml", recipe.to_toml())
         code = record_environment(out)
         known = known_label_facts(measure_supervision(run, chips, split))
-        model = train_network(run, stored, split, recipe.networks[0])
+        model = dict(train_networks(run, stored, split))[recipe.model.name]
     figures = validation_metrics(model, chips, split.val, recipe.training.robustness) if split.val else {}
     table: list[dict[str, str | int | float | None]] = [
         {"metric": name, "value": value} for name, value in figures.items()

@@ -22,8 +22,8 @@ from seawall.evaluation.case import CLEAN_CASE, Case
 from seawall.evaluation.measurement import ChipSource, case_progress, check_and_evaluate, recipe_ids, records_of_cases
 from seawall.evaluation.sanity_checks import SanityChecks
 from seawall.inference.backends import Runtime, find_device
+from seawall.inference.layers import slug_of
 from seawall.inference.predict import predict_many
-from seawall.inference.products import slug_of
 from seawall.inference.settings import PredictSettings
 from seawall.inputs import Sample, as_batch, as_model
 from seawall.io import RunLock
@@ -39,6 +39,7 @@ from seawall.result import Failed, MutableRow, Progress, stage_progress
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.types import Attack, SegmentationModel
+from seawall.uncertainty.build import parse_uncertainty
 
 
 def evaluate_chips(
@@ -113,16 +114,15 @@ def row_folder(out: Path | None, data: Path | Sample, default: Path) -> Iterator
 
 def map_scenes(
     weights: Path, scene: Path, out: Path, *, klass: str, names: Sequence[str], tile: int | None, overlap: int | None, runtime: Runtime,
-    memory_mib: int, verify_tiles: int | None, estimator: str, device: str, resume: bool, progress: Progress, key: str = "",
+    memory_mib: int, verify_tiles: int | None, uncertainty: str, device: str, resume: bool, progress: Progress, key: str = "",
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Map a scene, a folder or a manifest of scenes."""
     settings = PredictSettings(
         klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names), verify_tiles=verify_tiles,
     )  # fmt: skip
     model: nn.Module = load_model(weights, key=read_key(key) if key else None)
-    if estimator:
-        wrapper = registry.build("uncertainty", *registry.parse_settings("uncertainty", estimator))
-        model = wrapper(cast(SegmentationModel, model))
+    if uncertainty:
+        model = parse_uncertainty(uncertainty, weights)(cast(SegmentationModel, model))
     report = predict_many(
         model,
         scene,

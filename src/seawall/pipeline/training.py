@@ -49,7 +49,7 @@ from seawall.types import Batch, FittedModel, ModelSpec, Objective, wants_all_ba
 
 
 def train_networks(run: RunContext, chips: ChipFolder, split: Split) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the network trained on clean labels, the reference, then one per label noise and rate.
+    """Yield the network trained on clean labels, the reference, then one per label noise and rate; train members of ensembles too.
 
     Args:
         run: The run.
@@ -57,7 +57,9 @@ def train_networks(run: RunContext, chips: ChipFolder, split: Split) -> Iterator
         split: Split of the chips.
     """
     for network in run.recipe.networks:
-        yield network.name, train_network(run, chips, split, network)
+        model = train_network(run, chips, split, network)
+        if not network.member:
+            yield network.name, model
 
 
 def corrupted_labels(run: RunContext, chips: ChipFolder, split: Split, network: Network) -> CorruptedLabels | None:
@@ -189,7 +191,7 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
 def _new_model(run: RunContext, chips: ChipFolder, network: Network, method: MethodSection) -> nn.Module:
     """Return a model of a recipe with its first weights."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(Keys(run.recipe.seed, (method.name,)).number(0))
+        torch.manual_seed(Keys(network.seed(run.recipe.seed), (method.name,)).number(0))
         spec = replace(spec_of_chips(chips), note=run.recipe.title)
         return protected(run.recipe, network, model_factory(method)(spec))
 
@@ -225,7 +227,7 @@ def _labelled_patches(
     """Return the patches of the labelled chips of a training."""
     section = run.recipe.training_of(network)
     return PatchFeed(
-        chips, labels.labelled, training.patch, training.batch, training.patches_per_epoch, run.recipe.seed,
+        chips, labels.labelled, training.patch, training.batch, training.patches_per_epoch, network.seed(run.recipe.seed),
         section.balance, section.augment, training.workers, labels.planes, labels.counted,
     )  # fmt: skip
 
@@ -250,7 +252,7 @@ def _fit_to_labels(
         device=run.device,
         devices=section.devices,
         resume=run.resume,
-        seed=run.recipe.seed,
+        seed=network.seed(run.recipe.seed),
         context={
             "train": digest_chips(chips, split.train),
             "val": digest_chips(chips, split.val),
@@ -351,14 +353,14 @@ def _pretrain(
         ids = (*labels.labelled, *labels.unlabelled)
         every = replace(patches, ids=ids, balance="area", labels=UnknownLabels(chips), balance_labels=None)
         pretrain_network(
-            model, Masking(**section.masking), every, training, folder, seed=run.recipe.seed, device=run.device,
+            model, Masking(**section.masking), every, training, folder, seed=network.seed(run.recipe.seed), device=run.device,
             resume=run.resume, progress=progress, context={"chips": digest_chips(chips, ids)},
         )  # fmt: skip
         return
     classes = spec_of(model).classes
     feed = PatchLabels(patches, class_index(section.of or main_class(classes), classes), section.share)
     pretrain_encoder(
-        model, objective_of(section.objective or network.objective), feed, training, folder, seed=run.recipe.seed, device=run.device,
+        model, objective_of(section.objective or network.objective), feed, training, folder, seed=network.seed(run.recipe.seed), device=run.device,
         resume=run.resume, progress=progress,
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ from seawall.supervision.build import build_supervision, check_combination
 from seawall.threat.parser import parse_threat
 from seawall.training.round_settings import PaulGanju
 from seawall.types import DECIBEL_UNITS, Attack, ModelSpec, Unit, Units
+from seawall.uncertainty.ensemble import Ensemble
 from seawall.weight_faults.build import named_defenses
 
 OWN_LABELS = ("truth", "cover")
@@ -57,8 +58,7 @@ def validate_recipe(recipe: Recipe) -> None:
     _validate_kind(recipe.data)
     for method in (recipe.model, *recipe.models, *recipe.baselines):
         registry.build("model", method.name, method.settings)
-    for estimator in recipe.estimators:
-        registry.build("uncertainty", estimator.name, estimator.settings)
+    _validate_uncertainty(recipe)
     first = recipe.training.pretraining
     for objective in (first.objective if first else None, *(network.objective for network in recipe.networks)):
         if objective is not None:
@@ -275,6 +275,20 @@ def possible_cases(model: nn.Module, cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if case.attack is None or is_black_box(case.attack)]
 
 
+def _validate_uncertainty(recipe: Recipe) -> None:
+    training = recipe.training
+    there = {"members": training.members, "snapshots": training.settings.get("snapshots", 0)}
+    for one in recipe.uncertainty:
+        method = registry.build("uncertainty", one.name, one.settings)
+        if isinstance(method, Ensemble) and not method.members and not there[method.of]:
+            key = {"members": "training.members", "snapshots": "training.settings.snapshots"}[method.of]
+            raise RecipeError(f"uncertainty: expected {key} above 0 for {one.name}, got 0; set it, or name the members")
+        if one.temperature != "none" and not recipe.split.val:
+            raise RecipeError(
+                f"uncertainty: expected validation chips for the temperature of {one.name}, got split.val = 0; raise it, or set temperature = none"
+            )
+
+
 def _validate_attacks(recipe: Recipe) -> None:
     """Build the attacks and the suites.
 
@@ -323,8 +337,8 @@ def check_distinct_names(recipe: Recipe, spec: ModelSpec) -> None:
             "give one attack another `called`, or put one suite into another recipe"
         )
     networks = [network.name for network in recipe.networks]
-    names = [*networks, *map(baseline_name, recipe.baselines), *(f"+{e.name}" for e in recipe.estimators)]
+    names = [*networks, *map(baseline_name, recipe.baselines), *(f"+{one.called}" for one in recipe.uncertainty)]
     if twice_named := [name for name in names if names.count(name) > 1]:
         raise RecipeError(
-            f"baselines, estimators: expected each name once, got {twice_named[0]!r} twice; give one of two baselines another `called`, or put it into another recipe"
+            f"baselines, uncertainty: expected each name once, got {twice_named[0]!r} twice; give one of two baselines another `called`, or put it into another recipe"
         )

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +36,9 @@ from seawall.recipe.sections import (
     SensitivitySection,
     SplitSection,
     TrainingSection,
+    UncertaintySection,
 )
-from seawall.records import KEYED_ATTACKS
+from seawall.records import KEYED_ATTACKS, MEMBER_MARK
 from seawall.split_record import SplitSettings
 from seawall.training.configuration import NOT_DECIDING, Training
 
@@ -52,6 +53,7 @@ class Network(NamedTuple):
         noise: Its label noise; None for the labels as they are.
         rate: Value of the setting that the noise varies.
         training: Settings of the training that differ from the recipe's.
+        member: Number of a further member of an ensemble; 0 for the network itself.
     """
 
     name: str
@@ -60,9 +62,16 @@ class Network(NamedTuple):
     noise: NoiseSection | None = None
     rate: float = 0.0
     training: Mapping[str, Any] = {}
+    member: int = 0
+
+    def seed(self, seed: int) -> int:
+        """Return the seed of its weights and patches, by that of the recipe."""
+        if not self.member:
+            return seed
+        return int.from_bytes(hashlib.blake2b(f"{seed} member {self.member}".encode(), digest_size=4).digest(), "big")
 
 
-RENAMED_KEYS = {"interrogation": "sanity_checks"}
+RENAMED_KEYS = {"interrogation": "sanity_checks", "estimators": "uncertainty"}
 """Keys of recipes by an earlier version, and what they are called now."""
 
 RUN_KEYS = (
@@ -81,7 +90,16 @@ RUN_KEYS = (
 )
 """Keys that `seawall run` measures or maps by, and that have no meaning for a training alone."""
 
-ADDED_TRAINING_KEYS = ("start", "adapt_bands", "pretraining", "robustness", "supervision", "unlabelled", "rounds")
+ADDED_TRAINING_KEYS = (
+    "start",
+    "adapt_bands",
+    "pretraining",
+    "robustness",
+    "supervision",
+    "unlabelled",
+    "members",
+    "rounds",
+)
 """Keys of the training that came after the first recipes; what is empty is left out of the id."""
 
 DISPLAY_KEYS = ("title", "note", "published", "examples", "scene", "sensitivity", "cost")
@@ -113,7 +131,7 @@ class Recipe(RecipeSection):
     models: tuple[ModelSection, ...] = ()
     cost: CostSection | None = None
     baselines: tuple[BaselineSection, ...] = ()
-    estimators: tuple[MethodSection, ...] = ()
+    uncertainty: tuple[UncertaintySection, ...] = ()
     attacks: tuple[AttackSection, ...] = ()
     suites: tuple[AttackSection, ...] = ()
     corruptions: tuple[CorruptionSection, ...] = ()
@@ -135,6 +153,7 @@ class Recipe(RecipeSection):
             "training.start": self.training.start,
             "training.pretraining": self.training.pretraining,
             "training.rounds": self.training.rounds,
+            "training.members": self.training.members,
         }
         if given := [key for key, section in beside.items() if section]:
             raise ValueError(f"no {given[0]} beside keyed, which trains its own networks; put it into another recipe")
@@ -180,7 +199,10 @@ class Recipe(RecipeSection):
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """The networks to train: one on the labels as they are, the reference, the further models, then one per label noise and rate."""
+        """The networks to train: one on the labels as they are, the reference, the further models, then one per label noise and rate.
+
+        The members of an ensemble follow their network.
+        """
         own, model = self.training.objective, self.model
         noisy = (
             Network(
@@ -200,7 +222,13 @@ class Recipe(RecipeSection):
         further = (
             Network(one.called or one.name, one, one.objective or own, training=one.training) for one in self.models
         )
-        return (Network(model.name, model, own), *plain, *keyed, *further, *noisy)
+        ensembles = ((one, *self._members(one)) for one in (Network(model.name, model, own), *noisy))
+        clean, *others = ensembles
+        return (*clean, *plain, *keyed, *further, *(one for ensemble in others for one in ensemble))
+
+    def _members(self, network: Network) -> Iterator[Network]:
+        for number in range(1, self.training.members + 1):
+            yield network._replace(name=f"{network.name}{MEMBER_MARK}{number}", member=number)
 
     def training_of(self, network: Network) -> TrainingSection:
         """Return how a network is trained; the reference has no attacked validation, and both it and further models start from
@@ -226,6 +254,11 @@ class Recipe(RecipeSection):
     def deciding(self) -> dict[str, Any]:
         """Everything that decides a trained or measured number, as plain values."""
         tree = self.model_dump(mode="json", exclude=set(DISPLAY_KEYS)) | {"data": self.data.deciding}
+        # Ids are those from before the key was renamed.
+        tree["estimators"] = [
+            {key: value for key, value in one.items() if key != "temperature" or value != "none"}
+            for one in tree.pop("uncertainty")
+        ]
         if not self.inputs:
             del tree["inputs"]
         for section in (
@@ -313,7 +346,7 @@ def _keys_at(path: tuple[int | str, ...]) -> Iterable[str]:
     section: type[BaseModel] = Recipe
     sections: Mapping[int | str, type[BaseModel]] = {
         "data": DataSection, "split": SplitSection, "model": MethodSection, "training": TrainingSection, "supervision": MethodSection, "pretraining": PretrainingSection, "rounds": RoundsSection, "reference": ReferenceSection, "keyed": KeyedSection, "models": ModelSection, "cost": CostSection, "objective": MethodSection,
-        "baselines": BaselineSection, "estimators": MethodSection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "sensitivity": SensitivitySection,
+        "baselines": BaselineSection, "uncertainty": UncertaintySection, "attacks": AttackSection, "suites": AttackSection, "corruptions": CorruptionSection, "sensitivity": SensitivitySection,
         "noises": NoiseSection, "faults": FaultSection, "scene": SceneSection,
     }  # fmt: skip
     for step in path:

@@ -248,6 +248,8 @@ class TrainingSection(RecipeSection):
             convolution are averaged over their bands, and the normalization is that of the chips.
         pretraining: Train the encoder on one label per patch first, or the network without labels.
         unlabelled: Patches of chips without labels for each labelled one, for objectives that learn from them.
+        members: Further networks trained alike with other random numbers, as members of an ensemble: unet.member-1 and so on. They have
+            no rows of their own.
         rounds: Train in rounds, each on labels that follow from the predictions of the one before.
         robustness: Attack the validation chips too; the default monitor is then the IoU after PGD.
     """
@@ -262,6 +264,7 @@ class TrainingSection(RecipeSection):
     adapt_bands: bool = False
     pretraining: PretrainingSection | None = None
     unlabelled: int = Field(0, ge=0, le=64)
+    members: int = Field(0, ge=0, le=64)
     rounds: RoundsSection | None = None
     robustness: RobustnessSection | None = None
 
@@ -407,6 +410,23 @@ class FaultSection(RecipeSection):
     most: int = Field(100, ge=1, le=100_000)
     images: int = Field(8, ge=1, le=1024)
     defenses: tuple[str, ...] = ()
+
+
+class UncertaintySection(MethodSection):
+    """An estimator of uncertainty around each network that is trained on the recipe's labels, clean or noisy.
+
+    Args:
+        name: Registered estimator.
+        settings: Its settings; an ensemble takes the networks of `training.members` or `training.settings.snapshots`.
+        temperature: "global", "class" or "local" calibrates the probabilities on the validation part, "none" leaves them.
+    """
+
+    temperature: Literal["none", "global", "class", "local"] = "none"
+
+    @property
+    def called(self) -> str:
+        """Name of the estimator in rows, as in unet+tta."""
+        return self.name if self.temperature == "none" else f"{self.name}, {self.temperature} temperature"
 
 
 class NoiseSection(RecipeSection):

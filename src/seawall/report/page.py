@@ -96,7 +96,7 @@ def render_page(run: RunFolder) -> str:
         run.records,
         run.klass,
         run.facts.noises,
-        run.facts.estimators,
+        run.facts.uncertainty,
         run.facts.corruption_baseline,
         run.facts.supervision,
     )

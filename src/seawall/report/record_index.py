@@ -81,20 +81,20 @@ class RecordIndex:
         records: Rows of a run; aggregates are computed from the counts among them.
         klass: The class that figures of one class are about.
         noises: The label noise of each network that was trained on noisy labels, by its name.
-        estimators: The network and the estimator of each model that is one around a network, by its name.
+        uncertain: The network and the estimator of each model that is one around a network, by its name.
         reference: The baseline that corruption errors are relative to; "" for none.
         supervision: What is known of the labels of each network that was trained on a part of them, by its name.
     """
 
     def __init__(
         self, records: Iterable[Record], klass: str, noises: Mapping[str, NoiseFacts] | None = None,
-        estimators: Mapping[str, EstimatorFacts] | None = None, reference: str = "",
+        uncertain: Mapping[str, EstimatorFacts] | None = None, reference: str = "",
         supervision: Mapping[str, SupervisionFacts] | None = None,
     ) -> None:  # fmt: skip
         given = with_consistency_flags(records)
         self.klass = klass
         self.noises = noises or {}
-        self.estimators = estimators or {}
+        self.uncertain = uncertain or {}
         self.reference = reference
         self.supervision = supervision or {}
         self._rows: dict[tuple[str, ...], Record] = {}
@@ -130,8 +130,8 @@ class RecordIndex:
 
     def display_name(self, model: str) -> str:
         """Return a model's name for readers, with the noise of its training labels where there was one."""
-        if model in self.estimators:
-            around = self.estimators[model]
+        if model in self.uncertain:
+            around = self.uncertain[model]
             return f"{display_name(around.model)} with {around.estimator}"
         if model not in self.noises:
             return display_name(model)

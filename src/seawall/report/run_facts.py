@@ -198,7 +198,7 @@ class RoundFacts(RunFile):
 
 
 class RunFacts(RunFile):
-    """The file facts.json: data, label noise, known labels, rounds, estimators, hardening, keyed transform, seconds and CPU seconds per stage, version.
+    """The file facts.json: data, label noise, known labels, rounds, uncertainty, hardening, keyed transform, seconds and CPU seconds per stage, version.
 
     `corruption_baseline` is the baseline that corruption errors are relative to.
     """
@@ -207,7 +207,7 @@ class RunFacts(RunFile):
     noises: Mapping[str, NoiseFacts] = Field(default_factory=dict)
     supervision: Mapping[str, SupervisionFacts] = Field(default_factory=dict)
     rounds: Mapping[str, tuple[RoundFacts, ...]] = Field(default_factory=dict)
-    estimators: Mapping[str, EstimatorFacts] = Field(default_factory=dict)
+    uncertainty: Mapping[str, EstimatorFacts] = Field(default_factory=dict)
     corruption_baseline: str = ""
     hardening: HardeningFacts = HardeningFacts()
     keyed: KeyedRunFacts = KeyedRunFacts()

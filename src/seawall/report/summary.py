@@ -38,7 +38,7 @@ def best_baseline(run: RunFolder, index: RecordIndex) -> tuple[str, TableCell] |
     known = [
         (scene_cell, m)
         for m in index.models
-        if m not in (mine, run.facts.hardening.before, *run.facts.keyed.without_key) and m not in run.trained and m not in index.noises and m not in index.estimators
+        if m not in (mine, run.facts.hardening.before, *run.facts.keyed.without_key) and m not in run.trained and m not in index.noises and m not in index.uncertain
         and (scene_cell := index.value((m, *CLEAN_METHOD), "iou.pooled", index.klass)) is not None
     ]  # fmt: skip
     return (max(known)[1], index.cell((max(known)[1], *CLEAN_METHOD), "iou.pooled")) if known else None

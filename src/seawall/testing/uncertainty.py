@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from seawall.registry import Entry
 from seawall.testing.assertions import made, quiet_random, same_bits, same_snapshot, snapshot
 from seawall.testing.fixtures import ground_batch, uneven_model
-from seawall.types import SegmentationModel, Wrapper
+from seawall.types import ModelSpec, SegmentationModel, Wrapper
+from seawall.uncertainty.build import fitted_estimator
 from seawall.uncertainty.predictor import Predictor
 
 
@@ -73,13 +75,31 @@ def check_gradient_reaches_the_image(entry: Entry) -> None:
     assert bool(grad.isfinite().all()) and bool((grad != 0).any()), "the gradient is not finite or zero everywhere"
 
 
+class _WithHead(nn.Module):
+    """A curved model that ends in a 1 x 1 convolution, as most segmenters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = uneven_model()
+        self.spec = cast(ModelSpec, self.inner.spec)
+        self.head = nn.Conv2d(2, 2, 1)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[1.0, -0.3], [-0.5, 0.8]])[:, :, None, None])
+            self.head.bias.zero_()  # type: ignore[union-attr]
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.inner(image))
+        return logits
+
+
 def _model_and_image() -> tuple[nn.Module, Tensor]:
-    return uneven_model().eval(), ground_batch(images=2).image.clone()
+    return _WithHead().eval(), ground_batch(images=2).image.clone()
 
 
 def _wrapped(entry: Entry, model: nn.Module) -> nn.Module:
     assert isinstance(model, SegmentationModel)
-    return made(entry, Wrapper)(model).eval()
+    method = fitted_estimator(made(entry, Wrapper), model, lambda: [ground_batch(images=2)])
+    return method(model).eval()
 
 
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]

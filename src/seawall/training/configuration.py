@@ -54,6 +54,8 @@ class Training:
         better: Whether a higher or a lower value of it is better.
         halt: Validation metric that ends the training as soon as it is above 0, such as "val.robust.overfitting"; "" for
             none. The weights that are kept are the best ones by `monitor`.
+        snapshots: Cycles of the learning rate, each ending in a snapshot of the weights, snapshot-1.safetensors and so on beside the
+            weights that are kept; the members of a snapshot ensemble. 0 for one cycle and none. The epochs are a multiple of it.
         check_every: Epochs between checks; the last epoch is always checked.
         save_s: Seconds between checkpoints inside an epoch; 0 saves after epochs only.
         tensorboard: Write curves for TensorBoard beside the JSON lines.
@@ -85,6 +87,7 @@ class Training:
     monitor: str = ""
     better: Literal["higher", "lower"] = "higher"
     halt: str = ""
+    snapshots: NonNegativeInt = 0
     check_every: PositiveInt = 1
     save_s: NonNegativeFloat = 60.0
     tensorboard: bool = True
@@ -103,6 +106,23 @@ class Training:
         if patience and before.data.get("keep") == "last":
             raise ValueError('0 with keep = "last", which keeps the weights at the end of all epochs')
         return patience
+
+    @field_validator("snapshots")
+    @classmethod
+    def _check_snapshots(cls, snapshots: int, before: ValidationInfo) -> int:
+        if snapshots and before.data.get("epochs", 0) % snapshots:
+            raise ValueError(f"a divisor of the {before.data['epochs']} epochs")
+        return snapshots
+
+    def snapshot_at(self, epoch: int) -> int:
+        """Return the number of the snapshot at the end of an epoch, from 1; 0 for none.
+
+        Example:
+            >>> [Training(epochs=6, snapshots=2).snapshot_at(epoch) for epoch in range(6)]
+            [0, 0, 1, 0, 0, 2]
+        """
+        length = self.epochs // self.snapshots if self.snapshots else self.epochs + 1
+        return 0 if (epoch + 1) % length else (epoch + 1) // length
 
     @property
     def steps(self) -> int:
@@ -133,18 +153,22 @@ class Masking:
 def learning_rate(training: Training, step: int) -> float:
     """Return the learning rate of a step in 0..steps - 1: a pure function, so that resuming needs no state.
 
+    With snapshots the schedule is run once per cycle.
+
     Example:
         >>> training = Training(epochs=1, steps_per_epoch=11, schedule="cosine", warmup=0.0, lr=2.0)
         >>> [round(learning_rate(training, step), 3) for step in (0, 5, 10)]
         [2.0, 1.0, 0.0]
     """
-    warmup = math.ceil(training.warmup * training.steps)
+    steps = training.steps // max(1, training.snapshots)
+    step %= steps
+    warmup = math.ceil(training.warmup * steps)
     if step < warmup:
         share = (step + 1) / warmup
         if training.schedule != "onecycle":
             return training.lr * share
         return training.lr * (1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * share)) / 2)
-    share = (step - warmup) / max(1, training.steps - 1 - warmup)
+    share = (step - warmup) / max(1, steps - 1 - warmup)
     falling = (1 + math.cos(math.pi * share)) / 2
     factor: Mapping[str, float] = {
         "constant": 1.0,

@@ -105,7 +105,7 @@ def fit(
         check: Validation: model in eval mode to metrics, on one process; the monitored one selects the weights. Without
             it, or while the monitored metric is undefined (None), the last weights are kept.
         training: The settings.
-        folder: Gets model.safetensors, history.jsonl, checkpoints/ and tb/.
+        folder: Gets model.safetensors, history.jsonl, checkpoints/ and tb/, and snapshots if there are any.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         devices: Processes; above 1 the program is started once more for each, unless torchrun or
             `seawall.training.launch.run_processes` already did.
@@ -286,16 +286,14 @@ class _TrainingRun:
             self._fail(bad)
         summed, failed = all_reduce_gradients(fabric, self.trained, total, self.failure is not None)
         self._raise_if(failed)
-        value = float(summed)
-        if not math.isfinite(value):
+        if not math.isfinite(value := float(summed)):
             raise self._diverged(f"loss {value}")
         if self.training.clip:
             fabric.clip_gradients(self.trained, self.optimizer, max_norm=self.training.clip, error_if_nonfinite=False)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(step)
-        self.state.step += 1
-        self.state.loss += value
+        self.state.step, self.state.loss = self.state.step + 1, self.state.loss + value
         self._report(step + 1, value)
         self._save_within_epoch(stop)
 
@@ -345,6 +343,8 @@ class _TrainingRun:
         if best:
             with self._kept_weights():
                 save_model(self.folder / "model.safetensors", self.model)
+        if number := self.training.snapshot_at(self.state.epoch - 1):
+            save_model(self.folder / f"snapshot-{number}.safetensors", self.model)
         if self.log is not None:
             self.log.append(row)
         self._save()

@@ -1,66 +1,116 @@
-"""Predictors of several passes: one model under symmetries or dropout, or an ensemble; with uncertainty maps."""
+"""Predictors of several passes of a network, and their maps of uncertainty.
+
+Every estimator gives a `Predictor`: called like any model it returns logits, so that evaluation, attacks and whole-scene
+maps use it unchanged; `predict` also says how far the passes disagree.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import lcm
-from typing import ClassVar, Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from seawall.errors import ModelError, UsageError
+from seawall.errors import UsageError
 from seawall.registry import register
-from seawall.rng import Keys
-from seawall.types import SegmentationModel
+from seawall.types import ModelSpec, SegmentationModel
 
 
 class UncertaintyMethod(Protocol):
-    """The passes of a predictor: a frozen value whose fields decide the result."""
+    """The passes of a predictor: a frozen value whose fields decide the result.
 
-    seeded: ClassVar[bool]
-    """Whether passes draw from the keys: these depend on all pixels of an image, and so does every logit then."""
+    A pass may depend on nothing but the image around a pixel: a map is then the same tile by tile.
+    """
 
-    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
+    @property
+    def count(self) -> int:
+        """Number of passes."""
+        ...
+
+    def pass_logits(self, model: SegmentationModel, image: Tensor) -> Iterator[Tensor]:
         """Yield the logits (B, K, H, W) of each pass."""
         ...
+
+
+@runtime_checkable
+class UncertainModel(Protocol):
+    """A model that also says how far its passes disagree."""
+
+    spec: ModelSpec
+    passes: int
+
+    def __call__(self, image: Tensor, /) -> Tensor: ...
+    def predict(self, image: Tensor) -> Prediction: ...
+
+
+def passes_of(model: object) -> int:
+    """Return the number of passes of a model: one unless it is a predictor of several."""
+    return model.passes if isinstance(model, UncertainModel) else 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The mean of several passes, and maps of uncertainty.
+
+    Args:
+        probability: (B, K, H, W) mean of the passes' probabilities, calibrated where the predictor is.
+        mutual_information: (B, H, W) entropy of the mean less the mean entropy of the passes, in nats, at least 0: how
+            far the passes disagree. It is that of the passes before any calibration.
+        passes: Number of passes.
+    """
+
+    probability: Tensor
+    mutual_information: Tensor
+    passes: int
+
+    @property
+    def entropy(self) -> Tensor:
+        """(B, H, W) entropy of the mean, 0 to ln K nats: total uncertainty."""
+        return entropy(self.probability)
+
+    @property
+    def margin(self) -> Tensor:
+        """(B, H, W) largest less second largest mean probability, 0 to 1: small is uncertain."""
+        return top_two_margin(self.probability)
+
+    @property
+    def variation(self) -> Tensor:
+        """(B, H, W) 1 less the largest mean probability."""
+        return 1 - self.probability.amax(1)
 
 
 class Predictor(nn.Module):
     """The mean of several passes.
 
-    Called like any model it returns the logarithm of the mean probability as logits, so that evaluation and whole-scene
-    maps use it unchanged.
-
     Args:
         model: The model, whose spec is the predictor's.
         method: Computes the passes.
-        seed: Seed where no keys are given; a chip's stream is then keyed by its pixels.
         others: Further models of the method; they move between devices with this one.
     """
 
     def __init__(
-        self,
-        model: SegmentationModel,
-        method: UncertaintyMethod,
-        seed: int = 0,
-        others: Iterable[SegmentationModel] = (),
+        self, model: SegmentationModel, method: UncertaintyMethod, others: Iterable[SegmentationModel] = ()
     ) -> None:
         super().__init__()
         self.spec = model.spec
         self.inner = model
         self.method = method
-        self.seed = seed
         self.others = nn.ModuleList([other for other in others if isinstance(other, nn.Module)])
+
+    @property
+    def passes(self) -> int:
+        """Number of passes."""
+        return self.method.count
 
     @property
     def reach(self) -> int | None:
         """Radius of the receptive field in pixels; None without a bound."""
         reaches = [cast(int | None, member.reach) for member in self._members]
         known = [reach for reach in reaches if reach is not None]
-        return None if self.method.seeded or len(known) < len(reaches) else max(known)
+        return None if len(known) < len(reaches) else max(known)
 
     @property
     def stride(self) -> int:
@@ -71,53 +121,20 @@ class Predictor(nn.Module):
     def _members(self) -> list[nn.Module]:
         return [cast(nn.Module, self.inner), *self.others]
 
-    def predict(self, image: Tensor, keys: Keys | None = None) -> Prediction:
-        """Return the mean probability and the maps of uncertainty.
-
-        Args:
-            image: (B, C, H, W) in data units.
-            keys: One stream per chip; keyed by the pixels where None.
-        """
+    def predict(self, image: Tensor) -> Prediction:
+        """Return the mean probability of images (B, C, H, W) in data units, and how far the passes disagree."""
         with torch.no_grad():
-            return aggregate_passes(self.method.passes(self.inner, image, keys or self._pixel_keys(image)))
+            return aggregate_passes(self.method.pass_logits(self.inner, image))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits (B, K, H, W), with gradients to the image."""
+        """Return logits (B, K, H, W), the logarithm of the mean probability, with gradients to the image."""
         mean: Tensor | None = None
-        count = 0
-        for logits in self.method.passes(self.inner, image, self._pixel_keys(image)):
+        for logits in self.method.pass_logits(self.inner, image):
             probability = torch.softmax(logits, 1)
             mean = probability if mean is None else mean + probability
-            count += 1
         if mean is None:
-            raise RuntimeError("predictor: the method made no pass")
-        return (mean / count).clamp_min(torch.finfo(mean.dtype).tiny).log()
-
-    def _pixel_keys(self, image: Tensor) -> Keys:
-        """Return keys from the pixels: the draws of an image are the same in any batch."""
-        pixels = image.detach().cpu().contiguous().numpy()
-        return Keys(self.seed, tuple(hashlib.blake2b(chip.tobytes(), digest_size=8).hexdigest() for chip in pixels))
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The mean of several passes, and maps of uncertainty.
-
-    Args:
-        probability: (B, K, H, W) mean of the passes' probabilities.
-        entropy: (B, H, W) entropy of the mean, 0 to ln K: total uncertainty.
-        mutual_information: (B, H, W) the part of it from the disagreement of the passes, at least 0.
-        margin: (B, H, W) largest less second largest mean probability, 0 to 1: small is uncertain.
-        variation: (B, H, W) 1 less the largest mean probability.
-        passes: Number of passes.
-    """
-
-    probability: Tensor
-    entropy: Tensor
-    mutual_information: Tensor
-    margin: Tensor
-    variation: Tensor
-    passes: int
+            raise UsageError("uncertainty: expected at least one pass, got none; ask for one or more")
+        return (mean / self.passes).clamp_min(torch.finfo(mean.dtype).tiny).log()
 
 
 def aggregate_passes(passes: Iterable[Tensor]) -> Prediction:
@@ -146,19 +163,12 @@ def aggregate_passes(passes: Iterable[Tensor]) -> Prediction:
     if total is None or within is None:
         raise UsageError("uncertainty: expected at least one pass, got none; ask for one or more")
     mean = total / count
-    whole = entropy(mean)
-    return Prediction(
-        mean.float(),
-        whole.float(),
-        (whole - within / count).clamp_min(0).float(),
-        top_two_margin(mean).float(),
-        (1 - mean.amax(1)).float(),
-        count,
-    )
+    disagreement = (entropy(mean) - within / count).clamp_min(0)
+    return Prediction(mean.float(), disagreement.float(), count)
 
 
 def entropy(probability: Tensor) -> Tensor:
-    """Return the entropy over classes: (B, K, ...) to (B, ...), 0 ln 0 taken as 0."""
+    """Return the entropy over classes in nats: (B, K, ...) to (B, ...), 0 ln 0 taken as 0."""
     return -torch.xlogy(probability, probability).sum(1)
 
 
@@ -172,75 +182,17 @@ def top_two_margin(probability: Tensor) -> Tensor:
 
 @register("uncertainty", "softmax")
 @dataclass(frozen=True)
-class SinglePass:
-    """One pass of the model; its mutual information is zero by definition."""
+class Softmax:
+    """One pass of the network; its mutual information is zero by definition."""
 
-    seeded: ClassVar[bool] = False
+    @property
+    def count(self) -> int:
+        """One pass."""
+        return 1
 
     def __call__(self, model: SegmentationModel) -> Predictor:
         return Predictor(model, self)
 
-    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
+    def pass_logits(self, model: SegmentationModel, image: Tensor) -> Iterator[Tensor]:
         """Yield the model's logits."""
         yield model(image)
-
-
-@register("uncertainty", "tta")
-@dataclass(frozen=True)
-class TTA:
-    """Test-time augmentation: the mean over the eight symmetries of the square, to which the map is exactly equivariant."""
-
-    seeded: ClassVar[bool] = False
-
-    def __call__(self, model: SegmentationModel) -> Predictor:
-        return Predictor(model, self)
-
-    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
-        """Yield the logits of each symmetry, in the orientation of the image."""
-        for turns in range(4):
-            for mirrored in (False, True):
-                yield undo_rotate_and_flip(model(rotate_and_flip(image, turns, mirrored)), turns, mirrored)
-
-
-def rotate_and_flip(image: Tensor, turns: int, mirrored: bool) -> Tensor:
-    """Flip, then rotate by quarter turns."""
-    return (image.flip(-1) if mirrored else image).rot90(turns, (-2, -1))
-
-
-def undo_rotate_and_flip(image: Tensor, turns: int, mirrored: bool) -> Tensor:
-    """Invert `rotate_and_flip`."""
-    straight = image.rot90(-turns, (-2, -1))
-    return straight.flip(-1) if mirrored else straight
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """The mean over independently trained models.
-
-    Args:
-        others: The models besides the one it is called with.
-    """
-
-    others: tuple[SegmentationModel, ...]
-    seeded: ClassVar[bool] = False
-
-    def __call__(self, model: SegmentationModel) -> Predictor:
-        """Return the predictor of all models together.
-
-        Raises:
-            ModelError: Bands, classes or units of the models differ.
-        """
-        for other in self.others:
-            wanted, got = model.spec, other.spec
-            if (wanted.bands, wanted.classes, wanted.unit) != (got.bands, got.classes, got.unit):
-                raise ModelError(
-                    f"ensemble: expected {wanted.bands} {wanted.unit} to {wanted.classes}, got {got.bands} {got.unit} "
-                    f"to {got.classes}; use models of one task"
-                )
-
-        return Predictor(model, self, others=self.others)
-
-    def passes(self, model: SegmentationModel, image: Tensor, keys: Keys) -> Iterator[Tensor]:
-        """Yield the logits of each member."""
-        for member in (model, *self.others):
-            yield member(image)
