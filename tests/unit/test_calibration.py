@@ -1,4 +1,4 @@
-"""Calibration, temperature, passes and conformal thresholds."""
+"""Calibration, temperature and passes."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from seawall.errors import DataError, ModelError, UsageError
 from seawall.metrics.calibration import calibration_counts, expected_calibration_error
 from seawall.types import Batch, ModelSpec
-from seawall.uncertainty.conformal import conformal_threshold, fit_conformal, missed_shares
 from seawall.uncertainty.dropout import MonteCarloDropout
 from seawall.uncertainty.ensemble import mean_of_networks
 from seawall.uncertainty.predictor import Softmax, aggregate_passes, entropy, top_two_margin
@@ -194,64 +193,3 @@ def test_predictor_is_a_model_with_gradients() -> None:
     assert torch.allclose(torch.softmax(logits, 1), predictor.predict(image.detach()).probability, atol=1e-6)
     logits[:, 1].sum().backward()
     assert image.grad is not None and float(image.grad.abs().sum()) > 0
-
-
-def scenes(count: int, seed: int = 0) -> Batch:
-    rng = torch.Generator().manual_seed(seed)
-    p = torch.rand(count, 8, 8, generator=rng)
-    bias = torch.rand(count, 1, 1, generator=rng)
-    label = (torch.rand(count, 8, 8, generator=rng) < 0.5).long()
-    share = (p * (0.5 + 0.5 * bias) + 0.2 * label).clamp(0.01, 0.99)
-    return Batch.of(torch.stack([(1 - share).log(), share.log()], 1), label)
-
-
-def test_missed_shares_are_those_of_the_masks() -> None:
-    batch = scenes(4)
-    shares = missed_shares(Given(), [batch], {"chip0": "s", "chip1": "s"})
-    assert list(shares) == ["chip2", "chip3", "s"]
-    p = torch.softmax(batch.image.double(), 1)[:, 1]
-    for at in (0, 250, 500, 999, 1000):
-        water = batch.label[:2] == 1
-        want = float((p[:2][water] < at / 1000).double().mean())
-        assert shares["s"][at] == pytest.approx(want, abs=0.02)
-    assert shares["s"][0] == 0 and shares["s"][1000] == 1
-
-
-def test_guarantee_holds_over_new_scenes() -> None:
-    """Over many splits the mean missed share of a new scene is at most alpha, up to three standard errors."""
-    shares = missed_shares(Given(), [scenes(300)], {})
-    risks, lambdas = np.array(list(shares.values())), np.arange(1001) / 1000
-    rng, seen = np.random.default_rng(0), []
-    for _ in range(400):
-        order = rng.permutation(len(risks))
-        found = conformal_threshold(risks[order[:25]], lambdas, 0.1)
-        assert found is not None
-        seen.append(risks[order[25], round(found * 1000)])
-    error = np.std(seen) / 20
-    assert np.mean(seen) <= 0.1 + 3 * error and np.mean(seen) > 0.03
-
-
-def test_too_few_scenes_promise_nothing() -> None:
-    good = np.zeros((8, 3))
-    lambdas = np.array([0.0, 0.5, 1.0])
-    assert conformal_threshold(good, lambdas, 0.1) is None
-    assert conformal_threshold(np.zeros((9, 3)), lambdas, 0.1) == 1.0  # n = 1 / alpha - 1, and the boldest is safe
-    found = fit_conformal(Given(), [scenes(8)], {}, alpha=0.1)
-    assert found.threshold is None and found.needed == 9 and found.scenes == 8
-    with pytest.raises(DataError, match="at least 9 scenes"):
-        found.mask(torch.zeros(1))
-
-
-def test_conformal_settings_are_checked() -> None:
-    with pytest.raises(UsageError, match="alpha"):
-        conformal_threshold(np.zeros((9, 2)), np.array([0.0, 1.0]), 1.5)
-    with pytest.raises(UsageError, match="grow"):
-        conformal_threshold(np.array([[1.0, 0.0]]), np.array([0.0, 1.0]), 0.5)
-
-
-def test_mask_misses_what_the_calibration_says() -> None:
-    batch = scenes(40)
-    found = fit_conformal(Given(), [batch], {}, alpha=0.2)
-    mask = found.mask(torch.softmax(batch.image, 1)[:, 1])
-    missed = [float((~mask[i][batch.label[i] == 1]).double().mean()) for i in range(40)]
-    assert np.mean(missed) == pytest.approx(found.risk, abs=0.01) and np.mean(missed) <= 0.2

@@ -18,7 +18,7 @@ from seawall.modules import checked_forward, device_of, eval_mode, on_device, to
 from seawall.poisoning.detection import activations
 from seawall.records import RecordLog
 from seawall.types import Batch, ModelSpec
-from seawall.uncertainty.conformal import fit_conformal, missed_shares
+from seawall.uncertainty.scene_scores import score_scenes
 from seawall.uncertainty.temperature import fit_temperature
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
@@ -79,8 +79,7 @@ def test_everything_that_reads_chips_moves_them_to_the_model(monkeypatch):
     model = Elsewhere().eval()
     with far_away(monkeypatch):
         fit_temperature(model, [batch()])
-        missed_shares(model, [batch()], {})
-        fit_conformal(model, [batch()], {})
+        score_scenes(model, [batch()], {}, "water", 10.0)
         activations(model, model.first, [batch()])
 
 

@@ -1,63 +1,303 @@
-"""Conformal risk control: a water map that misses at most a stated share, on average over new scenes.
+"""Conformal risk control over scenes: sets of pixels that miss, or wrongly hold, at most a stated share on average over new scenes.
 
-The unit that must be exchangeable is the scene: pixels and tiles of one scene are not independent, so their number
-gives no guarantee.
+A guarantee is about the mean over new scenes that are exchangeable with the calibration scenes. It holds for no single scene, not
+per pixel, and not for images that an adversary has changed. Pixels and tiles of one scene are not independent, so the number that counts is that of scenes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import Literal, cast
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from seawall.arrays import DoubleArray
 from seawall.errors import DataError, UsageError
-from seawall.modules import to_device_of
-from seawall.types import Batch, SegmentationModel
+from seawall.uncertainty.scene_scores import DISTANCE_PIXELS, THRESHOLD_STEPS, SceneScores
 
-THRESHOLD_STEPS = 1000
+RiskName = Literal["miss", "false-alarm"]
+RISK_PATTERN = re.compile(
+    r"(?P<name>miss|false-alarm)\s+(?P<percent>[0-9]+(\.[0-9]+)?)\s*%(?P<distance>\s+by\s+distance)?"
+)
+VALIDITY = (
+    "on average over new scenes exchangeable with the calibration scenes; not for each scene, not under attack, "
+    "and a miss rate for scenes that have some of the class"
+)
+"""What every risk that is controlled here is valid for."""
 
 
 @dataclass(frozen=True)
-class Conformal:
-    """A threshold on a class's probability with a guarantee over scenes.
+class Risk:
+    """A share of pixels that may be wrong, on average over new scenes.
 
     Args:
-        klass: The class.
-        alpha: The share of its pixels that may be missed, in expectation over a new scene that has some.
-        threshold: Pixels at or above it are mapped as the class; None where no threshold has the guarantee.
-        scenes: Number of calibration scenes with the class.
-        needed: Number of scenes that any guarantee at this alpha needs.
-        risk: Mean missed share of the calibration scenes at the threshold; None without a threshold.
+        name: "miss": the share of the pixels of the class that is outside of the set of pixels that may be of the class.
+            "false-alarm": the share of the other pixels that is inside of the set of pixels that surely are of the class. It is a
+            share of the other pixels, not of the mapped ones, which does not always fall with a more cautious set.
+        alpha: The share that is allowed, inside (0, 1).
+        by_distance: The sets are all pixels up to a distance from the map, instead of those with a probability.
+
+    Raises:
+        UsageError: alpha is not inside (0, 1).
+
+    Example:
+        >>> parse_risk("miss 5% by distance")
+        Risk(name='miss', alpha=0.05, by_distance=True)
+        >>> str(Risk("false-alarm", 0.01))
+        'false-alarm 1%'
     """
 
-    klass: str
+    name: RiskName
     alpha: float
-    threshold: float | None
-    scenes: int
-    needed: int
-    risk: float | None
+    by_distance: bool = False
 
-    def mask(self, probability: Tensor) -> Tensor:
-        """Return where the class is mapped.
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise UsageError(f"risk: expected a share above 0% and below 100%, got {100 * self.alpha:g}%; 5% is usual")
 
-        Raises:
-            DataError: There is no threshold.
-        """
-        if self.threshold is None:
-            raise DataError(
-                f"conformal: expected at least {self.needed} scenes with {self.klass} for alpha {self.alpha:g}, got "
-                f"{self.scenes}; calibrate on more scenes or raise alpha"
+    def __str__(self) -> str:
+        return f"{self.name} {exact_percent(self.alpha)}{' by distance' if self.by_distance else ''}"
+
+
+def parse_risk(text: str) -> Risk:
+    """Return the risk of a text such as "miss 5%" or "false-alarm 1% by distance".
+
+    Raises:
+        UsageError: It is no such text.
+    """
+    found = RISK_PATTERN.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(
+            f"risk: expected 'miss 5%' or 'false-alarm 1%', with ' by distance' after it for sets in meters, got {text!r}; "
+            "write one of these"
+        )
+    return Risk(cast(RiskName, found["name"]), parse_percent(found["percent"]), found["distance"] is not None)
+
+
+def exact_percent(share: float) -> str:
+    """Return a share as a percentage from which `parse_percent` returns the same number.
+
+    Example:
+        >>> exact_percent(0.07), parse_percent("7")
+        ('7%', 0.07)
+    """
+    return f"{(Decimal(repr(share)) * 100).normalize():f}%"
+
+
+def parse_percent(digits: str) -> float:
+    """Return the share of the digits of a percentage; 0.07 of 7, where 7 times 0.01 is another number."""
+    return float(Decimal(digits) / 100)
+
+
+@dataclass(frozen=True)
+class SceneWeights:
+    """How likely scenes are where a map is made, relative to where the calibration scenes are from.
+
+    Args:
+        of_scenes: Weight of each calibration scene, in the order of its scores.
+        new: Weight of a new scene. The largest one that a new scene may have keeps the guarantee for all of them.
+
+    Raises:
+        UsageError: A weight is negative or not finite, or that of a new scene is 0.
+    """
+
+    of_scenes: tuple[float, ...]
+    new: float
+
+    def __post_init__(self) -> None:
+        every = (*self.of_scenes, self.new)
+        if not all(math.isfinite(weight) and weight >= 0 for weight in every) or self.new == 0:
+            raise UsageError(
+                f"weights: expected finite ones from 0, and one above 0 for a new scene, got {min(every)} to {max(every)} and "
+                f"{self.new}; correct them"
             )
-        return probability.double() >= self.threshold
+
+    @property
+    def effective(self) -> float:
+        """Effective number of scenes, the squared sum over the sum of squares (Kish)."""
+        return effective_number(np.array(self.of_scenes))
+
+    def select(self, kept: Sequence[bool]) -> SceneWeights:
+        """Return the weights of some scenes."""
+        return SceneWeights(tuple(w for w, keep in zip(self.of_scenes, kept, strict=True) if keep), self.new)
+
+    @staticmethod
+    def equal(count: int) -> SceneWeights:
+        """Return the weights of scenes that are as likely as the new one."""
+        return SceneWeights((1.0,) * count, 1.0)
+
+
+def check_weight_count(weights: SceneWeights | None, scenes: int) -> None:
+    """Raise a UsageError unless there is one weight per calibration scene, or none at all."""
+    if weights is not None and len(weights.of_scenes) != scenes:
+        raise UsageError(
+            f"weights: expected one per scene ({scenes}), got {len(weights.of_scenes)}; give them in the order of the scores"
+        )
+
+
+def effective_number(weights: DoubleArray) -> float:
+    """Return the squared sum of weights over the sum of their squares; 0 without any.
+
+    Example:
+        >>> effective_number(np.array([1.0, 1.0, 0.0]))
+        2.0
+    """
+    squares = float(np.square(weights).sum())
+    return float(weights.sum()) ** 2 / squares if squares else 0.0
+
+
+@dataclass(frozen=True)
+class RiskControl:
+    """How a risk is controlled, or why it cannot be.
+
+    Args:
+        risk: The risk.
+        at: A probability, or for a risk by distance a distance in meters; None where it cannot be controlled. It is never bolder than
+            the map itself: a more cautious set keeps the guarantee.
+        scenes: Number of calibration scenes that have pixels which the risk is a share of.
+        effective: Effective number of these scenes; `scenes` without weights.
+        needed: Number of such scenes that the guarantee needs; None where no number is enough.
+        empirical: Mean share of the calibration scenes at `at`, by their weights; None without `at`.
+        least: Mean share at the most cautious set.
+    """
+
+    risk: Risk
+    at: float | None
+    scenes: int
+    effective: float
+    needed: int | None
+    empirical: float | None
+    least: float
+
+    @property
+    def missing(self) -> int | None:
+        """Number of calibration scenes that are missing; None where more do not help."""
+        return None if self.needed is None else max(0, self.needed - self.scenes)
+
+    @property
+    def reason(self) -> str:
+        """Why the risk cannot be controlled; "" where it can."""
+        if self.at is not None:
+            return ""
+        kind = "of the class" if self.risk.name == "miss" else "of other classes"
+        have = f"{self.scenes} scenes with pixels {kind}"
+        if self.effective < self.scenes - 0.05:
+            have += f" that count as {self.effective:.1f} by their weights"
+        if self.needed is None:
+            return f"{have}, and a mean share of {self.least:.1%} at the most cautious set: more scenes do not help"
+        return f"{have}, {self.missing} fewer than the {self.needed} that it needs"
+
+    def __str__(self) -> str:
+        if self.at is None:
+            return f"{self.risk}: infeasible with {self.reason}"
+        unit = f"{self.at:g} m" if self.risk.by_distance else f"probability {self.at:g}"
+        return f"{self.risk}: {unit}; {self.empirical:.1%} on {self.scenes} calibration scenes, of which it needs {self.needed}"
+
+    def plain(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+        return {**asdict(self), "risk": str(self.risk)}
+
+    @staticmethod
+    def of(plain: Mapping[str, object]) -> RiskControl:
+        """Return what `plain` returned values of."""
+        return RiskControl(**{**plain, "risk": parse_risk(str(plain["risk"]))})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ClassSets:
+    """Which pixels surely are of the class, which may be, and which are not.
+
+    Args:
+        lower: Pixels with a lower probability are not of the class.
+        upper: Pixels at or above this probability surely are of the class. Those between the two cannot be told.
+        outer_m: Pixels farther from every mapped pixel are not of the class; None without a risk by distance.
+        inner_m: Mapped pixels farther from every other pixel surely are of the class; None without a risk by distance.
+    """
+
+    lower: float = 0.5
+    upper: float = 0.5
+    outer_m: float | None = None
+    inner_m: float | None = None
+
+
+def control_risk(
+    risk: Risk, scores: Sequence[SceneScores], gsd_m: float, weights: SceneWeights | None = None
+) -> RiskControl:
+    """Return how a risk is controlled by calibration scenes.
+
+    Scenes without a pixel that the risk is a share of are left out: a miss rate is guaranteed for scenes that have some of the class.
+
+    Args:
+        risk: The risk.
+        scores: Scores of the calibration scenes.
+        gsd_m: Meters per pixel of their chips.
+        weights: Weights of the scenes under a covariate shift; all the same if None.
+
+    Raises:
+        UsageError: There is not one weight per scene.
+
+    Paper: Angelopoulos et al. 2022, arXiv:2208.02814, eq. 4; with weights proposition 3.
+    """
+    check_weight_count(weights, len(scores))
+    weights = SceneWeights.equal(len(scores)) if weights is None else weights
+    found = [_risk_curve(risk, score) for score in scores]
+    weights = weights.select([curve is not None for curve in found])
+    curves = np.array([curve for curve in found if curve is not None]).reshape(-1, _curve_size(risk))
+    if risk.name == "miss" and not risk.by_distance:
+        curves = curves[:, : THRESHOLD_STEPS // 2 + 1]  # thresholds up to 0.5, that of the map
+    elif not risk.by_distance:
+        curves = curves[:, : THRESHOLD_STEPS // 2 - 1 : -1]  # from 1 down to 0.5
+    else:
+        curves = curves[:, ::-1]  # from the largest distance down to 0
+    at = conformal_threshold(curves, np.arange(curves.shape[1], dtype=np.float64), risk.alpha, weights=weights)
+    mean = np.average(curves, 0, weights.of_scenes) if sum(weights.of_scenes) else np.zeros(curves.shape[1])
+    return RiskControl(
+        risk,
+        None if at is None else _physical(risk, round(at), gsd_m),
+        len(curves),
+        weights.effective,
+        needed_scenes(risk.alpha, weights, float(mean[0])),
+        None if at is None else float(mean[round(at)]),
+        float(mean[0]),
+    )
+
+
+def class_sets(controls: Sequence[RiskControl]) -> ClassSets:
+    """Return the sets of all risks together; a side without a risk is that of the map.
+
+    Raises:
+        DataError: A risk cannot be controlled; the message says how many scenes are missing.
+        UsageError: Two risks are about the same side.
+    """
+    found: dict[tuple[str, bool], float] = {}
+    for control in controls:
+        side = (control.risk.name, control.risk.by_distance)
+        if control.at is None:
+            advice = "raise the share" if control.needed is None else "calibrate on more scenes or raise the share"
+            raise DataError(f"risk: expected enough scenes for {control.risk}, got {control.reason}; {advice}")
+        if side in found:
+            raise UsageError(
+                f"risk: expected one {control.risk.name} risk, got another, {control.risk}; give one of them"
+            )
+        found[side] = control.at
+    return ClassSets(
+        found.get(("miss", False), 0.5),
+        found.get(("false-alarm", False), 0.5),
+        found.get(("miss", True)),
+        found.get(("false-alarm", True)),
+    )
 
 
 def conformal_threshold(
-    risks: NDArray[np.float64], lambdas: NDArray[np.float64], alpha: float, bound: float = 1.0
+    risks: DoubleArray,
+    lambdas: DoubleArray,
+    alpha: float,
+    bound: float = 1.0,
+    weights: SceneWeights | None = None,
 ) -> float | None:
     """Return the least conservative lambda whose expected risk on a new scene is at most alpha.
 
@@ -66,6 +306,7 @@ def conformal_threshold(
         lambdas: (L,) growing.
         alpha: Risk that is allowed.
         bound: Largest possible loss.
+        weights: Weights of the n scenes and of a new one under a covariate shift; all the same if None.
 
     Returns:
         The lambda, or None where none has the guarantee: too few scenes, or too much risk at every lambda.
@@ -73,7 +314,7 @@ def conformal_threshold(
     Raises:
         UsageError: alpha is not inside (0, bound), or the risks do not grow.
 
-    Paper: Angelopoulos et al. 2022, arXiv:2208.02814, eq. 4.
+    Paper: Angelopoulos et al. 2022, arXiv:2208.02814, eq. 4; with weights proposition 3.
 
     Example:
         >>> risks = np.array([[0.0, 0.1, 0.6]] * 19)
@@ -89,65 +330,66 @@ def conformal_threshold(
             f"conformal: expected risks (n, {len(lambdas)}) that grow with lambda, got "
             f"{risks.shape}{'' if risks.ndim != 2 or risks.shape[1] != len(lambdas) else ' that fall'}; sort lambdas from cautious to bold"
         )
-    n = len(risks)
-    if not n:
-        return None
-    ok = (risks.sum(0) + bound) / (n + 1) <= alpha + 1e-12
+    weights = weights or SceneWeights.equal(len(risks))
+    own = np.array(weights.of_scenes, np.float64)
+    ok = (own @ risks + weights.new * bound) / (own.sum() + weights.new) <= alpha + 1e-12
     return float(lambdas[ok][-1]) if ok.any() else None
 
 
-def missed_shares(
-    model: SegmentationModel, batches: Iterable[Batch], scenes: Mapping[str, str], klass: str = "water"
-) -> dict[str, NDArray[np.float64]]:
-    """Return, per scene with the class, the share of its pixels below each threshold i / 1000.
+def conformal_quantile(values: DoubleArray, level: float, weights: SceneWeights | None = None) -> float | None:
+    """Return the least of the values that a new one exceeds with a probability of at most 1 - level.
 
     Args:
-        model: In eval mode.
-        batches: Chips.
-        scenes: Scene of each chip; chips of one scene are pooled, a chip without one is its own scene.
-        klass: The class.
+        values: (n,) of the calibration scenes.
+        level: Probability, inside (0, 1).
+        weights: Weights of the scenes and of a new one; all the same if None.
 
     Returns:
-        Scene to (1001,) missed shares at the thresholds 0, 0.001, ... 1. Scenes without the class are left out.
+        The value of rank ceil((n + 1) level), or None where there are too few scenes.
+
+    Paper: Tibshirani et al. 2019, arXiv:1904.06019, eq. 7.
+
+    Example:
+        >>> conformal_quantile(np.arange(1.0, 10.0), 0.9)
+        9.0
     """
-    k = model.spec.klass(klass)
-    counts: dict[str, NDArray[np.int64]] = {}
-    for chips in batches:
-        batch = to_device_of(model, chips)
-        with torch.no_grad():
-            share = torch.softmax(model(batch.image).cpu().double(), 1)[:, k]
-        for i, chip in enumerate(batch.chips):
-            held = share[i][(batch.valid[i] & (batch.label[i] == k)).cpu()].numpy()
-            # a pixel of probability p is kept by thresholds up to p: it is missed from the next step on
-            step = np.floor(held * THRESHOLD_STEPS).astype(np.int64) + 1
-            scene = scenes.get(chip, chip)
-            counts[scene] = counts.get(scene, np.zeros(THRESHOLD_STEPS + 2, np.int64)) + np.bincount(
-                step, minlength=THRESHOLD_STEPS + 2
-            )
-    return {s: np.cumsum(c)[: THRESHOLD_STEPS + 1] / c.sum() for s, c in sorted(counts.items()) if c.sum()}
+    weights = weights or SceneWeights.equal(len(values))
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(np.array(weights.of_scenes, np.float64)[order])
+    enough = reached >= level * (sum(weights.of_scenes) + weights.new) - 1e-9
+    return float(values[order][np.argmax(enough)]) if enough.any() else None
 
 
-def fit_conformal(
-    model: SegmentationModel,
-    batches: Iterable[Batch],
-    scenes: Mapping[str, str],
-    *,
-    klass: str = "water",
-    alpha: float = 0.1,
-) -> Conformal:
-    """Return the highest threshold that misses at most `alpha` of a class, on average over new scenes.
+def needed_scenes(alpha: float, weights: SceneWeights, least: float = 0.0) -> int | None:
+    """Return how many calibration scenes of the mean weight a guarantee needs; None where no number is enough.
 
     Args:
-        model: In eval mode.
-        batches: Held-out chips; one scene's chips are one observation, whatever their number.
-        scenes: Scene of each chip.
-        klass: The class.
-        alpha: Share that may be missed.
+        alpha: Share that is allowed.
+        weights: Weights of the scenes that there are.
+        least: Mean share at the most cautious set.
+
+    Example:
+        >>> needed_scenes(0.05, SceneWeights.equal(0))
+        19
     """
-    shares = missed_shares(model, batches, scenes, klass)
-    risks = np.array(list(shares.values())).reshape(-1, THRESHOLD_STEPS + 1)
-    lambdas = np.arange(THRESHOLD_STEPS + 1) / THRESHOLD_STEPS
-    threshold = conformal_threshold(risks, lambdas, alpha)
-    needed = math.ceil(1 / alpha - 1 - 1e-9)
-    risk = None if threshold is None else float(risks[:, round(threshold * THRESHOLD_STEPS)].mean())
-    return Conformal(klass, alpha, threshold, len(risks), needed, risk)
+    if least >= alpha:
+        return None
+    mean = sum(weights.of_scenes) / len(weights.of_scenes) if sum(weights.of_scenes) else weights.new
+    return math.ceil(weights.new / mean * (1 - alpha) / (alpha - least) - 1e-9)
+
+
+def _risk_curve(risk: Risk, score: SceneScores) -> DoubleArray | None:
+    if risk.by_distance:
+        return score.missed_beyond if risk.name == "miss" else score.alarmed_beyond
+    return score.missed if risk.name == "miss" else score.alarmed
+
+
+def _curve_size(risk: Risk) -> int:
+    return DISTANCE_PIXELS + 1 if risk.by_distance else THRESHOLD_STEPS + 1
+
+
+def _physical(risk: Risk, step: int, gsd_m: float) -> float:
+    """Return the probability or the distance of a step from the most cautious set."""
+    if risk.by_distance:
+        return (DISTANCE_PIXELS - step) * gsd_m
+    return (step if risk.name == "miss" else THRESHOLD_STEPS - step) / THRESHOLD_STEPS
