@@ -7,6 +7,7 @@ observation: windows of one scene are not independent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -150,16 +151,19 @@ class SceneStatistics:
             )
 
     def _causes(self, windows: DoubleArray) -> tuple[str, ...]:
-        """Name the entries that contribute most to the distance of the median window, at most one per band and kind."""
+        """Name the entries that contribute most to the distance of the median window, at most one per band or pair.
+
+        Those outside of the range of the training scenes; where all are inside it, the combination is unusual.
+        """
         typical = np.median(windows, axis=0)
         z = self._ellipse.deviations(typical)
         share = z * (self.precision @ z)  # sums to the squared distance
         outside = (typical < self.low) | (typical > self.high)
-        order = sorted(range(len(share)), key=lambda i: (not outside[i], -share[i]))
+        counted = (share > 0) & (outside | ~outside.any())
         chosen: dict[str, int] = {}
-        for i in order:
-            if share[i] > 0:
-                chosen.setdefault(self.names[i].split(" ")[0], i)
+        for i in np.argsort(-share, kind="stable"):
+            if counted[i]:
+                chosen.setdefault(self.names[i].split(" ")[0], int(i))
         at = list(chosen.values())[:MOST_CAUSES]
         return tuple(f"{self.names[i]} {typical[i]:.3g}, training {self.low[i]:.3g} to {self.high[i]:.3g}" for i in at)
 
@@ -204,7 +208,7 @@ def _check_rows(rows: list[DoubleArray], entries: int, alarms: float) -> None:
     if (missing := clean_groups_needed(alarms) - len(rows)) > 0:
         raise UsageError(
             f"scene statistics: expected at least {clean_groups_needed(alarms)} scenes for a false-alarm rate of {alarms:g}, got "
-            f"{len(rows)}, {missing} too few; add scenes or allow {1 / (len(rows) + 1):.3f}"
+            f"{len(rows)}, {missing} too few; add scenes or allow {math.ceil(1000 / (len(rows) + 1)) / 1000:g}"
         )
     for row in rows:
         if row.ndim != 2 or row.shape[1] != entries or not len(row) or not np.isfinite(row).all():
