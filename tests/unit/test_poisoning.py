@@ -11,6 +11,7 @@ from torch import nn
 
 from seawall.errors import DataError, UsageError
 from seawall.label_noise.teacher import model_teacher, saliency_teacher
+from seawall.metrics.detection import conformal_flags
 from seawall.models.unet import UNet
 from seawall.poisoning import meta_poison
 from seawall.poisoning.backdoor import Backdoor, trigger_rate
@@ -24,7 +25,6 @@ from seawall.poisoning.clean_label import (
 from seawall.poisoning.detection import (
     activation_clustering,
     activations,
-    conformal_flags,
     spectral_signatures,
 )
 from seawall.poisoning.dirty_label import DirtyLabel

@@ -20,6 +20,7 @@ from torch import nn
 
 from seawall.arrays import DoubleArray
 from seawall.errors import DataError, UsageError
+from seawall.metrics.detection import auroc, clean_groups_needed, conformal_flags
 from seawall.modules import eval_mode, forward_with_maps, masked_map_mean, to_device_of
 from seawall.registry import register
 from seawall.types import Batch
@@ -49,10 +50,7 @@ class PoisonDetection:
     def auc(self, poisoned: Iterable[str]) -> float | None:
         """Return the probability that a poisoned chip has the higher score than a clean one; None without both."""
         bad = np.isin(self.chips, list(poisoned))
-        if not bad.any() or bad.all():
-            return None
-        difference = self.scores[bad][:, None] - self.scores[~bad][None]
-        return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+        return auroc(self.scores[bad], self.scores[~bad])
 
 
 def activations(
@@ -240,25 +238,6 @@ def activation_clustering(
     return PoisonDetection(tuple(chips), scores, (cluster == minor) & bool(poisoned), "activation-clustering")
 
 
-def conformal_flags(scores: DoubleArray, trusted: DoubleArray, alarms: float) -> NDArray[np.bool_]:
-    """Return which scores are too high for a clean chip, by conformal p-values against trusted chips.
-
-    A clean chip that is exchangeable with the trusted ones is flagged with a probability of at most `alarms`, whatever
-    the distribution of the scores.
-
-    Args:
-        scores: (N,) of the tested chips.
-        trusted: (M,) of chips known to be clean.
-        alarms: False-alarm rate; M must be at least 1 / alarms - 1, or nothing can be flagged.
-
-    Example:
-        >>> conformal_flags(np.array([19.5, 18.5]), np.arange(20.0), 0.05)
-        array([ True, False])
-    """
-    at_least = np.count_nonzero(trusted[None] >= scores[:, None], axis=1)
-    return np.asarray((1 + at_least) / (len(trusted) + 1) <= alarms + 1e-12)
-
-
 def robust_z(values: DoubleArray) -> DoubleArray:
     """Return the distance from the median in robust standard deviations (1.4826 median absolute deviations)."""
     distance = np.abs(values - np.median(values))
@@ -286,7 +265,7 @@ def _centered_features(
             f"detector: expected finite trusted features (M, {features.shape[1]}), got {trusted.shape}; use `activations` "
             "with the same model and layer"
         )
-    if not 0 < alarms < 1 or (1 / (len(trusted) + 1)) > alarms + 1e-12:
+    if not 0 < alarms < 1 or len(trusted) < clean_groups_needed(alarms):
         raise UsageError(
             f"detector.alarms: expected a rate in (0, 1) with at least 1 / alarms - 1 trusted chips, got {alarms} and "
             f"{len(trusted)} chips; trust more chips or allow more alarms"

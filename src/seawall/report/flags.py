@@ -77,6 +77,10 @@ _FLAGS = (
     Flag("acquisition-time-unknown", "Nothing says when the scene was acquired: no tag, no stamp in the file's name.",
          "The numbers stand; pass the time to seawall predict if the date of the map matters.", "note",
          "acquisition-time-unknown|the acquisition time is unknown"),
+    Flag("unlike-training", "The scene does not look like the training scenes: its band statistics are farther from theirs than a new "
+         "scene of their kind is, but for the stated false-alarm rate.",
+         "Read the causes in the map's JSON file: a unit, an offset, clouds, snow, another season or land cover. Check the map by eye, or train "
+         "on such scenes."),
     Flag("layer-misses-scene", "The vector layer does not touch the scene, so its mask is all land.",
          "Look at the layer's coordinate system and extent; nothing follows from such a mask.", "warning",
          "layer-misses-scene|the layer misses the scene"),
