@@ -229,6 +229,8 @@ def evaluate(
     *,
     out: Path | str = Path("runs/evaluation"),
     part: str = "auto",
+    uncertainty: str = "",
+    calibration: str = "auto",
     key: str = "",
     device: str = "auto",
     progress: Progress = no_progress,
@@ -241,6 +243,8 @@ def evaluate(
         out: Folder of the rows; existing rows are not measured again.
         part: auto leaves out the chips that the weights were trained on or selected by; train, val or test is that
             part of the split that the weights carry; all is every chip, and those that the weights have seen are flagged.
+        uncertainty: Estimator of uncertainty around the network, as for `seawall predict`, with its calibration if there is one.
+        calibration: auto takes the calibration beside the weights, none takes none; else its file. Chips of its scenes are flagged.
         key: File or env:NAME of the key, for weights behind a keyed transform.
         device: auto, cpu, cuda, or mps.
 
@@ -257,7 +261,15 @@ def evaluate(
 
     return Result(
         *trained_model.evaluate_chips(
-            Path(weights), Path(chips), Path(out), part=part, device=device, progress=progress, key=key
+            Path(weights),
+            Path(chips),
+            Path(out),
+            part=part,
+            uncertainty=uncertainty,
+            calibration=calibration,
+            device=device,
+            progress=progress,
+            key=key,
         )
     )
 
@@ -484,6 +496,51 @@ def sensitivity(
     )  # fmt: skip
 
 
+def calibrate(
+    weights: Path | str,
+    chips: Path | str,
+    *,
+    uncertainty: str = "",
+    temperature: str = "global",
+    klass: str = "",
+    part: str = "auto",
+    level: float = 0.9,
+    key: str = "",
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Result:
+    """Calibrate a network on held-out chips, and store it beside the weights: temperature, risks, area, and how known scenes look.
+
+    Args:
+        weights: A .safetensors file of seawall; the calibration goes beside it, one file per estimator.
+        chips: A chip folder; its groups are the scenes that a guarantee is over, and none may be one of the training.
+        uncertainty: Estimator around the network, as for `seawall predict`, which then takes this calibration.
+        temperature: global, class, local or none; see docs/uncertainty.md.
+        klass: Class of the risks and the area; water, or else the second of two classes, by default.
+        part: auto takes the chips that the weights neither learned from nor were chosen by; val or test that part of the split.
+        level: Of the interval of the area that is described.
+        key: File or env:NAME of the key, for weights behind a keyed transform.
+        device: auto, cpu, cuda, or mps.
+
+    Returns:
+        One row per usual risk, with its threshold or how many scenes are missing; calibration errors before and after.
+
+    Raises:
+        DataError: Chips of the training are among them, or there is one class only.
+
+    Command:
+        seawall calibrate runs/mine/models/index-unet/model.safetensors chips/mine --uncertainty ensemble
+    """
+    from seawall.pipeline import calibrate as calibration
+
+    return Result(
+        *calibration.calibrate_chips(
+            Path(weights), Path(chips), uncertainty=uncertainty, temperature=calibration.check_temperature(temperature), klass=klass,
+            part=part, level=level, key=key, device=device, progress=progress,
+        )
+    )  # fmt: skip
+
+
 def predict(
     weights: Path | str,
     scene: Path | str,
@@ -496,13 +553,18 @@ def predict(
     runtime: str = "torch",
     memory_mib: int = 512,
     verify_tiles: int | None = None,
+    layers: Sequence[str] = (),
     uncertainty: str = "",
+    calibration: str = "auto",
+    risk: Sequence[str] = (),
+    shift: str = "",
+    level: float = 0.9,
     key: str = "",
     device: str = "auto",
     resume: bool = True,
     progress: Progress = no_progress,
 ) -> Result:
-    """Map whole scenes: class, probability of one class and uncertainty as GeoTIFFs, its area, STAC items.
+    """Map whole scenes: class, probability of one class, uncertainty and what cannot be told as GeoTIFFs, its area with an interval, STAC items.
 
     Args:
         weights: A .safetensors file of seawall.
@@ -516,14 +578,23 @@ def predict(
         memory_mib: Memory for buffers; whatever the scene's size.
         verify_tiles: Tiles after which the weights in memory are compared with the checksums of their file, 16 by default; 0
             compares them at the end of a scene only. They are compared before rows are kept, too.
+        layers: Further layers: margin or variation-ratio; may be given again.
         uncertainty: Estimator of uncertainty around the network: softmax, tta, "mc-dropout passes=10", ensemble, snapshot-ensemble, laplace;
             an ensemble takes the members beside the weights, or "ensemble members=a.safetensors,b.safetensors".
+        calibration: auto takes the calibration of the estimator beside the weights if there is one, none takes none; else its file.
+        risk: What the sets of pixels keep, such as "miss 5%" or "false-alarm 1%", on average over new scenes like those of the
+            calibration, also "miss 5% by distance"; may be given again for the other side. They need a calibration.
+        shift: How the mapped scenes differ from those of the calibration, such as "share 2%" of the class; weighs these.
+        level: How often the interval of the area holds it.
         key: File or env:NAME of the key, for weights behind a keyed transform.
         device: auto, cpu, cuda, or mps.
         resume: Reuse what an earlier run finished for the same model, scene and settings.
 
     Returns:
-        One row per scene: area in km2 and the share that the model is unsure of.
+        One row per scene: area in km2 with its interval, and the area that cannot be told; a sentence about it, the calibration and the risks.
+
+    Raises:
+        DataError: A risk cannot be controlled; the message says how many scenes the calibration lacks.
 
     Command:
         seawall predict runs/mine/models/index-unet/model.safetensors scene.tif --out maps
@@ -533,7 +604,8 @@ def predict(
 
     files, table, failed = trained_model.map_scenes(
         Path(weights), Path(scene), Path(out), klass=klass, names=names, tile=tile, overlap=overlap, runtime=_one_of("runtime", runtime, RUNTIMES), memory_mib=memory_mib, verify_tiles=verify_tiles,
-        uncertainty=uncertainty, key=key, device=device, resume=resume, progress=progress,
+        layers=layers, uncertainty=uncertainty, calibration=calibration, risk=risk, shift=shift, level=level, key=key, device=device, resume=resume,
+        progress=progress,
     )  # fmt: skip
     return Result(files, table, failed, done=len(table))
 
@@ -860,6 +932,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     stress,
     flip_bits,
     sensitivity,
+    calibrate,
     predict,
     corrupt,
     poison,

@@ -66,6 +66,7 @@ class SplitRecord:
         chips: First digits of each image file's SHA-256, by part.
         groups: Group names, by part; in a split by block a group may be in several parts.
         settings: Settings of the split; None for a split made by hand.
+        selected: Whether the weights were chosen by the val part; False where a fixed length of training keeps the last ones.
 
     Example:
         >>> record = SplitRecord({"train": ("aa",), "test": ("bb",)}, {"train": ("river",), "test": ("lake",)})
@@ -78,6 +79,12 @@ class SplitRecord:
     chips: Mapping[str, tuple[str, ...]]
     groups: Mapping[str, tuple[str, ...]]
     settings: SplitSettings | None = None
+    selected: bool = True
+
+    @property
+    def learned_parts(self) -> tuple[str, ...]:
+        """The parts that the weights learned from or were chosen by."""
+        return ("train", "val") if self.selected else ("train",)
 
     def part(self, sha256: str, group: str) -> str:
         """Return the part of a chip; "" where neither the image nor its group is in the record.
@@ -97,7 +104,8 @@ class SplitRecord:
 
     def to_json(self) -> str:
         """Return the record as JSON."""
-        return _RECORD.dump_json(self).decode()
+        later = {"selected"} if self.selected else set()  # files of earlier versions lack it, and digests stay
+        return _RECORD.dump_json(self, exclude=later).decode()
 
     @staticmethod
     def from_json(text: str) -> SplitRecord:

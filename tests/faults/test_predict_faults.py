@@ -21,6 +21,7 @@ from torch import nn
 from seawall.errors import ImageryError, ModelError, RadiometryError, RunError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Grid, write_cog
+from seawall.inference.guarantee import Guarantee
 from seawall.inference.output_buffer import OutputBuffer
 from seawall.inference.predict import predict_many, predict_scene
 from tiny import PixelModel
@@ -206,9 +207,9 @@ def test_what_is_not_whole_or_of_another_run_is_written_again(scene, tmp_path, o
         ledger.write_text(ledger.read_text()[:-20])
     elif damage == "short":
         os.truncate(part / "class.raw", 1000)
-    unsure = (0.1, 0.9) if damage == "settings" else (0.2, 0.8)
-    got = predict_scene(PixelModel(), scene, out, tile=64, overlap=32, unsure=unsure)
-    whole = predict_scene(PixelModel(), scene, tmp_path / "fresh", tile=64, overlap=32, unsure=unsure)
+    promised = Guarantee(unsure=(0.1, 0.9)) if damage == "settings" else Guarantee()
+    got = predict_scene(PixelModel(), scene, out, tile=64, overlap=32, guarantee=promised)
+    whole = predict_scene(PixelModel(), scene, tmp_path / "fresh", tile=64, overlap=32, guarantee=promised)
     assert got.digests == whole.digests
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from seawall.errors import ModelError, PartialError, UsageError
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference import predict
+from seawall.inference.guarantee import Guarantee
 from seawall.inference.layers import LAYERS, NODATA, SCALE, ReportedClass, class_palette, encode_layers
 from seawall.inference.predict import find_scenes, model_digest, predict_many, predict_scene
 from seawall.inference.products import Totals, count_strip
@@ -143,7 +144,7 @@ def test_a_whole_product_is_not_made_twice_but_a_changed_setting_is_another_map(
     assert again.reused
     assert again.digests == first.digests
     assert model.calls == calls
-    assert not predict_scene(model, scene, tmp_path, unsure=(0.3, 0.7)).reused
+    assert not predict_scene(model, scene, tmp_path, guarantee=Guarantee(unsure=(0.3, 0.7))).reused
     assert not predict_scene(model, scene, tmp_path, resume=False).reused
     with torch.no_grad():
         model.gain.mul_(2)
@@ -271,8 +272,7 @@ def test_acquisition_times():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"unsure": (0.8, 0.2)},
-        {"unsure": (0.5, 0.5)},
+        {"layers": ("margins",)},
         {"batch": -1},
         {"memory_mib": 0},
         {"tile": 100},
@@ -281,7 +281,7 @@ def test_acquisition_times():
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings):
-    with pytest.raises(UsageError, match="expected"):
+    with pytest.raises(UsageError, match=r"expected|did you mean"):
         PredictSettings(**settings)
 
 

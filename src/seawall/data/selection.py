@@ -12,7 +12,10 @@ from seawall.split_record import SPLIT_PARTS, SplitRecord
 
 MEASURED_PARTS = ("auto", "all", *SPLIT_PARTS)
 SEEN_IN_TRAINING = "chips-seen-in-training"
-"""Flag of every number over a chip of the model's training or validation part."""
+"""Flag of every number over a chip that the model learned from or was chosen by."""
+
+SEEN_IN_CALIBRATION = "chips-seen-in-calibration"
+"""Flag of every number over a chip of a scene that the predictor was calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Selection:
 
     Args:
         ids: The chips.
-        seen: Those of them in the model's training or validation part.
+        seen: Those of them that the model learned from or was chosen by.
         part: Which part they are, in words.
         split: Which split says so, in words.
     """
@@ -67,7 +70,7 @@ def select_chips(folder: ChipFolder, record: SplitRecord | None, part: str) -> S
     if record is None:
         return _select_unrecorded(folder, part)
     parts = recorded_parts(folder, record)
-    learned = frozenset((*parts["train"], *parts["val"]))
+    learned = frozenset(id_ for name in record.learned_parts for id_ in parts[name])
     split = _split_text(folder, record, parts)
     if part == "all" or (part == "auto" and not learned):
         return Selection(folder.ids, learned, "all", split)
@@ -93,7 +96,8 @@ def _split_text(folder: ChipFolder, record: SplitRecord, parts: Mapping[str, Seq
     known = [folder.row(id_) for name in SPLIT_PARTS for id_ in parts[name]]
     if not known:
         return f"{how}; it shares no image and no group with these chips"
-    counts = f"{len(parts['train'])} chips learned from, {len(parts['val'])} chosen by, {len(parts['test'])} held out"
+    val = "chosen by" if record.selected else "validated on"
+    counts = f"{len(parts['train'])} chips learned from, {len(parts['val'])} {val}, {len(parts['test'])} held out"
     new = f", {len(parts[''])} new" if parts[""] else ""
     by_group = sum(not record.has_image(row.sha256) for row in known)
     return f"{how}; {counts}{new}" + (f"; {by_group} of them known by their group alone" if by_group else "")

@@ -94,13 +94,14 @@ def labelled_ids(folder: ChipFolder) -> tuple[str, ...]:
     return tuple(row.id for row in folder.rows if row.valid_share > 0)
 
 
-def record_split(folder: ChipFolder, split: Split) -> SplitRecord:
-    """Return the record of a split that is stored with weights or a folder."""
+def record_split(folder: ChipFolder, split: Split, *, selected: bool = True) -> SplitRecord:
+    """Return the record of a split that is stored with weights or a folder; `selected` says that weights are chosen by its val part."""
     rows = {part: [folder.row(id_) for id_ in ids] for part, ids in split.parts().items()}
     return SplitRecord(
         {part: tuple(sorted({row.sha256[:SHA256_PREFIX] for row in mine})) for part, mine in rows.items()},
         {part: tuple(sorted({row.group for row in mine})) for part, mine in rows.items()},
         split.settings,
+        selected,
     )
 
 

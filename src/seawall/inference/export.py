@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from seawall.arrays import ByteArray
 from seawall.errors import ImageryError, RunError
 from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import CogWriter
+from seawall.inference.guarantee import Guarantee, set_rows
 from seawall.inference.layers import LAYERS, NODATA, SCALE, index_labels, layer_names
 from seawall.inference.output_buffer import OutputBuffer, write_error
 from seawall.inference.products import SceneResult
@@ -59,6 +61,7 @@ def export_products(
     when: str,
     begin: float,
     weights: Path | None = None,
+    guarantee: Guarantee = Guarantee(),
 ) -> SceneResult:
     """Write the buffer as products: in a staging folder first, renamed when all of them are verified.
 
@@ -71,6 +74,7 @@ def export_products(
         when: Acquisition time as the user stated it.
         begin: Monotonic time at which the work began.
         weights: File of the weights, for the link in the model's Item; a copy is written beside it where None.
+        guarantee: What the map promises.
 
     Raises:
         RunError: The disk is full or the folder cannot be written. The buffer stays, so that nothing is predicted again.
@@ -79,7 +83,7 @@ def export_products(
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
-        result = _write_layers(result, scene, buffer, staged)
+        result = _write_layers(result, scene, buffer, staged, guarantee)
         model_file = f"models/model-{result.model[:12]}.json"
         taken = acquisition_time(result.source, scene.source.tags, when)
         if taken is None:
@@ -87,6 +91,7 @@ def export_products(
         result = replace(result, seconds=time.monotonic() - begin)
         item = scene_item(result, scene.source.grid, taken, staged, model_file, os.path.relpath(scene.source.path, out))
         _write_model(model, result.model, out / model_file, weights)
+        item["calibration"] = guarantee.plain()
         write_atomic(staged / f"{result.name}.json", json.dumps(item, indent=1))
         replace_products(staged, out, result)
     except (ImageryError, OSError) as bad:
@@ -141,7 +146,14 @@ def _with_styles(files: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for file in files for name in (file, str(Path(file).with_suffix(STYLE_SUFFIX))))
 
 
-def _write_layers(result: SceneResult, scene: OpenScene, buffer: OutputBuffer, staged: Path) -> SceneResult:
+def _write_layers(
+    result: SceneResult, scene: OpenScene, buffer: OutputBuffer, staged: Path, guarantee: Guarantee
+) -> SceneResult:
+    klass = result.classes.index(result.klass)
+
+    def rows(layer: str) -> Iterator[tuple[int, ByteArray]]:
+        return set_rows(scene, buffer, guarantee, klass) if layer == "sets" else buffer.rows(layer)
+
     tags = {"SEAWALL_KEY": result.key, "SOURCE": result.source, "CLASSES": json.dumps(result.classes)}
     for layer, name in layer_names(result.klass, buffer.layers).items():
         path, made = staged / result.files[name], LAYERS[layer]
@@ -158,9 +170,9 @@ def _write_layers(result: SceneResult, scene: OpenScene, buffer: OutputBuffer, s
             offsets=None if indices else (0.0,),
             colormap={**{k: color for k, (_, color) in indices.items()}, NODATA: (0, 0, 0, 0)} if indices else None,
         ) as writer:
-            for row, pixels in buffer.rows(layer):
+            for row, pixels in rows(layer):
                 writer.write(pixels, row)
-        _verify_layer(buffer, layer, path)
+        _verify_layer(rows(layer), path)
         write_atomic(path.with_suffix(STYLE_SUFFIX), layer_style(layer, result.classes, result.klass))
     return replace(result, digests={layer: file_sha256(staged / file) for layer, file in result.files.items()})
 
@@ -182,10 +194,10 @@ def _listed_layers(path: Path) -> tuple[str, ...]:
         return ()
 
 
-def _verify_layer(buffer: OutputBuffer, layer: str, file: Path) -> None:
+def _verify_layer(rows: Iterator[tuple[int, ByteArray]], file: Path) -> None:
     with rasterio.open(file) as back:
-        for row, pixels in buffer.rows(layer):
-            got: NDArray[np.uint8] = back.read(1, window=rasterio.windows.Window(0, row, buffer.width, len(pixels)))
+        for row, pixels in rows:
+            got: NDArray[np.uint8] = back.read(1, window=rasterio.windows.Window(0, row, back.width, len(pixels)))
             if not np.array_equal(got, pixels):
                 raise RunError(
                     f"{file.name}: expected the pixels that were written, got others in rows {row} to {row + len(pixels)}; check the disk"

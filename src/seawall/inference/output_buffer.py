@@ -103,6 +103,10 @@ class OutputBuffer:
         except OSError as bad:
             raise write_error(self.folder.parent, bad, len(self.layers) * height * width, kept=True) from bad
 
+    def read_rows(self, layer: str, first: int, last: int) -> ByteArray:
+        """Return rows of a layer, from the first up to the last."""
+        return self._window(layer, (first, 0, last - first, self.width))
+
     def rows(self, layer: str, step: int = 512) -> Iterator[tuple[int, ByteArray]]:
         """Yield a layer's rows from top to bottom, as (first row, (step, width) pixels)."""
         for row in range(0, self.height, step):

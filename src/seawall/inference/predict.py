@@ -17,11 +17,12 @@ import rasterio
 from torch import nn
 
 from seawall.arrays import FloatArray
-from seawall.errors import ImageryError, ModelError, RunError, SeawallError
+from seawall.errors import ImageryError, ModelError, RunError, SeawallError, UsageError
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Window
 from seawall.inference.backends import Runtime, find_device, is_out_of_memory, open_runtime
 from seawall.inference.export import export_products, read_finished
+from seawall.inference.guarantee import Guarantee, with_guarantee
 from seawall.inference.layers import NODATA, ReportedClass, chosen_layers, encode_layers, layer_names
 from seawall.inference.output_buffer import OutputBuffer
 from seawall.inference.products import SceneResult, Totals, count_strip
@@ -50,7 +51,7 @@ __all__ = [
 
 GDAL_CACHE_BYTES = 128 * 2**20
 """Bytes for GDAL's block cache; reads follow the blocks, so a larger cache would only copy the scene into memory."""
-PRODUCT_FORMAT = 2
+PRODUCT_FORMAT = 3
 """Version of the products; it is part of the key, so a map of another version is made again."""
 
 
@@ -65,7 +66,6 @@ def predict_scene(
     tile: int | None = None,
     overlap: int | None = None,
     batch: int = 0,
-    unsure: tuple[float, float] = (0.2, 0.8),
     layers: Sequence[str] = (),
     runtime: Runtime = "torch",
     bands: Sequence[str] = (),
@@ -77,6 +77,7 @@ def predict_scene(
     resume: bool = True,
     progress: StageProgress = no_progress,
     weights: Path | str | None = None,
+    guarantee: Guarantee = Guarantee(),
 ) -> SceneResult:
     """Map a whole scene: class, probability and uncertainty as cloud-optimized GeoTIFFs, area, STAC.
 
@@ -95,6 +96,7 @@ def predict_scene(
         progress: Called after each batch of tiles.
         weights: File that the model was read from, for the link in its STAC Item, and for the checksums that the weights in
             memory are compared with; None writes the weights to `out` and takes the checksums of the memory at the start.
+        guarantee: What the map promises by the calibration of the model, see `seawall.inference.guarantee.guarantee_of`.
 
     Raises:
         UsageError: A setting is out of its range, or the class is unknown.
@@ -107,7 +109,6 @@ def predict_scene(
         tile,
         overlap,
         batch,
-        unsure,
         tuple(layers),
         runtime,
         tuple(bands),
@@ -118,7 +119,9 @@ def predict_scene(
     )
     job = SceneJob(Path(path), clean_name(name or scene_stem(Path(path))), when)
     with _lock_folder(Path(out)) as notes:
-        return _scene_predictor(model, Path(out), settings, device, resume, progress, notes, weights).map(job)
+        return _scene_predictor(model, Path(out), settings, device, resume, progress, notes, weights, guarantee).map(
+            job
+        )
 
 
 def predict_many(
@@ -131,6 +134,7 @@ def predict_many(
     resume: bool = True,
     progress: StageProgress = no_progress,
     weights: Path | str | None = None,
+    guarantee: Guarantee = Guarantee(),
 ) -> SceneReport:
     """Map many scenes; one that fails is listed with its reason and the others go on.
 
@@ -143,6 +147,7 @@ def predict_many(
         resume: See `predict_scene`; scenes whose products are there and whole are not computed again.
         progress: See `predict_scene`.
         weights: See `predict_scene`.
+        guarantee: See `predict_scene`.
 
     Raises:
         UsageError: There is no scene, or two would get the same name.
@@ -154,7 +159,7 @@ def predict_many(
     made: list[SceneResult] = []
     failed: list[tuple[str, str]] = []
     with _lock_folder(Path(out)) as notes:
-        mapper = _scene_predictor(model, Path(out), settings, device, resume, progress, notes, weights)
+        mapper = _scene_predictor(model, Path(out), settings, device, resume, progress, notes, weights, guarantee)
         for job in jobs:
             try:
                 made.append(mapper.map(job))
@@ -182,14 +187,14 @@ def _lock_folder(out: Path) -> Iterator[tuple[str, ...]]:
 
 def _scene_predictor(
     model: nn.Module, out: Path, settings: PredictSettings, device: str, resume: bool, progress: StageProgress,
-    notes: tuple[str, ...], weights: Path | str | None,
+    notes: tuple[str, ...], weights: Path | str | None, guarantee: Guarantee,
 ) -> _ScenePredictor:  # fmt: skip
     """Return what maps scenes, with checksums of the weights that hold for all of them."""
     path = None if weights is None else Path(weights)
     guard = None
     if settings.tiles_between_checks:
         guard = WeightGuard.of(model, None if path is None else _checksums_of_file(path))
-    return _ScenePredictor(model, out, settings, device, resume, progress, notes, path, guard)
+    return _ScenePredictor(model, out, settings, device, resume, progress, notes, path, guard, guarantee)
 
 
 def _checksums_of_file(path: Path) -> WeightChecksums | None:
@@ -211,13 +216,18 @@ class _ScenePredictor:
     notes: tuple[str, ...]
     weights: Path | None
     guard: WeightGuard | None
+    guarantee: Guarantee
 
     def map(self, job: SceneJob) -> SceneResult:
         """Map one scene, or return the map that is there."""
         begin = time.monotonic()
         spec = spec_of(self.model)
         settings = replace(self.settings, klass=spec.mapped_class(self.settings.klass))
-        reported = ReportedClass(spec.klass(settings.klass), settings.unsure)
+        if self.guarantee.klass not in ("", settings.klass):
+            raise UsageError(
+                f"klass: expected {self.guarantee.klass}, which the calibration is of, got {settings.klass}; calibrate with --klass {settings.klass}"
+            )
+        reported = ReportedClass(spec.klass(settings.klass), self.guarantee.unsure)
         if len(spec.classes) > NODATA:
             raise ModelError(
                 f"model: expected at most {NODATA} classes, got {len(spec.classes)}; a map pixel is a byte"
@@ -233,7 +243,8 @@ class _ScenePredictor:
             identity, notes = identify(self.model), self.notes
             if identity.unknown:
                 notes = (*notes, f"model identity unknown: {identity.unknown}; nothing is taken up or reused")
-            plain = [PRODUCT_FORMAT, identity.digest, scene.digest, job.when, settings.identity()]
+            promised = self.guarantee.identity()
+            plain = [PRODUCT_FORMAT, identity.digest, scene.digest, job.when, settings.identity(), promised]
             key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
             if self.resume and (found := read_finished(self.out, job.name, key)):
                 return replace(found, reused=True)
@@ -251,8 +262,9 @@ class _ScenePredictor:
                 raise
             notes = (*notes, *flags, *getattr(self.model, "flags", ()))
             result = _result(job, scene, settings, layers, totals, key, identity.digest, notes)
+            result = with_guarantee(replace(result, tiles=plan.count), scene, buffer, self.guarantee)
             return export_products(
-                self.model, replace(result, tiles=plan.count), scene, buffer, self.out, job.when, begin, self.weights
+                self.model, result, scene, buffer, self.out, job.when, begin, self.weights, self.guarantee
             )
 
     def _predict(
@@ -315,7 +327,6 @@ def _result(
         unsure_km2=_to_km2(totals.unsure_m2),
         unsure_share=totals.unsure / totals.seen if totals.seen else None,
         class_km2={name: None if by_class is None else by_class[k] / 1e6 for k, name in enumerate(classes)},
-        unsure=settings.unsure,
         flags=(*scene.flags, *notes),
     )
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from seawall.inference.layers import ReportedClass, slug_of
 from seawall.inference.tiling import Strip
+from seawall.uncertainty.area import AreaEstimate
+from seawall.uncertainty.scene_statistics import Familiarity
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,15 @@ class SceneResult:
         area_km2: Area of pixels of the class; None without georeference. So are all areas.
         expected_km2: Sum of probability times pixel area: the expected area, if the probabilities are calibrated.
         doubt_km2: Sum of probability times one less probability times pixel area.
-        low_km2: Area that is surely of the class (probability at or above the unsure range).
-        high_km2: Area that may be of the class (probability in or above the unsure range). [low, high] is what the
-            threshold's choice can change; it is no confidence interval, for errors of neighboring pixels are alike.
-        unsure_km2: Area in the unsure range.
+        low_km2: Area of the pixels that surely are of the class, by the layer of sets.
+        high_km2: Area of those that may be. [low, high] is no confidence interval: errors of neighboring pixels are alike.
+        unsure_km2: Area of those that cannot be told.
         unsure_share: Share of seen pixels in the unsure range; None if nothing was seen.
         class_km2: Area per class.
-        unsure: The unsure range.
+        unsure: The unsure range, of probabilities; that of the map itself where its sets are by distance.
+        statement: The area in a sentence.
+        interval: The area with its interval and its corrected estimates; None without georeference.
+        familiarity: Whether the scene looks like those that the network knows; None where nobody can say.
         flags: Warnings about the numbers.
         tiles: Tiles of the plan.
         seconds: Time it took.
@@ -113,7 +117,10 @@ class SceneResult:
     unsure_km2: float | None
     unsure_share: float | None
     class_km2: Mapping[str, float | None]
-    unsure: tuple[float, float]
+    unsure: tuple[float, float] = (0.5, 0.5)
+    statement: str = ""
+    interval: AreaEstimate | None = None
+    familiarity: Familiarity | None = None
     flags: tuple[str, ...] = ()
     tiles: int = 0
     seconds: float = 0.0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pydantic import NonNegativeInt, PositiveInt, field_validator
+from pydantic import NonNegativeInt, PositiveInt
 
 from seawall.errors import PartialError, UsageError
 from seawall.geo.radiometry import Hints
@@ -39,7 +39,6 @@ class PredictSettings:
         overlap: Pixels that neighboring tiles share; None takes twice the radius of the receptive field, so that the
             map is that of the whole scene. Fewer are flagged.
         batch: Tiles per call of the network; 0 takes 1 on the CPU and 8 on an accelerator.
-        unsure: Probabilities from the first up to the second count as unsure.
         layers: Further layers to write: "margin", "variation-ratio".
         runtime: torch, onnx or openvino.
         bands: Names of the scene's bands, where its file has none.
@@ -58,7 +57,6 @@ class PredictSettings:
     tile: int | None = None
     overlap: int | None = None
     batch: NonNegativeInt = 0
-    unsure: tuple[float, float] = (0.2, 0.8)
     layers: tuple[str, ...] = ()
     runtime: Runtime = "torch"
     bands: tuple[str, ...] = ()
@@ -76,13 +74,6 @@ class PredictSettings:
         check_layers(self.layers)
         overlap = self.overlap or 0
         TilePlan.of(1, 1, max(TILE, 2 * overlap) if self.tile is None else self.tile, overlap)
-
-    @field_validator("unsure")
-    @classmethod
-    def _check_unsure(cls, unsure: tuple[float, float]) -> tuple[float, float]:
-        if not 0 <= unsure[0] < unsure[1] <= 1:
-            raise ValueError("two rising probabilities, such as 0.2 and 0.8")
-        return unsure
 
     @property
     def tiles_between_checks(self) -> int:

@@ -1,4 +1,4 @@
-"""Calibration counts per chip: how often the model is right at each level of confidence."""
+"""CalibrationCounts counts per chip: how often the model is right at each level of confidence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from seawall.records import finite_or_none
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationCounts:
     """Sums over the valid pixels of each chip.
 
     Args:
@@ -35,7 +35,7 @@ class Calibration:
     brier: DoubleArray
 
 
-def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int = 15) -> Calibration:
+def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int = 15) -> CalibrationCounts:
     """Sort valid pixels into equal bins of the largest probability; bin i holds [i/M, (i+1)/M), the last also 1.
 
     Args:
@@ -65,7 +65,7 @@ def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int =
     nll = -logs.gather(1, label[:, None])[:, 0]
     brier = probability.square().sum(1) - 2 * true + 1
     ones = torch.ones_like(confidence)
-    return Calibration(
+    return CalibrationCounts(
         total(ones).astype(np.int64),
         total((guess == label).float()).astype(np.int64),
         total(confidence),
@@ -74,7 +74,7 @@ def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int =
     )
 
 
-def expected_calibration_error(found: Calibration) -> float | None:
+def expected_calibration_error(found: CalibrationCounts) -> float | None:
     """Return the pooled expected calibration error; None without a valid pixel."""
     gaps = np.abs(found.correct.sum(0) - found.confidence.sum(0)).sum()
     return finite_or_none(float(divide_or_nan(gaps, found.count.sum())))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -16,17 +16,18 @@ from seawall.attacks.suites import named_attacks as attacks_of
 from seawall.attacks.suites import parse_suite
 from seawall.class_names import main_class
 from seawall.data.chips import ChipFolder
-from seawall.data.selection import check_part, select_chips
+from seawall.data.selection import SEEN_IN_CALIBRATION, check_part, select_chips
 from seawall.errors import UsageError
 from seawall.evaluation.case import CLEAN_CASE, Case
 from seawall.evaluation.measurement import ChipSource, case_progress, check_and_evaluate, recipe_ids, records_of_cases
 from seawall.evaluation.sanity_checks import SanityChecks
 from seawall.inference.backends import Runtime, find_device
+from seawall.inference.guarantee import Guarantee, guarantee_of
 from seawall.inference.layers import slug_of
 from seawall.inference.predict import predict_many
 from seawall.inference.settings import PredictSettings
 from seawall.inputs import Sample, as_batch, as_model
-from seawall.io import RunLock
+from seawall.io import RunLock, file_sha256
 from seawall.keyed_transforms.keys import read_key
 from seawall.metrics.aggregate import aggregate_records
 from seawall.metrics.consistency import with_consistency_flags
@@ -40,13 +41,17 @@ from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.types import Attack, SegmentationModel
 from seawall.uncertainty.build import parse_uncertainty
+from seawall.uncertainty.calibration import Calibration, open_predictor, uncertainty_text
+from seawall.uncertainty.covariate_shift import parse_shift
 
 
 def evaluate_chips(
-    weights: Path, chips: Path, out: Path, *, part: str, device: str, progress: Progress, key: str = ""
-) -> tuple[MutableRow, list[MutableRow], Failed]:
-    """Evaluate weights on a chip folder; rows go to `out/records.jsonl`."""
+    weights: Path, chips: Path, out: Path, *, part: str, uncertainty: str, calibration: str, device: str, progress: Progress, key: str = ""
+) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
+    """Evaluate weights on a chip folder, with an estimator of uncertainty around them; rows go to `out/records.jsonl`."""
     target = open_target(weights, chips, part, device, key)
+    if uncertainty:
+        target = with_uncertainty(target, weights, uncertainty, calibration)
     measured = measure_target(target, [CLEAN_CASE], out, 0, progress)
     rows = [row for row in aggregate_records(measured) if not row.chip and not row.group]
     found = {(r.metric, r.klass): r for r in rows}
@@ -68,6 +73,25 @@ def evaluate_chips(
     overall = {name: value(name) for name in ("miou.pooled", "accuracy.pooled", "ece.pooled", "srip.iou")}
     facts: MutableRow = {name: number for name, number in overall.items() if number is not None}
     return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **flag_facts(flags_of(measured))}, table, ()
+
+
+def with_uncertainty(target: MeasuredModel, weights: Path, uncertainty: str, calibration: str) -> MeasuredModel:
+    """Return a target with an estimator around its network; chips of scenes that it was calibrated on are flagged."""
+    method = parse_uncertainty(uncertainty, weights)
+    net, found, path = open_predictor(method, cast(SegmentationModel, target.net), weights, calibration)
+    facts = {
+        **target.facts,
+        "uncertainty": uncertainty_text(method),
+        "calibration": "none" if path is None else str(path),
+    }
+    if found is None:
+        return replace(target, net=net, facts=facts)
+    scenes, flags = frozenset(found.facts.scenes), target.chips.flags
+
+    def of_chip(chip: str) -> tuple[str, ...]:
+        return (*flags(chip), SEEN_IN_CALIBRATION) if target.chips.groups[chip] in scenes else flags(chip)
+
+    return replace(target, net=net, facts=facts, chips=replace(target.chips, flags=of_chip))
 
 
 def attack_chips(
@@ -114,15 +138,16 @@ def row_folder(out: Path | None, data: Path | Sample, default: Path) -> Iterator
 
 def map_scenes(
     weights: Path, scene: Path, out: Path, *, klass: str, names: Sequence[str], tile: int | None, overlap: int | None, runtime: Runtime,
-    memory_mib: int, verify_tiles: int | None, uncertainty: str, device: str, resume: bool, progress: Progress, key: str = "",
+    memory_mib: int, verify_tiles: int | None, layers: Sequence[str], uncertainty: str, calibration: str, risk: Sequence[str], shift: str, level: float, device: str, resume: bool, progress: Progress, key: str = "",
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Map a scene, a folder or a manifest of scenes."""
     settings = PredictSettings(
         klass=klass, tile=tile, overlap=overlap, runtime=runtime, memory_mib=memory_mib, bands=tuple(names), verify_tiles=verify_tiles,
+        layers=tuple(layers),
     )  # fmt: skip
-    model: nn.Module = load_model(weights, key=read_key(key) if key else None)
-    if uncertainty:
-        model = parse_uncertainty(uncertainty, weights)(cast(SegmentationModel, model))
+    network = cast(SegmentationModel, load_model(weights, key=read_key(key) if key else None))
+    model, found, path = open_predictor(parse_uncertainty(uncertainty, weights), network, weights, calibration)
+    guarantee = _asked_guarantee(found, path, risk, shift, level)
     report = predict_many(
         model,
         scene,
@@ -132,18 +157,44 @@ def map_scenes(
         resume=resume,
         progress=stage_progress(progress, "scenes"),
         weights=weights,
+        guarantee=guarantee,
     )
     table: list[MutableRow] = [
         {
-            "scene": done.name, f"{slug_of(done.klass)}_km2": done.area_km2, "expected_km2": done.expected_km2, "low_km2": done.low_km2,
-            "high_km2": done.high_km2, "unsure_share": done.unsure_share, "flags": ", ".join(done.flags),
+            "scene": done.name, f"{slug_of(done.klass)}_km2": done.area_km2,
+            "low_km2": None if done.interval is None else done.interval.low_km2,
+            "high_km2": None if done.interval is None else done.interval.high_km2,
+            "expected_km2": done.expected_km2, "surely_km2": done.low_km2, "cannot_tell_km2": done.unsure_km2, "cannot_tell_share": done.unsure_share,
+            "flags": ", ".join(done.flags),
         }
         for done in report.made
     ]  # fmt: skip
     files: MutableRow = {
         f"{done.name} {layer}": str(out / file) for done in report.made for layer, file in done.files.items()
     }
-    return files, table, report.failed
+    told: MutableRow = {f"{done.name} area": done.statement for done in report.made if done.statement}
+    fitted: MutableRow = {} if found is None else {
+        "calibration": f"{path}: {found.facts.count} chips of {len(found.facts.scenes)} scenes", **{str(c.risk): str(c) for c in guarantee.controls}
+    }  # fmt: skip
+    return {**files, **fitted, **told}, table, report.failed
+
+
+def _asked_guarantee(
+    found: Calibration | None, path: Path | None, risk: Sequence[str], shift: str, level: float
+) -> Guarantee:
+    """Return what maps promise.
+
+    Raises:
+        UsageError: Something is asked for that needs a calibration, and there is none.
+        DataError: A risk cannot be controlled.
+    """
+    if found is None or path is None:
+        if risk or shift:
+            raise UsageError(
+                f"{'risk' if risk else 'shift'}: expected weights with a calibration, got none beside them; run `seawall calibrate WEIGHTS CHIPS` first"
+            )
+        return Guarantee(level=level)
+    return guarantee_of(found, file_sha256(path), risk, parse_shift(shift) if shift else None, level)
 
 
 @dataclass(frozen=True)

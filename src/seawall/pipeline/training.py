@@ -174,7 +174,9 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
     stored, chips = chips, chips.with_bands(run.recipe.inputs)
     model = _new_model(run, chips, network, network.model)
     start = start_from(section, model, chips, split)
-    set_split(model, record_split(chips, split))
+    training = training_settings(run, chips, split, network)
+    fitted = isinstance(model, FittedModel)
+    set_split(model, record_split(chips, split, selected=not split.val or (training.keep == "best" and not fitted)))
     if isinstance(model, FittedModel):
         _fit_network(run, chips, split, network, model)
         return
@@ -184,7 +186,6 @@ def train_in_process(run: RunContext, chips: ChipFolder, split: Split, network: 
     if section.pretraining is not None:
         _pretrain(run, chips, network, model, section.pretraining, labels)
         start = weights_digest(model)
-    training = training_settings(run, chips, split, network)
     _fit_to_labels(run, stored, split, network, model, labels, training, folder, start, f"train {network.name}")
 
 

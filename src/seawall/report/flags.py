@@ -104,6 +104,8 @@ _FLAGS = (
          "See whether what was left out is water that matters.", "note", r"features-skipped|\d+ features skipped"),
     Flag("chips-seen-in-training", "The model learned from some of these chips or its weights were chosen by them.",
          "Do not quote it as accuracy on new places: measure the held-out part, which is the default, or other chips."),
+    Flag("chips-seen-in-calibration", "Some of these chips are of scenes that the predictor was calibrated on.",
+         "Do not quote its calibration or its coverage as that on new places: measure other chips, or calibrate on --part val."),
     Flag("extreme-values", "Some pixels hold numbers that their unit cannot hold, such as a fill value that nobody declared; they count as unseen.",
          "Declare the value as nodata where the files are made; look at the share, and at where these pixels lie."),
     Flag("blank-pixels", "Some pixels are exactly 0 in every band and nobody declared 0 as nodata; they count as unseen.",

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch.nn import functional
 
 from seawall.arrays import BoolArray, DoubleArray
 from seawall.modules import to_device_of
 from seawall.types import Batch, SegmentationModel
+from seawall.uncertainty.distance import distance_pixels
 
 THRESHOLD_STEPS = 1000
 """Thresholds of a probability are whole 1/1000ths."""
 DISTANCE_PIXELS = 64
 """Largest distance from the border of the map, in pixels, at which errors are counted."""
+ROUNDING = 1e-4
+"""Distances are square roots of whole numbers in single precision; this much above a whole number is one."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,6 @@ def _by_distance(targets: BoolArray, pixels: BoolArray) -> np.ndarray[tuple[int]
     """Count pixels by their distance from the nearest target, rounded up; the last bin has what is farther or has no target."""
     if not pixels.any():
         return np.zeros(DISTANCE_PIXELS + 2, np.int64)
-    if targets.any():
-        far = np.ceil(distance_transform_edt(~targets)[pixels] - 1e-9)
-        at = np.minimum(far, DISTANCE_PIXELS + 1).astype(np.int64)
-    else:
-        at = np.full(int(pixels.sum()), DISTANCE_PIXELS + 1)
+    far = np.ceil(distance_pixels(targets)[pixels] - ROUNDING)
+    at = np.minimum(far, DISTANCE_PIXELS + 1).astype(np.int64)
     return np.bincount(at, minlength=DISTANCE_PIXELS + 2)

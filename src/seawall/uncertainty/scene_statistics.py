@@ -25,8 +25,6 @@ from seawall.labels.water_indices import NormalizedDifference
 from seawall.metrics.detection import clean_groups_needed, conformal_flags, conformal_p_values
 from seawall.types import Batch, Setting, Units, units_of
 
-UNLIKE_TRAINING = "unlike-training"
-"""Flag of a map of a scene that does not look like the training scenes."""
 WINDOW_PIXELS = 128
 """Largest side of a window in pixels."""
 LEAST_SEEN = 0.25
