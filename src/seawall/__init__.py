@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from seawall.api import (
+        area,
         attack,
         audit_labels,
         compare_labels,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "seawall.api": (
+        "area",
         "attack",
         "audit_labels",
         "compare_labels",
@@ -79,7 +81,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
+    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "area", "attack", "audit_labels", "build", "compare_labels",
     "corrupt", "curate",
     "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model", "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many",
     "predict_scene",
