@@ -129,6 +129,10 @@ class AreaCalibration:
             found.append(abs(misses - alarms) / sums.error_scale_km2)
         return np.array(found, np.float64)
 
+    def error_multiple(self, level: float) -> float | None:
+        """Return the multiple of its error scale within which the error of a new region is; None where there are too few scenes."""
+        return conformal_quantile(self.relative_errors(), level, self.scene_weights)
+
     def plain(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return asdict(self)
@@ -209,7 +213,8 @@ def estimate_area(sums: AreaSums, calibration: AreaCalibration | None, level: fl
             sums.mapped_km2, None, None, level, "the map was made without held-out scenes to calibrate by"
         )
     scenes, needed = len(calibration.scenes), needed_scenes(1 - level, calibration.scene_weights) or 0
-    low, high = area_interval(sums, calibration, level) or (None, None)
+    multiple = calibration.error_multiple(level)
+    low, high = (None, None) if multiple is None else area_interval(sums, multiple)
     stratified = estimate_by_strata(sums, calibration)
     return AreaEstimate(
         sums.mapped_km2, low, high, level,
@@ -218,12 +223,9 @@ def estimate_area(sums: AreaSums, calibration: AreaCalibration | None, level: fl
     )  # fmt: skip
 
 
-def area_interval(sums: AreaSums, calibration: AreaCalibration, level: float) -> tuple[float, float] | None:
-    """Return the ends of the interval of the area of a class in a region, in km2; None where there are too few scenes."""
-    found = conformal_quantile(calibration.relative_errors(), level, calibration.scene_weights)
-    if found is None:
-        return None
-    half = found * sums.error_scale_km2
+def area_interval(sums: AreaSums, multiple: float) -> tuple[float, float]:
+    """Return the ends of the interval that reaches a multiple of the region's error scale to both sides, in km2."""
+    half = multiple * sums.error_scale_km2
     return max(0.0, sums.mapped_km2 - half), min(sums.seen_km2, sums.mapped_km2 + half)
 
 
