@@ -153,11 +153,16 @@ def splits(count: int, given: argparse.Namespace) -> Iterator[tuple[list[int], l
         yield order[:size], order[size:]
 
 
-def realized(score: SceneScores, risk: Risk, at: float, gsd_m: float) -> float | None:
-    """Return the share of a place that is wrong at a threshold or a distance; None without a pixel that it is a share of."""
+def realized(score: SceneScores, risk: Risk, at: float | None, gsd_m: float) -> float | None:
+    """Return the share of a place that is wrong at a threshold or a distance; None without a pixel that it is a share of.
+
+    Where the risk is infeasible nothing is told of any pixel, so that nothing is wrong.
+    """
     name = {"miss": "missed", "false-alarm": "alarmed"}[risk.name] + ("_beyond" if risk.by_distance else "")
     curve = getattr(score, name)
-    return None if curve is None else float(curve[round(at / gsd_m) if risk.by_distance else round(at * 1000)])
+    if curve is None or at is None:
+        return None if curve is None else 0.0
+    return float(curve[round(at / gsd_m) if risk.by_distance else round(at * 1000)])
 
 
 def unsure_share(score: SceneScores, risk: Risk, at: float) -> float:
@@ -190,7 +195,15 @@ def stated_weights(shift: CovariateShift | None, scores: Sequence[SceneScores]) 
 
 @dataclass(frozen=True)
 class RiskFigures:
-    """What a risk came out as over splits: mean, mean of each split, share of splits where it is infeasible, and the mean set."""
+    """What a risk came out as over splits.
+
+    Args:
+        mean: Realized share over all splits, 0 in those where the risk is infeasible; NaN where it always is.
+        by_split: Realized share of each split where it is feasible.
+        infeasible: Share of the splits where it is not.
+        extra: Mean share of a new place that cannot be told, or the mean distance.
+        effective: Mean effective number of calibration places.
+    """
 
     mean: float
     by_split: DoubleArray
@@ -211,18 +224,18 @@ def risk_over_splits(
         chosen = [scores[i] for i in old]
         found = control_risk(risk, chosen, scored.gsd_m, stated_weights(shift, chosen))
         effective.append(found.effective)
+        shares = {i: share for i in new if (share := realized(scores[i], risk, found.at, scored.gsd_m)) is not None}
+        mine, values = likely[list(shares)], np.array(list(shares.values()))
+        sums += (mine @ values, mine.sum())
         if found.at is None:
             infeasible += 1
             continue
-        shares = {i: share for i in new if (share := realized(scores[i], risk, found.at, scored.gsd_m)) is not None}
         if shares:
-            mine = likely[list(shares)]
-            sums += (mine @ np.array(list(shares.values())), mine.sum())
-            by_split.append(float(np.average(list(shares.values()), weights=mine)))
+            by_split.append(float(np.average(values, weights=mine)))
         extra.append(
             found.at if risk.by_distance else float(np.mean([unsure_share(scores[i], risk, found.at) for i in new]))
         )
-    mean = float(sums[0] / sums[1]) if sums[1] else float("nan")
+    mean = float(sums[0] / sums[1]) if infeasible < given.splits else float("nan")
     return RiskFigures(
         mean,
         np.array(by_split),
