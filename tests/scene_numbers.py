@@ -26,14 +26,8 @@ def drawn_scenes(count: int, seed: int = 0) -> list[SceneScores]:
     for at in range(count):
         power, fall = rng.lognormal(0, 0.5), rng.uniform(0.3, 3)
         share, error = rng.uniform(0.05, 0.6), rng.normal(0, 0.05)
-        areas = (
-            10 * share,
-            max(0, 10 * error),
-            max(0, -10 * error),
-            10 * (1 - share) - 10 * abs(error),
-            10 * share,
-            0.5,
-        )
+        misses, alarms = 0.3 + 10 * max(0, error), 0.3 + 10 * max(0, -error)  # errors that cancel, and some that do not
+        areas = (10 * share, misses, alarms, 9.4 - 10 * share - 10 * abs(error), 10 * share, 0.5)
         scenes.append(
             scene(f"s{at}", LAMBDAS ** (2 * power), (1 - LAMBDAS) ** (3 * power), areas, np.exp(-PIXELS / fall) / 2)
         )

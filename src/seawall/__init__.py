@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from seawall.api import (
+        area,
         attack,
         audit_labels,
         calibrate,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "seawall.api": (
+        "area",
         "attack",
         "audit_labels",
         "calibrate",
@@ -81,11 +83,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "calibrate", "compare_labels",
-    "corrupt", "curate",
-    "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model", "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many",
-    "predict_scene",
-    "read_recipe", "register", "run", "save_model", "sensitivity", "stress", "train", "whole_chips",
+    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "area", "attack", "audit_labels", "build", "calibrate",
+    "compare_labels", "corrupt", "curate", "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model", "make_key",
+    "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene", "read_recipe", "register", "run", "save_model",
+    "sensitivity", "stress", "train", "whole_chips",
 ]  # fmt: skip
 
 

@@ -610,6 +610,47 @@ def predict(
     return Result(files, table, failed, done=len(table))
 
 
+def area(
+    map: Path | str,
+    *,
+    zones: Path | str | None = None,
+    out: Path | str | None = None,
+    name_column: str = "",
+    layer: str = "",
+    level: float = 0.9,
+    progress: Progress = no_progress,
+) -> Result:
+    """Measure the area of a map's class, of the whole map or in each zone of a layer, with an interval where the map was calibrated.
+
+    Args:
+        map: The <name>.json of a map, its class layer, or a folder with one map.
+        zones: Polygons, such as catchments or districts: Shapefile, GeoPackage, GeoJSON or FlatGeobuf, in any coordinate system.
+        out: Write the table there: .csv, or with zones .gpkg with their outlines.
+        name_column: Column with the names of the zones; "name" by default.
+        layer: Layer of the zones, where their file has several.
+        level: How often the interval shall hold the area, such as 0.9.
+
+    Returns:
+        One row per zone, in km2: mapped, the interval, what cannot be told, corrected for the errors on held-out scenes; the shares of the zone
+        that are on the map and that were seen, and notes.
+
+    Raises:
+        UsageError: There is no map, or no such column or layer.
+        DataError: The zones have no coordinate system or are off the map.
+
+    Command:
+        seawall area maps/scene.json --zones districts.gpkg --out areas.csv
+    """
+    from seawall.pipeline.zone_areas import measure_areas
+
+    return Result(
+        *measure_areas(
+            Path(map), _optional_path(zones), _optional_path(out), name_column=name_column, layer=layer, level=level,
+            progress=stage_progress(progress, "rows"),
+        )
+    )  # fmt: skip
+
+
 def corrupt(
     chips: Path | str,
     *,
@@ -934,6 +975,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     sensitivity,
     calibrate,
     predict,
+    area,
     corrupt,
     poison,
     find_poisons,

@@ -1,5 +1,6 @@
 """Conformal risk control and quantiles over scenes, with and without weights."""
 
+import json
 import math
 
 import numpy as np
@@ -64,7 +65,10 @@ def test_distances_are_meters_from_the_map():
     assert outer.at == 90.0 and inner.at == 90.0 and str(outer).startswith("miss 10% by distance: 90 m")
     assert class_sets([outer, inner]) == ClassSets(outer_m=90.0, inner_m=90.0)
     assert control_risk(Risk("miss", 0.6, True), scores, 30.0).at == 0.0
-    assert RiskControl.of(outer.plain()) == outer
+    assert RiskControl.of(json.loads(json.dumps(outer.plain()))) == outer
+    with pytest.raises(DataError, match="calibrate again"):
+        RiskControl.of({**outer.plain(), "risk": "all is well"})
+    assert "with some of the class" in outer.valid_for and "with some" not in inner.valid_for
 
 
 @pytest.mark.parametrize("by_distance", [False, True])
@@ -116,6 +120,10 @@ def test_a_risk_that_no_set_keeps_says_that_more_scenes_do_not_help():
     many = [*unseen, *unseen[:29]]
     assert control_risk(Risk("miss", 0.21, True), many, 10.0).at is not None
     assert control_risk(Risk("miss", 0.21, True), many[:-1], 10.0).at is None
+
+
+def test_a_share_that_no_number_of_scenes_shows():
+    assert control_risk(Risk("miss", 1e-320), drawn_scenes(30), 10.0).needed is None
 
 
 def test_two_risks_of_one_side_are_refused():

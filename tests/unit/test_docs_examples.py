@@ -59,13 +59,16 @@ def given() -> dict[str, object]:
     region = torch.zeros(1, 16, 16, dtype=torch.bool)
     region[:, 4:8, 4:8] = True
 
+    spread = torch.randn(20, 2, 16, 16, generator=draw) * torch.linspace(0.1, 4, 20)[:, None, None, None]
+    held_out = Batch.of(spread, (spread[:, 0] > spread[:, 1]).long())
+
     def learn(part: Batch, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         return Reader()
 
     return {
         "model": Reader(), "spec": SPEC, "batch": batch.select([0]), "train": batch.select(range(1, 21)), "scene": batch.select([0]),
-        "region": region, "learn": learn,
+        "held_out": [held_out], "region": region, "learn": learn,
     }  # fmt: skip
 
 

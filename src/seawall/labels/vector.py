@@ -116,10 +116,10 @@ def rasterize_layer(
     """
     if line_width_m is not None and not (np.isfinite(line_width_m) and line_width_m > 0):
         raise UsageError(f"{path}: expected line_width_m above 0, got {line_width_m}; leave it out for bare lines")
-    target = _grid_crs(grid)
-    file, name = _choose_layer(Path(path), layer)
-    source = _layer_crs(file, name, crs)
-    number = _count_features(file, name, source)
+    target = crs_of_grid(grid)
+    file, name = choose_layer(Path(path), layer)
+    source = layer_crs(file, name, crs)
+    number = count_features(file, name, source)
     geometries, repaired, skipped = _read_geometries(file, name, where, grid, source, target)
     found = len(geometries) + sum(skipped.values())
     reprojected = not source.equals(target, ignore_axis_order=True)
@@ -128,7 +128,7 @@ def rasterize_layer(
     if reprojected:
         geometries = _reproject(geometries, source, target, grid, skipped)
     parts, owner = _drawable(geometries, None if line_width_m is None else line_width_m / meter, skipped)
-    near = shapely.intersects(parts, _grid_outline(grid)) if len(parts) else np.zeros(0, bool)
+    near = shapely.intersects(parts, grid_outline(grid)) if len(parts) else np.zeros(0, bool)
     return VectorMask(
         mask=_burn_mask(parts[near], grid, all_touched),
         grid=grid,
@@ -146,7 +146,12 @@ def rasterize_layer(
     )
 
 
-def _grid_crs(grid: Grid) -> CRS:
+def crs_of_grid(grid: Grid) -> CRS:
+    """Return the coordinate system of a grid.
+
+    Raises:
+        DataError: It has none, or an unknown one.
+    """
     if grid.transform is None or grid.crs is None:
         raise DataError("vector layer: expected a georeferenced grid, got none; give the scene a transform and a crs")
     try:
@@ -155,7 +160,13 @@ def _grid_crs(grid: Grid) -> CRS:
         raise DataError(f"vector layer: expected a known crs of the grid, got {grid.crs[:60]!r}; correct it") from bad
 
 
-def _choose_layer(path: Path, layer: str | None) -> tuple[Path, str]:
+def choose_layer(path: Path, layer: str | None) -> tuple[Path, str]:
+    """Return a vector file and the name of its layer.
+
+    Raises:
+        DataError: It is no vector file that can be read.
+        UsageError: There is no such layer, or there are several and none is named.
+    """
     if path.suffix.lower() not in VECTOR_FORMATS or not path.is_file():
         raise DataError(
             f"{path}: expected a file ending in {', '.join(VECTOR_FORMATS)}, got {_path_problem(path)}; convert the layer"
@@ -164,7 +175,7 @@ def _choose_layer(path: Path, layer: str | None) -> tuple[Path, str]:
         names = [str(row[0]) for row in pyogrio.list_layers(path)]
     except DataSourceError as bad:
         raise DataError(
-            f"{path}: expected a vector layer, got an unreadable file ({_error_line(bad)}); fetch it again"
+            f"{path}: expected a vector layer, got an unreadable file ({vector_error(bad)}); fetch it again"
         ) from bad
     if layer is not None and layer not in names:
         raise UsageError(f"{path}: unknown layer {layer!r}; known: {', '.join(names)}")
@@ -173,12 +184,18 @@ def _choose_layer(path: Path, layer: str | None) -> tuple[Path, str]:
     return path, layer or names[0]
 
 
-def _layer_crs(path: Path, layer: str, given: str | None) -> CRS:
+def layer_crs(path: Path, layer: str, given: str | None) -> CRS:
+    """Return the coordinate system that a layer declares, or the one given for a layer that declares none.
+
+    Raises:
+        DataError: There is none, or the file is not what its suffix says.
+        UsageError: Both are there and differ.
+    """
     try:
         info = pyogrio.read_info(path, layer=layer)
     except (DataSourceError, DataLayerError) as bad:
         raise DataError(
-            f"{path}: expected layer {layer}, got an unreadable one ({_error_line(bad)}); fetch it again"
+            f"{path}: expected layer {layer}, got an unreadable one ({vector_error(bad)}); fetch it again"
         ) from bad
     if info["driver"] != VECTOR_FORMATS[path.suffix.lower()]:
         raise DataError(
@@ -188,7 +205,7 @@ def _layer_crs(path: Path, layer: str, given: str | None) -> CRS:
         own = CRS.from_user_input(info["crs"]) if info["crs"] else None
         declared = CRS.from_user_input(given) if given else None
     except CRSError as bad:
-        raise DataError(f"{path}: expected a known coordinate system, got {_error_line(bad)}; pass crs=") from bad
+        raise DataError(f"{path}: expected a known coordinate system, got {vector_error(bad)}; pass crs=") from bad
     if own is None and declared is None:
         raise DataError(f"{path}: expected a layer with a coordinate system, got none; add its .prj file or pass crs=")
     if own is not None and declared is not None and not own.equals(declared, ignore_axis_order=True):
@@ -196,13 +213,13 @@ def _layer_crs(path: Path, layer: str, given: str | None) -> CRS:
     return own or declared or CRS.from_epsg(4326)
 
 
-def _count_features(path: Path, layer: str, source: CRS) -> int:
+def count_features(path: Path, layer: str, source: CRS) -> int:
     """Return the number of features of a layer; raise if a geographic layer has coordinates that are no degrees."""
     try:
         info = pyogrio.read_info(path, layer=layer, force_feature_count=True, force_total_bounds=source.is_geographic)
     except (DataSourceError, DataLayerError) as bad:
         raise DataError(
-            f"{path}: expected layer {layer}, got an unreadable one ({_error_line(bad)}); fetch it again"
+            f"{path}: expected layer {layer}, got an unreadable one ({vector_error(bad)}); fetch it again"
         ) from bad
     bounds = info["total_bounds"] if source.is_geographic else None
     if bounds is not None and np.isfinite(bounds).all() and (np.abs(bounds) > (540, 90.001) * 2).any():
@@ -217,7 +234,7 @@ def _read_geometries(
     path: Path, layer: str, where: str | None, grid: Grid, source: CRS, target: CRS
 ) -> tuple[Geometries, int, Counter[str]]:
     """Read the geometries near the grid; invalid ones are repaired and counted, unreadable ones skipped."""
-    box = _layer_bounds(grid, source, target)
+    box = grid_bounds(grid, source, target)
     try:
         number = pyogrio.read_info(path, layer=layer)["features"]
         if number > MAX_FEATURES:
@@ -231,7 +248,7 @@ def _read_geometries(
             wkb = pyogrio.raw.read(path, layer=layer, columns=[], bbox=box, where=where, force_2d=True)[2]
     except (DataSourceError, DataLayerError, ValueError) as bad:
         raise DataError(
-            f"{path}: expected readable features, got {_error_line(bad)}; check the file and the filter"
+            f"{path}: expected readable features, got {vector_error(bad)}; check the file and the filter"
         ) from bad
     skipped: Counter[str] = Counter()
     found = shapely.from_wkb(np.asarray(wkb, object), on_invalid="ignore") if wkb is not None else np.empty(0, object)
@@ -246,9 +263,9 @@ def _read_geometries(
     return found, int(np.count_nonzero(invalid)), +skipped
 
 
-def _layer_bounds(grid: Grid, source: CRS, target: CRS) -> tuple[float, float, float, float] | None:
+def grid_bounds(grid: Grid, source: CRS, target: CRS) -> tuple[float, float, float, float] | None:
     """Return the grid's bounds in the layer's system with a margin of a pixel; None where they cannot be converted."""
-    left, bottom, right, top = _grid_outline(grid).bounds
+    left, bottom, right, top = grid_outline(grid).bounds
     spare = max(right - left, top - bottom) / min(grid.height, grid.width)
     bounds = (left - spare, bottom - spare, right + spare, top + spare)
     try:
@@ -259,27 +276,36 @@ def _layer_bounds(grid: Grid, source: CRS, target: CRS) -> tuple[float, float, f
     return found if np.isfinite(found).all() and found[0] < found[2] and found[1] < found[3] else None
 
 
-def _grid_outline(grid: Grid) -> shapely.Polygon:
+def grid_outline(grid: Grid) -> shapely.Polygon:
+    """Return the outline of a grid in its coordinate system."""
     corners = ((0, 0), (0, grid.width), (grid.height, grid.width), (grid.height, 0))
     return shapely.Polygon([grid.point(r, c) for r, c in corners])
 
 
 def _reproject(found: Geometries, source: CRS, target: CRS, grid: Grid, skipped: Counter[str]) -> Geometries:
     """Reproject geometries; long edges are split first, for a straight edge is a curve in another system."""
-    box = _layer_bounds(grid, source, target)
+    box = grid_bounds(grid, source, target)
     if box is not None and len(found):
         width = max(box[2] - box[0], box[3] - box[1])
         room = shapely.box(box[0] - width, box[1] - width, box[2] + width, box[3] + width)
         found = shapely.segmentize(shapely.intersection(found, room), width / 32)
         found = found[~shapely.is_empty(found)]
-    moved = shapely.transform(found, lambda points: _reproject_points(points, source, target))
-    fine = np.isfinite(shapely.bounds(moved)).all(1) if len(moved) else np.zeros(0, bool)
-    if lost := int(np.count_nonzero(~fine)):
-        skipped["cannot be reprojected"] += lost
-    moved = moved[fine]
-    invalid = ~shapely.is_valid(moved)
+    moved = transform_geometries(found, source, target)
+    lost = shapely.is_missing(moved)
+    if lost.any():
+        skipped["cannot be reprojected"] += int(np.count_nonzero(lost))
+    return moved[~lost]
+
+
+def transform_geometries(found: Geometries, source: CRS, target: CRS) -> Geometries:
+    """Return valid geometries in another coordinate system; None for those that have no place in it."""
+    moved = np.array(shapely.transform(found, lambda points: _reproject_points(points, source, target)), object)
+    if not len(moved):
+        return moved
+    moved[~np.isfinite(shapely.bounds(moved)).all(1)] = None
+    invalid = ~shapely.is_valid(moved) & ~shapely.is_missing(moved)
     moved[invalid] = shapely.make_valid(moved[invalid])
-    return np.asarray(moved, object)
+    return moved
 
 
 def _reproject_points(points: NDArray[np.float64], source: CRS, target: CRS) -> NDArray[np.float64]:
@@ -345,5 +371,5 @@ def _path_problem(path: Path) -> str:
     return "no such file" if not path.is_file() else f"{path.suffix or 'no suffix'}"
 
 
-def _error_line(bad: BaseException) -> str:
+def vector_error(bad: BaseException) -> str:
     return str(bad).splitlines()[0][:160] if str(bad) else type(bad).__name__

@@ -20,6 +20,11 @@ from seawall.uncertainty.scene_scores import SceneScores
 
 DOUBT_FLOOR = 0.002
 """Added to the mean p (1 - p) of a region: what is lost, at most, where p is stored as whole 1/250ths."""
+AREA_VALIDITY = (
+    "of regions like the held-out scenes have their area in the interval, each alone; not sums of regions, and not images that an "
+    "adversary changed"
+)
+"""What an interval of a level is valid for."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,14 @@ class AreaSums:
     expected_km2: float
     doubt_km2: float
     seen_km2: float
+
+    def __add__(self, other: AreaSums) -> AreaSums:
+        return AreaSums(
+            self.mapped_km2 + other.mapped_km2,
+            self.expected_km2 + other.expected_km2,
+            self.doubt_km2 + other.doubt_km2,
+            self.seen_km2 + other.seen_km2,
+        )
 
     @property
     def error_scale_km2(self) -> float:
@@ -116,6 +129,10 @@ class AreaCalibration:
             found.append(abs(misses - alarms) / sums.error_scale_km2)
         return np.array(found, np.float64)
 
+    def error_multiple(self, level: float) -> float | None:
+        """Return the multiple of its error scale within which the error of a new region is; None where there are too few scenes."""
+        return conformal_quantile(self.relative_errors(), level, self.scene_weights)
+
     def plain(self) -> dict[str, object]:
         """Return plain values for JSON."""
         return asdict(self)
@@ -190,25 +207,32 @@ def estimate_area(sums: AreaSums, calibration: AreaCalibration | None, level: fl
     Paper: Vovk et al. 2005, Lei et al. 2018, arXiv:1604.04173, section 5.2 (locally weighted). The estimators: Olofsson et al. 2014,
     doi 10.1016/j.rse.2014.02.015, eq. 9 and 10.
     """
-    if not 0 < level < 1:
-        raise UsageError(f"level: expected a probability inside (0, 1), got {level:g}; 0.9 is usual")
+    check_interval_level(level)
     if calibration is None:
         return AreaEstimate(
             sums.mapped_km2, None, None, level, "the map was made without held-out scenes to calibrate by"
         )
-    weights, scenes = calibration.scene_weights, len(calibration.scenes)
-    found = conformal_quantile(calibration.relative_errors(), level, weights)
-    needed = needed_scenes(1 - level, weights) or 0
+    scenes, needed = len(calibration.scenes), needed_scenes(1 - level, calibration.scene_weights) or 0
+    multiple = calibration.error_multiple(level)
+    low, high = (None, None) if multiple is None else area_interval(sums, multiple)
     stratified = estimate_by_strata(sums, calibration)
-    low = high = None
-    if found is not None:
-        half = found * sums.error_scale_km2
-        low, high = max(0.0, sums.mapped_km2 - half), min(sums.seen_km2, sums.mapped_km2 + half)
     return AreaEstimate(
         sums.mapped_km2, low, high, level,
-        "" if found is not None else f"{scenes} held-out scenes, {needed - scenes} fewer than the {needed} that an interval of {level:.0%} needs",
+        "" if low is not None else f"{scenes} held-out scenes, {needed - scenes} fewer than the {needed} that an interval of {level:.0%} needs",
         _corrected_area(sums, calibration), *stratified, scenes=scenes, needed=needed,
     )  # fmt: skip
+
+
+def area_interval(sums: AreaSums, multiple: float) -> tuple[float, float]:
+    """Return the ends of the interval that reaches a multiple of the region's error scale to both sides, in km2."""
+    half = multiple * sums.error_scale_km2
+    return max(0.0, sums.mapped_km2 - half), min(sums.seen_km2, sums.mapped_km2 + half)
+
+
+def check_interval_level(level: float) -> None:
+    """Raise a UsageError unless the level of an interval is a probability inside (0, 1)."""
+    if not 0 < level < 1:
+        raise UsageError(f"level: expected a probability inside (0, 1), got {level:g}; 0.9 is usual")
 
 
 def correct_share(mapped: float, hit_rate: float, alarm_rate: float) -> float | None:

@@ -23,11 +23,6 @@ RiskName = Literal["miss", "false-alarm"]
 RISK_PATTERN = re.compile(
     r"(?P<name>miss|false-alarm)\s+(?P<percent>[0-9]+(\.[0-9]+)?)\s*%(?P<distance>\s+by\s+distance)?"
 )
-VALIDITY = (
-    "on average over new scenes exchangeable with the calibration scenes; not for each scene, not under attack, "
-    "and a miss rate for scenes that have some of the class"
-)
-"""What every risk that is controlled here is valid for."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +174,12 @@ class RiskControl:
         return None if self.needed is None else max(0, self.needed - self.scenes)
 
     @property
+    def valid_for(self) -> str:
+        """What the guarantee is valid for."""
+        scenes = "new scenes with some of the class" if self.risk.name == "miss" else "new scenes"
+        return f"on average over {scenes}, exchangeable with the calibration scenes; not for each scene, and not under attack"
+
+    @property
     def reason(self) -> str:
         """Why the risk cannot be controlled; "" where it can."""
         if self.at is not None:
@@ -203,8 +204,15 @@ class RiskControl:
 
     @staticmethod
     def of(plain: Mapping[str, object]) -> RiskControl:
-        """Return what `plain` returned values of."""
-        return RiskControl(**{**plain, "risk": parse_risk(str(plain["risk"]))})  # type: ignore[arg-type]
+        """Return what `plain` returned values of.
+
+        Raises:
+            DataError: The values are no result of `control_risk`.
+        """
+        try:
+            return RiskControl(**{**plain, "risk": parse_risk(str(plain["risk"]))})  # type: ignore[arg-type]
+        except (KeyError, TypeError, UsageError) as bad:
+            raise DataError(f"risk: expected how a risk is controlled, got {bad}; calibrate again") from bad
 
 
 @dataclass(frozen=True)
@@ -372,7 +380,7 @@ def needed_scenes(alpha: float, weights: SceneWeights, least: float = 0.0) -> in
         >>> needed_scenes(0.05, SceneWeights.equal(0))
         19
     """
-    if least >= alpha:
+    if least >= alpha - 1e-12:  # also a share that no number of scenes could show
         return None
     mean = sum(weights.of_scenes) / len(weights.of_scenes) if sum(weights.of_scenes) else weights.new
     return math.ceil(weights.new / mean * (1 - alpha) / (alpha - least) - 1e-9)
