@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from seawall.api import (
         attack,
         audit_labels,
+        certify,
         compare_labels,
         corrupt,
         curate,
@@ -48,6 +49,7 @@ _HOMES = {
     "seawall.api": (
         "attack",
         "audit_labels",
+        "certify",
         "compare_labels",
         "corrupt",
         "curate",
@@ -79,7 +81,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
+    "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "certify", "compare_labels",
     "corrupt", "curate",
     "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model", "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many",
     "predict_scene",
