@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         attack,
         audit_labels,
         calibrate,
+        certify,
         compare_labels,
         corrupt,
         curate,
@@ -52,6 +53,7 @@ _HOMES = {
         "attack",
         "audit_labels",
         "calibrate",
+        "certify",
         "compare_labels",
         "corrupt",
         "curate",
@@ -84,9 +86,9 @@ _HOMES = {
 
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "area", "attack", "audit_labels", "build", "calibrate",
-    "compare_labels", "corrupt", "curate", "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model", "make_key",
-    "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene", "read_recipe", "register", "run", "save_model",
-    "sensitivity", "stress", "train", "whole_chips",
+    "certify", "compare_labels", "corrupt", "curate", "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model",
+    "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene", "read_recipe", "register", "run",
+    "save_model", "sensitivity", "stress", "train", "whole_chips",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Option = TypeVar("Option", bound=str)
 Other = TypeVar("Other")
+CORRECTIONS: tuple[Literal["holm", "bonferroni"], ...] = ("holm", "bonferroni")
 UNPAIRED: tuple[Literal["fail", "keep"], ...] = ("fail", "keep")
 
 
@@ -651,6 +652,84 @@ def area(
     )  # fmt: skip
 
 
+def certify(
+    weights: Path | str,
+    source: Path | str,
+    *,
+    sigma: Sequence[float] = (),
+    out: Path | str = Path("certified"),
+    tau: float = 0.75,
+    alpha: float = 0.001,
+    samples: int = 1000,
+    look: Sequence[int] = (),
+    correction: str = "holm",
+    family: str = "chip",
+    attack_steps: int = 0,
+    part: str = "auto",
+    klass: str = "",
+    names: Sequence[str] = (),
+    tile: int | None = None,
+    overlap: int | None = None,
+    seed: int = 0,
+    key: str = "",
+    device: str = "auto",
+    resume: bool = True,
+    progress: Progress = no_progress,
+) -> Result:
+    """Certify maps: the pixels whose class no l2 perturbation within a radius changes, and the area that they cover.
+
+    The network is asked again and again under Gaussian noise, and must have been trained with such noise to be certified at many
+    pixels (objective gaussian-noise). The radius is sigma times the normal quantile of tau. It suits local changes: see docs/certificates.md.
+
+    Args:
+        weights: A .safetensors file of seawall.
+        source: A chip folder, or what `seawall predict` maps: a raster, a SAFE product, a folder of them, a CSV manifest.
+        sigma: Standard deviation of the noise in the model's unit, such as 0.01 reflectance; given again, one per band.
+        out: Folder of the rows or of the maps; a killed run continues where it stopped.
+        tau: Least probability of a certified class under noise.
+        alpha: Probability that any pixel of a chip, group or scene is certified wrongly.
+        samples: The most draws, each a pass of the network; they end as soon as more are not worth it.
+        look: Number of draws after which they may end, the last one `samples`; may be given again. By default from the number of pixels.
+        correction: holm or bonferroni: how alpha is shared among the pixels.
+        family: chip or group: whose pixels alpha is shared among, in a chip folder.
+        attack_steps: Steps of an attack within the radius on each chip's weakest certified pixel; 0 for none.
+        part: auto, all, train, val or test, as for `seawall evaluate`, in a chip folder.
+        klass: Class whose areas are reported for a scene; water, or else the second of two classes, by default.
+        names: Band name in file order, for scenes that name none; give it once per band.
+        tile: Side of a tile in pixels, as for `seawall predict`; the certified map is the same for all tiles.
+        overlap: Pixels that neighboring tiles share, as for `seawall predict`.
+        seed: Seed of the noise.
+        key: File or env:NAME of the key, for weights behind a keyed transform.
+        device: auto, cpu, cuda, or mps.
+        resume: Reuse what an earlier run finished on a scene for the same model, scene and settings.
+
+    Returns:
+        For chips a row per class: IoU, recall and area with abstention counted as an error; shares, draws and what the attack flipped.
+        For scenes a row each: the area that is water under every perturbation within the radius, the area that may be, and draws.
+
+    Raises:
+        UsageError: Sigma is missing or does not fit the bands, or a setting is out of its range or has no effect.
+
+    Command:
+        seawall certify runs/mine/models/index-unet/model.safetensors scene.tif --sigma 0.01 --out certified
+    """
+    from seawall.errors import UsageError
+    from seawall.pipeline.certify import certify_source
+    from seawall.uncertainty.certification import Certification
+
+    if not sigma:
+        raise UsageError("sigma: expected the standard deviation of the noise, got none; such as --sigma 0.01")
+    settings = Certification(
+        sigma=sigma[0] if len(sigma) == 1 else tuple(sigma), tau=tau, alpha=alpha, samples=samples,
+        correction=_one_of("correction", correction, CORRECTIONS), looks=tuple(look), seed=seed,
+    )  # fmt: skip
+    facts, table, failed = certify_source(
+        Path(weights), Path(source), Path(out), settings, family=family, attack_steps=attack_steps, part=part, klass=klass,
+        names=names, tile=tile, overlap=overlap, key=key, device=device, resume=resume, progress=progress,
+    )  # fmt: skip
+    return Result(facts, table, failed, done=len(table))
+
+
 def corrupt(
     chips: Path | str,
     *,
@@ -976,6 +1055,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     calibrate,
     predict,
     area,
+    certify,
     corrupt,
     poison,
     find_poisons,

@@ -25,7 +25,7 @@ from seawall.result import Result
 OPTION_TYPES: dict[str, Any] = {
     "Path": Path, "str": str, "int": int, "float": float, "bool": bool,
     "Path | str": Path, "Path | str | None": Path | None, "str | None": str | None, "int | None": int | None, "float | None": float | None,
-    "Sequence[str]": list[str], "Sequence[float]": list[float], "Sequence[Path]": list[Path],
+    "Sequence[str]": list[str], "Sequence[float]": list[float], "Sequence[int]": list[int], "Sequence[Path]": list[Path],
 }  # fmt: skip
 """Types of options by the annotations in `seawall.api`."""
 

@@ -32,9 +32,10 @@ def made_map(folder, grid=GRID, calibration=CALIBRATION, name="scene", key="k", 
     classes = (stored > 125).astype(np.uint8)
     seen = np.ones(stored.shape, bool)
     seen[:7, :9] = False
-    stored[~seen] = classes[~seen] = 255
-    files = {"class": f"{name}.class.tif", "water": f"{name}.water.tif"}
-    for (layer, file), pixels, tag in zip(files.items(), (classes, stored), tags, strict=True):
+    sets = np.where(stored >= 200, 1, np.where(stored >= 50, 2, 0)).astype(np.uint8)
+    stored[~seen] = classes[~seen] = sets[~seen] = 255
+    files = {layer: f"{name}.{layer}.tif" for layer in ("class", "water", "sets")}
+    for (layer, file), pixels, tag in zip(files.items(), (classes, stored, sets), (*tags, key), strict=True):
         write_cog(folder / file, pixels[None], grid, bands=(layer,), nodata=255, tags={"SEAWALL_KEY": tag})
     result = {
         "name": name,
@@ -42,7 +43,6 @@ def made_map(folder, grid=GRID, calibration=CALIBRATION, name="scene", key="k", 
         "classes": ["land", "water"],
         "files": files,
         "key": key,
-        "unsure": [0.2, 0.8],
     }
     item = {"type": "Feature", "result": result}
     if calibration is not None:
@@ -282,9 +282,9 @@ def test_what_is_no_map_is_refused(tmp_path):
         seawall.area(tmp_path / "other.json")
     assert seawall.area(tmp_path / "scene.class.tif").table
     item = json.loads((tmp_path / "scene.json").read_text())
-    del item["result"]["unsure"]
+    del item["result"]["files"]["sets"]
     (tmp_path / "scene.json").write_text(json.dumps(item))
-    with pytest.raises(DataError, match="got one without 'unsure'"):
+    with pytest.raises(DataError, match="got one without 'sets'"):
         seawall.area(tmp_path / "scene.json")
     made_map(tmp_path, grid=replace(GRID, transform=None, crs=None))
     with pytest.raises(DataError, match="known area, got none: the scene has no georeference"):

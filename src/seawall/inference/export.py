@@ -27,7 +27,7 @@ from seawall.geo.cog import FULL_DISK
 from seawall.geo.raster import CogWriter
 from seawall.inference.guarantee import Guarantee, set_rows
 from seawall.inference.layers import LAYERS, NODATA, SCALE, index_labels, layer_names
-from seawall.inference.output_buffer import OutputBuffer, write_error
+from seawall.inference.output_buffer import OutputBuffer, byte_rows, write_error
 from seawall.inference.products import SceneResult
 from seawall.inference.scene import OpenScene
 from seawall.inference.stac_items import acquisition_time, model_item, scene_item
@@ -152,7 +152,7 @@ def _write_layers(
     klass = result.classes.index(result.klass)
 
     def rows(layer: str) -> Iterator[tuple[int, ByteArray]]:
-        return set_rows(scene, buffer, guarantee, klass) if layer == "sets" else buffer.rows(layer)
+        return set_rows(scene, buffer, guarantee, klass) if layer == "sets" else byte_rows(buffer, layer)
 
     tags = {"SEAWALL_KEY": result.key, "SOURCE": result.source, "CLASSES": json.dumps(result.classes)}
     for layer, name in layer_names(result.klass, buffer.layers).items():

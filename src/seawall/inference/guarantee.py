@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
 from seawall.arrays import ByteArray
 from seawall.errors import ImageryError, UsageError
 from seawall.inference.layers import CANNOT_TELL, NODATA
-from seawall.inference.output_buffer import OutputBuffer
+from seawall.inference.output_buffer import OutputBuffer, byte_rows
 from seawall.inference.products import SceneResult
 from seawall.inference.scene import OpenScene
 from seawall.uncertainty.area import AreaCalibration, AreaSums, describe_area, estimate_area
@@ -186,16 +187,18 @@ def set_rows(
         ImageryError: Sets by distance need a georeference, which the scene lacks.
     """
     if not guarantee.by_distance:
-        yield from buffer.rows("sets")
+        yield from byte_rows(buffer, "sets")
         return
     gsd_m = scene.source.grid.gsd_m()
     if gsd_m is None:
         raise ImageryError(
             f"{scene.name}: expected a georeference for sets by distance, got none; ask for a risk by probability"
         )
-    yield from distance_sets(
-        lambda first, last: buffer.read_rows("class", first, last), buffer.height, klass, guarantee, gsd_m
-    )
+
+    def read_class(first: int, last: int) -> ByteArray:
+        return cast(ByteArray, buffer.read("class", (first, 0, last - first, buffer.width)))
+
+    yield from distance_sets(read_class, buffer.height, klass, guarantee, gsd_m)
 
 
 def _with_distance_areas(

@@ -14,21 +14,25 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seawall.arrays import ByteArray
 from seawall.errors import RunError
 from seawall.geo.raster import Window
 from seawall.io import write_atomic
 
+StoredPixelArray = NDArray[np.uint8] | NDArray[np.uint16]
+"""Pixels of a layer."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of the operating system that mean a full disk, or a full share of it."""
 
 
 @dataclass(frozen=True)
 class OutputBuffer:
-    """Layers of one byte per pixel in a folder.
+    """Layers of plain rows in a folder.
 
     Args:
         folder: Where the layers and the ledger are; it is made and removed by the buffer.
@@ -36,6 +40,7 @@ class OutputBuffer:
         layers: Names of the layers.
         height: Rows of the scene.
         width: Columns of the scene.
+        dtype: Type of a pixel.
     """
 
     folder: Path
@@ -43,6 +48,7 @@ class OutputBuffer:
     layers: tuple[str, ...]
     height: int
     width: int
+    dtype: Literal["uint8", "uint16"] = "uint8"
 
     def open(self) -> dict[Window, Mapping[str, object]]:
         """Create the buffer, or reuse the one that is there.
@@ -61,19 +67,19 @@ class OutputBuffer:
             self.folder.mkdir(parents=True)
             for layer in self.layers:
                 with self._path(layer).open("wb") as file:
-                    _reserve(file.fileno(), self.height * self.width)
+                    _reserve(file.fileno(), self.height * self.width * self._itemsize)
             write_atomic(self.folder / "canvas.json", json.dumps(facts))
         except OSError as bad:
             self.remove()
-            raise write_error(self.folder.parent, bad, len(self.layers) * self.height * self.width) from bad
+            raise write_error(self.folder.parent, bad, self._size(self.height * self.width)) from bad
         return {}
 
-    def write(self, window: Window, pixels: Mapping[str, ByteArray], facts: Mapping[str, object]) -> None:
+    def write(self, window: Window, pixels: Mapping[str, StoredPixelArray], facts: Mapping[str, object]) -> None:
         """Write a window of every layer to the disk, then add it to the ledger.
 
         Args:
             window: Where.
-            pixels: (height, width) uint8 per layer.
+            pixels: (height, width) per layer, of the buffer's type.
             facts: Plain values to store with the window.
 
         Raises:
@@ -85,7 +91,7 @@ class OutputBuffer:
                 with self._path(layer).open("rb+") as file:
                     runs = pixels[layer] if width < self.width else pixels[layer].reshape(1, -1)
                     for at, run in enumerate(runs):
-                        file.seek((row + at) * self.width + col)
+                        file.seek(((row + at) * self.width + col) * self._itemsize)
                         file.write(run.tobytes())
                     file.flush()
                     os.fsync(file.fileno())
@@ -101,16 +107,19 @@ class OutputBuffer:
                 ledger.flush()
                 os.fsync(ledger.fileno())
         except OSError as bad:
-            raise write_error(self.folder.parent, bad, len(self.layers) * height * width, kept=True) from bad
+            raise write_error(self.folder.parent, bad, self._size(height * width), kept=True) from bad
 
-    def read_rows(self, layer: str, first: int, last: int) -> ByteArray:
-        """Return rows of a layer, from the first up to the last."""
-        return self._window(layer, (first, 0, last - first, self.width))
-
-    def rows(self, layer: str, step: int = 512) -> Iterator[tuple[int, ByteArray]]:
+    def rows(self, layer: str, step: int = 512) -> Iterator[tuple[int, StoredPixelArray]]:
         """Yield a layer's rows from top to bottom, as (first row, (step, width) pixels)."""
         for row in range(0, self.height, step):
-            yield row, self._window(layer, (row, 0, min(step, self.height - row), self.width))
+            yield row, self.read(layer, (row, 0, min(step, self.height - row), self.width))
+
+    def read(self, layer: str, window: Window) -> StoredPixelArray:
+        """Return a window of a layer, as it is on the disk."""
+        row, col, height, width = window
+        start = row * self.width * self._itemsize
+        whole = np.fromfile(self._path(layer), self.dtype, count=height * self.width, offset=start)
+        return whole.reshape(-1, self.width)[:, col : col + width]
 
     def remove(self) -> None:
         """Delete the buffer."""
@@ -119,10 +128,12 @@ class OutputBuffer:
     def _path(self, layer: str) -> Path:
         return self.folder / f"{layer}.raw"
 
-    def _window(self, layer: str, window: Window) -> ByteArray:
-        row, col, height, width = window
-        whole = np.fromfile(self._path(layer), np.uint8, count=height * self.width, offset=row * self.width)
-        return whole.reshape(-1, self.width)[:, col : col + width]
+    @property
+    def _itemsize(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+    def _size(self, pixels: int) -> int:
+        return len(self.layers) * pixels * self._itemsize
 
     def _whole(self) -> Iterator[tuple[Window, Mapping[str, object]]]:
         ledger = self.folder / "ledger.jsonl"
@@ -131,7 +142,7 @@ class OutputBuffer:
                 row = json.loads(line)
                 at = row["window"]
                 window = (int(at[0]), int(at[1]), int(at[2]), int(at[3]))
-                found = _window_digest(self._window(layer, window) for layer in self.layers)
+                found = _window_digest(self.read(layer, window) for layer in self.layers)
             except (
                 ValueError,
                 KeyError,
@@ -142,6 +153,12 @@ class OutputBuffer:
                 continue
             if found == row.get("digest"):
                 yield window, row["facts"]
+
+
+def byte_rows(buffer: OutputBuffer, layer: str) -> Iterator[tuple[int, ByteArray]]:
+    """Yield the rows of a layer of bytes; see `OutputBuffer.rows`."""
+    for row, pixels in buffer.rows(layer):
+        yield row, pixels.astype(np.uint8, copy=False)
 
 
 def write_error(folder: Path, bad: OSError, need: int, *, kept: bool = False) -> RunError:
@@ -174,7 +191,7 @@ def _reserve(file: int, size: int) -> None:
         os.ftruncate(file, size)
 
 
-def _window_digest(layers: Iterator[ByteArray]) -> str:
+def _window_digest(layers: Iterator[StoredPixelArray]) -> str:
     made = hashlib.blake2b(digest_size=16)
     for pixels in layers:
         made.update(pixels.tobytes())

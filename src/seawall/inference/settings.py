@@ -25,7 +25,7 @@ SCENE_SUFFIXES = (".tif", ".tiff", ".jp2")
 """Endings of raster scenes in a folder; SAFE folders count too, as one scene each."""
 VERIFY_TILES = 16
 """Tiles between two comparisons of the weights with their checksums, each of which costs milliseconds."""
-PRODUCT_LAYERS = (*LAYERS, "water")
+PRODUCT_LAYERS = (*LAYERS, "water", "certified")
 """Layers whose files never count as a scene in a folder."""
 
 

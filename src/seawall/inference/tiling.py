@@ -123,6 +123,20 @@ class TileAxis:
         low = start + self._margin if index else 0
         return low, self.size if last else min(start + self.length - self._margin, self.size)
 
+    def core(self, index: int) -> tuple[int, int]:
+        """Return the scene's pixels, from and up to, that a tile alone decides where tiles are not blended.
+
+        Neighboring cores meet in the middle of where both tiles have weight, so the cores cover the side once.
+
+        Example:
+            >>> axis = TileAxis(1000, 512, 64, align=8)
+            >>> [axis.core(index) for index in range(3)]
+            [(0, 480), (480, 724), (724, 1000)]
+        """
+        last = len(self.starts) - 1
+        low = (self.support(index - 1)[1] + self.support(index)[0]) // 2 if index else 0
+        return low, (self.support(index)[1] + self.support(index + 1)[0]) // 2 if index < last else self.size
+
     def weights(self, index: int) -> FloatArray:
         """Return a tile's weights over its support; over all tiles they add up to one at every pixel."""
         low, high = self.support(index)

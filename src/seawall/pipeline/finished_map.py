@@ -14,7 +14,7 @@ from seawall.arrays import BoolArray, FloatArray
 from seawall.errors import DataError, UsageError
 from seawall.geo.grid import Grid
 from seawall.geo.raster import RasterSource, open_raster
-from seawall.inference.products import SCALE, layer_names
+from seawall.inference.layers import CANNOT_TELL, SCALE, layer_names
 from seawall.uncertainty.area import AreaCalibration
 
 
@@ -29,7 +29,6 @@ class FinishedMap:
         index: The index of the class in the class layer.
         files: File name of each layer.
         key: Digest of what it was made of, which each layer has too.
-        unsure: Probabilities from the first up to the second cannot be told.
         calibration: The held-out scenes that it was made with; None without any.
     """
 
@@ -39,7 +38,6 @@ class FinishedMap:
     index: int
     files: Mapping[str, str]
     key: str
-    unsure: tuple[float, float]
     calibration: AreaCalibration | None
 
     @contextmanager
@@ -54,21 +52,22 @@ class FinishedMap:
         with (
             open_raster(self.folder / self.files["class"]) as classes,
             open_raster(self.folder / self.files[layer]) as probability,
+            open_raster(self.folder / self.files["sets"]) as sets,
         ):
-            for source in (classes, probability):
+            for source in (classes, probability, sets):
                 if source.tags.get("SEAWALL_KEY", self.key) != self.key:
                     raise DataError(
                         f"{source.path}: expected a layer of {self.name}.json, got one of another map; map the scene again"
                     )
-            if differs := classes.grid.mismatch(probability.grid):
-                raise DataError(
-                    f"{probability.path}: expected the grid of the class layer, got {differs}; map the scene again"
-                )
+                if differs := classes.grid.mismatch(source.grid):
+                    raise DataError(
+                        f"{source.path}: expected the grid of the class layer, got {differs}; map the scene again"
+                    )
             if why := classes.grid.why_no_area():
                 raise DataError(
                     f"{classes.path}: expected pixels with a known area, got none: {why}; map a scene that has one"
                 )
-            yield MapLayers(classes, probability, self.index)
+            yield MapLayers(classes, probability, sets, self.index)
 
 
 @dataclass(frozen=True)
@@ -77,20 +76,23 @@ class MapLayers:
 
     classes: RasterSource
     probability: RasterSource
+    sets: RasterSource
     index: int
 
     @property
     def grid(self) -> Grid:
-        """The grid of both layers."""
+        """The grid of the layers."""
         return self.classes.grid
 
-    def read(self, row: int, height: int) -> tuple[BoolArray, FloatArray, BoolArray]:
-        """Return rows of the map: where it has the class, its probability, and where it was seen; (height, W) each."""
+    def read(self, row: int, height: int) -> tuple[BoolArray, FloatArray, BoolArray, BoolArray]:
+        """Return rows of the map: where it has the class, its probability, where it was seen, and where the class cannot be told; (height, W) each."""
         window = (row, 0, height, self.grid.width)
         (classes,), seen = self.classes.read(window)
         (stored,), known = self.probability.read(window)
-        seen = seen & known
-        return (classes == self.index) & seen, np.where(seen, stored * np.float32(SCALE), np.float32(0)), seen
+        (sets,), told = self.sets.read(window)
+        seen = seen & known & told
+        share = np.where(seen, stored * np.float32(SCALE), np.float32(0))
+        return (classes == self.index) & seen, share, seen, (sets == CANNOT_TELL) & seen
 
 
 def find_map(path: Path) -> FinishedMap:
@@ -135,15 +137,24 @@ def _files(item: Mapping[str, object]) -> Mapping[str, str]:
     return files if isinstance(files, dict) else {}
 
 
+def _whole_files(item: Mapping[str, object]) -> Mapping[str, str]:
+    """Return the files of a map.
+
+    Raises:
+        KeyError: One of the layers that areas are read from is missing.
+    """
+    files = _files(item)
+    return {**files, "class": files["class"], "sets": files["sets"]}
+
+
 def _map_of(path: Path, item: Mapping[str, object]) -> FinishedMap:
     result, calibration = item["result"], item.get("calibration")
     area = calibration.get("area") if isinstance(calibration, dict) else None
     assert isinstance(result, dict)
     try:
-        low, high = result["unsure"]
         return FinishedMap(
-            str(result["name"]), path.parent, str(result["klass"]), list(result["classes"]).index(result["klass"]), _files(item),
-            str(result["key"]), (float(low), float(high)), None if area is None else AreaCalibration.of(area),
+            str(result["name"]), path.parent, str(result["klass"]), list(result["classes"]).index(result["klass"]), _whole_files(item),
+            str(result["key"]), None if area is None else AreaCalibration.of(area),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as bad:
         raise DataError(f"{path}: expected the JSON of a map, got one without {bad}; map the scene again") from bad

@@ -80,7 +80,7 @@ def measure_areas(
     made = find_map(path)
     with made.open() as layers:
         found = None if zones is None else read_zones(zones, layers.grid, name_column=name_column, layer=layer or None)
-        sums = sum_zones(layers, None if found is None else found.zones, made.unsure, progress)
+        sums = sum_zones(layers, None if found is None else found.zones, progress)
     names = [(made.name, 1.0)] if found is None else [(zone.name, zone.map_share) for zone in found.zones]
     table = [_row(name, share, one, made.calibration, level) for (name, share), one in zip(names, sums, strict=True)]
     if out is not None:
@@ -88,9 +88,7 @@ def measure_areas(
     return _facts(made, found, sums, level, out), table, () if found is None else found.skipped
 
 
-def sum_zones(
-    layers: MapLayers, zones: Sequence[Zone] | None, unsure: tuple[float, float], progress: StageProgress
-) -> list[ZoneSums]:
+def sum_zones(layers: MapLayers, zones: Sequence[Zone] | None, progress: StageProgress) -> list[ZoneSums]:
     """Return the sums over each zone, or over the whole map if None, reading the map once in strips of rows."""
     grid = layers.grid
     windows = [(0, 0, grid.height, grid.width)] if zones is None else [zone.window(grid) for zone in zones]
@@ -103,7 +101,7 @@ def sum_zones(
         inside = [i for i, at in enumerate(windows) if at is not None and at[0] < top + height and at[0] + at[2] > top]
         if not inside:
             continue
-        strip = _Strip(*layers.read(top, height), areas[top : top + height] / 1e6, unsure)
+        strip = _Strip(*layers.read(top, height), areas[top : top + height] / 1e6)
         for i in inside:
             row, col, tall, wide = windows[i] or (0, 0, 0, 0)
             first, last = max(row, top), min(row + tall, top + height)
@@ -122,15 +120,15 @@ class _Strip:
         mapped: (H, W) where it has the class.
         probability: (H, W) of the class, 0 where nothing was seen.
         seen: (H, W) where it was seen.
+        unsure: (H, W) where its class cannot be told.
         pixel_km2: (H,) area of a pixel of each row.
-        unsure: Probabilities that cannot be told.
     """
 
     mapped: BoolArray
     probability: FloatArray
     seen: BoolArray
+    unsure: BoolArray
     pixel_km2: DoubleArray
-    unsure: tuple[float, float]
 
     def sums(self, inside: BoolArray, row: int, col: int) -> ZoneSums:
         """Return the sums over the pixels of a mask whose upper left pixel is at a row and column of the strip."""
@@ -140,9 +138,8 @@ class _Strip:
         def total(values: BoolArray | FloatArray) -> float:
             return float(values.sum(1, dtype=np.float64) @ self.pixel_km2[at[0]])
 
-        unsure = seen & (p >= np.float32(self.unsure[0])) & (p < np.float32(self.unsure[1]))
         area = AreaSums(total(self.mapped[at] & seen), total(p * seen), total(p * (1 - p) * seen), total(seen))
-        return ZoneSums(area, total(unsure), int(inside.sum()), total(inside))
+        return ZoneSums(area, total(self.unsure[at] & seen), int(inside.sum()), total(inside))
 
 
 def _row(name: str, map_share: float, sums: ZoneSums, calibration: AreaCalibration | None, level: float) -> MutableRow:

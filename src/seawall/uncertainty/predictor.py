@@ -20,10 +20,7 @@ from seawall.types import ModelSpec, SegmentationModel
 
 
 class UncertaintyMethod(Protocol):
-    """The passes of a predictor: a frozen value whose fields decide the result.
-
-    A pass may depend on nothing but the image around a pixel: a map is then the same tile by tile.
-    """
+    """The passes of a predictor: a frozen value whose fields decide the result."""
 
     @property
     def count(self) -> int:
@@ -89,15 +86,23 @@ class Predictor(nn.Module):
         model: The model, whose spec is the predictor's.
         method: Computes the passes.
         others: Further models of the method; they move between devices with this one.
+        local: Whether a pass depends on nothing but the image around a pixel, wherever the image begins; a map of another predictor
+            depends on its tiles, and is flagged.
     """
 
     def __init__(
-        self, model: SegmentationModel, method: UncertaintyMethod, others: Iterable[SegmentationModel] = ()
+        self,
+        model: SegmentationModel,
+        method: UncertaintyMethod,
+        others: Iterable[SegmentationModel] = (),
+        *,
+        local: bool = True,
     ) -> None:
         super().__init__()
         self.spec = model.spec
         self.inner = model
         self.method = method
+        self.local = local
         self.others = nn.ModuleList([other for other in others if isinstance(other, nn.Module)])
 
     @property
@@ -110,7 +115,7 @@ class Predictor(nn.Module):
         """Radius of the receptive field in pixels; None without a bound."""
         reaches = [cast(int | None, member.reach) for member in self._members]
         known = [reach for reach in reaches if reach is not None]
-        return None if len(known) < len(reaches) else max(known)
+        return None if len(known) < len(reaches) or not self.local else max(known)
 
     @property
     def stride(self) -> int:
