@@ -79,13 +79,13 @@ class Predictor(nn.Module):
             keys: One stream per chip; keyed by the pixels where None.
         """
         with torch.no_grad():
-            return aggregate_passes(self.method.passes(self.inner, image, keys or self._pixel_keys(image)))
+            return aggregate_passes(self.method.passes(self.inner, image, keys or self.pixel_keys(image)))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W), with gradients to the image."""
         mean: Tensor | None = None
         count = 0
-        for logits in self.method.passes(self.inner, image, self._pixel_keys(image)):
+        for logits in self.method.passes(self.inner, image, self.pixel_keys(image)):
             probability = torch.softmax(logits, 1)
             mean = probability if mean is None else mean + probability
             count += 1
@@ -93,7 +93,7 @@ class Predictor(nn.Module):
             raise RuntimeError("predictor: the method made no pass")
         return (mean / count).clamp_min(torch.finfo(mean.dtype).tiny).log()
 
-    def _pixel_keys(self, image: Tensor) -> Keys:
+    def pixel_keys(self, image: Tensor) -> Keys:
         """Return keys from the pixels: the draws of an image are the same in any batch."""
         pixels = image.detach().cpu().contiguous().numpy()
         return Keys(self.seed, tuple(hashlib.blake2b(chip.tobytes(), digest_size=8).hexdigest() for chip in pixels))
