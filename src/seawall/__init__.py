@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         compare_labels,
         corrupt,
         curate,
+        detect_attacks,
         doctor,
         evaluate,
         find_poisons,
@@ -51,6 +52,7 @@ _HOMES = {
         "compare_labels",
         "corrupt",
         "curate",
+        "detect_attacks",
         "doctor",
         "evaluate",
         "find_poisons",
@@ -80,7 +82,7 @@ _HOMES = {
 
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "attack", "audit_labels", "build", "compare_labels",
-    "corrupt", "curate",
+    "corrupt", "curate", "detect_attacks",
     "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model", "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many",
     "predict_scene",
     "read_recipe", "register", "run", "save_model", "sensitivity", "stress", "train", "whole_chips",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -23,7 +23,7 @@ from seawall.rng import Keys
 from seawall.threat.model import ThreatModel
 from seawall.types import Batch, SegmentationModel
 from seawall.uncertainty.attack_detection import AttackDetector, fit_attack_detector
-from seawall.uncertainty.chip_features import chip_features, predict_with_gradients
+from seawall.uncertainty.chip_features import chip_features, feature_names, predict_with_gradients
 from seawall.uncertainty.mahalanobis import group_folds
 
 HARM = 0.05
@@ -37,6 +37,7 @@ class ChipReadings:
     Args:
         chips: Ids.
         groups: Group of each chip.
+        names: (F,) names of the features.
         features: (N, F), NaN where undefined.
         counts: Confusion counts of each chip.
         calibration: Calibration counts of each chip.
@@ -44,6 +45,7 @@ class ChipReadings:
 
     chips: tuple[str, ...]
     groups: tuple[str, ...]
+    names: tuple[str, ...]
     features: DoubleArray
     counts: ConfusionCounts
     calibration: Calibration
@@ -85,19 +87,21 @@ def read_chips(
         seed: Seed of the attack.
     """
     chips, features, tables, parts = list[str](), list[Tensor](), list[Tensor](), list[Calibration]()
+    names: tuple[str, ...] = ()
     for clean in batches:
         batch = to_device_of(model, clean)
         image = case.image(model, batch, seed)
         with torch.no_grad():
             prediction = predict_with_gradients(model, image)
             features.append(chip_features(prediction, image, batch.image_seen).cpu())
+        names = feature_names(model.spec.classes, prediction.passes > 1)
         logits = prediction.probability.clamp_min(torch.finfo(torch.float32).tiny).log()
         tables.append(confusion(logits.argmax(1), batch.label, batch.valid, logits.shape[1]).cpu())
         parts.append(calibration_counts(logits, batch.label, batch.valid))
         chips += batch.chips
     sums = [np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Calibration)]
     return ChipReadings(
-        tuple(chips), tuple(groups.get(chip, chip) for chip in chips), torch.cat(features).numpy(),
+        tuple(chips), tuple(groups.get(chip, chip) for chip in chips), names, torch.cat(features).numpy(),
         ConfusionCounts.of(torch.cat(tables).numpy()), Calibration(*sums),
     )  # fmt: skip
 
@@ -113,13 +117,12 @@ class HeldOutDetectors:
     detectors: Mapping[str, AttackDetector]
 
     @staticmethod
-    def of(clean: ChipReadings, others: ChipReadings | None, names: Sequence[str], name: str, alarms: float) -> HeldOutDetectors:  # fmt: skip
+    def of(clean: ChipReadings, others: ChipReadings | None, name: str, alarms: float) -> HeldOutDetectors:
         """Return the detectors of one feature, or of all.
 
         Args:
             clean: The tested chips as they are.
             others: Further clean chips, of groups that are not tested.
-            names: Names of the features.
             name: A feature, or "all features".
             alarms: Share of clean chips of a new group that may be flagged.
 
@@ -136,7 +139,7 @@ class HeldOutDetectors:
         for out, rest in folds:
             kept = {**more, **{groups[i]: own[groups[i]] for i in rest}}
             kept = {group: rows for group, rows in kept.items() if group not in {groups[i] for i in out}}
-            found |= dict.fromkeys((groups[i] for i in out), fit_attack_detector(kept, names, name, alarms))
+            found |= dict.fromkeys((groups[i] for i in out), fit_attack_detector(kept, clean.names, name, alarms))
         return HeldOutDetectors(found)
 
     def scores(self, read: ChipReadings) -> DoubleArray:

@@ -32,10 +32,11 @@ LEAST_SEEN = 0.25
 """Share of a window's pixels that must be seen in every band, or the window is left out."""
 QUANTILES = (5, 50, 95)
 MOST_CAUSES = 3
-MOST_CORRELATION = 3.0
-"""Largest standardized deviation of a correlation. Where bands hardly vary, as over a lake, their correlation is that of their noise: without
-the limit, such scenes of the training set the cut-off, and on the HLS chips haze of severity 0.5 was flagged in 32 instead of 97 % of the scenes."""
-CORRELATION = "correlation"
+MOST_BOUNDED = 3.0
+"""Largest standardized deviation of what is bounded anyhow: correlations and NDWI. Where bands hardly vary, as over a lake, their correlation is that
+of their noise, and in a scene of water alone the lowest NDWI is far from that of all others. Without the limit such scenes of the training
+set the cut-off, and hazy and doubled HLS chips are flagged a third as often or less."""
+CORRELATION, INDEX = "correlation", "NDWI"
 NDWI = NormalizedDifference("green", "nir")
 
 
@@ -208,7 +209,7 @@ def _check_rows(rows: list[DoubleArray], entries: int, alarms: float) -> None:
 
 def _distance_of(scenes: Sequence[DoubleArray], names: Sequence[str]) -> Mahalanobis:
     """Return the distance from the mean scene, one row per scene."""
-    limits = np.array([MOST_CORRELATION if name.endswith(CORRELATION) else np.inf for name in names])
+    limits = np.array([MOST_BOUNDED if name.endswith(CORRELATION) or name.startswith(INDEX) else np.inf for name in names])
     return fit_mahalanobis(np.stack([windows.mean(0) for windows in scenes]), limits)
 
 
@@ -297,7 +298,7 @@ def entry_names(bands: Sequence[str], unit: Units) -> tuple[str, ...]:
     own = ["mean", "deviation", *(f"{q} % quantile" for q in QUANTILES), "gradient"]
     of_bands = [f"{band} {what}" for band in bands for what in own]
     pairs = [f"{first}/{second} {CORRELATION}" for first, second in combinations(bands, 2)]
-    index = [f"NDWI {q} % quantile" for q in QUANTILES] if _ndwi_channels(bands, unit) else []
+    index = [f"{INDEX} {q} % quantile" for q in QUANTILES] if _ndwi_channels(bands, unit) else []
     return (*of_bands, *pairs, *index)
 
 
