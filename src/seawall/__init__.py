@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         compare_labels,
         corrupt,
         curate,
+        detect_attacks,
         doctor,
         evaluate,
         find_poisons,
@@ -57,6 +58,7 @@ _HOMES = {
         "compare_labels",
         "corrupt",
         "curate",
+        "detect_attacks",
         "doctor",
         "evaluate",
         "find_poisons",
@@ -86,9 +88,9 @@ _HOMES = {
 
 __all__ = [
     "Batch", "ChipFolder", "Keys", "ModelSpec", "Recipe", "Result", "ThreatModel", "adapt", "area", "attack", "audit_labels", "build", "calibrate",
-    "certify", "compare_labels", "corrupt", "curate", "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits", "harden", "load_model",
-    "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene", "read_recipe", "register", "run",
-    "save_model", "sensitivity", "stress", "train", "whole_chips",
+    "certify", "compare_labels", "corrupt", "curate", "detect_attacks", "doctor", "entries", "evaluate", "find", "find_poisons", "flip_bits",
+    "harden", "load_model", "make_key", "methods", "parse_threat", "patches", "poison", "predict", "predict_many", "predict_scene", "read_recipe",
+    "register", "run", "save_model", "sensitivity", "stress", "train", "whole_chips",
 ]  # fmt: skip
 
 

@@ -336,6 +336,62 @@ def attack(
     )
 
 
+def detect_attacks(
+    model: Path | str | SegmentationModel,
+    data: Path | str | Sample,
+    threat: str | ThreatModel = "",
+    *,
+    method: Sequence[str] = (),
+    uncertainty: str = "softmax",
+    feature: Sequence[str] = (),
+    adaptive: bool = True,
+    alarms: float = 0.05,
+    flip_map: Path | str | None = None,
+    part: str = "auto",
+    key: str = "",
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress = no_progress,
+) -> Result:
+    """Measure whether attacked chips are noticed by the uncertainty of their maps, and what an adversary who knows the detector still does.
+
+    Args:
+        model: A .safetensors file, or in Python any module with a spec (see `seawall.adapt`).
+        data: A chip folder; in Python also a Batch, a mapping with "image" and "mask", or a pair (image, label), in the model's unit.
+        threat: Such as "linf 1% reflectance".
+        method: Registered attack; may be given again. Without one it is pgd.
+        uncertainty: Estimator of the uncertainty, which is attacked as a whole: softmax, tta, or "mc-dropout passes=10".
+        feature: Feature whose detector is shown beside that of all features, such as "entropy inside"; may be given again.
+        adaptive: Also attacks that know of the uncertainty or of the detector. Without them the figures are too kind.
+        alarms: Share of clean chips of a new group that may be flagged.
+        flip_map: Folder for a GeoTIFF per chip: the smallest budget, up to the threat's, at which each pixel changes its class.
+        part: auto, all, train, val or test, as for `seawall evaluate`. With auto and test, the chips that the weights were chosen by help to find the
+            cut-off.
+        key: File or env:NAME of the key, for weights behind a keyed transform.
+        seed: Seed of the attacks.
+        device: auto, cpu, cuda, or mps.
+
+    Returns:
+        One row per attack and detector: AUROC and share detected with intervals over groups, false alarms, chips harmed and harmed
+        unnoticed, and IoU and calibration error before and after.
+
+    Raises:
+        UsageError: The threat has no unit, or there are too few groups for the false-alarm rate.
+
+    Command:
+        seawall detect-attacks runs/mine/models/index-unet/model.safetensors chips/mine --threat "linf 1% reflectance" --alarms 0.1
+    """
+    from seawall.pipeline.detect_attacks import DetectionOrder, detect_attacks_on
+
+    order = DetectionOrder(threat, tuple(method), tuple(feature), adaptive, alarms, seed)
+    return Result(
+        *detect_attacks_on(
+            _as_path(model), _as_path(data), order, uncertainty=uncertainty, part=part, flip_map=_optional_path(flip_map), key=key,
+            device=device, progress=progress,
+        )
+    )  # fmt: skip
+
+
 def stress(
     model: Path | str | SegmentationModel,
     data: Path | str | Sample,
@@ -1049,6 +1105,7 @@ VERBS: tuple[Callable[..., Result], ...] = (
     harden,
     evaluate,
     attack,
+    detect_attacks,
     stress,
     flip_bits,
     sensitivity,

@@ -146,7 +146,7 @@ def test_an_entry_that_never_varied_does_not_count():
 
 
 def test_too_few_scenes_say_how_many_are_missing():
-    with pytest.raises(UsageError, match=r"at least 19 scenes .* got 12, 7 too few; add scenes or allow 0\.077"):
+    with pytest.raises(UsageError, match=r"at least 19 clean groups .* got 12, 7 too few; add groups or allow 0\.077"):
         fit_scene_statistics(draws(scenes=12), names(), 32, alarms=0.05)
     assert fit_scene_statistics(draws(scenes=12), names(), 32, alarms=1 / 13).realized is None
     with pytest.raises(UsageError, match="inside"):

@@ -254,6 +254,13 @@ def make_target(model: SegmentationModel, batch: Batch, goal: Goal) -> AttackTar
     return AttackTarget(label, batch.valid, goal.targeted, label if goal.moving else None)
 
 
+def with_predicted_labels(model: SegmentationModel, batch: Batch) -> Batch:
+    """Return the batch with the model's own prediction on all seen pixels as the label, which tells nothing of the true one."""
+    with torch.no_grad():
+        own = model(batch.image).argmax(1)
+    return replace(batch, label=own, valid=batch.seen)
+
+
 def check_attack_inputs(name: str, model: SegmentationModel, batch: Batch, threat: ThreatModel) -> None:
     """Check that threat, bands and labels fit the model.
 

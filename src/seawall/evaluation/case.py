@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seawall.attacks.minimum_norm import MinimumNorm, MinimumNormResult
-from seawall.attacks.target import Hide, Towards
+from seawall.attacks.target import Hide, Towards, with_predicted_labels
 from seawall.attacks.universal import SetAttack
 from seawall.corruptions.build import registered_name
 from seawall.corruptions.severity import check_severity
@@ -152,7 +152,7 @@ class Case:
             return CaseImages(batch.image)
         # The threat is no part of the stream: budgets share their draws, so curves are not jagged.
         keys = Keys(seed, batch.chips, ("evaluate", self.method))
-        known = _with_predicted_labels(model, batch) if self.label_free else batch
+        known = with_predicted_labels(model, batch) if self.label_free else batch
         made = self._attacked(model, known, self.threat, keys)
         image = made.image.detach()
         self._check_finite(image, batch)
@@ -239,9 +239,3 @@ def severity_cases(corruptions: Mapping[str, Corruption], severities: Sequence[f
 
 
 CLEAN_CASE = Case()
-
-
-def _with_predicted_labels(model: SegmentationModel, batch: Batch) -> Batch:
-    with torch.no_grad():
-        own = model(batch.image).argmax(1)
-    return replace(batch, label=own, valid=batch.seen)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from seawall.arrays import BoolArray, DoubleArray
+from seawall.errors import UsageError
 from seawall.metrics.bootstrap import IntervalEstimate, Resamples, estimate_quotient, percentile_interval
 from seawall.metrics.ratios import divide_or_nan
 
@@ -108,6 +109,21 @@ def clean_groups_needed(alarms: float) -> int:
         (19, 9)
     """
     return math.ceil(1 / alarms - 1 - 1e-9)
+
+
+def check_clean_groups(where: str, groups: int, alarms: float) -> None:
+    """Check that there are enough clean groups for a false-alarm rate.
+
+    Raises:
+        UsageError: The rate is outside of (0, 1), or there are too few; the message says how many are missing.
+    """
+    if not 0 < alarms < 1:
+        raise UsageError(f"{where}.alarms: expected a rate inside (0, 1), got {alarms:g}; 0.05 is usual")
+    if (missing := clean_groups_needed(alarms) - groups) > 0:
+        raise UsageError(
+            f"{where}: expected at least {clean_groups_needed(alarms)} clean groups for a false-alarm rate of {alarms:g}, got "
+            f"{groups}, {missing} too few; add groups or allow {math.ceil(1000 / (groups + 1)) / 1000:g}"
+        )
 
 
 def _wins(suspect: DoubleArray, clean: DoubleArray) -> DoubleArray:

@@ -29,7 +29,7 @@ from seawall.uncertainty.calibration import (
     Calibration,
     CalibrationFacts,
     calibration_path,
-    group_folds,
+    fold_of_scenes,
     uncertainty_text,
 )
 from seawall.uncertainty.conformal import Risk, RiskName, control_risk
@@ -178,7 +178,7 @@ def judge_scenes(
 ) -> JudgedScenes:  # fmt: skip
     """Score scenes by a predictor whose temperature was fitted on scenes of other folds."""
     scene = {id_: folder.row(id_).group for id_ in ids}
-    folds = group_folds(list(scene.values()), 1 if kind == "none" else 5)
+    folds = fold_of_scenes(list(scene.values()), 1 if kind == "none" else 5)
     scores: list[SceneScores] = []
     counts: list[list[CalibrationCounts]] = [[], [], [], []]
     for fold in sorted(set(folds.values())):

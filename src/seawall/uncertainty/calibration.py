@@ -229,11 +229,11 @@ def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def group_folds(scenes: Sequence[str], most: int = 5) -> dict[str, int]:
+def fold_of_scenes(scenes: Sequence[str], most: int = 5) -> dict[str, int]:
     """Return scene to the number of its fold, for what must not be judged by what it was fitted on.
 
     Example:
-        >>> group_folds(["b", "a", "c", "a"], most=2)
+        >>> fold_of_scenes(["b", "a", "c", "a"], most=2)
         {'a': 0, 'b': 1, 'c': 0}
     """
     names = sorted(set(scenes))

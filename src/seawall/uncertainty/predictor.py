@@ -127,9 +127,8 @@ class Predictor(nn.Module):
         return [cast(nn.Module, self.inner), *self.others]
 
     def predict(self, image: Tensor) -> Prediction:
-        """Return the mean probability of images (B, C, H, W) in data units, and how far the passes disagree."""
-        with torch.no_grad():
-            return aggregate_passes(self.method.pass_logits(self.inner, image))
+        """Return the mean probability of images (B, C, H, W) in data units, and how far the passes disagree, with gradients to the image."""
+        return aggregate_passes(self.method.pass_logits(self.inner, image))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W), the logarithm of the mean probability, with gradients to the image."""

@@ -7,36 +7,34 @@ observation: windows of one scene are not independent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from seawall.arrays import BoolArray, DoubleArray, FloatArray
 from seawall.bands import short_band
-from seawall.errors import DataError, UsageError
+from seawall.errors import DataError
 from seawall.labels.water_indices import NormalizedDifference
-from seawall.metrics.detection import clean_groups_needed, conformal_flags, conformal_p_values
+from seawall.metrics.detection import check_clean_groups, conformal_flags, conformal_p_values
 from seawall.types import Batch, Setting, Units, units_of
+from seawall.uncertainty.mahalanobis import GroupScores, Mahalanobis, fit_mahalanobis, left_out_flags, left_out_scores
 
 WINDOW_PIXELS = 128
 """Largest side of a window in pixels."""
 LEAST_SEEN = 0.25
 """Share of a window's pixels that must be seen in every band, or the window is left out."""
 QUANTILES = (5, 50, 95)
-FOLDS = 20
-"""Parts that the scenes are divided into to score each by statistics of the others; up to so many each is left out alone."""
 MOST_CAUSES = 3
-MOST_CORRELATION = 3.0
-"""Largest standardized deviation of a correlation. Where bands hardly vary, as over a lake, their correlation is that of their noise: without
-the limit, such scenes of the training set the cut-off, and on the HLS chips haze of severity 0.5 was flagged in 32 instead of 97 % of the scenes."""
-CORRELATION = "correlation"
+MOST_BOUNDED = 3.0
+"""Largest standardized deviation of what is bounded anyhow: correlations and NDWI. Where bands hardly vary, as over a lake, their correlation is that
+of their noise, and in a scene of water alone the lowest NDWI is far from that of all others. Without the limit such scenes of the training
+set the cut-off, and hazy and doubled HLS chips are flagged a third as often or less."""
+CORRELATION, INDEX = "correlation", "NDWI"
 NDWI = NormalizedDifference("green", "nir")
 
 
@@ -67,9 +65,7 @@ class SceneStatistics:
         names: (D,) what the entries of a window's vector are, as `entry_names` has them.
         window: Side of a window in pixels.
         alarms: Share of scenes like those of the training that may be flagged.
-        center: (D,) mean over scenes.
-        scale: (D,) standard deviation over scenes; infinite for an entry that never varied, which then never counts.
-        precision: (D, D) inverse of the shrunk covariance of the standardized entries.
+        distance: From the mean scene, one row per scene.
         low: (D,) smallest value of a scene.
         high: (D,) largest value of a scene.
         scores: (n,) score of each training scene by statistics of other scenes.
@@ -79,9 +75,7 @@ class SceneStatistics:
     names: tuple[str, ...]
     window: int
     alarms: float
-    center: DoubleArray
-    scale: DoubleArray
-    precision: DoubleArray
+    distance: Mahalanobis
     low: DoubleArray
     high: DoubleArray
     scores: DoubleArray
@@ -104,11 +98,7 @@ class SceneStatistics:
 
     def score(self, windows: DoubleArray) -> float:
         """Return the median over windows of the Mahalanobis distance from the mean training scene."""
-        return self._ellipse.score(windows)
-
-    @property
-    def _ellipse(self) -> _Ellipse:
-        return _Ellipse(self.center, self.scale, self.precision, _limits(self.names))
+        return float(_scene_score(self.distance, windows)[0])
 
     def plain(self) -> dict[str, Setting]:
         """Return what is not an array, in plain values; `tensors` has the rest."""
@@ -118,7 +108,8 @@ class SceneStatistics:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the arrays, to be stored beside `plain`."""
-        return {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in ARRAYS}
+        held = {**vars(self.distance), "low": self.low, "high": self.high, "scores": self.scores}
+        return {name: torch.from_numpy(np.ascontiguousarray(held[name])) for name in ARRAYS}
 
     @staticmethod
     def of(plain: Mapping[str, Setting], tensors: Mapping[str, Tensor]) -> SceneStatistics:
@@ -139,7 +130,9 @@ class SceneStatistics:
             raise DataError(
                 f"scene statistics: expected {wrong[0]} {shapes[wrong[0]]}, got {arrays[wrong[0]].shape}; fit them again"
             )
-        return SceneStatistics(names, window, alarms, **arrays, realized=None if realized is None else float(realized))  # type: ignore[arg-type]
+        distance = Mahalanobis(*(arrays[f.name] for f in fields(Mahalanobis)))
+        rate = None if realized is None else float(realized)  # type: ignore[arg-type]
+        return SceneStatistics(names, window, alarms, distance, arrays["low"], arrays["high"], arrays["scores"], rate)
 
     def _check(self, windows: DoubleArray) -> None:
         if windows.ndim != 2 or windows.shape[1] != len(self.names) or not len(windows):
@@ -154,8 +147,8 @@ class SceneStatistics:
         Those outside of the range of the training scenes; where all are inside it, the combination is unusual.
         """
         typical = np.median(windows, axis=0)
-        z = self._ellipse.deviations(typical)
-        share = z * (self.precision @ z)  # sums to the squared distance
+        z = self.distance.deviations(torch.from_numpy(typical)[None])[0].numpy()
+        share = z * (self.distance.precision @ z)  # sums to the squared distance
         outside = (typical < self.low) | (typical > self.high)
         counted = (share > 0) & (outside | ~outside.any())
         chosen: dict[str, int] = {}
@@ -166,7 +159,7 @@ class SceneStatistics:
         return tuple(f"{self.names[i]} {typical[i]:.3g}, training {self.low[i]:.3g} to {self.high[i]:.3g}" for i in at)
 
 
-ARRAYS = ("center", "scale", "precision", "low", "high", "scores")
+ARRAYS = (*(f.name for f in fields(Mahalanobis)), "low", "high", "scores")
 
 
 def fit_scene_statistics(
@@ -192,22 +185,19 @@ def fit_scene_statistics(
     """
     rows = [np.asarray(scenes[scene], np.float64) for scene in sorted(scenes)]
     _check_rows(rows, len(names), alarms)
-    means, limits = _row_means(rows), _limits(names)
-    ellipse = _fit_ellipse(rows, limits)
+
+    def fit(some: Sequence[DoubleArray]) -> GroupScores:
+        return partial(_scene_score, _distance_of(some, names))
+
+    means, flags = np.stack([row.mean(0) for row in rows]), left_out_flags(rows, fit, alarms)
     return SceneStatistics(
-        tuple(names), window, alarms, ellipse.center, ellipse.scale, ellipse.precision, means.min(0), means.max(0),
-        np.sort(_left_out_scores(rows, limits)), _left_out_alarms(rows, limits, alarms),
+        tuple(names), window, alarms, _distance_of(rows, names), means.min(0), means.max(0),
+        np.sort(np.concatenate(left_out_scores(rows, fit))), None if flags is None else float(np.mean(flags)),
     )  # fmt: skip
 
 
 def _check_rows(rows: list[DoubleArray], entries: int, alarms: float) -> None:
-    if not 0 < alarms < 1:
-        raise UsageError(f"scene statistics: expected alarms inside (0, 1), got {alarms:g}; 0.05 is usual")
-    if (missing := clean_groups_needed(alarms) - len(rows)) > 0:
-        raise UsageError(
-            f"scene statistics: expected at least {clean_groups_needed(alarms)} scenes for a false-alarm rate of {alarms:g}, got "
-            f"{len(rows)}, {missing} too few; add scenes or allow {math.ceil(1000 / (len(rows) + 1)) / 1000:g}"
-        )
+    check_clean_groups("scene statistics", len(rows), alarms)
     for row in rows:
         if row.ndim != 2 or row.shape[1] != entries or not len(row) or not np.isfinite(row).all():
             raise DataError(
@@ -215,68 +205,17 @@ def _check_rows(rows: list[DoubleArray], entries: int, alarms: float) -> None:
             )
 
 
-def _row_means(rows: Sequence[DoubleArray]) -> DoubleArray:
-    return np.stack([row.mean(0) for row in rows])
+def _distance_of(scenes: Sequence[DoubleArray], names: Sequence[str]) -> Mahalanobis:
+    """Return the distance from the mean scene, one row per scene."""
+    limits = np.array(
+        [MOST_BOUNDED if name.endswith(CORRELATION) or name.startswith(INDEX) else np.inf for name in names]
+    )
+    return fit_mahalanobis(np.stack([windows.mean(0) for windows in scenes]), limits)
 
 
-class _Ellipse(NamedTuple):
-    """Center, scale and precision of `SceneStatistics`, and the largest standardized deviation of each entry."""
-
-    center: DoubleArray
-    scale: DoubleArray
-    precision: DoubleArray
-    limits: DoubleArray
-
-    def deviations(self, vectors: DoubleArray) -> DoubleArray:
-        """Return the standardized deviations of vectors (..., D) from the center."""
-        return np.clip((vectors - self.center) / self.scale, -self.limits, self.limits)
-
-    def score(self, windows: DoubleArray) -> float:
-        """Return the median Mahalanobis distance of windows (W, D)."""
-        z = self.deviations(windows)
-        return float(np.median(np.sqrt(np.einsum("wi,ij,wj->w", z, self.precision, z))))
-
-
-def _limits(names: Sequence[str]) -> DoubleArray:
-    return np.array([MOST_CORRELATION if name.endswith(CORRELATION) else np.inf for name in names])
-
-
-def _fit_ellipse(rows: Sequence[DoubleArray], limits: DoubleArray) -> _Ellipse:
-    """Return the ellipse of the scenes, one row each."""
-    means = _row_means(rows)
-    center, deviation = means.mean(0), means.std(0)
-    scale = np.where(deviation > 1e-9 * np.abs(means).max(0).clip(1e-9), deviation, np.inf)
-    covariance, _ = ledoit_wolf((means - center) / scale, assume_centered=True)
-    return _Ellipse(center, scale, np.linalg.inv(covariance), limits)
-
-
-def _folds(count: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield the scenes of each fold, and all others."""
-    for fold in range(min(FOLDS, count)):
-        out = list(range(fold, count, FOLDS))
-        yield out, [i for i in range(count) if i not in set(out)]
-
-
-def _left_out_scores(rows: Sequence[DoubleArray], limits: DoubleArray) -> DoubleArray:
-    """Return the score of each scene by statistics of the scenes of the other folds."""
-    scores = np.zeros(len(rows))
-    for out, others in _folds(len(rows)):
-        ellipse = _fit_ellipse([rows[i] for i in others], limits)
-        scores[out] = [ellipse.score(rows[i]) for i in out]
-    return scores
-
-
-def _left_out_alarms(rows: Sequence[DoubleArray], limits: DoubleArray, alarms: float) -> float | None:
-    """Return the share of scenes that are flagged by statistics and a cut-off of the other folds; None where these are too few."""
-    flagged = np.zeros(len(rows), bool)
-    for out, others in _folds(len(rows)):
-        if len(others) < clean_groups_needed(alarms):
-            return None
-        kept = [rows[i] for i in others]
-        ellipse = _fit_ellipse(kept, limits)
-        scores = np.array([ellipse.score(rows[i]) for i in out])
-        flagged[out] = conformal_flags(scores, _left_out_scores(kept, limits), alarms)
-    return float(flagged.mean())
+def _scene_score(distance: Mahalanobis, windows: DoubleArray) -> DoubleArray:
+    """Return the score (1,) of a scene by its windows (W, D)."""
+    return np.array([np.median(distance.distances(torch.from_numpy(windows)).numpy())])
 
 
 def collect_windows(
@@ -359,7 +298,7 @@ def entry_names(bands: Sequence[str], unit: Units) -> tuple[str, ...]:
     own = ["mean", "deviation", *(f"{q} % quantile" for q in QUANTILES), "gradient"]
     of_bands = [f"{band} {what}" for band in bands for what in own]
     pairs = [f"{first}/{second} {CORRELATION}" for first, second in combinations(bands, 2)]
-    index = [f"NDWI {q} % quantile" for q in QUANTILES] if _ndwi_channels(bands, unit) else []
+    index = [f"{INDEX} {q} % quantile" for q in QUANTILES] if _ndwi_channels(bands, unit) else []
     return (*of_bands, *pairs, *index)
 
 

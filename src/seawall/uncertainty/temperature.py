@@ -169,15 +169,14 @@ class TemperatureScaled(nn.Module):
         return cast(int, self.inner.stride)  # type: ignore[attr-defined]
 
     def predict(self, image: Tensor) -> Prediction:
-        """Return the calibrated mean probability of images (B, C, H, W), and how far the passes disagreed before."""
-        with torch.no_grad():
-            if not isinstance(self.inner, UncertainModel):
-                logits = self(image)
-                return Prediction(torch.softmax(logits, 1), torch.zeros_like(logits[:, 0]), 1)
-            found = self.inner.predict(image)
-            logits = found.probability.clamp_min(torch.finfo(torch.float32).tiny).log()
-            scaled = torch.softmax(logits / self.scale.divisor(logits, image), 1)
-            return Prediction(scaled, found.mutual_information, found.passes)
+        """Return the calibrated mean probability of images (B, C, H, W), and how far the passes disagreed before, with gradients."""
+        if not isinstance(self.inner, UncertainModel):
+            logits = self(image)
+            return Prediction(torch.softmax(logits, 1), torch.zeros_like(logits[:, 0]), 1)
+        found = self.inner.predict(image)
+        logits = found.probability.clamp_min(torch.finfo(torch.float32).tiny).log()
+        scaled = torch.softmax(logits / self.scale.divisor(logits, image), 1)
+        return Prediction(scaled, found.mutual_information, found.passes)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, K, H, W)."""
