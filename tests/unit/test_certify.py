@@ -20,7 +20,7 @@ from seawall.data.writer import ChipWriter
 from seawall.errors import UsageError
 from seawall.geo.raster import Grid, write_cog
 from seawall.inference.certify import CertifiedScene, SceneCertifier
-from seawall.inference.products import NODATA
+from seawall.inference.layers import NODATA
 from seawall.inference.settings import SceneJob
 from seawall.inference.tiling import TileAxis
 from seawall.models.unet import UNet

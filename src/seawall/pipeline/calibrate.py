@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from seawall.arrays import DoubleArray
 from seawall.data.chips import ChipFolder, digest_chips
 from seawall.data.loader import whole_chips
 from seawall.data.selection import check_part, select_chips
@@ -18,9 +19,12 @@ from seawall.data.splits import recorded_parts
 from seawall.errors import DataError, UsageError
 from seawall.metrics.boundary import edge_band
 from seawall.metrics.calibration import CalibrationCounts, calibration_counts, expected_calibration_error
+from seawall.metrics.risk_coverage import area_under_risk_coverage, least_area, risk_coverage
 from seawall.models.weights import spec_of, split_of, weights_digest
 from seawall.modules import eval_mode, to_device_of
 from seawall.pipeline.trained_model import bands_of_model, load_network
+from seawall.report.page import write_calibration_page
+from seawall.report.run_facts import CalibrationPageFacts, JudgedSceneFacts, RiskFacts
 from seawall.result import Failed, MutableRow, Progress
 from seawall.types import SegmentationModel
 from seawall.uncertainty.area import AreaCalibration, AreaSums, estimate_area
@@ -32,8 +36,8 @@ from seawall.uncertainty.calibration import (
     fold_of_scenes,
     uncertainty_text,
 )
-from seawall.uncertainty.conformal import Risk, RiskName, control_risk
-from seawall.uncertainty.scene_scores import SceneScores, score_scenes
+from seawall.uncertainty.conformal import Risk, RiskControl, RiskName, control_risk
+from seawall.uncertainty.scene_scores import THRESHOLD_STEPS, SceneScores, score_scenes
 from seawall.uncertainty.scene_statistics import (
     WINDOW_PIXELS,
     SceneStatistics,
@@ -95,7 +99,8 @@ def calibrate_chips(
     )  # fmt: skip
     path = calibration_path(weights, method)
     made.save(path)
-    return {"calibration": str(path), **describe_calibration(made, level)}, risk_rows(made), ()
+    page = write_calibration_page(page_facts(made, judged, level), path.with_suffix("").with_suffix(".html"))
+    return {"calibration": str(path), **describe_calibration(made, level), "page": str(page)}, risk_rows(made), ()
 
 
 def calibration_chips(folder: ChipFolder, net: nn.Module, part: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
@@ -166,11 +171,17 @@ class JudgedScenes:
 
     Args:
         scores: Scores of each scene.
-        errors: Expected calibration error before and after, then both near shores; None without a valid pixel.
+        counts: Pixels by confidence before and after, then both near shores.
     """
 
     scores: tuple[SceneScores, ...]
-    errors: tuple[float | None, float | None, float | None, float | None]
+    counts: tuple[CalibrationCounts, CalibrationCounts, CalibrationCounts, CalibrationCounts]
+
+    @property
+    def errors(self) -> tuple[float | None, float | None, float | None, float | None]:
+        """Expected calibration error before and after, then both near shores; None without a valid pixel."""
+        before, after, shore_before, shore_after = map(expected_calibration_error, self.counts)
+        return before, after, shore_before, shore_after
 
 
 def judge_scenes(
@@ -191,9 +202,9 @@ def judge_scenes(
         for kept, found in zip(counts, zip(*calibration_of(plain, divisor, folder, own), strict=True), strict=True):
             kept += found
     progress("scenes", 1, 1, kind)
-    errors = tuple(expected_calibration_error(joined(part)) for part in counts)
+    before, after, shore_before, shore_after = map(joined, counts)
     return JudgedScenes(
-        tuple(sorted(scores, key=lambda score: score.scene)), cast(tuple[float, float, float, float], errors)
+        tuple(sorted(scores, key=lambda score: score.scene)), (before, after, shore_before, shore_after)
     )
 
 
@@ -252,7 +263,7 @@ def describe_calibration(made: Calibration, level: float) -> MutableRow:
         "shore ece before": facts.shore_before,
         "shore ece after (other scenes)": facts.shore_after,
         "area interval": _interval_text(area, width.reason if width is not None else "one class only", level),
-        "unlike-training": f"false-alarm rate {known.alarms:g}, on held-out scenes {known.realized}"
+        "unlike-training": f"false-alarm rate {known.alarms:g}, {known.realized or 0.0:.3f} of the known scenes when left out"
         if known
         else made.without_statistics,
     }
@@ -264,19 +275,108 @@ def _interval_text(area: AreaCalibration | None, reason: str, level: float) -> s
     return f"{level:.0%} by {len(area.scenes)} scenes"
 
 
-def risk_rows(made: Calibration) -> list[MutableRow]:
-    """Return one row per usual risk: its threshold, and the share on the held-out scenes; or why it is infeasible."""
-    rows: list[MutableRow] = []
+def shown_controls(made: Calibration) -> Iterator[RiskControl]:
+    """Yield how the usual risks are controlled, by probability and by distance."""
     for name, alpha in SHOWN_RISKS:
         for by_distance in (False, True):
-            control = control_risk(Risk(name, alpha, by_distance), made.scores, made.gsd_m)
-            rows.append(
-                {
-                    "risk": str(control.risk), "at": control.at, "unit": "m" if by_distance else "probability",
-                    "held-out": control.empirical, "scenes": control.scenes, "needed": control.needed, "infeasible": control.reason,
-                }
-            )  # fmt: skip
-    return rows
+            yield control_risk(Risk(name, alpha, by_distance), made.scores, made.gsd_m)
+
+
+def risk_rows(made: Calibration) -> list[MutableRow]:
+    """Return one row per usual risk: its threshold, and the share on the held-out scenes; or why it is infeasible."""
+    return [
+        {
+            "risk": str(control.risk), "at": control.at, "unit": "m" if control.risk.by_distance else "probability",
+            "held-out": control.empirical, "scenes": control.scenes, "needed": control.needed, "infeasible": control.reason,
+        }
+        for control in shown_controls(made)
+    ]  # fmt: skip
+
+
+def page_facts(made: Calibration, judged: JudgedScenes, level: float) -> CalibrationPageFacts:
+    """Return what the page of a calibration shows."""
+    before, after, shore_before, shore_after = judged.counts
+    curves = {"as it is": before} if made.facts.temperature == "none" else {"before": before, "after": after}
+    shores = (
+        {"as it is": shore_before}
+        if made.facts.temperature == "none"
+        else {"before": shore_before, "after": shore_after}
+    )
+    pixels, scenes = pixel_risk_coverage(made.scores), scene_risk_coverage(made.scores)
+    areas = {
+        name: value
+        for name, (coverage, risk) in (("pixels", pixels), ("scenes", scenes))
+        if (value := area_under_risk_coverage(coverage, risk)) is not None
+    }
+    if len(pixels[1]):
+        areas["least possible for pixels"] = least_area(float(pixels[1][-1]))
+    risks = tuple(RiskFacts.model_validate(control.plain()) for control in shown_controls(made))
+    about = [(name, str(value)) for name, value in describe_calibration(made, level).items() if value is not None]
+    return CalibrationPageFacts(
+        title=f"How sure is it? {made.uncertainty}", about=tuple((name, _shorter(text)) for name, text in about), klass=made.klass,
+        reliability={name: reliability_bins_of(counts) for name, counts in curves.items()},
+        shore={name: reliability_bins_of(counts) for name, counts in shores.items()},
+        coverage=thinned(*pixels), scene_coverage=thinned(*scenes), areas=areas, risks=risks, scenes=left_out_areas(made, level), level=level,
+    )  # fmt: skip
+
+
+def _shorter(text: str) -> str:
+    """Return a number with three digits, any other text as it is."""
+    try:
+        return f"{float(text):.3g}"
+    except ValueError:
+        return text
+
+
+def reliability_bins_of(counts: CalibrationCounts) -> tuple[tuple[float, float, float], ...]:
+    """Return (confidence, accuracy, share of the pixels) of every bin that holds pixels."""
+    n, right, sure = (part.sum(0) for part in (counts.count, counts.correct, counts.confidence))
+    return tuple((float(s / c), float(r / c), float(c / n.sum())) for c, r, s in zip(n, right, sure, strict=True) if c)
+
+
+def pixel_risk_coverage(scores: Sequence[SceneScores]) -> tuple[DoubleArray, DoubleArray]:
+    """Return coverage and error of the pixels that the class is surest told of, by 1/1000ths of its probability."""
+    own, other = (np.zeros(THRESHOLD_STEPS + 1) for _ in range(2))
+    for score in scores:
+        if score.missed is not None:
+            own += score.true_km2 * np.diff(score.missed, append=1.0)
+        if score.alarmed is not None:
+            other += (score.valid_km2 - score.true_km2) * -np.diff(score.alarmed, append=0.0)
+    p = np.arange(THRESHOLD_STEPS + 1) / THRESHOLD_STEPS
+    return risk_coverage(np.maximum(p, 1 - p), own + other, np.where(p >= 0.5, other, own))
+
+
+def scene_risk_coverage(scores: Sequence[SceneScores]) -> tuple[DoubleArray, DoubleArray]:
+    """Return coverage and mean of one less the IoU of the scenes with the least doubt per expected area of the class."""
+    kept = [s for s in scores if s.expected_km2 and s.true_km2 + s.alarms_km2]
+    doubt = np.array([s.doubt_km2 / s.expected_km2 for s in kept])
+    loss = np.array([1 - s.hits_km2 / (s.true_km2 + s.alarms_km2) for s in kept])
+    return risk_coverage(-doubt, np.ones(len(kept)), loss)
+
+
+def thinned(x: DoubleArray, y: DoubleArray, most: int = 200) -> tuple[tuple[float, float], ...]:
+    """Return at most so many points of a curve, its ends among them."""
+    at = np.unique(np.linspace(0, max(len(x) - 1, 0), min(most, len(x))).round().astype(int))
+    return tuple((float(x[i]), float(y[i])) for i in at)
+
+
+def left_out_areas(made: Calibration, level: float) -> tuple[JudgedSceneFacts, ...]:
+    """Return the areas of each held-out scene with the interval that the other scenes give it."""
+    found = []
+    for i, score in enumerate(made.scores):
+        others = [other for j, other in enumerate(made.scores) if j != i]
+        sums = AreaSums(score.mapped_km2, score.expected_km2, score.doubt_km2, score.valid_km2)
+        try:
+            estimate = estimate_area(sums, AreaCalibration.of_scores(others, made.gsd_m), level)
+        except DataError:  # the others lack the class, or have nothing else
+            continue
+        found.append(
+            JudgedSceneFacts(
+                scene=score.scene, true_km2=score.true_km2, mapped_km2=score.mapped_km2, low_km2=estimate.low_km2,
+                high_km2=estimate.high_km2,
+            )
+        )  # fmt: skip
+    return tuple(found)
 
 
 def check_temperature(kind: str) -> TemperatureKind:

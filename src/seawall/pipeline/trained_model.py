@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
+from urllib.parse import unquote
 
 from torch import nn
 
@@ -21,10 +23,13 @@ from seawall.errors import UsageError
 from seawall.evaluation.case import CLEAN_CASE, Case
 from seawall.evaluation.measurement import ChipSource, case_progress, check_and_evaluate, recipe_ids, records_of_cases
 from seawall.evaluation.sanity_checks import SanityChecks
+from seawall.geo.preview import write_preview
 from seawall.inference.backends import Runtime, find_device
 from seawall.inference.guarantee import Guarantee, guarantee_of
 from seawall.inference.layers import slug_of
 from seawall.inference.predict import predict_many
+from seawall.inference.products import SceneResult
+from seawall.inference.scene import is_safe
 from seawall.inference.settings import PredictSettings
 from seawall.inputs import Sample, as_batch, as_model
 from seawall.io import RunLock, file_sha256
@@ -36,6 +41,7 @@ from seawall.models.keyed import KeyedModel
 from seawall.models.weights import load_model, read_spec, spec_of, split_of
 from seawall.records import Record, RecordLog
 from seawall.report.flags import explain
+from seawall.report.page import write_map_page
 from seawall.result import Failed, MutableRow, Progress, stage_progress
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
@@ -169,14 +175,28 @@ def map_scenes(
         }
         for done in report.made
     ]  # fmt: skip
-    files: MutableRow = {
-        f"{done.name} {layer}": str(out / file) for done in report.made for layer, file in done.files.items()
-    }
+    pages = {f"{done.name} page": str(_map_page(out, done, scene)) for done in report.made}
+    files: MutableRow = {**pages}
+    files |= {f"{done.name} {layer}": str(out / file) for done in report.made for layer, file in done.files.items()}
     told: MutableRow = {f"{done.name} area": done.statement for done in report.made if done.statement}
     fitted: MutableRow = {} if found is None else {
         "calibration": f"{path}: {found.facts.count} chips of {len(found.facts.scenes)} scenes", **{str(c.risk): str(c) for c in guarantee.controls}
     }  # fmt: skip
     return {**files, **fitted, **told}, table, report.failed
+
+
+def _map_page(out: Path, made: SceneResult, source: Path) -> Path:
+    """Write the page of a map, with a picture of the scene where that is a raster, unless it is there with the map."""
+    item = out / f"{made.name}.json"
+    if made.reused and item.with_suffix(".html").is_file():
+        return item.with_suffix(".html")
+    linked = json.loads(item.read_text(encoding="utf-8"))["links"]
+    path = next((out / unquote(link["href"]) for link in linked if link["rel"] == "derived_from"), source)
+    with tempfile.TemporaryDirectory() as folder:
+        picture = None
+        if not is_safe(path):
+            picture = write_preview(path, Path(folder) / "preview.npz", digest=made.scene)
+        return write_map_page(item, picture)
 
 
 def _asked_guarantee(

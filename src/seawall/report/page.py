@@ -37,13 +37,14 @@ from seawall.report.published_tables import published_comparison
 from seawall.report.record_index import RecordIndex, display_name
 from seawall.report.robustness import robustness_section
 from seawall.report.rounds import rounds_section
-from seawall.report.run_facts import SENSITIVITY_FIGURES
+from seawall.report.run_facts import SENSITIVITY_FIGURES, CalibrationPageFacts, MappedScene
 from seawall.report.run_reader import RunFolder, read_run, read_sensitivity
 from seawall.report.run_section import data_and_split, learning_curves, run_settings
 from seawall.report.scenes import scene_section, scene_title
 from seawall.report.scores import clean_scores
 from seawall.report.sensitivity import sensitivity_section
 from seawall.report.summary import KeyNumber, key_numbers, summary_sentences
+from seawall.report.trust import calibration_page, map_page
 from seawall.report.weight_faults import weight_fault_section
 
 
@@ -87,6 +88,33 @@ def write_sensitivity_page(folder: Path, name: str, source: str) -> Path:
         path,
         _render(f"Sensitivity of {name}", SENSITIVITY_FIGURES, [section], "seawall sensitivity", summary=[(source,)]),
     )
+    return path
+
+
+def write_calibration_page(facts: CalibrationPageFacts, path: Path) -> Path:
+    """Write the page of a calibration and return its path."""
+    write_atomic(path, _render(facts.title, path.name, calibration_page(facts), "seawall calibrate"))
+    return path
+
+
+def write_map_page(item: Path, preview: Path | None) -> Path:
+    """Write the page of a mapped scene beside its JSON and return its path.
+
+    Args:
+        item: The JSON of the map, beside its layers.
+        preview: Picture of the scene, as `seawall.geo.preview.write_preview` writes it; None without one.
+
+    Raises:
+        RunError: The JSON or a layer cannot be read.
+    """
+    try:
+        scene = MappedScene.model_validate_json(item.read_text(encoding="utf-8"))
+        sections = map_page(item.parent, item.stem, scene, preview)
+    except (OSError, ValueError) as bad:
+        raise RunError(f"{item}: expected a map with its layers, got {bad}; map the scene again") from bad
+    path = item.with_suffix(".html")
+    title = f"{scene.result.klass.capitalize()} on {scene.result.source}"
+    write_atomic(path, _render(title, item.stem, sections, "seawall predict"))
     return path
 
 

@@ -310,6 +310,27 @@ class WeightFaultFacts(RunFile):
         return sum(bit == 7 for _, _, bit, _, _ in self.flips) / len(self.flips) if self.flips else None
 
 
+class AreaFacts(RunFile):
+    """The area of a map with its interval, with the keys of `seawall.uncertainty.area.AreaEstimate`."""
+
+    low_km2: float | None = None
+    high_km2: float | None = None
+    level: float = 0.9
+    reason: str = ""
+    corrected_km2: float | None = None
+    stratified_km2: float | None = None
+    scene_se_km2: float | None = None
+    scenes: int = 0
+
+
+class FamiliarityFacts(RunFile):
+    """Whether a scene looks like those that the network knows, with the keys of `seawall.uncertainty.scene_statistics.Familiarity`."""
+
+    p_value: float
+    unusual: bool
+    causes: tuple[str, ...] = ()
+
+
 class SceneFacts(RunFile):
     """The result of a whole-scene map, with the keys of `seawall.inference.products.SceneResult`."""
 
@@ -325,8 +346,12 @@ class SceneFacts(RunFile):
     expected_km2: float | None = None
     low_km2: float | None = None
     high_km2: float | None = None
+    unsure_km2: float | None = None
     unsure_share: float | None = None
     class_km2: Mapping[str, float | None] = Field(default_factory=dict)
+    statement: str = ""
+    interval: AreaFacts | None = None
+    familiarity: FamiliarityFacts | None = None
     flags: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -353,9 +378,28 @@ class SceneTruth(RunFile):
     note: str = ""
 
 
+class RiskFacts(RunFile):
+    """A risk that a map controls, with the keys of `seawall.uncertainty.conformal.RiskControl`."""
+
+    risk: str
+    at: float | None = None
+    scenes: int = 0
+    needed: int | None = None
+    empirical: float | None = None
+
+
+class PromiseFacts(RunFile):
+    """What a map promises, with the keys of `seawall.inference.guarantee.Guarantee.plain`."""
+
+    digest: str = ""
+    level: float = 0.9
+    risks: tuple[RiskFacts, ...] = ()
+
+
 class MappedScene(RunFile):
     """One mapped scene: the STAC item beside its GeoTIFFs, and its truth where that is known."""
 
+    calibration: PromiseFacts = PromiseFacts()
     bbox: tuple[float, ...] = ()
     properties: SceneTime = SceneTime()
     result: SceneFacts = SceneFacts()
@@ -434,3 +478,47 @@ class EpochFacts(RunFile):
     loss: float | None = None
     best: bool = False
     scores: Mapping[str, float | None] = Field(default_factory=dict)
+
+
+ReliabilityBins = tuple[tuple[float, float, float], ...]
+"""(confidence, accuracy, share of the pixels) per bin that holds pixels."""
+
+
+class JudgedSceneFacts(RunFile):
+    """The area of the class on one held-out scene, mapped and true, with the interval that other scenes give it."""
+
+    scene: str
+    true_km2: float
+    mapped_km2: float
+    low_km2: float | None = None
+    high_km2: float | None = None
+
+
+class CalibrationPageFacts(RunFile):
+    """What `seawall calibrate` found, for its page.
+
+    Args:
+        title: Title of the page.
+        about: (term, value) pairs of what was calibrated on what.
+        klass: The class.
+        reliability: Bins over all valid pixels, by curve.
+        shore: Bins within three pixels of a shore, by curve.
+        coverage: (coverage, error) of the surest pixels.
+        scene_coverage: (coverage, mean of one less the IoU) of the surest scenes.
+        areas: Area under both curves and the least that is possible, by name.
+        risks: Risks at their thresholds.
+        scenes: Areas of the held-out scenes.
+        level: Of the intervals.
+    """
+
+    title: str
+    about: tuple[tuple[str, str], ...]
+    klass: str
+    reliability: Mapping[str, ReliabilityBins]
+    shore: Mapping[str, ReliabilityBins]
+    coverage: tuple[tuple[float, float], ...]
+    scene_coverage: tuple[tuple[float, float], ...]
+    areas: Mapping[str, float]
+    risks: tuple[RiskFacts, ...]
+    scenes: tuple[JudgedSceneFacts, ...]
+    level: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ MAP_SIDE = 900
 MAX_MAPS = 9
 """Maps on one page; of further scenes only the numbers are shown."""
 COLOR_LEVELS = 12
+OTHER_LAYERS = ("class", "uncertainty", "sets", "mutual-information", "margin", "variation-ratio")
+"""Layers of a map other than the probability, which is named by its class."""
 MIN_SHARE_DIFFERENCE = 0.1
 """Smallest difference between the class shares of chips and scene that the page mentions."""
 
@@ -235,16 +238,55 @@ def _map_pair(run: RunFolder, name: str, number: int, scene: MappedScene) -> Ima
     title_text = scene_title(run, name, scene)
     pair = ImagePair(
         f"scene-{number}", title_text, left, right, width, height, _scene_caption(scene, name), _small_maps(folder, name, scene, seen, uncertainty),
-        tuple(legend), _scale_bar(meters, width),
+        tuple(legend), scale_bar(meters, width),
     )  # fmt: skip
     return ImagePairs(title_text, (pair,), large=True)
+
+
+@dataclass(frozen=True)
+class MapLayers:
+    """The thinned-out layers of a map.
+
+    Args:
+        sets: (H, W) index of the sets, 255 where not seen.
+        class_picture: The class map.
+        photo: (H, W, 3) picture of the scene; None without one.
+        panels: Probability and measures of uncertainty.
+        meters: Meters per shown pixel; None without georeference.
+    """
+
+    sets: NDArray[np.uint8]
+    class_picture: ImageLayer
+    photo: NDArray[np.uint8] | None
+    panels: tuple[SmallImage, ...]
+    meters: float | None
+
+
+def read_map_layers(folder: Path, name: str, scene: MappedScene, preview: Path | None) -> MapLayers:
+    """Read the layers of a map for its page.
+
+    Raises:
+        OSError: A layer is missing.
+    """
+    classes, meters = _read_classes(folder / _layer_file(scene, name, "class"), MAP_SIDE)
+    sets, _ = _read_classes(folder / _layer_file(scene, name, "sets"), MAP_SIDE)
+    seen = classes != 255
+    uncertainty = _uncertainty_picture(folder / _layer_file(scene, name, "uncertainty"), seen)
+    panels = _small_maps(folder, name, scene, seen, uncertainty)
+    disagreement = folder / _layer_file(scene, name, "mutual-information")
+    if disagreement.is_file():
+        scale = ColorScale("0, all passes agree", "1", (ENTROPY_LOW, ENTROPY_HIGH))
+        panels = (*panels, SmallImage("where the passes disagree", _uncertainty_picture(disagreement, seen), scale))
+    picture = ImageLayer(f"{scene.result.klass} map", images.class_map(classes, seen))
+    photo = None if preview is None else _read_preview(preview, classes.shape)
+    return MapLayers(sets, picture, photo, panels, meters)
 
 
 def _layer_file(scene: MappedScene, name: str, layer: str) -> str:
     """Return the file name of a layer; the probability layer is named by its class."""
     files = scene.result.files
     if layer == "probability":
-        layer = next((key for key in files if key not in ("class", "uncertainty")), layer)
+        layer = next((key for key in files if key not in OTHER_LAYERS), layer)
     return Path(files.get(layer, f"{name}.{layer}.tif")).name
 
 
@@ -379,7 +421,7 @@ def _read_preview(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | Non
     return np.asarray(picture[rows][:, columns], np.uint8)
 
 
-def _scale_bar(meters: float | None, width: int) -> tuple[float, str] | None:
+def scale_bar(meters: float | None, width: int) -> tuple[float, str] | None:
     """Return a scale bar: its share of the map's width, and its length as text."""
     if not meters:
         return None
