@@ -209,7 +209,9 @@ def _check_rows(rows: list[DoubleArray], entries: int, alarms: float) -> None:
 
 def _distance_of(scenes: Sequence[DoubleArray], names: Sequence[str]) -> Mahalanobis:
     """Return the distance from the mean scene, one row per scene."""
-    limits = np.array([MOST_BOUNDED if name.endswith(CORRELATION) or name.startswith(INDEX) else np.inf for name in names])
+    limits = np.array(
+        [MOST_BOUNDED if name.endswith(CORRELATION) or name.startswith(INDEX) else np.inf for name in names]
+    )
     return fit_mahalanobis(np.stack([windows.mean(0) for windows in scenes]), limits)
 
 
