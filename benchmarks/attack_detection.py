@@ -15,6 +15,7 @@ detector take 5. An attack on several passes costs as many times as much, so tha
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -28,7 +29,8 @@ from study import (
     SplitChips,
     StudyParser,
     folder_of,
-    print_without_groups,
+    quiet_run,
+    real_or_simulated,
     recipe_by_group,
     training_settings,
 )
@@ -48,8 +50,9 @@ from seawall.evaluation.detection import (
     read_chips,
 )
 from seawall.metrics.detection import auroc, grouped_rate
+from seawall.pipeline.data import load_chips
 from seawall.pipeline.detect_attacks import named_detection_attacks
-from seawall.recipe.recipe import Recipe
+from seawall.recipe.recipe import Recipe, make_recipe
 from seawall.rng import Keys
 from seawall.threat.parser import parse_threat
 from seawall.types import Batch, SegmentationModel
@@ -128,7 +131,7 @@ def measure_attacks(given: argparse.Namespace, cells: Study, seed: int, name: st
     detectors = {each: HeldOutDetectors.of(clean, more, each, ALARMS) for each in (ALL_FEATURES, *clean.names)}
     attacked = one_per_group(held, given.chips) if several else held.split.test
     beside = clean if not several else read_chips(model, whole_chips(chips, attacked), groups)
-    for budget in BUDGETS if not several else BUDGETS[1:]:
+    for budget in BUDGETS if not several else BUDGETS[-1:]:
         threat = parse_threat(f"linf {budget} reflectance", model.spec)
         for attack, method in named_detection_attacks((), detectors, groups, True).items():
             if cells.has(predictor=name, seed=seed, budget=budget, attack=attack):
@@ -196,10 +199,26 @@ def measure_scenes(given: argparse.Namespace, cells: JsonLines, seed: int) -> No
             changes[f"{name}, severity {severity:g} ({corruption.quantity} {corruption.level(severity):.3g})"] = (
                 lambda batch, made=corruption, at=severity: made(batch, at, Keys(0, batch.chips))
             )
-    for name, change in changes.items():
-        cells.append({"seed": seed, "change": name, "training scenes": len(windows), "realized": statistics.realized,
-                      **judged(statistics, chips, held.split.test, groups, change)})  # fmt: skip
-        print_without_groups(cells.rows[-1])
+    found = {name: judged(statistics, chips, held.split.test, groups, change) for name, change in changes.items()}
+    for name, others in other_sensors(given, chips.bands).items():
+        own = {id_: others.row(id_).group for id_ in others.ids}
+        found[f"Sentinel-2 at 10 m, {name}"] = judged(statistics, others, others.ids, own, changes["as they are"])
+    for name, row in found.items():
+        cells.append(
+            {"seed": seed, "change": name, "training scenes": len(windows), "realized": statistics.realized, **row}
+        )
+
+
+def other_sensors(given: argparse.Namespace, bands: tuple[str, ...]) -> dict[str, ChipFolder]:
+    """Return the real chips of Sentinel-2 at 10 m, by data set: another sensor than HLS at 30 m, other places and land cover."""
+    if not os.environ.get("SEAWALL_DATA"):
+        return {}
+    found = {}
+    for name in ("sen1floods11", "terramesh", "ssl4eo", "hydro"):
+        data = {**real_or_simulated(f"{name}_"), "sensor": "s2", "bands": list(bands), "labels": "ndwi > 0"}
+        run = quiet_run(make_recipe({"name": name, "data": data}), given.out / name)
+        found[name] = load_chips(run, given.out / name / "chips")[0]
+    return found
 
 
 def judged(
