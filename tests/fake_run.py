@@ -331,7 +331,7 @@ def _scene(folder: Path, side: int = 480) -> None:
     result = SceneResult(
         name="reach", source="input-480.tif", files={layer: f"reach.{layer}.tif" for layer in layers}, digests=dict.fromkeys(layers, "0" * 64),
         key="0" * 64, model="0" * 64, scene="0" * 64, classes=CLASSES, klass="water", unit="reflectance", radiometry="reflectance", height=side,
-        width=side, seen_share=float(seen.mean()), share=float(mapped.sum() / seen.sum()), area_km2=km2, expected_km2=1.01 * km2,
+        width=side, seen_share=float(seen.mean()), share=float(mapped.sum() / seen.sum()), area_km2=km2, expected_km2=1.01 * km2, doubt_km2=0.1,
         low_km2=0.96 * km2, high_km2=1.07 * km2, unsure_km2=0.11 * km2, unsure_share=0.043,
         class_km2={"land": float(seen.sum()) * 1e-4 - km2, "water": km2}, unsure=(0.3, 0.7), flags=("acquisition-time-unknown",), seconds=9.5,
     )  # fmt: skip

@@ -76,7 +76,7 @@ def evaluate_chips(
         }
         for klass in spec_of(target.net).classes
     ]
-    overall = {name: value(name) for name in ("miou.pooled", "accuracy.pooled", "ece.pooled", "srip.iou")}
+    overall = {name: value(name) for name in ("miou.pooled", "accuracy.pooled", "ece", "ece.edge", "srip.iou")}
     facts: MutableRow = {name: number for name, number in overall.items() if number is not None}
     return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **flag_facts(flags_of(measured))}, table, ()
 

@@ -93,7 +93,9 @@ def write_sensitivity_page(folder: Path, name: str, source: str) -> Path:
 
 def write_calibration_page(facts: CalibrationPageFacts, path: Path) -> Path:
     """Write the page of a calibration and return its path."""
-    write_atomic(path, _render(facts.title, path.name, calibration_page(facts), "seawall calibrate"))
+    write_atomic(
+        path, _render(facts.title, path.name, calibration_page(facts), "seawall calibrate", kind="calibration")
+    )
     return path
 
 
@@ -114,7 +116,7 @@ def write_map_page(item: Path, preview: Path | None) -> Path:
         raise RunError(f"{item}: expected a map with its layers, got {bad}; map the scene again") from bad
     path = item.with_suffix(".html")
     title = f"{scene.result.klass.capitalize()} on {scene.result.source}"
-    write_atomic(path, _render(title, item.stem, sections, "seawall predict"))
+    write_atomic(path, _render(title, item.stem, sections, "seawall predict", kind="map"))
     return path
 
 
@@ -136,7 +138,7 @@ def render_page(run: RunFolder) -> str:
 
 def _render(
     title: str, id_: str, sections: Sequence[Section], command: str, made_by: str = "", summary: Sequence[Sentence] = (),
-    tiles: Sequence[KeyNumber] = (),
+    tiles: Sequence[KeyNumber] = (), kind: str = "robustness report",
 ) -> str:  # fmt: skip
     environment = Environment(
         loader=PackageLoader("seawall.report", "."),
@@ -149,6 +151,7 @@ def _render(
     script = _read_asset("page.js")
     return environment.get_template("page.html").render(
         title=title,
+        kind=kind,
         id=id_,
         summary=summary,
         key_numbers=tiles,

@@ -21,8 +21,10 @@ from seawall.uncertainty.predictor import Prediction, UncertainModel, passes_of
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 TemperatureKind = Literal["none", "global", "class", "local"]
 TEMPERATURE_KINDS = get_args(TemperatureKind)
-LOCAL_STEPS, LOCAL_RATE, LOCAL_DECAY = 150, 0.02, 1e-2
+LOCAL_STEPS, LOCAL_RATE, LOCAL_DECAY = 200, 0.01, 1.0
 """Steps, learning rate and weight decay of the fit of a local temperature."""
+LOCAL_RANGE = 5.0
+"""Largest local temperature, and the inverse of the smallest: without a bound, single pixels are told to be sure of nothing, or of all."""
 GATE_SPREAD = 0.05
 """Standard deviation of the first weights of its gates."""
 
@@ -116,7 +118,7 @@ class LocalTemperature(nn.Module):
         seen = (image - cast(Tensor, self.mean)) / cast(Tensor, self.std)
         found = self.tree(torch.cat([(logits - logits.mean(1, keepdim=True)).to(image.dtype), seen], 1))
         root, left, right = torch.sigmoid(found[:, :3]).unbind(1)
-        leaves = found[:, 3:].clamp(np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE)).exp().unbind(1)
+        leaves = found[:, 3:].clamp(-np.log(LOCAL_RANGE), np.log(LOCAL_RANGE)).exp().unbind(1)
         low = left * leaves[0] + (1 - left) * leaves[1]
         high = right * leaves[2] + (1 - right) * leaves[3]
         return (root * low + (1 - root) * high)[:, None]  # type: ignore[no-any-return]
