@@ -6,10 +6,11 @@ on the first and measured on the others. Scores are kept in `--out`, and a run t
 
 - risks: the share that is missed, or wrongly held, on new places, against the nominal one, by probability and by distance
 - areas: how often the interval holds the area of a new place, and how wide it is; also on quarters of chips, by intervals of whole places
+- estimators: how far the mapped, the corrected and Olofsson's area are off on places that are left out
 - shift: the same where new places are drawn with a probability that grows or falls with their water share, with and without weights
 - scales: what the error of an area is relative to
 
-    python benchmarks/coverage.py --out runs/coverage                 # about 25 minutes on one core, nearly all for the networks
+    python benchmarks/coverage.py --out runs/coverage                 # about 30 minutes on one core, nearly all for the networks
     python benchmarks/coverage.py --out runs/coverage --table
 
 SEAWALL_DATA names the folder of the real chips.
@@ -33,7 +34,7 @@ from seawall.arrays import DoubleArray
 from seawall.data.loader import whole_chips
 from seawall.errors import DataError
 from seawall.types import Batch, ModelSpec, SegmentationModel
-from seawall.uncertainty.area import DOUBT_FLOOR, AreaCalibration, AreaSums, area_interval
+from seawall.uncertainty.area import DOUBT_FLOOR, AreaCalibration, AreaSums, area_interval, estimate_area
 from seawall.uncertainty.conformal import Risk, SceneWeights, conformal_quantile, control_risk
 from seawall.uncertainty.covariate_shift import CovariateShift
 from seawall.uncertainty.scene_scores import SceneScores, score_scenes
@@ -339,9 +340,40 @@ def _left_out(
     return np.array(rows, np.float64)
 
 
+def estimator_table(given: argparse.Namespace, scored: Sequence[ScoredPlaces], data: str) -> Iterator[str]:
+    """Yield how far the estimates of an area are off on places that are left out, and how often 1.645 standard errors hold it."""
+    yield f"| {data}: estimate | sum / true sum | mean error / mean area | held by 90 % of its standard error: pixels | scenes |"
+    yield "|---|---|---|---|---|"
+    pairs = [
+        (
+            place,
+            estimate_area(
+                sums_of(place), AreaCalibration.of_scores([*one.places[:i], *one.places[i + 1 :]], one.gsd_m)
+            ),
+        )
+        for one in scored
+        for i, place in enumerate(one.places)
+    ]
+    true = np.array([place.true_km2 for place, _ in pairs])
+    for name in ("mapped_km2", "expected_km2", "corrected_km2", "stratified_km2"):
+        got = np.array([getattr(place if name == "expected_km2" else found, name) for place, found in pairs], float)
+        cells = [f"{got.sum() / true.sum():.2f}", f"{np.abs(got - true).mean() / true.mean():.2f}", "", ""]
+        if name == "stratified_km2":
+            for at, error in ((2, "pixel_se_km2"), (3, "scene_se_km2")):
+                near = np.array([getattr(found, error) for _, found in pairs], float) * 1.645
+                cells[at] = f"{np.mean(np.abs(got - true) <= near):.0%}"
+        yield f"| {name.removesuffix('_km2')} | " + " | ".join(cells) + " |"
+
+
 def percent(values: Sequence[float]) -> str:
     """Return the mean over the seeds where it is defined."""
     return f"{finite_mean(values):.1%}" if np.isfinite(values).any() else "-"
+
+
+def held_text(found: Sequence[AreaFigures]) -> str:
+    """Return coverage and width over the seeds; "-" without an interval."""
+    held, width = percent([one.held for one in found]), finite_mean([one.width for one in found])
+    return f"{held} held, width {width:.2f}" if np.isfinite(width) else "-"
 
 
 def finite_mean(values: Sequence[float]) -> float:
@@ -417,10 +449,7 @@ def shift_table(given: argparse.Namespace, scored: Sequence[ScoredPlaces], data:
             before, after = (
                 [area_over_splits(given, one, level, tilt, use) for one in scored] for use in (False, True)
             )
-            cells = [
-                f"{percent([one.held for one in each])} held, width {finite_mean([one.width for one in each]):.2f} | {np.mean([one.infeasible for one in each]):.0%}"
-                for each in (before, after)
-            ]
+            cells = [f"{held_text(each)} | {np.mean([one.infeasible for one in each]):.0%}" for each in (before, after)]
             yield f"| {drawn} | area at {level:.0%} | {' | '.join(cells)} | |"
 
 
@@ -438,7 +467,7 @@ def main() -> None:
     for data in given.data:
         kept = [seed for seed in given.seeds if not given.table or complete(given, data, seed)]
         scored = [score_places(given, data, seed) for seed in kept]
-        for table in (risk_table, wet_table, area_table, shift_table):
+        for table in (risk_table, wet_table, area_table, estimator_table, shift_table):
             print("\n".join(table(given, scored, data)), end="\n\n", flush=True)
         print("\n".join([f"{data}, scales:", *compare_scales(scored)]), end="\n\n", flush=True)
 

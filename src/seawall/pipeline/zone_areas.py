@@ -145,7 +145,7 @@ class _Strip:
 def _row(name: str, map_share: float, sums: ZoneSums, calibration: AreaCalibration | None, level: float) -> MutableRow:
     seen = sums.area.seen_km2 / sums.pixels_km2 * map_share if sums.pixels else 0.0
     found = estimate_area(sums.area, calibration, level) if sums.area.seen_km2 else None
-    return {
+    row: MutableRow = {
         "zone": name,
         "mapped_km2": None if found is None else found.mapped_km2,
         "interval_low_km2": None if found is None else found.low_km2,
@@ -159,6 +159,7 @@ def _row(name: str, map_share: float, sums: ZoneSums, calibration: AreaCalibrati
         "seen_share": seen,
         "note": "; ".join(_notes(map_share, sums, calibration)),
     }
+    return {column: round(value, 6) if isinstance(value, float) else value for column, value in row.items()}
 
 
 def _notes(map_share: float, sums: ZoneSums, calibration: AreaCalibration | None) -> list[str]:
