@@ -127,6 +127,7 @@ def _calibration_records(
         pixels = int(whole.count[i].sum())
         yield base.measured("calib.nll", float(whole.nll[i]), pixels)
         yield base.measured("calib.brier", float(whole.brier[i]), pixels)
+        yield base.measured("calib.entropy", float(whole.entropy[i]), pixels)
         yield base.measured("calib.pixels", float(pixels), pixels)
 
     return rows

@@ -111,7 +111,9 @@ def _of_bins(table: ChipTable, samples: int, seed: int) -> Iterator[Record]:
             for i, value in enumerate(pooled):
                 if bins[0, :, i].sum():
                     yield table.record(f"{part}.{kind}.{i}", value, int(bins[0, :, i].sum()))
-    for name in ("nll", "brier"):
+    for name in ("nll", "brier", "entropy"):
+        if f"calib.{name}" not in table.rows:  # rows of an earlier version
+            continue
         total = sum(row.value or 0.0 for _, row in sorted(table.rows.get(f"calib.{name}", {}).items()))
         pixels = sum(int(row.value or 0) for row in held.values())
         yield table.record(name, float(divide_or_nan(total, pixels)), pixels)

@@ -26,6 +26,7 @@ class CalibrationCounts:
         confidence: (B, M) sum of their confidences.
         nll: (B,) sum of the negative log likelihoods of the true class.
         brier: (B,) sum of the squared distances between probabilities and the true class.
+        entropy: (B,) sum of the entropies of the probabilities, in nats.
     """
 
     count: NDArray[np.int64]
@@ -33,6 +34,7 @@ class CalibrationCounts:
     confidence: DoubleArray
     nll: DoubleArray
     brier: DoubleArray
+    entropy: DoubleArray
 
 
 def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int = 15) -> CalibrationCounts:
@@ -64,6 +66,7 @@ def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int =
     true = probability.gather(1, label[:, None])[:, 0]
     nll = -logs.gather(1, label[:, None])[:, 0]
     brier = probability.square().sum(1) - 2 * true + 1
+    entropy = -(probability * logs).sum(1)
     ones = torch.ones_like(confidence)
     return CalibrationCounts(
         total(ones).astype(np.int64),
@@ -71,6 +74,7 @@ def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int =
         total(confidence),
         total(nll).sum(1),
         total(brier).sum(1),
+        total(entropy).sum(1),
     )
 
 

@@ -230,7 +230,7 @@ def joined(parts: Sequence[CalibrationCounts]) -> CalibrationCounts:
     return CalibrationCounts(
         *(
             np.concatenate([getattr(p, name) for p in parts])
-            for name in ("count", "correct", "confidence", "nll", "brier")
+            for name in ("count", "correct", "confidence", "nll", "brier", "entropy")
         )
     )
 

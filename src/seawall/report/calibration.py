@@ -37,12 +37,14 @@ def calibration_section(index: RecordIndex) -> Section | None:
         ("ece.worst_group", "ECE, worst place", "the place where it is largest"),
         ("nll", "NLL", "negative log-likelihood per pixel"),
         ("brier", "Brier", "mean squared error of the probabilities"),
+        ("entropy", "Entropy", "mean entropy of the class probabilities, in nats: how unsure the model is"),
     ]
     kept = [m for m in metrics if any(index.record(s, m[0]) for s in setups)]
     if kept:
         rows = tuple(
             table_row(
                 _setup_name(index, s),
+                index.cell(s, "iou.pooled", klass=index.klass),
                 *(index.cell(s, name, klass="", format_value=_three_digits) for name, _, _ in kept),
             )
             for s in setups
@@ -50,7 +52,7 @@ def calibration_section(index: RecordIndex) -> Section | None:
         blocks.append(
             Table(
                 "Calibration error",
-                (("Model", ""), *((head, why) for _, head, why in kept)),
+                (("Model", ""), ("IoU", f"of {index.klass}, pooled"), *((head, why) for _, head, why in kept)),
                 rows,
                 "0 is perfect.",
                 folded=len(rows) > 8,

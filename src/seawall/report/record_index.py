@@ -132,7 +132,7 @@ class RecordIndex:
         """Return a model's name for readers, with the noise of its training labels where there was one."""
         if model in self.uncertain:
             around = self.uncertain[model]
-            return f"{display_name(around.model)} with {around.estimator}"
+            return f"{self.display_name(around.model)} with {around.estimator}"
         if model not in self.noises:
             return display_name(model)
         noise = self.noises[model]
