@@ -120,6 +120,17 @@ def test_holm_is_the_step_down_rule_and_certifies_all_that_bonferroni_does(seed:
     assert bonferroni is None or certified >= {i for i, top in enumerate(tops) if top >= bonferroni}
 
 
+def test_any_pixel_may_be_certified_as_its_less_probable_class() -> None:
+    """A thousand pixels are certified, and one is left, for which Holm's correction leaves the whole level; they all stay in it."""
+    tau, draws, level, m = 0.55, 40, 0.05, 29
+    votes = unanimous(draws, 1000)
+    votes[m] = 1
+    upper, lower = stats.binom.sf(m - 1, draws, tau), stats.binom.cdf(draws - m, draws, tau)
+    assert upper <= level < upper + 1001 * lower
+    assert (needed_votes(votes, tau, level) or 0) > m
+    assert slow_holm([40] * 1000 + [m], draws, tau, level) == set(range(1000))
+
+
 def test_all_looks_together_cross_by_chance_two_thirds_of_what_is_allowed() -> None:
     """Exact, by the distribution of counts that have not crossed at any look before."""
     settings = Certification(sigma=0.01, correction="bonferroni")
