@@ -51,7 +51,9 @@ def test_votes_at_each_look_of_the_schedule() -> None:
     looks = settings.schedule(PIXELS)
     assert looks == (80, 160, 320, 640, 1000)
     assert [settings.judge(unanimous(n)).needed for n in looks] == [79, 149, 283, 542, 828]
-    assert Certification(sigma=0.01, samples=50).schedule(PIXELS) == (50,), "too few for any certificate"
+    assert Certification(sigma=0.01, samples=70).schedule(PIXELS) == (70,), "no look before the last can certify"
+    with pytest.raises(UsageError, match=r"samples: expected about 63 or more .* got 62, with which no pixel"):
+        Certification(sigma=0.01, samples=62).schedule(PIXELS)
 
 
 @pytest.mark.parametrize(("side", "least"), [(256, 63), (512, 68)])

@@ -309,16 +309,16 @@ def test_the_command_line_certifies_a_scene(tmp_path: Path) -> None:
         "--alpha",
         "0.1",
         "--samples",
-        "24",
+        "40",
         "--look",
-        "12",
+        "8",
         "--look",
-        "24",
+        "40",
         "--out",
         tmp_path / "out",
         "--json",
     )
     table = json.loads(done.out)["table"]
-    assert table[0]["scene"] == "a" and table[0]["draws"] in (12, 24)
+    assert table[0]["scene"] == "a" and table[0]["draws"] == 40
     assert table[0]["may_be_km2"] >= table[0]["certified_water_km2"]
     assert (tmp_path / "out/a.certified.tif").exists()
