@@ -51,7 +51,9 @@ def test_votes_at_each_look_of_the_schedule() -> None:
     looks = settings.schedule(PIXELS)
     assert looks == (80, 160, 320, 640, 1000)
     assert [settings.judge(unanimous(n)).needed for n in looks] == [79, 149, 283, 542, 828]
-    assert Certification(sigma=0.01, samples=50).schedule(PIXELS) == (50,), "too few for any certificate"
+    assert Certification(sigma=0.01, samples=70).schedule(PIXELS) == (70,), "no look before the last can certify"
+    with pytest.raises(UsageError, match=r"samples: expected about 63 or more .* got 62, with which no pixel"):
+        Certification(sigma=0.01, samples=62).schedule(PIXELS)
 
 
 @pytest.mark.parametrize(("side", "least"), [(256, 63), (512, 68)])
@@ -118,6 +120,17 @@ def test_holm_is_the_step_down_rule_and_certifies_all_that_bonferroni_does(seed:
     certified = {i for i, top in enumerate(tops) if holm is not None and top >= holm}
     assert certified == slow_holm(tops, draws, tau, level)
     assert bonferroni is None or certified >= {i for i, top in enumerate(tops) if top >= bonferroni}
+
+
+def test_any_pixel_may_be_certified_as_its_less_probable_class() -> None:
+    """A thousand pixels are certified, and one is left, for which Holm's correction leaves the whole level; they all stay in it."""
+    tau, draws, level, m = 0.55, 40, 0.05, 29
+    votes = unanimous(draws, 1000)
+    votes[m] = 1
+    upper, lower = stats.binom.sf(m - 1, draws, tau), stats.binom.cdf(draws - m, draws, tau)
+    assert upper <= level < upper + 1001 * lower
+    assert (needed_votes(votes, tau, level) or 0) > m
+    assert slow_holm([40] * 1000 + [m], draws, tau, level) == set(range(1000))
 
 
 def test_all_looks_together_cross_by_chance_two_thirds_of_what_is_allowed() -> None:

@@ -160,6 +160,8 @@ class SceneCertifier:
                     made.append(self.certify(job))
                 except SeawallError as bad:
                     failed.append((str(job.path), str(bad)))
+                except Exception as bad:  # one scene must not take the others with it, whatever it found
+                    failed.append((str(job.path), f"{type(bad).__name__}: {bad}"))
         return tuple(made), tuple(failed)
 
     def certify(self, job: SceneJob) -> CertifiedScene:

@@ -31,8 +31,8 @@ from seawall.pipeline.trained_model import MeasuredModel, flag_facts, flags_of, 
 from seawall.records import Record, RecordLog, ThreatFacts, finite_or_none
 from seawall.result import Failed, MutableRow, Progress
 from seawall.rng import Keys
-from seawall.threat.model import ThreatModel
-from seawall.types import Batch, SegmentationModel, single_unit, unit_text
+from seawall.threat.model import UNIT_NAMES, ThreatModel
+from seawall.types import Batch, SegmentationModel, single_unit, units_of
 from seawall.uncertainty.certification import (
     ABSTAIN,
     Certification,
@@ -166,11 +166,11 @@ class ChipCertifier:
         """Return the row of a chip without metric and value."""
         spec = spec_of(self.net)
         eps = tuple(self.certification.radius * sigma for sigma in self.certification.sigma_of(spec))
-        facts = ThreatFacts("l2", eps, unit_text(spec.unit), limits="at every pixel apart")
-        text = f"l2 {','.join(f'{e:.4g}' for e in dict.fromkeys(eps))} {unit_text(spec.unit)}"
+        unit = " + ".join(UNIT_NAMES[one] for one in dict.fromkeys(units_of(spec.unit, 1)))
+        text = f"l2 {','.join(f'{e:.4g}' for e in dict.fromkeys(eps))} {unit}"
         return Record(
             recipe, type(self.net).__name__, CERTIFIED_METHOD, text, chip, chips.groups.get(chip, chip), "", "", None, 0,
-            chips.flags(chip), 0.0, *facts,
+            chips.flags(chip), 0.0, *ThreatFacts("l2", eps, unit),
         )  # fmt: skip
 
     def records(self, ids: Sequence[str], base: Sequence[Record], chips: ChipSource) -> list[Record]:

@@ -155,9 +155,22 @@ class Certification:
         )
 
     def schedule(self, pixels: int) -> tuple[int, ...]:
-        """Return the looks over so many pixels."""
-        if self.looks:
-            return self.looks
+        """Return the looks over so many pixels.
+
+        Raises:
+            UsageError: Even a pixel whose votes agree could not be certified at the last one.
+        """
+        looks: tuple[int, ...] = self.looks or self._chosen_looks(pixels)
+        level = self.alpha / len(looks) / pixels
+        if self.tau**self.samples + (1 - self.tau) ** self.samples > level:
+            least = math.ceil(math.log(level) / math.log(self.tau))
+            raise UsageError(
+                f"certify.samples: expected about {least} or more for {pixels} pixels, tau {self.tau:g} and alpha {self.alpha:g} over "
+                f"{len(looks)} looks, got {self.samples}, with which no pixel can be certified; raise samples"
+            )
+        return looks
+
+    def _chosen_looks(self, pixels: int) -> tuple[int, ...]:
         looks: tuple[int, ...] = (self.samples,)
         for count in range(1, 32):
             first = _first_look(self.tau, self.alpha / count, pixels, self.samples)
