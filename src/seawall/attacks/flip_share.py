@@ -39,7 +39,7 @@ def smallest_flip_share(
             bound.
         keys: One stream per chip.
         levels: Budgets.
-        parts: Images per budget; each value is exact to 1 part in twice as many, for this attack, down to the smallest budget.
+        parts: Images per budget; each value is exact to 1 part in so many, for this attack, down to the smallest budget.
 
     Raises:
         UsageError: No level, or no part.

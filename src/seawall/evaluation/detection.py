@@ -182,7 +182,7 @@ class DetectorAware:
 
 
 @dataclass(frozen=True)
-class Detection:
+class DetectionFigures:
     """How well a detector notices an attack.
 
     Args:
@@ -200,11 +200,11 @@ class Detection:
     unnoticed: float
 
 
-def measure_detection(detectors: HeldOutDetectors, clean: ChipReadings, attacked: ChipReadings) -> Detection:
+def measure_detection(detectors: HeldOutDetectors, clean: ChipReadings, attacked: ChipReadings) -> DetectionFigures:
     """Return how well detectors notice an attack on chips, by the same chips as they are."""
     flagged = detectors.flags(attacked)
     harmed = clean.accuracy - attacked.accuracy >= HARM
-    return Detection(
+    return DetectionFigures(
         grouped_auroc(detectors.scores(attacked), detectors.scores(clean), clean.groups),
         grouped_rate(flagged, clean.groups), grouped_rate(detectors.flags(clean), clean.groups),
         float(harmed.mean()), float((harmed & ~flagged).mean()),
