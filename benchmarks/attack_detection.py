@@ -57,7 +57,7 @@ from seawall.rng import Keys
 from seawall.threat.parser import parse_threat
 from seawall.types import Batch, SegmentationModel
 from seawall.uncertainty.attack_detection import ALL_FEATURES
-from seawall.uncertainty.predictor import Ensemble
+from seawall.uncertainty.ensemble import mean_of_networks
 from seawall.uncertainty.scene_statistics import (
     WINDOW_PIXELS,
     SceneStatistics,
@@ -97,7 +97,7 @@ def predictor_of(given: argparse.Namespace, held: SplitChips, seed: int, name: s
 
     if name == "ensemble":
         first, *others = (trained(f"plain-{member}", member) for member in range(MEMBERS))
-        return cast(SegmentationModel, Ensemble(tuple(others))(first).eval())
+        return cast(SegmentationModel, mean_of_networks(first, others).eval())
     inner = trained("dropout", dropout=DROPOUT) if name == "mc-dropout" else trained("plain-0")
     wrapper = registry.build("uncertainty", *registry.parse_settings("uncertainty", PREDICTORS[name]))
     return cast(SegmentationModel, wrapper(inner).eval())

@@ -19,6 +19,7 @@ from rasterio.transform import from_origin
 from seawall.evaluation.examples import write_example
 from seawall.geo.grid import Grid
 from seawall.geo.preview import write_preview
+from seawall.inference.guarantee import Guarantee
 from seawall.inference.products import SceneResult
 from seawall.inference.stac_items import scene_item
 from seawall.pipeline.provenance import RunMetadata
@@ -336,7 +337,8 @@ def _scene(folder: Path, side: int = 480) -> None:
         class_km2={"land": float(seen.sum()) * 1e-4 - km2, "water": km2}, unsure=(0.3, 0.7), flags=("acquisition-time-unknown",), seconds=9.5,
     )  # fmt: skip
     grid = Grid(side, side, from_origin(500000, 9600000, 10, 10), "EPSG:32720")
-    _json(folder / "reach.json", scene_item(result, grid, None, folder, "models/model.json", "input-480.tif"))
+    item = scene_item(result, grid, None, folder, "models/model.json", "input-480.tif")
+    _json(folder / "reach.json", {**item, "calibration": Guarantee().plain()})
     _json(folder / "reach.truth.json", {
         "klass": "water", "iou": both / int((mapped | true).sum()), "precision": both / int(mapped.sum()), "recall": both / int(true.sum()),
         "true_km2": float(true.sum()) * 1e-4, "mapped_km2": km2, "expected_km2": 1.01 * km2, "pixels": int(seen.sum()), "clear_iou": None, "clear_pixels": 0, "note": "Drawn.",

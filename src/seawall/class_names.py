@@ -1,10 +1,13 @@
-"""Names of classes: which one figures are of, and which have bodies to count. Loads no PyTorch, for the report reads it too."""
+"""Names of classes: which one figures are of, which have bodies to count, and colors of sets. Loads no PyTorch, for the report reads it too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from seawall.errors import UsageError
+
+SET_COLORS = ((236, 231, 218), (0, 84, 159), (240, 140, 0))
+"""Other, the class, cannot tell: light, dark blue and orange, which differ in lightness, whatever the color vision."""
 
 
 def class_index(name: str, classes: Sequence[str]) -> int:

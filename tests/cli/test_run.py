@@ -215,7 +215,7 @@ def test_the_verbs_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Monke
     assert [row["method"] for row in attacked["table"]][:2] == ["clean", "fgsm"]
     scene = next(Path("chips/images").glob("*.tif"))
     mapped = ask("predict", weights, str(scene), "--out", "maps")
-    assert mapped["table"][0]["water_km2"] is not None and len(list(Path("maps").glob("*.tif"))) == 3
+    assert mapped["table"][0]["water_km2"] is not None and len(list(Path("maps").glob("*.tif"))) == 4
     asked = ask("predict", weights, str(scene), "--out", "land", "--klass", "land")
     assert asked["table"][0]["land_km2"] is not None and "water_km2" not in asked["table"][0]
     assert sorted(p.name.split(".")[1] for p in Path("land").glob("*.tif")) == ["class", "land", "sets", "uncertainty"]

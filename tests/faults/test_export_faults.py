@@ -114,7 +114,7 @@ def test_an_error_between_two_renames_puts_the_older_map_back(scene, tmp_path, m
 def test_a_map_of_another_class_leaves_no_layer_of_the_older_one(scene, tmp_path):
     predict_scene(PixelModel(), scene, tmp_path / "out", klass="water")
     predict_scene(PixelModel(), scene, tmp_path / "out", klass="land")
-    assert sorted(layers(tmp_path / "out")) == ["a.class.tif", "a.land.tif", "a.uncertainty.tif"]
+    assert sorted(layers(tmp_path / "out")) == ["a.class.tif", "a.land.tif", "a.sets.tif", "a.uncertainty.tif"]
 
 
 def test_a_full_disk_at_the_end_costs_no_prediction(scene, tmp_path, monkeypatch):
@@ -183,7 +183,7 @@ def test_a_disk_that_is_really_full_says_so_and_goes_on_after_room_was_made(tmp_
     write_cog(tmp_path / "a.tif", data, grid, bands=("B03", "B08"), nodata=float("nan"))
     here = str(Path(__file__).parents[1])
     code = TMPFS.format(
-        disk=str(tmp_path / "disk"), size="4800k", python=sys.executable, here=here, scene=str(tmp_path / "a.tif")
+        disk=str(tmp_path / "disk"), size="6000k", python=sys.executable, here=here, scene=str(tmp_path / "a.tif")
     )
     done = subprocess.run(["unshare", "-rm", "sh", "-c", code], capture_output=True, text=True, check=False)
     if "mount:" in done.stderr:

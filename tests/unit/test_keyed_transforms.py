@@ -329,7 +329,7 @@ def test_a_tiled_scene_equals_the_whole_one(block: int) -> None:
         plan, lambda r, c, h, w: (scene[:, r : r + h, c : c + w], np.ones((h, w), bool)), maps_of(model), 2
     ):
         h, w = strip.seen.shape
-        made[:, strip.row : strip.row + h, strip.col : strip.col + w] = strip.probability
+        made[:, strip.row : strip.row + h, strip.col : strip.col + w] = strip.channels
     assert np.abs(made - maps_of(model)(scene[None])[0]).max() < 1e-5
 
 

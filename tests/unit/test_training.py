@@ -716,3 +716,11 @@ def batch_statistics_are_averaged(trained: torch.nn.Module) -> None:
     for name, buffer in running.items():
         torch.testing.assert_close(buffer, (states[0][name] + states[1][name]) / 2, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(states[0][name], states[1][name], rtol=1e-4), "the two halves differ"
+
+
+def test_the_rate_falls_once_per_snapshot() -> None:
+    training = Training(epochs=6, steps_per_epoch=5, snapshots=3, schedule="cosine", warmup=0.0, lr=1.0)
+    rates = [learning_rate(training, step) for step in range(30)]
+    assert rates[:10] == rates[10:20] == rates[20:] and rates[0] == 1.0 and rates[9] == pytest.approx(0.0, abs=1e-9)
+    with pytest.raises(UsageError, match="a divisor of the 6 epochs"):
+        Training(epochs=6, snapshots=4)

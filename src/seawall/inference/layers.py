@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from seawall.arrays import ByteArray, FloatArray
+from seawall.class_names import SET_COLORS
 from seawall.errors import UsageError, did_you_mean
 from seawall.inference.tiling import Strip
 
@@ -36,8 +37,6 @@ _USUAL_COLORS: Mapping[str, ClassColor] = {
     "cloud": (217, 217, 217),
     "shadow": (77, 77, 77),
 }
-SET_COLORS: tuple[ClassColor, ...] = ((236, 231, 218), (0, 84, 159), (240, 140, 0))
-"""Other, the class, cannot tell: light, dark blue and orange, which differ in lightness, whatever the color vision."""
 CANNOT_TELL = 2
 """Value of `sets` where neither the class nor the others can be ruled out."""
 

@@ -23,8 +23,9 @@ from seawall.metrics.risk_coverage import area_under_risk_coverage, least_area, 
 from seawall.models.weights import spec_of, split_of, weights_digest
 from seawall.modules import eval_mode, to_device_of
 from seawall.pipeline.trained_model import bands_of_model, load_network
+from seawall.report.calibration_facts import CalibrationPageFacts, JudgedSceneFacts
 from seawall.report.page import write_calibration_page
-from seawall.report.run_facts import CalibrationPageFacts, JudgedSceneFacts, RiskFacts
+from seawall.report.run_facts import RiskFacts
 from seawall.result import Failed, MutableRow, Progress
 from seawall.types import SegmentationModel
 from seawall.uncertainty.area import AreaCalibration, AreaSums, estimate_area

@@ -15,6 +15,7 @@ from seawall import __version__
 from seawall.errors import RunError
 from seawall.io import write_atomic
 from seawall.report.calibration import calibration_section
+from seawall.report.calibration_facts import CalibrationPageFacts
 from seawall.report.corruptions import corruption_section
 from seawall.report.cost import cost_section
 from seawall.report.elements import (
@@ -37,7 +38,7 @@ from seawall.report.published_tables import published_comparison
 from seawall.report.record_index import RecordIndex, display_name
 from seawall.report.robustness import robustness_section
 from seawall.report.rounds import rounds_section
-from seawall.report.run_facts import SENSITIVITY_FIGURES, CalibrationPageFacts, MappedScene
+from seawall.report.run_facts import SENSITIVITY_FIGURES, MappedScene
 from seawall.report.run_reader import RunFolder, read_run, read_sensitivity
 from seawall.report.run_section import data_and_split, learning_curves, run_settings
 from seawall.report.scenes import scene_section, scene_title

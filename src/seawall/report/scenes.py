@@ -244,7 +244,7 @@ def _map_pair(run: RunFolder, name: str, number: int, scene: MappedScene) -> Ima
 
 
 @dataclass(frozen=True)
-class MapLayers:
+class ThinnedMap:
     """The thinned-out layers of a map.
 
     Args:
@@ -262,7 +262,7 @@ class MapLayers:
     meters: float | None
 
 
-def read_map_layers(folder: Path, name: str, scene: MappedScene, preview: Path | None) -> MapLayers:
+def read_map_layers(folder: Path, name: str, scene: MappedScene, preview: Path | None) -> ThinnedMap:
     """Read the layers of a map for its page.
 
     Raises:
@@ -279,7 +279,7 @@ def read_map_layers(folder: Path, name: str, scene: MappedScene, preview: Path |
         panels = (*panels, SmallImage("where the passes disagree", _uncertainty_picture(disagreement, seen), scale))
     picture = ImageLayer(f"{scene.result.klass} map", images.class_map(classes, seen))
     photo = None if preview is None else _read_preview(preview, classes.shape)
-    return MapLayers(sets, picture, photo, panels, meters)
+    return ThinnedMap(sets, picture, photo, panels, meters)
 
 
 def _layer_file(scene: MappedScene, name: str, layer: str) -> str:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from seawall.class_names import SET_COLORS
 from seawall.report import images
+from seawall.report.calibration_facts import CalibrationPageFacts, ReliabilityBins
 from seawall.report.charts import (
     ChartRow,
     CurvePoint,
@@ -33,12 +35,12 @@ from seawall.report.elements import (
 )
 from seawall.report.flags import explain
 from seawall.report.formatting import DASH, area_text, number_text, percent_text, plural
-from seawall.report.run_facts import CalibrationPageFacts, MappedScene, ReliabilityBins, RiskFacts
-from seawall.report.scenes import MapLayers, read_map_layers, scale_bar
+from seawall.report.run_facts import MappedScene, RiskFacts
+from seawall.report.scenes import ThinnedMap, read_map_layers, scale_bar
 from seawall.report.svg import ChartAxis
 
-SET_COLORS: tuple[images.RGBA, ...] = ((236, 231, 218, 255), (0, 84, 159, 255), (240, 140, 0, 255), images.TRANSPARENT)
-"""Other, the class, cannot tell, not seen: the colors of the layer of sets, which differ in lightness, whatever the color vision."""
+SHOWN_COLORS: tuple[images.RGBA, ...] = (*((r, g, b, 255) for r, g, b in SET_COLORS), images.TRANSPARENT)
+"""Colors of the layer of sets, and of what is not seen."""
 RISK_HEAD = (
     ("Risk", "on average over new scenes like these"), ("At", "probability, or distance from the map's border"),
     ("Held-out", "mean share on the scenes of the calibration"), ("Scenes", "with pixels that the risk is a share of"), ("Needed", "scenes"),
@@ -168,10 +170,10 @@ def map_page(folder: Path, name: str, scene: MappedScene, preview: Path | None) 
     return sections
 
 
-def _map_pictures(name: str, scene: MappedScene, layers: MapLayers) -> ImagePairs:
+def _map_pictures(name: str, scene: MappedScene, layers: ThinnedMap) -> ImagePairs:
     klass = scene.result.klass
-    sets = np.where(layers.sets == 255, len(SET_COLORS) - 1, layers.sets).astype(np.uint8)
-    right = ImageLayer(f"{klass}, other, cannot tell", images.data_url(sets, SET_COLORS))
+    sets = np.where(layers.sets == 255, len(SET_COLORS), layers.sets).astype(np.uint8)
+    right = ImageLayer(f"{klass}, other, cannot tell", images.data_url(sets, SHOWN_COLORS))
     left = (
         ImageLayer("satellite image", images.data_url(layers.photo))
         if layers.photo is not None
