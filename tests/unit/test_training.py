@@ -26,6 +26,7 @@ from seawall.recipe.recipe import make_recipe
 from seawall.registry import build
 from seawall.training import loop
 from seawall.training.checkpoint import History
+from seawall.training.configuration import learning_rate
 from seawall.training.distributed import OtherProcessError, all_reduce_gradients, on_rank_zero
 from seawall.training.loop import DivergedError, Training, fit
 from seawall.training.objectives.supervised import Supervised
