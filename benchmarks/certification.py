@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from study import (
+    CLEAN,
     LOSS,
     JsonLines,
     Parts,
@@ -32,12 +33,14 @@ from study import (
     recipe_by_group,
     training_settings,
     value_text,
+    water_counts,
 )
 from torch import nn
 
 from seawall.data.loader import whole_chips
 from seawall.pipeline.certify_chips import CertifiedChip, ChipCertifier
 from seawall.recipe.recipe import Recipe
+from seawall.types import SegmentationModel
 from seawall.uncertainty.certification import Certification
 
 SIGMAS = (0.02, 0.05, 0.1, 0.2)
@@ -85,14 +88,31 @@ class Study:
     sigma: float
     net: nn.Module
 
+    def ids(self, most: int) -> tuple[str, ...]:
+        """Return about so many held-out chips, spread over the places."""
+        every = self.held.split.test
+        return every[:: -(-len(every) // most)]
+
+    def measure_clean(self, most: int) -> None:
+        """Add the cell of the network on chips as they are, if it is not there."""
+        if any(
+            (row["rule"], row["seed"], row["training"]) == (CLEAN, self.seed, self.training) for row in self.cells.rows
+        ):
+            return
+        net = cast(SegmentationModel, self.net)
+        counts = water_counts(net, self.held.chips.with_bands(net.spec.bands), self.ids(most))
+        by_group = group_counts(counts, self.held.groups)
+        row = {"seed": self.seed, "training": self.training, "sigma": self.sigma, "rule": CLEAN, "groups": by_group}
+        self.cells.append(row)
+        print_without_groups(row)
+
     def measure(self, rule: str, certification: Certification, most: int, attack_steps: int = 0) -> None:
         """Add the cell of a rule, if it is not there."""
         key = {"seed": self.seed, "training": self.training, "sigma": self.sigma, "rule": rule}
         if any(all(row[name] == value for name, value in key.items()) for row in self.cells.rows):
             return
         certifier = ChipCertifier(self.net, certification, attack_steps)
-        every = self.held.split.test
-        ids = every[:: -(-len(every) // most)]
+        ids = self.ids(most)
         counts: dict[str, list[int]] = {}
         draws: list[int] = []
         flipped, least, seconds = 0, 1.0, 0.0
@@ -137,13 +157,10 @@ def measure(given: argparse.Namespace, cells: JsonLines, seed: int) -> None:
     for sigma in (0.0, *given.sigmas):
         name = f"{NOISE} {sigma:g}" if sigma else PLAIN
         network, _ = held.trained(recipe(given, sigma, seed), folder_of(given.out, name, seed))
-        if not any((row["rule"], row["seed"], row["training"]) == ("clean", seed, name) for row in cells.rows):
-            by_group = group_counts(held.counts(network), held.groups)
-            row = {"seed": seed, "training": name, "sigma": sigma, "rule": "clean", "groups": by_group}
-            cells.append(row)
-            print_without_groups(row)
+        net = cast(nn.Module, network)
+        Study(cells, held, seed, name, sigma, net).measure_clean(given.chips)
         for own in (sigma,) if sigma else given.sigmas:
-            study = Study(cells, held, seed, name, own, cast(nn.Module, network))
+            study = Study(cells, held, seed, name, own, net)
             study.measure(SEQUENTIAL, Certification(sigma=own, seed=seed), given.chips)
             if own == COMPARED_SIGMA and sigma:
                 for rule, settings in RULES.items():
@@ -166,7 +183,7 @@ def share_table(cells: JsonLines) -> Iterator[str]:
         {(row["training"], row["sigma"]) for row in chosen}, key=lambda key: (key[1], key[0])
     ):
         rows = [row for row in chosen if (row["training"], row["sigma"]) == (training, sigma)]
-        clean = [row["groups"] for row in cells.rows if (row["rule"], row["training"]) == ("clean", training)]
+        clean = [row["groups"] for row in cells.rows if (row["rule"], row["training"]) == (CLEAN, training)]
         figures = [value_text(pooled(parts_of(rows, *pair))) for pair in (("certified", "seen"), ("both", "either"))]
         draws, seconds = (np.mean([row[name] for row in rows]) for name in ("draws", "seconds"))
         radius = Certification(sigma=sigma).radius * sigma
