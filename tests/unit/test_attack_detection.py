@@ -35,7 +35,8 @@ from seawall.uncertainty.chip_features import (
     predict_with_gradients,
     predicted_borders,
 )
-from seawall.uncertainty.predictor import TTA, Prediction, SinglePass, aggregate_passes
+from seawall.uncertainty.predictor import Prediction, Softmax, aggregate_passes
+from seawall.uncertainty.tta import TTA
 
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
 
@@ -132,7 +133,7 @@ def test_a_detector_of_one_feature_is_its_deviation_either_way_and_an_undefined_
         fit_attack_detector(clean, ("a", "b", "c", "d"), "b", 0.01)
 
 
-@pytest.mark.parametrize("wrapper", [SinglePass(), TTA()], ids=["softmax", "tta"])
+@pytest.mark.parametrize("wrapper", [Softmax(), TTA()], ids=["softmax", "tta"])
 def test_features_have_the_gradient_of_the_whole_predictor(wrapper):
     torch.manual_seed(0)
     body = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), nn.Conv2d(3, 2, 1))
