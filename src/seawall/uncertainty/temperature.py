@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast, get_args
+from typing import Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ TemperatureKind = Literal["none", "global", "class", "local"]
 TEMPERATURE_KINDS = get_args(TemperatureKind)
 LOCAL_STEPS, LOCAL_RATE, LOCAL_DECAY = 200, 0.01, 1.0
 """Steps, learning rate and weight decay of the fit of a local temperature."""
+LOCAL_BATCH, LOCAL_SIDE, LOCAL_CROPS = 8, 128, 256
+"""Crops per step, their side in pixels, and chips of which one is kept in memory."""
 LOCAL_RANGE = 5.0
 """Largest local temperature, and the inverse of the smallest: without a bound, single pixels are told to be sure of nothing, or of all."""
 GATE_SPREAD = 0.05
@@ -200,7 +202,7 @@ def fit_temperature(
         model: In eval mode.
         batches: Chips that the model was not trained on.
         kind: "global" is one number, "class" one per predicted class, "local" one per pixel from its surroundings.
-        pixels: Most valid pixels per chip, drawn at random; None takes all. A local one takes all.
+        pixels: Most valid pixels per chip, drawn at random; None takes all. A local one takes a crop of each.
         seed: Seed of the draw.
 
     Raises:
@@ -209,7 +211,7 @@ def fit_temperature(
     if kind == "none":
         return None
     if kind == "local":
-        return _fit_local(model, list(batches))
+        return _fit_local(model, batches, seed)
     classes = len(model.spec.classes)
     logits, labels = _sample_pixels(model, batches, pixels, seed)
     if kind == "global":
@@ -240,30 +242,62 @@ def _sample_pixels(
     return torch.cat(logits), torch.cat(labels)
 
 
-def _fit_local(model: SegmentationModel, batches: list[Batch]) -> LocalTemperature:
-    """Fit a local temperature by AdamW on whole chips, all of one size at once."""
-    if not any(bool(batch.valid.any()) for batch in batches):
-        raise DataError("temperature: expected valid pixels, got none; give chips with labels")
-    held = []
-    for chips in batches:
-        batch = to_device_of(model, chips)
-        with torch.no_grad():
-            held.append((model(batch.image).detach(), batch))
-    made = LocalTemperature(held[0][1].image.shape[1], len(model.spec.classes))
-    seen = torch.cat([batch.image.movedim(1, -1)[batch.seen].cpu() for _, batch in held])
-    made.mean.copy_(seen.mean(0).view(1, -1, 1, 1))  # type: ignore[operator]
-    made.std.copy_(seen.std(0).clamp_min(1e-6).view(1, -1, 1, 1))  # type: ignore[operator]
+class _Crop(NamedTuple):
+    """A part of a chip that a local temperature is fitted to: (1, ., h, w) each."""
+
+    draw: float
+    logits: Tensor
+    image: Tensor
+    label: Tensor
+    valid: Tensor
+
+
+def _fit_local(model: SegmentationModel, batches: Iterable[Batch], seed: int) -> LocalTemperature:
+    """Fit a local temperature by AdamW to a few crops per step; at most `LOCAL_CROPS` chips, one crop of each, are kept."""
+    crops = _draw_crops(model, batches, seed)
+    made = LocalTemperature(crops[0].image.shape[1], len(model.spec.classes))
+    pixels = torch.cat([crop.image.flatten(2)[0] for crop in crops], 1)
+    made.mean.copy_(pixels.mean(1).view(1, -1, 1, 1))  # type: ignore[operator]
+    made.std.copy_(pixels.std(1).clamp_min(1e-6).view(1, -1, 1, 1))  # type: ignore[operator]
     made.to(device_of(model) or torch.device("cpu"))
     optimizer = torch.optim.AdamW(made.parameters(), lr=LOCAL_RATE, weight_decay=LOCAL_DECAY)
-    total = sum(int(batch.valid.sum()) for _, batch in held)
-    for _ in range(LOCAL_STEPS):
+    for step in range(LOCAL_STEPS):
         optimizer.zero_grad()
-        for logits, batch in held:
-            scaled = logits / made.divisor(logits, batch.image)
-            nll = functional.cross_entropy(scaled, batch.label.masked_fill(~batch.valid, 0), reduction="none")
-            (nll[batch.valid].sum() / total).backward()  # type: ignore[no-untyped-call]
+        chosen = [crops[(step * LOCAL_BATCH + i) % len(crops)] for i in range(min(LOCAL_BATCH, len(crops)))]
+        total = sum(int(crop.valid.sum()) for crop in chosen)
+        for crop in chosen:
+            scaled = crop.logits / made.divisor(crop.logits, crop.image)
+            nll = functional.cross_entropy(scaled, crop.label, reduction="none")
+            (nll[crop.valid].sum() / max(total, 1)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return made.cpu().eval().requires_grad_(False)
+
+
+def _draw_crops(model: SegmentationModel, batches: Iterable[Batch], seed: int) -> list[_Crop]:
+    """Return a crop of each chip with a valid pixel, in an order that is drawn per chip; of too many chips those that come first.
+
+    Raises:
+        DataError: There is no valid pixel.
+    """
+    kept: list[_Crop] = []
+    for chips in batches:
+        batch, keys = to_device_of(model, chips), Keys(seed, chips.chips, ("temperature",))
+        with torch.no_grad():
+            logits = model(batch.image).detach()
+        draws = keys.uniform((3,))
+        for i in range(len(batch)):
+            top, left = (int(draws[i, j] * max(batch.label.shape[j] - LOCAL_SIDE + 1, 1)) for j in (1, 2))
+            at = (slice(i, i + 1), ..., slice(top, top + LOCAL_SIDE), slice(left, left + LOCAL_SIDE))
+            valid = batch.valid[at]
+            if valid.any():
+                label = batch.label[at].masked_fill(~valid, 0)
+                kept.append(
+                    _Crop(float(draws[i, 0]), logits[at].clone(), batch.image[at].clone(), label, valid.clone())
+                )
+        kept = sorted(kept, key=lambda crop: crop.draw)[:LOCAL_CROPS]
+    if not kept:
+        raise DataError("temperature: expected valid pixels, got none; give chips with labels")
+    return kept
 
 
 def temperature_of(logits: Tensor, label: Tensor) -> float:
