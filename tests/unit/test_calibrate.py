@@ -39,7 +39,7 @@ from seawall.uncertainty.calibration import calibration_path, fold_of_scenes, re
 from seawall.uncertainty.distance import distance_pixels
 from seawall.uncertainty.laplace import COVARIANCE_ROOT, LastLayerLaplace
 from seawall.uncertainty.scene_scores import score_scenes
-from seawall.uncertainty.temperature import LocalTemperature, TemperatureScaled, fit_temperature
+from seawall.uncertainty.temperature import ClassTemperature, LocalTemperature, TemperatureScaled, fit_temperature
 
 HEADER = ChipHeader(("B03", "B08"), "reflectance", ("land", "water"), 10.0)
 SPEC = ModelSpec(("B03", "B08"), ("land", "water"), "reflectance", 10.0)
@@ -128,7 +128,7 @@ def test_what_is_calibrated_is_what_is_predicted(
         Path(str(done.facts["calibration"])).name == f"model.{(text or 'softmax').split()[0]}.calibration.safetensors"
     )
     told = api.predict(
-        weights, scene, out=tmp_path / "maps", uncertainty=text, risk=["miss 20%", "false-alarm 10%"], device="cpu"
+        weights, scene, out=tmp_path / "maps", uncertainty=text, risk=["miss 4%", "false-alarm 4%"], device="cpu"
     )
     found = read_calibration(Path(str(done.facts["calibration"])))
     model = found.predictor(parse_uncertainty(text, weights), load_model(weights))
@@ -139,7 +139,9 @@ def test_what_is_calibrated_is_what_is_predicted(
     seen = layer(tmp_path / "maps", "class") != 255
     assert not seen[:9, :7].any() and seen.sum() == seen.size - 63
     assert np.abs(layer(tmp_path / "maps", "water")[seen] - 250 * p[seen]).max() <= 0.51
-    low, high = json.loads((tmp_path / "maps/scene.json").read_text())["result"]["unsure"]
+    item = json.loads((tmp_path / "maps/scene.json").read_text())
+    low, high = item["result"]["unsure"]
+    assert [low, high] == [one["at"] for one in item["calibration"]["risks"]] and high > 0.5
     near = (np.abs(p - low) < 1e-5) | (np.abs(p - high) < 1e-5)
     want = np.where(p >= high, 1, np.where(p >= low, 2, 0))
     assert (layer(tmp_path / "maps", "sets")[seen & ~near] == want[seen & ~near]).all()
@@ -378,6 +380,22 @@ def test_every_temperature_lowers_the_loss_and_changes_no_class(kind: str) -> No
         assert whole is not None
         least = float(nn.functional.cross_entropy(TemperatureScaled(FirstBand(), whole)(batch.image), batch.label))
         assert loss["after"] < least - 0.01
+
+
+def test_the_temperature_of_a_class_divides_the_pixels_that_are_predicted_as_it() -> None:
+    logits = torch.tensor([[[[2.0, -1.0]], [[0.0, 0.0]]]])
+    assert ClassTemperature((4.0, 0.5)).divisor(logits, logits).flatten().tolist() == [4.0, 0.5]
+    batch = Batch.of(
+        torch.cat(
+            [3 * torch.randn(4, 1, 40, 40, generator=torch.Generator().manual_seed(0)), torch.zeros(4, 1, 40, 40)], 1
+        ),
+        torch.zeros(4, 40, 40).long(),
+    )
+    sure = batch.image[:, 0] > 0  # predicted as water: three times too sure; predicted as land: as sure as right
+    p = torch.where(sure, torch.sigmoid(batch.image[:, 0] / 3), torch.sigmoid(batch.image[:, 0]))
+    label = (torch.rand(p.shape, generator=torch.Generator().manual_seed(1)) < p).long()
+    found = fit_temperature(FirstBand(), [Batch.of(batch.image, label)], "class", pixels=None)
+    assert isinstance(found, ClassTemperature) and found.values == pytest.approx((1.0, 3.0), rel=0.15)
 
 
 def test_a_local_temperature_is_one_before_it_is_fitted() -> None:

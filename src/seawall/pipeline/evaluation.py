@@ -147,11 +147,7 @@ def uncertainty_facts(recipe: Recipe) -> dict[str, dict[str, str]]:
 
     Around the recipe's network, and around each that is trained on noisy labels.
     """
-    networks = [
-        one.name
-        for one in recipe.networks
-        if one.model == recipe.model and not one.member and one.name not in NOT_WRAPPED
-    ]
+    networks = [one.name for one in recipe.own_networks if one.model == recipe.model and one.name not in NOT_WRAPPED]
     return {
         f"{name}+{one.called}": {"model": name, "estimator": one.called}
         for name in networks

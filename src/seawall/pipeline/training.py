@@ -98,7 +98,7 @@ def measure_supervision(run: RunContext, chips: ChipFolder, split: Split) -> dic
         DataError: A class of the training labels is in no known one.
     """
     found: dict[str, dict[str, int]] = {}
-    for network in run.recipe.networks:
+    for network in run.recipe.own_networks:
         if (labels := known_labels(run, chips, split, network)) is not None:
             found[network.name] = labels.counts().facts()
     return found
@@ -111,7 +111,7 @@ def measure_label_noise(run: RunContext, chips: ChipFolder, split: Split) -> dic
         DataError: A rate above 0 changes nothing, so that the network would equal the clean one.
     """
     found: dict[str, dict[str, float | int | str]] = {}
-    for network in run.recipe.networks:
+    for network in run.recipe.own_networks:
         noise, labels = network.noise, corrupted_labels(run, chips, split, network)
         if noise is None or labels is None:
             continue

@@ -230,6 +230,11 @@ class Recipe(RecipeSection):
         for number in range(1, self.training.members + 1):
             yield network._replace(name=f"{network.name}{MEMBER_MARK}{number}", member=number)
 
+    @property
+    def own_networks(self) -> tuple[Network, ...]:
+        """The networks that have rows of their own: all but further members of ensembles."""
+        return tuple(network for network in self.networks if not network.member)
+
     def training_of(self, network: Network) -> TrainingSection:
         """Return how a network is trained; the reference has no attacked validation, and both it and further models start from
         random weights."""
