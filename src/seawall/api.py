@@ -640,7 +640,8 @@ def predict(
             an ensemble takes the members beside the weights, or "ensemble members=a.safetensors,b.safetensors".
         calibration: auto takes the calibration of the estimator beside the weights if there is one, none takes none; else its file.
         risk: What the sets of pixels keep, such as "miss 5%" or "false-alarm 1%", on average over new scenes like those of the
-            calibration, also "miss 5% by distance"; may be given again for the other side. They need a calibration.
+            calibration, also "miss 5% from 1%" for scenes with at least 1 % of the class, and
+            "miss 5% by distance"; may be given again for the other side. They need a calibration.
         shift: How the mapped scenes differ from those of the calibration, such as "share 2%" of the class; weighs these.
         level: How often the interval of the area holds it.
         key: File or env:NAME of the key, for weights behind a keyed transform.

@@ -228,3 +228,23 @@ def test_a_shift_that_no_weights_reach_is_refused():
     assert tilted_weights(np.array([0.0, 0.001, 1.0]), 1e-5).effective < 1.1
     found = control_risk(Risk("miss", 0.05), scores, 10.0, CovariateShift(min(shares) + 0.01).weights(scores))
     assert found.at is None and found.effective < 8 and "that count as" in found.reason
+
+
+def test_scenes_with_less_of_the_class_than_asked_for_do_not_count() -> None:
+    """The promise is for scenes with at least so much: a scene of a few missed pixels is left out, and the threshold rises."""
+    scores = drawn_scenes(40)
+    shares = np.array([score.true_km2 / score.valid_km2 for score in scores])
+    least = float(np.round(np.median(shares), 3))
+    kept = [score for score, share in zip(scores, shares, strict=True) if share >= least]
+    assert 15 < len(kept) < 30
+    asked = parse_risk(f"miss 20% from {100 * least:.1f}%")
+    assert asked.least == pytest.approx(least) and parse_risk(str(asked)) == asked
+    control = control_risk(asked, scores, 10.0)
+    plain = control_risk(parse_risk("miss 20%"), kept, 10.0)
+    assert (control.scenes, control.at, control.empirical) == (len(kept), plain.at, plain.empirical)
+    assert "new scenes with at least" in control.valid_for
+    few = control_risk(parse_risk("miss 1% from 50%"), scores, 10.0)
+    assert few.at is None and "scenes with at least 50% pixels of the class" in few.reason
+    for text in ("false-alarm 5% from 1%", "miss 5% from 100%"):
+        with pytest.raises(UsageError, match="'from' a share below 100% for a miss rate alone"):
+            parse_risk(text)

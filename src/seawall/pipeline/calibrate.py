@@ -37,7 +37,7 @@ from seawall.uncertainty.calibration import (
     fold_of_scenes,
     uncertainty_text,
 )
-from seawall.uncertainty.conformal import Risk, RiskControl, RiskName, control_risk
+from seawall.uncertainty.conformal import RiskControl, control_risk, parse_risk
 from seawall.uncertainty.scene_scores import THRESHOLD_STEPS, SceneScores, score_scenes
 from seawall.uncertainty.scene_statistics import (
     WINDOW_PIXELS,
@@ -54,8 +54,9 @@ from seawall.uncertainty.temperature import (
     fit_temperature,
 )
 
-SHOWN_RISKS: tuple[tuple[RiskName, float], ...] = (
-    ("miss", 0.05), ("miss", 0.1), ("miss", 0.2), ("false-alarm", 0.01), ("false-alarm", 0.05), ("false-alarm", 0.1),
+SHOWN_RISKS = (
+    "miss 5%", "miss 10%", "miss 10% from 1%", "miss 20%", "miss 20% from 1%", "false-alarm 1%", "false-alarm 5%", "false-alarm 10%",
+    "miss 10% from 1% by distance", "miss 20% from 1% by distance", "false-alarm 5% by distance", "false-alarm 10% by distance",
 )  # fmt: skip
 """Risks whose thresholds the verb prints; any other can be asked for when a scene is mapped."""
 
@@ -278,9 +279,8 @@ def _interval_text(area: AreaCalibration | None, reason: str, level: float) -> s
 
 def shown_controls(made: Calibration) -> Iterator[RiskControl]:
     """Yield how the usual risks are controlled, by probability and by distance."""
-    for name, alpha in SHOWN_RISKS:
-        for by_distance in (False, True):
-            yield control_risk(Risk(name, alpha, by_distance), made.scores, made.gsd_m)
+    for text in SHOWN_RISKS:
+        yield control_risk(parse_risk(text), made.scores, made.gsd_m)
 
 
 def risk_rows(made: Calibration) -> list[MutableRow]:

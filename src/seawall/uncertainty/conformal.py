@@ -21,7 +21,8 @@ from seawall.uncertainty.scene_scores import DISTANCE_PIXELS, THRESHOLD_STEPS, S
 
 RiskName = Literal["miss", "false-alarm"]
 RISK_PATTERN = re.compile(
-    r"(?P<name>miss|false-alarm)\s+(?P<percent>[0-9]+(\.[0-9]+)?)\s*%(?P<distance>\s+by\s+distance)?"
+    r"(?P<name>miss|false-alarm)\s+(?P<percent>[0-9]+(\.[0-9]+)?)\s*%(\s+from\s+(?P<least>[0-9]+(\.[0-9]+)?)\s*%)?"
+    r"(?P<distance>\s+by\s+distance)?"
 )
 
 
@@ -35,27 +36,43 @@ class Risk:
             share of the other pixels, not of the mapped ones, which does not always fall with a more cautious set.
         alpha: The share that is allowed, inside (0, 1).
         by_distance: The sets are all pixels up to a distance from the map, instead of those with a probability.
+        least: For a miss rate, the share of a scene's pixels that are of the class from which on a scene counts. Where a handful of
+            pixels is all that a scene has, missing them is missing all of it.
 
     Raises:
-        UsageError: alpha is not inside (0, 1).
+        UsageError: alpha is not inside (0, 1), or `least` not inside [0, 1), or for false alarms.
 
     Example:
         >>> parse_risk("miss 5% by distance")
-        Risk(name='miss', alpha=0.05, by_distance=True)
-        >>> str(Risk("false-alarm", 0.01))
-        'false-alarm 1%'
+        Risk(name='miss', alpha=0.05, by_distance=True, least=0.0)
+        >>> str(Risk("false-alarm", 0.01)), str(parse_risk("miss 10% from 1%"))
+        ('false-alarm 1%', 'miss 10% from 1%')
     """
 
     name: RiskName
     alpha: float
     by_distance: bool = False
+    least: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise UsageError(f"risk: expected a share above 0% and below 100%, got {100 * self.alpha:g}%; 5% is usual")
+        if not 0 <= self.least < 1 or (self.least and self.name != "miss"):
+            raise UsageError(
+                f"risk: expected 'from' a share below 100% for a miss rate alone, got from {100 * self.least:g}% for {self.name}; leave it out"
+            )
 
     def __str__(self) -> str:
-        return f"{self.name} {exact_percent(self.alpha)}{' by distance' if self.by_distance else ''}"
+        least = f" from {exact_percent(self.least)}" if self.least else ""
+        return f"{self.name} {exact_percent(self.alpha)}{least}{' by distance' if self.by_distance else ''}"
+
+    def curve(self, score: SceneScores) -> DoubleArray | None:
+        """Return the share of a scene at each threshold or distance; None where it has no pixel that it is a share of, or too few."""
+        if self.least and score.true_km2 < self.least * score.valid_km2:
+            return None
+        if self.by_distance:
+            return score.missed_beyond if self.name == "miss" else score.alarmed_beyond
+        return score.missed if self.name == "miss" else score.alarmed
 
 
 def parse_risk(text: str) -> Risk:
@@ -67,10 +84,11 @@ def parse_risk(text: str) -> Risk:
     found = RISK_PATTERN.fullmatch(text.strip())
     if found is None:
         raise UsageError(
-            f"risk: expected 'miss 5%' or 'false-alarm 1%', with ' by distance' after it for sets in meters, got {text!r}; "
+            f"risk: expected 'miss 5%', 'miss 5% from 1%' or 'false-alarm 1%', with ' by distance' after it for sets in meters, got {text!r}; "
             "write one of these"
         )
-    return Risk(cast(RiskName, found["name"]), parse_percent(found["percent"]), found["distance"] is not None)
+    least = parse_percent(found["least"]) if found["least"] else 0.0
+    return Risk(cast(RiskName, found["name"]), parse_percent(found["percent"]), found["distance"] is not None, least)
 
 
 def exact_percent(share: float) -> str:
@@ -176,7 +194,8 @@ class RiskControl:
     @property
     def valid_for(self) -> str:
         """What the guarantee is valid for."""
-        scenes = "new scenes with some of the class" if self.risk.name == "miss" else "new scenes"
+        some = f"at least {exact_percent(self.risk.least)}" if self.risk.least else "some"
+        scenes = f"new scenes with {some} of the class" if self.risk.name == "miss" else "new scenes"
         return f"on average over {scenes}, exchangeable with the calibration scenes; not for each scene, and not under attack"
 
     @property
@@ -184,8 +203,8 @@ class RiskControl:
         """Why the risk cannot be controlled; "" where it can."""
         if self.at is not None:
             return ""
-        kind = "of the class" if self.risk.name == "miss" else "of other classes"
-        have = f"{self.scenes} scenes with pixels {kind}"
+        kind = "pixels of the class" if self.risk.name == "miss" else "pixels of other classes"
+        have = f"{self.scenes} scenes with {f'at least {exact_percent(self.risk.least)} ' if self.risk.least else ''}{kind}"
         if self.effective < self.scenes - 0.05:
             have += f" that count as {self.effective:.1f} by their weights"
         if self.needed is None:
@@ -252,7 +271,7 @@ def control_risk(
     """
     check_weight_count(weights, len(scores))
     weights = SceneWeights.equal(len(scores)) if weights is None else weights
-    found = [_risk_curve(risk, score) for score in scores]
+    found = [risk.curve(score) for score in scores]
     weights = weights.select([curve is not None for curve in found])
     curves = np.array([curve for curve in found if curve is not None]).reshape(-1, _curve_size(risk))
     if risk.name == "miss" and not risk.by_distance:
@@ -384,12 +403,6 @@ def needed_scenes(alpha: float, weights: SceneWeights, least: float = 0.0) -> in
         return None
     mean = sum(weights.of_scenes) / len(weights.of_scenes) if sum(weights.of_scenes) else weights.new
     return math.ceil(weights.new / mean * (1 - alpha) / (alpha - least) - 1e-9)
-
-
-def _risk_curve(risk: Risk, score: SceneScores) -> DoubleArray | None:
-    if risk.by_distance:
-        return score.missed_beyond if risk.name == "miss" else score.alarmed_beyond
-    return score.missed if risk.name == "miss" else score.alarmed
 
 
 def _curve_size(risk: Risk) -> int:
