@@ -131,7 +131,7 @@ def measure_attacks(given: argparse.Namespace, cells: Study, seed: int, name: st
     detectors = {each: HeldOutDetectors.of(clean, more, each, ALARMS) for each in (ALL_FEATURES, *clean.names)}
     attacked = one_per_group(held, given.chips) if several else held.split.test
     beside = clean if not several else read_chips(model, whole_chips(chips, attacked), groups)
-    for budget in BUDGETS if not several else BUDGETS[-1:]:
+    for budget in given.budgets[-1:] if several else given.budgets:
         threat = parse_threat(f"linf {budget} reflectance", model.spec)
         for attack, method in named_detection_attacks((), detectors, groups, True).items():
             if cells.has(predictor=name, seed=seed, budget=budget, attack=attack):
@@ -296,6 +296,7 @@ def scene_table(cells: JsonLines) -> Iterator[str]:
 def main() -> None:
     parser = StudyParser(__doc__, "runs/attack-detection")
     parser.add_names("--predictors", PREDICTORS)
+    parser.add_names("--budgets", BUDGETS)
     parser.add_seeds()
     parser.add_training(20, 30)
     parser.add_argument("--chips", type=int, default=12, help="chips that are attacked through several passes")
