@@ -35,6 +35,7 @@ from seawall.uncertainty.chip_features import (
     predict_with_gradients,
     predicted_borders,
 )
+from seawall.uncertainty.mahalanobis import fit_mahalanobis
 from seawall.uncertainty.predictor import Prediction, Softmax, aggregate_passes
 from seawall.uncertainty.tta import TTA
 
@@ -54,8 +55,10 @@ def features_of(logits, image=None, seen=None):
 
 
 def test_features_by_their_definition():
-    logits = torch.randn(1, 2, 9, 9)
-    seen = torch.rand(1, 1, 9, 9) > 0.2
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 9, 9) + torch.linspace(-6, 6, 9)[:, None] * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1)
+    seen = torch.ones(1, 1, 9, 9, dtype=torch.bool)
+    seen[0, 0, 3, 7] = seen[0, 0, 8, 1] = False
     image = torch.rand(1, 2, 9, 9)
     got = features_of(logits, image, seen)
     p = logits.double().softmax(1)
@@ -67,7 +70,7 @@ def test_features_by_their_definition():
             border[0, i, j] = bool((near != guess[0, i, j]).any())
     assert torch.equal(border, predicted_borders(guess))
     wanted = {
-        "entropy": entropy[own].mean(), "entropy at borders": entropy[own & border].mean(),
+        "entropy": entropy[own].mean(), "entropy at borders": entropy[own & border].mean(), "entropy inside": entropy[own & ~border].mean(),
         "variation": (1 - p.amax(1))[own].mean(), "margin": (2 * p.amax(1) - 1)[own].mean(),
         "confidence in water": p[:, 1][own & (guess == 1)].mean(),
     }  # fmt: skip
@@ -131,6 +134,30 @@ def test_a_detector_of_one_feature_is_its_deviation_either_way_and_an_undefined_
         fit_attack_detector(clean, ("a", "b", "c", "d"), "e")
     with pytest.raises(UsageError, match=r"at least 99 clean groups .* got 30, 69 too few"):
         fit_attack_detector(clean, ("a", "b", "c", "d"), "b", 0.01)
+
+
+def test_each_group_counts_once_in_the_fit_and_undefined_entries_have_no_part_in_it():
+    sizes = [1, 9] * 15
+    draw = np.random.default_rng(0)
+    clean = {f"g{i:02}": draw.normal(loc=size, size=(size, 1)) for i, size in enumerate(sizes)}
+    center = fit_attack_detector(clean, ("a",), "a").distance.center
+    assert center[0] == pytest.approx(np.mean([rows.mean() for rows in clean.values()]))
+    rows = np.array([[1.0, np.nan], [3.0, 7.0], [5.0, 9.0]])
+    found = fit_mahalanobis(rows)
+    assert found.center.tolist() == [3.0, 8.0] and found.scale[1] == pytest.approx(1.0)
+    assert bool((found.deviations(torch.tensor([[np.nan, 8.0]])) == 0).all())
+
+
+def test_a_detector_examines_what_the_model_says_in_multiples_of_its_cut_off():
+    batch, model = lakes(), network()
+    clean = read_chips(model, [batch], {})
+    detector = fit_attack_detector(clean.by_group(), clean.names)
+    logits, ratio = detector.examine(model, batch.image, batch.image_seen)
+    assert torch.allclose(logits, model(batch.image).log_softmax(1), atol=1e-5)
+    assert np.array_equal(
+        ratio.detach().numpy() > 1, detector.flags(detector.scores(torch.from_numpy(clean.features)).numpy())
+    )
+    assert torch.allclose(ratio, detector.scores(torch.from_numpy(clean.features)) / detector.cut, atol=1e-6)
 
 
 @pytest.mark.parametrize("wrapper", [Softmax(), TTA()], ids=["softmax", "tta"])
@@ -270,6 +297,15 @@ def test_plain_attacks_on_smooth_lakes_are_noticed_and_those_that_know_the_detec
     assert plain.unnoticed <= 0.1 < plain.success
     # of a chip that is an alarm as it is, the attack finds no image that passes
     assert unnoticed.detected.value[0] <= unnoticed.alarms.value[0] + 1e-9
+
+
+def test_an_attack_that_knows_a_detector_of_texture_does_harm_without_texture():
+    batch, model = lakes(), network()
+    clean = read_chips(model, [batch], {})
+    detectors = HeldOutDetectors.of(clean, None, "noise floor", 0.05)
+    case = Case("aware", DetectorAware(detectors.detectors, {}), ThreatModel("linf", 0.02, low=0.0))
+    found = measure_detection(detectors, clean, read_chips(model, [batch], {}, case))
+    assert found.unnoticed > 0.6 and found.detected.value[0] <= found.alarms.value[0] + 1e-9
 
 
 @pytest.fixture(scope="module")

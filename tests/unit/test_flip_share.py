@@ -8,7 +8,7 @@ import torch
 from seawall.attacks.flip_share import smallest_flip_share
 from seawall.errors import UsageError
 from seawall.rng import Keys
-from seawall.testing.fixtures import ground_batch, linear_model
+from seawall.testing.fixtures import ground_batch, linear_model, uneven_model
 from seawall.threat.model import ThreatModel
 
 THREAT = ThreatModel("linf", 0.05)
@@ -32,6 +32,12 @@ def test_a_linear_model_is_flipped_at_its_margin_over_the_norm_of_its_weights():
     assert bool((found[reached & ~fine] <= 2.0**-5 * (1 + 1e-4)).all())
     assert bool(found[batch.seen & (exact > 1.01)].isinf().all()) and bool(found[~batch.seen].isinf().all())
     assert bool(reached.any()) and bool((batch.seen & (exact > 1.01)).any())
+
+
+def test_an_unseen_pixel_has_no_value_though_its_neighbors_change_it():
+    model, batch = uneven_model().eval(), ground_batch(size=24)
+    found = smallest_flip_share(model, batch, THREAT.scaled(10), Keys(0, batch.chips), levels=2, parts=2)
+    assert bool(found[~batch.seen].isinf().all()) and bool(found[batch.seen].isfinite().any())
 
 
 def test_labels_mean_nothing_and_more_levels_only_lower_the_map():

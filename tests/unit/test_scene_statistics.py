@@ -129,6 +129,14 @@ def test_causes_name_the_entry_that_moved_with_its_number_and_the_range():
     assert len(found.causes) == len({text.split()[0] for text in found.causes}) <= 3
 
 
+def test_a_combination_that_is_unusual_has_causes_too():
+    draw = np.random.default_rng(0)
+    level = draw.normal(size=60)
+    scenes = {f"s{i:02}": np.array([[level[i], level[i] + 0.05 * draw.normal()]]) for i in range(60)}
+    found = fit_scene_statistics(scenes, ("B03 mean", "B08 mean"), 32).judge(np.array([[1.5, -1.5]]))
+    assert found.unusual and {text.split(" ")[0] for text in found.causes} == {"B03", "B08"}
+
+
 def test_a_correlation_of_noise_does_not_decide_alone():
     names_of = ("B03 mean", "B03/B08 correlation")
     draw = np.random.default_rng(0)

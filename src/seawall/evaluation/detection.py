@@ -129,17 +129,15 @@ class HeldOutDetectors:
         Raises:
             UsageError: There are too few groups for the rate, or there is no such feature.
         """
-        more = {} if others is None else others.by_group()
         own = clean.by_group()
         groups = sorted(own)
-        folds = list(group_folds(len(groups)))
-        fewest = min(len({*more, *(groups[i] for i in rest)}) for _, rest in folds)
-        check_clean_groups("detect-attacks", fewest, alarms)
+        every = {**({} if others is None else others.by_group()), **own}
+        judged = [{groups[i] for i in out} for out, _ in group_folds(len(groups))]
+        check_clean_groups("detect-attacks", len(every) - max(map(len, judged)), alarms)
         found: dict[str, AttackDetector] = {}
-        for out, rest in folds:
-            kept = {**more, **{groups[i]: own[groups[i]] for i in rest}}
-            kept = {group: rows for group, rows in kept.items() if group not in {groups[i] for i in out}}
-            found |= dict.fromkeys((groups[i] for i in out), fit_attack_detector(kept, clean.names, name, alarms))
+        for fold in judged:
+            kept = {group: rows for group, rows in every.items() if group not in fold}
+            found |= dict.fromkeys(fold, fit_attack_detector(kept, clean.names, name, alarms))
         return HeldOutDetectors(found)
 
     def scores(self, read: ChipReadings) -> DoubleArray:
