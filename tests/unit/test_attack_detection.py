@@ -200,7 +200,9 @@ def test_an_undetected_attack_does_harm_and_stays_below_the_cut_off():
         assert bool((score <= 1 + 1e-5).all()), "detected"
         wrong = ((logits.argmax(1) != batch.label) & batch.valid).sum()
         before = ((model(batch.image).argmax(1) != batch.label) & batch.valid).sum()
-        assert int(wrong) > int(before) + 20, "harmless"
+        assert int(wrong) > int(before) + 1000, (
+            "harmless"
+        )  # of 1244; a penalty alone stops at the border, where entropy is high: 43
     plain = PGD()(model, batch, threat, keys)
     _, score = KeptEntropy(reference, 0.005).examine(model, plain, batch.image_seen)
     assert bool((score > 1).all()), "the plain attack would pass too"
@@ -299,13 +301,14 @@ def test_plain_attacks_on_smooth_lakes_are_noticed_and_those_that_know_the_detec
     assert unnoticed.detected.value[0] <= unnoticed.alarms.value[0] + 1e-9
 
 
-def test_an_attack_that_knows_a_detector_of_texture_does_harm_without_texture():
+@pytest.mark.parametrize("feature", ["entropy", "noise floor"])
+def test_an_attack_that_knows_a_detector_of_one_feature_does_harm_without_it(feature):
     batch, model = lakes(), network()
     clean = read_chips(model, [batch], {})
-    detectors = HeldOutDetectors.of(clean, None, "noise floor", 0.05)
+    detectors = HeldOutDetectors.of(clean, None, feature, 0.05)
     case = Case("aware", DetectorAware(detectors.detectors, {}), ThreatModel("linf", 0.02, low=0.0))
     found = measure_detection(detectors, clean, read_chips(model, [batch], {}, case))
-    assert found.unnoticed > 0.6 and found.detected.value[0] <= found.alarms.value[0] + 1e-9
+    assert found.unnoticed > 0.9 and found.detected.value[0] <= found.alarms.value[0] + 1e-9
 
 
 @pytest.fixture(scope="module")

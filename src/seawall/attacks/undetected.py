@@ -30,9 +30,11 @@ from seawall.threat.model import Ball, ThreatModel, per_image
 from seawall.types import Batch, SegmentationModel
 
 WEIGHTS = (1e-2, 1e2)
-"""Range of the weight of the detector's score against the loss per pixel."""
+"""Range of the weight of the gradient of the detector's score against that of the loss, both of mean size 1."""
 PACE = 1.5
 """Factor of that weight from step to step."""
+LAST_STEP = 0.1
+"""Last step over the first: the border between detected and not detected is met by small steps alone."""
 
 
 @runtime_checkable
@@ -85,15 +87,17 @@ def mean_entropy(logits: Tensor, image_seen: Tensor) -> Tensor:
 class UndetectedPGD:
     """PGD on the loss less the score of a detector; of the images that are not detected, the most adversarial one is kept.
 
-    The weight of the score grows by half at each step at which the image is detected, and falls where it is not, image by
-    image. The clean image is the start, and the result where every other one is detected.
+    The first steps ascend the loss alone: a map that is surely wrong is as certain as the right one, and the way there leads through
+    uncertain maps. Then both gradients are scaled to mean size 1, and the weight of the score's grows by half at each step at which the
+    image is detected and falls where it is not, image by image, while the steps get smaller. The clean image is the start, and
+    the result where every other one is detected.
 
     Args:
         goal: What the adversary wants.
         loss: Per-pixel loss to ascend.
-        steps: Gradient steps; one forward and one backward pass each, and one forward pass in the end.
-        step: Step length, as a share of eps.
-        weight: First weight of the score, in loss per valid pixel.
+        steps: Gradient steps; one forward and up to two backward passes each, and one forward pass in the end.
+        step: First step length, as a share of eps.
+        free: Share of the steps that ascend the loss alone.
         tolerance: Without a detector, the largest change of the mean entropy of a chip, as a share of the largest entropy.
         detector: The detector that is known to the adversary, such as an `AttackDetector`; without one, the clean mean entropy is kept.
 
@@ -105,15 +109,15 @@ class UndetectedPGD:
     loss: LossSetting = CROSS_ENTROPY
     steps: int = 40
     step: float = 0.1
-    weight: float = 1.0
+    free: float = 0.3
     tolerance: float = 0.01
     detector: DetectorSetting = None
 
     def __post_init__(self) -> None:
         check_steps("undetected-pgd", self.steps, self.step)
-        if not self.weight > 0 or not self.tolerance > 0:
+        if not 0 <= self.free < 1 or not self.tolerance > 0:
             raise UsageError(
-                f"undetected-pgd: expected weight and tolerance above 0, got {self.weight} and {self.tolerance}; 1 and 0.01 are usual"
+                f"undetected-pgd: expected free in [0, 1) and tolerance > 0, got {self.free} and {self.tolerance}; 0.3 and 0.01 are usual"
             )
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
@@ -135,7 +139,7 @@ class UndetectedPGD:
     ) -> Tensor:
         adv, best = ball.x, ball.x.clone()
         most = torch.full((len(batch),), -1, device=adv.device)
-        weight = torch.full((len(batch),), self.weight, device=adv.device)
+        weight = torch.ones(len(batch), device=adv.device)
         count = target.valid.flatten(1).sum(1).clamp_min(1)
         for step in range(self.steps + 1):
             adv = adv.detach().requires_grad_(step < self.steps)
@@ -149,7 +153,23 @@ class UndetectedPGD:
             check_gradient(logits)
             now = target.at_step(logits, step / self.steps)
             loss = torch.where(target.valid, self.loss(logits, now), 0.0).flatten(1).sum(1) / count
-            (grad,) = torch.autograd.grad((loss - weight * score).sum(), adv)
-            weight = torch.where(passes, weight / PACE, weight * PACE).clamp(*WEIGHTS)
-            adv = ball.project(adv.detach() + self.step * ball.ascend(grad.nan_to_num(0.0, 0.0, 0.0)))
+            after = (step / self.steps - self.free) / (1 - self.free)  # below 0 while the detector does not count
+            (grad,) = torch.autograd.grad(loss.sum(), adv, retain_graph=after >= 0)
+            if after >= 0:
+                (score_grad,) = torch.autograd.grad(score.sum(), adv)
+                grad = of_mean_size_one(grad) - per_image(weight) * of_mean_size_one(score_grad)
+                weight = torch.where(passes, weight / PACE, weight * PACE).clamp(*WEIGHTS)
+            length = self.step * (1 - (1 - LAST_STEP) * max(after, 0.0))
+            adv = ball.project(adv.detach() + length * ball.ascend(finite(grad)))
         return best
+
+
+def of_mean_size_one(grad: Tensor) -> Tensor:
+    """Return a gradient (B, C, H, W) over the mean of its absolute values, image by image; 0 where it is 0."""
+    known = finite(grad)
+    return known / per_image(known.abs().flatten(1).mean(1).clamp_min(torch.finfo(known.dtype).tiny))
+
+
+def finite(grad: Tensor) -> Tensor:
+    """Return a gradient with 0 where it is no finite number."""
+    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
