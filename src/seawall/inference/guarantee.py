@@ -28,6 +28,8 @@ from seawall.uncertainty.scene_statistics import (
     window_slices,
 )
 
+SCENE_WINDOWS = 64
+"""Windows of a scene that are looked at, evenly spread: each decodes blocks of the file, which takes long in a JPEG 2000 product."""
 UNSURE = (0.2, 0.8)
 """Probabilities between which a map without a controlled risk calls the class unsure; no error is promised."""
 
@@ -119,7 +121,7 @@ def judge_scene(scene: OpenScene, statistics: SceneStatistics) -> Familiarity | 
     """Return whether a scene looks like those that the network knows; None where no window of it is seen."""
     grid, spec = scene.source.grid, scene.spec
     found = []
-    for rows, columns in window_slices(grid.height, grid.width, statistics.window):
+    for rows, columns in window_slices(grid.height, grid.width, statistics.window, SCENE_WINDOWS):
         image, seen = scene.fetch(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
         found.append(describe_windows(image, seen, spec.bands, spec.unit, statistics.window))
     windows = np.concatenate(found)
