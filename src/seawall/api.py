@@ -343,6 +343,7 @@ def detect_attacks(
     *,
     method: Sequence[str] = (),
     uncertainty: str = "softmax",
+    calibration: str = "auto",
     feature: Sequence[str] = (),
     adaptive: bool = True,
     alarms: float = 0.05,
@@ -360,7 +361,8 @@ def detect_attacks(
         data: A chip folder; in Python also a Batch, a mapping with "image" and "mask", or a pair (image, label), in the model's unit.
         threat: Such as "linf 1% reflectance".
         method: Registered attack; may be given again. Without one it is pgd.
-        uncertainty: Estimator of the uncertainty, which is attacked as a whole: softmax, tta, or "mc-dropout passes=10".
+        uncertainty: Estimator of the uncertainty, which is attacked as a whole, as for `seawall predict`, with its calibration if there is one.
+        calibration: auto takes the calibration beside the weights, none takes none; else its file.
         feature: Feature whose detector is shown beside that of all features, such as "entropy inside"; may be given again.
         adaptive: Also attacks that know of the uncertainty or of the detector. Without them the figures are too kind.
         alarms: Share of clean chips of a new group that may be flagged.
@@ -386,8 +388,8 @@ def detect_attacks(
     order = DetectionOrder(threat, tuple(method), tuple(feature), adaptive, alarms, seed)
     return Result(
         *detect_attacks_on(
-            _as_path(model), _as_path(data), order, uncertainty=uncertainty, part=part, flip_map=_optional_path(flip_map), key=key,
-            device=device, progress=progress,
+            _as_path(model), _as_path(data), order, uncertainty=uncertainty, calibration=calibration, part=part,
+            flip_map=_optional_path(flip_map), key=key, device=device, progress=progress,
         )
     )  # fmt: skip
 

@@ -291,6 +291,31 @@ def test_chips_of_the_calibration_are_flagged_when_they_are_measured(home: Path,
     assert plain.table == scaled.table and plain.facts["ece"] != scaled.facts["ece"]
 
 
+def test_attacks_are_detected_by_the_calibrated_predictor_with_its_members(home: Path, weights: Path) -> None:
+    def measured(calibration: str) -> Mapping[str, object]:
+        done = api.detect_attacks(
+            weights, home / "chips", "linf 1% reflectance", uncertainty="ensemble", calibration=calibration, method=["fgsm"], adaptive=False,
+            alarms=0.1, part="test", device="cpu",
+        )  # fmt: skip
+        return {**done.table[0], **done.facts}
+
+    api.calibrate(weights, home / "chips", uncertainty="ensemble", part="val", device="cpu")
+    given = {"uncertainty": "ensemble", "part": "test", "out": weights.parent / "rows", "device": "cpu"}
+    scaled = api.evaluate(weights, home / "chips", **given)
+    found, plain = measured("auto"), measured("none")
+    assert found["ece_clean"] == pytest.approx(scaled.facts["ece"], abs=1e-6)
+    assert found["calibration"] == scaled.facts["calibration"] and plain["calibration"] == "none"
+    water = next(row for row in scaled.table if row["class"] == "water")
+    assert found["iou_clean"] == plain["iou_clean"] == water["iou.pooled"]
+    assert plain["ece_clean"] != found["ece_clean"]
+    for member in weights.parent.parent.glob("unet.member-*/model.safetensors"):
+        member.unlink()
+    with pytest.raises(ModelError, match=r"expected members beside .* got none"):
+        measured("none")
+    with pytest.raises(UsageError, match="calibrat"):
+        api.detect_attacks(weights, home / "chips", "linf 1% reflectance", uncertainty="laplace", device="cpu")
+
+
 def test_a_map_that_promises_is_killed_and_resumed(home: Path, weights: Path, scene: Path, tmp_path: Path) -> None:
     """A promise is part of what a map is: the rows of another promise are not taken up."""
     api.calibrate(weights, home / "chips", device="cpu")

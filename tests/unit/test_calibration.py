@@ -9,7 +9,7 @@ from seawall.errors import DataError, ModelError, UsageError
 from seawall.metrics.calibration import calibration_counts, expected_calibration_error
 from seawall.types import Batch, ModelSpec
 from seawall.uncertainty.dropout import MonteCarloDropout
-from seawall.uncertainty.ensemble import mean_of_networks
+from seawall.uncertainty.ensemble import Ensemble, mean_of_networks
 from seawall.uncertainty.predictor import Softmax, aggregate_passes, entropy, top_two_margin
 from seawall.uncertainty.temperature import Temperature, TemperatureScaled, fit_temperature, temperature_of
 from seawall.uncertainty.tta import TTA
@@ -184,6 +184,8 @@ def test_ensemble_averages_and_checks_its_members() -> None:
     other.spec = ModelSpec(("VV", "VH"), ("land", "water"), "sigma0_db", 10.0)
     with pytest.raises(ModelError, match="ensemble"):
         mean_of_networks(a, [other])
+    with pytest.raises(ModelError, match="expected members, got none"):
+        Ensemble()(a)
 
 
 def test_predictor_is_a_model_with_gradients() -> None:

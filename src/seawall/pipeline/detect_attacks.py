@@ -31,7 +31,7 @@ from seawall.inputs import Sample
 from seawall.metrics.bootstrap import IntervalEstimate
 from seawall.models.weights import spec_of, split_of
 from seawall.modules import eval_mode, to_device_of
-from seawall.pipeline.trained_model import bands_of_model, open_target
+from seawall.pipeline.trained_model import bands_of_model, flag_facts, open_target, with_uncertainty
 from seawall.records import finite_or_none
 from seawall.result import Failed, MutableRow, Progress
 from seawall.rng import Keys
@@ -66,8 +66,8 @@ class DetectionOrder:
 
 
 def detect_attacks_on(
-    model: Path | SegmentationModel, data: Path | Sample, order: DetectionOrder, *, uncertainty: str, part: str, flip_map: Path | None,
-    key: str, device: str, progress: Progress,
+    model: Path | SegmentationModel, data: Path | Sample, order: DetectionOrder, *, uncertainty: str, calibration: str, part: str,
+    flip_map: Path | None, key: str, device: str, progress: Progress,
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Measure how well attacks on held-out chips are detected; the table has a row per attack and detector."""
     if not order.threat:
@@ -77,9 +77,8 @@ def detect_attacks_on(
     target = open_target(model, data, part, device, key)
     spec = spec_of(target.net)
     threat = order.threat if isinstance(order.threat, ThreatModel) else parse_threat(order.threat, spec)
-    plain = cast(SegmentationModel, target.net)
-    wrapper = registry.build("uncertainty", *registry.parse_settings("uncertainty", uncertainty))
-    net = wrapper(plain)
+    predictor = with_uncertainty(target, model, uncertainty, calibration)
+    net = predictor.net
     others = _validation_chips(target.net, data, part)
     with eval_mode(net):
         table, facts = _measure(cast(SegmentationModel, net), target.chips, others, threat, order, progress)
@@ -88,7 +87,8 @@ def detect_attacks_on(
                 cast(SegmentationModel, net), target.chips, data, threat, order.seed, flip_map, progress
             )
     klass = main_class(spec.classes)
-    return {"class": klass, "uncertainty": uncertainty, "alarms": order.alarms, **target.facts, **facts}, table, ()
+    flags = flag_facts(flag for chip in target.chips.ids for flag in predictor.chips.flags(chip))
+    return {"class": klass, "alarms": order.alarms, **predictor.facts, **facts, **flags}, table, ()
 
 
 def _validation_chips(net: nn.Module, data: Path | Sample, part: str) -> ChipSource | None:

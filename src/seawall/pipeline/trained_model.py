@@ -81,8 +81,18 @@ def evaluate_chips(
     return {**facts, **target.facts, "rows": str(out / "records.jsonl"), **flag_facts(flags_of(measured))}, table, ()
 
 
-def with_uncertainty(target: MeasuredModel, weights: Path, uncertainty: str, calibration: str) -> MeasuredModel:
-    """Return a target with an estimator around its network; chips of scenes that it was calibrated on are flagged."""
+def with_uncertainty(
+    target: MeasuredModel, model: Path | SegmentationModel, uncertainty: str, calibration: str
+) -> MeasuredModel:
+    """Return a target with an estimator around its network; chips of scenes that it was calibrated on are flagged.
+
+    Args:
+        target: What `open_target` made of the model.
+        model: Weights, beside which members and calibration lie; a module has neither.
+        uncertainty: The estimator.
+        calibration: auto, none, or its file.
+    """
+    weights = model if isinstance(model, Path) else None
     method = parse_uncertainty(uncertainty, weights)
     net, found, path = open_predictor(method, cast(SegmentationModel, target.net), weights, calibration)
     facts = {

@@ -178,22 +178,25 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def open_predictor(
-    method: Wrapper, model: SegmentationModel, weights: Path, given: str = "auto"
+    method: Wrapper, model: SegmentationModel, weights: Path | None, given: str = "auto"
 ) -> tuple[nn.Module, Calibration | None, Path | None]:
     """Return a predictor with its calibration and the file of that; the last two are None without one.
 
     Args:
         method: The estimator.
         model: The network.
-        weights: File of the network.
+        weights: File of the network; None for a module, beside which nothing lies.
         given: "auto" takes the calibration beside the weights if there is one, "none" takes none; else a path.
 
     Raises:
         ModelError: The file is damaged, of another estimator or of other weights.
         UsageError: The estimator needs a calibration, and there is none.
     """
-    path = calibration_path(weights, method) if given == "auto" else Path(given)
-    if given == "none" or (given == "auto" and not path.exists()):
+    if given == "auto":
+        path = None if weights is None else calibration_path(weights, method)
+    else:
+        path = None if given == "none" else Path(given)
+    if path is None or (given == "auto" and not path.exists()):
         return method(model), None, None
     found = read_calibration(path)
     return found.predictor(method, model), found, path

@@ -60,8 +60,12 @@ class Ensemble:
         """Return the predictor of all networks together.
 
         Raises:
-            ModelError: Bands, classes or units of the networks differ, or a file cannot be read.
+            ModelError: There is no member, bands, classes or units of the networks differ, or a file cannot be read.
         """
+        if not self.members:
+            raise ModelError(
+                "ensemble: expected members, got none; name their weights: Ensemble(members=(...)), or call mean_of_networks"
+            )
         return mean_of_networks(model, [load_model(path) for path in self.members])
 
 
