@@ -22,6 +22,7 @@ from seawall.errors import UsageError
 from seawall.evaluation.case import Case
 from seawall.evaluation.detection import DetectorAware, HeldOutDetectors, measure_detection, read_chips
 from seawall.geo.raster import read_raster
+from seawall.metrics.ratios import ConfusionCounts
 from seawall.models.linear import PixelClassifier
 from seawall.models.weights import save_model, set_split
 from seawall.rng import Keys
@@ -285,6 +286,23 @@ def test_a_detector_never_saw_the_group_that_it_judges():
     assert len(wider.detectors["g3"].clean) == len(found.detectors["g3"].clean) + 4
     with pytest.raises(UsageError, match="got 11, 8 too few"):
         HeldOutDetectors.of(clean, None, ALL_FEATURES, 0.05)
+
+
+def test_harm_is_a_twentieth_of_the_pixels_made_wrong_and_unnoticed_where_nothing_was_flagged():
+    batch, model = lakes(), network()
+    clean = read_chips(model, [batch], {})
+    detectors = HeldOutDetectors.of(clean, None, ALL_FEATURES, 0.1)
+    flagged = np.arange(24) >= 12
+    wrong = np.tile([0, 40, 60, 500], 6)  # of 1000 pixels
+    tables = np.array([[[0, 0], [n, 1000 - n]] for n in wrong])
+    right = np.array([[[0, 0], [0, 1000]]] * 24)
+    attacked = replace(clean, counts=ConfusionCounts.of(tables), features=clean.features + 1e3 * flagged[:, None])
+    found = measure_detection(detectors, replace(clean, counts=ConfusionCounts.of(right)), attacked)
+    quiet = ~detectors.flags(attacked)
+    assert quiet[:12].sum() >= 9 and not quiet[12:].any()
+    assert found.alarms.value[0] == pytest.approx(detectors.flags(clean).mean()) and found.alarms.value[0] < 0.3
+    assert found.detected.value[0] == pytest.approx((~quiet).mean())
+    assert found.success == 0.5 and found.unnoticed == (quiet & (wrong >= 60)).mean()
 
 
 def test_plain_attacks_on_smooth_lakes_are_noticed_and_those_that_know_the_detector_are_not():

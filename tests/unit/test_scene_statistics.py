@@ -129,6 +129,15 @@ def test_causes_name_the_entry_that_moved_with_its_number_and_the_range():
     assert len(found.causes) == len({text.split()[0] for text in found.causes}) <= 3
 
 
+def test_the_first_cause_is_what_moved_most():
+    draw = np.random.default_rng(0)
+    scenes = {f"s{i:02}": draw.normal(size=(1, 5)) for i in range(60)}
+    names_of = tuple(f"B{i:02} mean" for i in range(5))
+    moved = np.array([[0.0, 8.0, 0.0, 30.0, -15.0]])
+    found = fit_scene_statistics(scenes, names_of, 32).judge(moved)
+    assert [text.split()[0] for text in found.causes] == ["B03", "B04", "B01"]
+
+
 def test_a_combination_that_is_unusual_has_causes_too():
     draw = np.random.default_rng(0)
     level = draw.normal(size=60)

@@ -87,17 +87,15 @@ def mean_entropy(logits: Tensor, image_seen: Tensor) -> Tensor:
 class UndetectedPGD:
     """PGD on the loss less the score of a detector; of the images that are not detected, the most adversarial one is kept.
 
-    The first steps ascend the loss alone: a map that is surely wrong is as certain as the right one, and the way there leads through
-    uncertain maps. Then both gradients are scaled to mean size 1, and the weight of the score's grows by half at each step at which the
-    image is detected and falls where it is not, image by image, while the steps get smaller. The clean image is the start, and
-    the result where every other one is detected.
+    Both gradients are scaled to mean size 1, and the weight of the score's grows by half at each step at which the image is detected and
+    falls where it is not, image by image, while the steps get smaller: a map that is surely wrong is as certain as the right one, and the
+    way there leads through uncertain maps. The clean image is the start, and the result where every other one is detected.
 
     Args:
         goal: What the adversary wants.
         loss: Per-pixel loss to ascend.
         steps: Gradient steps; one forward and up to two backward passes each, and one forward pass in the end.
         step: First step length, as a share of eps.
-        free: Share of the steps that ascend the loss alone.
         tolerance: Without a detector, the largest change of the mean entropy of a chip, as a share of the largest entropy.
         detector: The detector that is known to the adversary, such as an `AttackDetector`; without one, the clean mean entropy is kept.
 
@@ -109,16 +107,13 @@ class UndetectedPGD:
     loss: LossSetting = CROSS_ENTROPY
     steps: int = 40
     step: float = 0.1
-    free: float = 0.3
     tolerance: float = 0.01
     detector: DetectorSetting = None
 
     def __post_init__(self) -> None:
         check_steps("undetected-pgd", self.steps, self.step)
-        if not 0 <= self.free < 1 or not self.tolerance > 0:
-            raise UsageError(
-                f"undetected-pgd: expected free in [0, 1) and tolerance > 0, got {self.free} and {self.tolerance}; 0.3 and 0.01 are usual"
-            )
+        if not self.tolerance > 0:
+            raise UsageError(f"undetected-pgd: expected tolerance > 0, got {self.tolerance}; 0.01 is usual")
 
     def __call__(self, model: SegmentationModel, batch: Batch, threat: ThreatModel, keys: Keys) -> Tensor:
         check_attack_inputs("undetected-pgd", model, batch, threat)
@@ -153,23 +148,16 @@ class UndetectedPGD:
             check_gradient(logits)
             now = target.at_step(logits, step / self.steps)
             loss = torch.where(target.valid, self.loss(logits, now), 0.0).flatten(1).sum(1) / count
-            after = (step / self.steps - self.free) / (1 - self.free)  # below 0 while the detector does not count
-            (grad,) = torch.autograd.grad(loss.sum(), adv, retain_graph=after >= 0)
-            if after >= 0:
-                (score_grad,) = torch.autograd.grad(score.sum(), adv)
-                grad = of_mean_size_one(grad) - per_image(weight) * of_mean_size_one(score_grad)
-                weight = torch.where(passes, weight / PACE, weight * PACE).clamp(*WEIGHTS)
-            length = self.step * (1 - (1 - LAST_STEP) * max(after, 0.0))
-            adv = ball.project(adv.detach() + length * ball.ascend(finite(grad)))
+            (grad,) = torch.autograd.grad(loss.sum(), adv, retain_graph=True)
+            (score_grad,) = torch.autograd.grad(score.sum(), adv)
+            joint = of_mean_size_one(grad) - per_image(weight) * of_mean_size_one(score_grad)
+            weight = torch.where(passes, weight / PACE, weight * PACE).clamp(*WEIGHTS)
+            length = self.step * (1 - (1 - LAST_STEP) * step / self.steps)
+            adv = ball.project(adv.detach() + length * ball.ascend(joint))
         return best
 
 
 def of_mean_size_one(grad: Tensor) -> Tensor:
-    """Return a gradient (B, C, H, W) over the mean of its absolute values, image by image; 0 where it is 0."""
-    known = finite(grad)
+    """Return a gradient (B, C, H, W) over the mean of its absolute values, image by image; 0 where it is 0 or no finite number."""
+    known = grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     return known / per_image(known.abs().flatten(1).mean(1).clamp_min(torch.finfo(known.dtype).tiny))
-
-
-def finite(grad: Tensor) -> Tensor:
-    """Return a gradient with 0 where it is no finite number."""
-    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
