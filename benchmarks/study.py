@@ -259,6 +259,37 @@ def mean_difference(first: Parts, second: Parts) -> Figure:
     return figure_of(mean(first) - mean(second))
 
 
+def mean_over_seeds(values: DoubleArray, figure: Callable[[DoubleArray], float], samples: int = 500) -> Figure:
+    """Return a figure of sums over places, the mean over seeds, with its interval over places that are redrawn in all seeds alike.
+
+    Args:
+        values: (S, G, ...) per seed and place; 0 where a place is not in a seed.
+        figure: Of the sum (...) over places.
+        samples: Number of resamples.
+    """
+    weights = every_draw(Resamples.over([str(i) for i in range(values.shape[1])], samples))
+    drawn = [np.nanmean([figure(np.tensordot(w, one, 1)) for one in values]) for w in weights]
+    return figure_of(np.array(drawn))
+
+
+def binned_ece(bins: DoubleArray) -> float:
+    """Return the expected calibration error of bins (3, M): count, correct, confidence; NaN without a pixel."""
+    return float(divide_or_nan(np.abs(bins[1] - bins[2]).sum(), bins[0].sum()))
+
+
+def figure_text(figure: Figure, digits: int = 3) -> str:
+    """Return a figure with its interval, without zeros before the point.
+
+    Example:
+        >>> figure_text((0.5, -0.25, 1.5), 2)
+        '.50 (-.25 to 1.50)'
+    """
+    value, low, high = (
+        f"{part:.{digits}f}".replace("0.", ".", 1) if abs(part) < 1 else f"{part:.{digits}f}" for part in figure
+    )
+    return f"{value} ({low} to {high})"
+
+
 def value_text(figure: Figure) -> str:
     """Return a figure as the tables show it."""
     value, low, high = figure

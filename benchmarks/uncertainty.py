@@ -26,13 +26,19 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from study import JsonLines, StudyParser, quiet_run
+from study import (
+    JsonLines,
+    StudyParser,
+    binned_ece,
+    figure_text,
+    mean_over_seeds,
+    quiet_run,
+)
 
 from seawall.arrays import DoubleArray
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.data.splits import Split, kfold_groups, labelled_ids
-from seawall.metrics.bootstrap import Resamples, percentile_interval
 from seawall.metrics.risk_coverage import area_under_risk_coverage, least_area, risk_coverage
 from seawall.models.weights import load_model
 from seawall.pipeline.calibrate import calibration_of, joined
@@ -183,20 +189,6 @@ def coarse(curve: DoubleArray | None, area: float, sign: float) -> list[float]:
     return [round(float(s) * area, 6) for s in steps]
 
 
-def resampled(values: DoubleArray, figure: Callable[[DoubleArray], float]) -> tuple[float, float, float]:
-    """Return a figure of sums over places (G, ...), averaged over seeds, and its interval over resampled places; values are (S, G, ...)."""
-    draws = Resamples.over([str(i) for i in range(values.shape[1])], 500).weights
-    whole = float(np.mean([figure(one.sum(0)) for one in values]))
-    many = np.array([np.mean([figure(np.tensordot(w, one, 1)) for one in values]) for w in draws])
-    low, high = percentile_interval(many[:, None])
-    return whole, float(low[0]), float(high[0])
-
-
-def ece(bins: DoubleArray) -> float:
-    """Return the expected calibration error of bins (3, M): count, correct, confidence."""
-    return float(np.abs(bins[1] - bins[2]).sum() / bins[0].sum())
-
-
 def iou(areas: DoubleArray) -> float:
     return float(areas[0] / areas[:3].sum())
 
@@ -206,13 +198,6 @@ def excess(hist: DoubleArray) -> float:
     p = (np.arange(BINS) + 0.5) / BINS
     coverage, risk = risk_coverage(np.maximum(p, 1 - p).round(6), hist.sum(0), np.where(p >= 0.5, hist[1], hist[0]))
     return (area_under_risk_coverage(coverage, risk) or 0.0) - least_area(float(risk[-1]))
-
-
-def shown(figure: tuple[float, float, float], digits: int = 3) -> str:
-    value, low, high = (
-        f"{part:.{digits}f}".replace("0.", ".", 1) if abs(part) < 1 else f"{part:.{digits}f}" for part in figure
-    )
-    return f"{value} ({low} to {high})"
 
 
 class Table:
@@ -243,20 +228,23 @@ class Table:
         yield f"| {data}, {len(self.seeds)} seeds | IoU of water | ECE as it is | global | class | local | ECE at the shore as it is | global | local | NLL as it is | global | local | excess AURC |"
         yield "|---|" + "---|" * 12
         for text in ESTIMATORS:
-            figures = [shown(resampled(self.values(text, "none", lambda p: p["areas"]), iou))]
+            figures = [figure_text(mean_over_seeds(self.values(text, "none", lambda p: p["areas"]), iou))]
             for part, kinds in ((1, ("none", "global", "class", "local")), (3, ("none", "global", "local"))):
                 figures += [
-                    shown(resampled(self.values(text, kind, lambda p, j=part: p["bins"][j]), ece)) for kind in kinds
+                    figure_text(mean_over_seeds(self.values(text, kind, lambda p, j=part: p["bins"][j]), binned_ece))
+                    for kind in kinds
                 ]
             for kind in ("none", "global", "local"):
                 figures.append(
-                    shown(
-                        resampled(
+                    figure_text(
+                        mean_over_seeds(
                             self.values(text, kind, lambda p: [p["nll"], p["pixels"]]), lambda s: float(s[0] / s[1])
                         )
                     )
                 )
-            figures.append(shown(resampled(self.values(text, "none", lambda p: [p["own"], p["other"]]), excess), 4))
+            figures.append(
+                figure_text(mean_over_seeds(self.values(text, "none", lambda p: [p["own"], p["other"]]), excess), 4)
+            )
             yield f"| {text} | " + " | ".join(figures) + " |"
 
     def changes(self, data: str) -> Iterator[str]:
@@ -269,7 +257,7 @@ class Table:
             for part in (1, 3):
                 for kind in ("global", "class", "local"):
                     both = np.stack([self.values(text, k, lambda p, j=part: p["bins"][j]) for k in (kind, "none")], 2)
-                    cells.append(shown(resampled(both, lambda s: ece(s[0]) - ece(s[1]))))
+                    cells.append(figure_text(mean_over_seeds(both, lambda s: binned_ece(s[0]) - binned_ece(s[1]))))
             yield f"| {text} | " + " | ".join(cells) + " |"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from seawall.records import Record, RecordLog
+
 
 @pytest.fixture
 def study(monkeypatch):
@@ -44,6 +46,36 @@ def test_figures_over_seeds_and_groups(study):
     # of two groups, both draws are "a" in a quarter of the resamples and "b" in another
     assert study.mean_iou([{"a": [1, 4], "b": [3, 4]}]) == (0.5, 0.25, 0.75)
     assert np.isnan(study.pooled([{"a": [0, 0]}])[0])
+
+
+def test_a_mean_over_seeds_redraws_the_same_places_in_all_of_them(study):
+    values = np.array(
+        [[[1.0, 2.0], [3.0, 4.0]], [[1.0, 4.0], [0.0, 0.0]]]
+    )  # the second place is not in the second seed
+    found = study.mean_over_seeds(values, lambda s: s[0] / s[1] if s[1] else np.nan)
+    assert found == (pytest.approx((4 / 6 + 1 / 4) / 2), pytest.approx((1 / 2 + 1 / 4) / 2), pytest.approx(3 / 4))
+    bins = np.array([[2.0, 2.0], [1.0, 2.0], [1.2, 1.9]])
+    assert study.binned_ece(bins) == pytest.approx((0.2 + 0.1) / 4) and np.isnan(study.binned_ece(0 * bins))
+    assert study.figure_text((0.5, -0.25, 1.5), 2) == ".50 (-.25 to 1.50)"
+
+
+def test_label_uncertainty_pools_the_records_of_its_runs(study, tmp_path):
+    label_uncertainty = importlib.import_module("label_uncertainty")
+    runs = []
+    for seed, hits in enumerate((6, 2)):
+        rows = [
+            Record("r", model, "clean", "", "c", "place", metric, klass, value, 10)
+            for model in ("unet", f"only in {seed}")
+            for metric, klass, value in (
+                ("tp", "water", hits), ("fp", "water", 1), ("fn", "water", 1), ("pixels", "", 10), ("calib.pixels", "", 10), ("calib.nll", "", 2),
+                ("calib.entropy", "", 4), ("calib.count.14", "", 10), ("calib.correct.14", "", 8), ("calib.confidence.14", "", 9.7),
+            )
+        ]  # fmt: skip
+        runs.append(tmp_path / str(seed))
+        RecordLog(runs[-1] / "records.jsonl").append(rows)
+    lines = list(label_uncertainty.table(runs))
+    cells = [cell.split(" (")[0] for cell in lines[2].strip("| ").split(" | ")]
+    assert cells == ["unet", ".625", ".170", "nan", ".200", ".400"] and len(lines) == 3
 
 
 def test_a_table_pairs_each_method_with_the_seeds_that_it_has(study, tmp_path):
