@@ -230,7 +230,7 @@ def evaluate(
     *,
     out: Path | str = Path("runs/evaluation"),
     part: str = "auto",
-    uncertainty: str = "",
+    uncertainty: str = "softmax",
     calibration: str = "auto",
     key: str = "",
     device: str = "auto",

@@ -88,7 +88,8 @@ def test_the_interval_stays_in_what_was_seen_and_grows_with_the_region():
     assert dry.low_km2 == 0.0 < dry.high_km2  # that nothing is mapped does not say that nothing is there
     full = estimate_area(AreaSums(10.0, 10.0, 2.0, 10.0), calibration)
     assert full.low_km2 < 10.0 == full.high_km2
-    assert estimate_area(AreaSums(0.0, 0.0, 0.0, 0.0), calibration).high_km2 == 0.0
+    unseen = estimate_area(AreaSums(0.0, 0.0, 0.0, 0.0), calibration)
+    assert unseen.high_km2 is None and unseen.reason == "nothing was seen"
 
 
 def test_too_few_scenes_give_areas_and_the_reason():

@@ -67,9 +67,9 @@ def test_features_by_their_definition():
     border = torch.zeros_like(own)
     for i in range(9):
         for j in range(9):
-            near = guess[0, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
-            border[0, i, j] = bool((near != guess[0, i, j]).any())
-    assert torch.equal(border, predicted_borders(guess))
+            around = (0, slice(max(0, i - 1), i + 2), slice(max(0, j - 1), j + 2))
+            border[0, i, j] = bool(((guess[around] != guess[0, i, j]) & own[around]).any())
+    assert torch.equal(border & own, predicted_borders(guess, own))
     wanted = {
         "entropy": entropy[own].mean(), "entropy at borders": entropy[own & border].mean(), "entropy inside": entropy[own & ~border].mean(),
         "variation": (1 - p.amax(1))[own].mean(), "margin": (2 * p.amax(1) - 1)[own].mean(),
@@ -95,6 +95,16 @@ def test_unseen_pixels_have_no_part_and_what_a_chip_has_none_of_is_undefined():
     got = features_of(land)
     assert all(bool(got[name].isnan()) for name in ("confidence in water", "entropy at borders"))
     assert bool(features_of(torch.randn(1, 2, 2, 2))["noise floor"].isnan())
+
+
+def test_a_border_with_what_was_not_seen_is_none():
+    logits = torch.zeros(1, 2, 8, 8)
+    logits[:, 0, :, :4] = logits[:, 1, :, 4:] = 2.0
+    seen = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    seen[..., :4] = True
+    assert bool(features_of(logits, seen=seen)["entropy at borders"].isnan())
+    seen[..., 4] = True
+    assert not bool(features_of(logits, seen=seen)["entropy at borders"].isnan())
 
 
 def test_noise_of_one_percent_raises_the_floor_of_a_smooth_chip():
@@ -286,6 +296,23 @@ def test_a_detector_never_saw_the_group_that_it_judges():
     assert len(wider.detectors["g3"].clean) == len(found.detectors["g3"].clean) + 4
     with pytest.raises(UsageError, match="got 11, 8 too few"):
         HeldOutDetectors.of(clean, None, ALL_FEATURES, 0.05)
+
+
+def test_chips_without_a_label_are_neither_attacked_nor_counted(folder, tmp_path):
+    writer = ChipWriter(tmp_path / "chips", ChipHeader(SPEC.bands, SPEC.unit, SPEC.classes, 10.0))
+    for i in range(24):
+        image, water = lake(100 + i)
+        label = np.full_like(water, 255) if i < 10 else water
+        writer.write(f"n{i}", f"n{i}", image, label, seen=np.ones((32, 32), bool), source=f"made {i}")
+    writer.finish()
+    asked = {"alarms": 0.1, "feature": ["entropy"], "adaptive": False}
+    weights = folder.parent / "linear.safetensors"
+    found = seawall.detect_attacks(weights, tmp_path / "chips", "linf 2% reflectance", **asked)
+    assert found.table[0]["harmed"] == 1.0 and found.facts["groups"] == 14
+    assert (
+        found.facts["chips without a label"].startswith("10")
+        and found.facts["clean groups that give the cut-off"] == 22
+    )
 
 
 def test_harm_is_a_twentieth_of_the_pixels_made_wrong_and_unnoticed_where_nothing_was_flagged():

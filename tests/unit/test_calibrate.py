@@ -29,7 +29,7 @@ from seawall.inference.predict import predict_scene
 from seawall.inference.styles import layer_style
 from seawall.inference.tiling import Strip
 from seawall.models.unet import UNet
-from seawall.models.weights import load_model, save_model, split_of
+from seawall.models.weights import load_model, save_model, split_of, weights_digest
 from seawall.pipeline import calibrate as calibrate_module
 from seawall.pipeline.calibrate import pixel_risk_coverage
 from seawall.records import read_records
@@ -314,6 +314,87 @@ def test_attacks_are_detected_by_the_calibrated_predictor_with_its_members(home:
         measured("none")
     with pytest.raises(UsageError, match="calibrat"):
         api.detect_attacks(weights, home / "chips", "linf 1% reflectance", uncertainty="laplace", device="cpu")
+
+
+def test_evaluate_takes_the_calibration_beside_the_weights_as_predict_does(
+    home: Path, weights: Path, tmp_path: Path
+) -> None:
+    def ece(name: str, **asked: str) -> tuple[object, object]:
+        facts = api.evaluate(weights, home / "chips", out=tmp_path / name, part="test", device="cpu", **asked).facts
+        return facts["ece"], facts["calibration"]
+
+    before = ece("before")
+    path = api.calibrate(weights, home / "chips", part="val", device="cpu").facts["calibration"]
+    assert before[1] == "none" and ece("none", calibration="none") == before
+    assert ece("after") == ece("file", calibration=str(path)) != before and ece("again")[1] == path
+    with pytest.raises(ModelError, match="expected a calibration, got no such file"):
+        ece("gone", calibration=str(tmp_path / "gone.safetensors"))
+    assert api.calibrate(weights, home / "chips", device="cpu").facts["replaced"]
+
+
+def test_members_and_temperatures_go_to_the_device_of_the_network(home: Path, weights: Path) -> None:
+    api.calibrate(weights, home / "chips", uncertainty="ensemble", temperature="local", device="cpu")
+    method = parse_uncertainty("ensemble", weights)
+    found = read_calibration(calibration_path(weights, method))
+    here = found.predictor(method, load_model(weights))
+    device = torch.device("meta")  # which stands for an accelerator
+    method(load_model(weights).to(device))(torch.zeros(1, 2, 24, 24, device=device))
+    far = replace(found, weights=weights_digest(here.inner)).predictor(method, load_model(weights)).to(device)
+    assert {tensor.device for tensor in far.state_dict().values()} == {device}
+
+
+def test_another_promise_is_another_map_also_where_its_threshold_is_the_same(
+    home: Path, weights: Path, scene: Path, tmp_path: Path
+) -> None:
+    api.calibrate(weights, home / "chips", device="cpu")
+    for share in ("40%", "50%"):
+        api.predict(weights, scene, out=tmp_path / "maps", risk=[f"miss {share}"], device="cpu")
+        (told,) = json.loads((tmp_path / "maps/scene.json").read_text())["calibration"]["risks"]
+        assert (told["risk"], told["at"]) == (f"miss {share}", 0.5)
+
+
+def test_what_is_asked_for_without_its_calibration_says_which_one_is_missing(
+    home: Path, weights: Path, scene: Path, tmp_path: Path
+) -> None:
+    api.calibrate(weights, home / "chips", uncertainty="ensemble", device="cpu")
+    asked = {"out": tmp_path / "maps", "risk": ["miss 20%"], "device": "cpu"}
+    with pytest.raises(UsageError, match='CHIPS --uncertainty "tta"` first'):
+        api.predict(weights, scene, uncertainty="tta", **asked)
+    with pytest.raises(UsageError, match="got --calibration none; leave that out"):
+        api.predict(weights, scene, uncertainty="ensemble", calibration="none", **asked)
+    with pytest.raises(UsageError, match="level: expected a probability"):
+        api.predict(weights, scene, out=tmp_path / "maps", level=90, device="cpu")
+    with pytest.raises(UsageError, match="map it with --calibration none"):
+        api.predict(weights, scene, uncertainty="ensemble", klass="land", out=tmp_path / "maps", device="cpu")
+    assert not (tmp_path / "maps").exists() or not list((tmp_path / "maps").glob(".*.part"))
+
+
+def test_distances_need_square_pixels_and_a_scene_without_a_pixel_has_no_interval(
+    home: Path, weights: Path, scene: Path, tmp_path: Path
+) -> None:
+    api.calibrate(weights, home / "chips", device="cpu")
+    with rasterio.open(scene) as file:
+        image = file.read()
+    tags = {"SEAWALL_UNIT": "reflectance"}
+    grids = {
+        "degrees": Grid(*image.shape[1:], Affine(9e-5, 0, 10, 0, -9e-5, 60), "EPSG:4326"),
+        "nowhere": Grid(*image.shape[1:]),
+        "void": Grid(*image.shape[1:], Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633"),
+    }
+    for name, grid in grids.items():
+        pixels = np.full_like(image, np.nan) if name == "void" else image
+        write_cog(tmp_path / f"{name}.tif", pixels, grid, bands=SPEC.bands, nodata=float("nan"), tags=tags)
+    for name, match in (
+        ("degrees", "expected square pixels for sets by distance, got 10"),
+        ("nowhere", "expected a georeference"),
+    ):
+        done = api.predict(
+            weights, tmp_path / f"{name}.tif", out=tmp_path / "maps", risk=["miss 50% by distance"], device="cpu"
+        )
+        assert match in done.failed[0][1] and not (tmp_path / f"maps/.{name}.part").exists()
+    done = api.predict(weights, tmp_path / "void.tif", out=tmp_path / "void", device="cpu")
+    assert "without an interval (nothing was seen)" in str(done.facts["void area"])
+    assert "without an interval (nothing was seen)" in str(api.area(tmp_path / "void").facts["area"])
 
 
 def test_a_map_that_promises_is_killed_and_resumed(home: Path, weights: Path, scene: Path, tmp_path: Path) -> None:

@@ -281,6 +281,25 @@ def test_the_attack_reaches_the_closed_form_and_finds_false_certificates() -> No
     assert held.certified.all() and (held.classes == 1).all()
 
 
+def test_other_names_of_the_bands_are_another_map(tmp_path: Path) -> None:
+    weights = tmp_path / "m.safetensors"
+    save_model(weights, network())
+    with rasterio.open(scene(tmp_path / "named.tif")) as source:
+        stored, profile = source.read(), {**source.profile, "driver": "GTiff"}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as sink:
+        sink.write(stored)
+
+    def water(names: tuple[str, ...], out: str) -> object:
+        asked = {"sigma": [0.02], "tau": 0.6, "alpha": 0.1, "samples": 40, "look": [8, 40], "device": "cpu"}
+        return api.certify(weights, tmp_path / "a.tif", out=tmp_path / out, names=names, **asked).table[0][
+            "certified_water_km2"
+        ]
+
+    right, swapped = tuple(BANDS), tuple(reversed(BANDS))
+    first = water(right, "one")
+    assert water(swapped, "one") == water(swapped, "two") != first
+
+
 def test_options_without_an_effect_are_refused(tmp_path: Path) -> None:
     chips, weights = folder(tmp_path / "chips", 2).root, tmp_path / "m.safetensors"
     save_model(weights, network())

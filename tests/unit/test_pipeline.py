@@ -532,3 +532,11 @@ def test_train_takes_the_model_and_the_bands_of_the_changes(
     small = ("training.settings.epochs=1", "training.settings.steps_per_epoch=1", "training.settings.patch=32")
     api.train(tmp_path / "chips", out=tmp_path / "run", changes=(*changes, *small))
     assert (tmp_path / f"run/models/{name}/model.safetensors").is_file()
+
+
+def test_train_takes_another_objective_with_settings_of_its_own(tmp_path: Path) -> None:
+    api.curate("4", out=tmp_path / "chips", kind="simulated size=64", bands=("B03", "B08"))
+    small = ("training.settings.epochs=1", "training.settings.steps_per_epoch=1", "training.settings.patch=32")
+    noise = ("training.objective.name=gaussian-noise", "training.objective.settings.sigma=0.1")
+    api.train(tmp_path / "chips", out=tmp_path / "run", changes=(*noise, *small))
+    assert "sigma = 0.1" in (tmp_path / "run/recipe.toml").read_text()

@@ -349,6 +349,14 @@ def test_a_grid_beyond_the_pole_is_not_called_one_without_georeference(tmp_path)
     assert "no-area: the scene has no georeference: areas are unknown" in result.flags
 
 
+def test_a_class_that_wins_with_less_than_a_half_is_never_ruled_out():
+    p = np.array([[[0.3, 0.2, 0.1]], [[0.4, 0.3, 0.6]], [[0.3, 0.5, 0.3]]], np.float32)  # of three classes
+    strip, reported = Strip(0, 0, p, np.ones((1, 3), bool)), ReportedClass(1, (0.5, 0.55))
+    assert encode_layers(strip, 3, reported, ["class", "sets"])["sets"].tolist() == [[2, 0, 1]]
+    total = count_strip(strip, 3, reported, np.array([10.0]))
+    assert (total.class_m2[1], total.low_m2, total.high_m2, total.unsure_m2) == (20.0, 10.0, 20.0, 10.0)
+
+
 def test_unsure_begins_at_its_first_probability_and_ends_before_its_second():
     p = np.array([[[0.2, 0.2, 0.8, np.nextafter(np.float32(0.2), 0, dtype=np.float32), 0.5]]], np.float32)
     strip = Strip(0, 0, np.concatenate([1 - p, p]), np.ones((1, 5), bool))

@@ -76,3 +76,12 @@ def test_without_a_pixel_to_share_there_is_no_curve():
         torch.stack([torch.ones(2, 24, 24), torch.zeros(2, 24, 24)], 1), 1 - dry.label, dry.seen, dry.valid, dry.chips
     )
     assert all((score.missed_beyond == 1).all() for score in score_scenes(Given(), [far], {}, "water", 10.0))
+
+
+def test_a_probability_is_compared_as_in_a_map_in_single_precision():
+    """One less 1e-8 is 1 in a map: what is surely water there is an alarm at the threshold 1, too."""
+    logits = torch.tensor([9.0, 7.0]).view(1, 1, 1, 2)
+    batch = Batch.of(torch.cat([-logits, logits], 1), torch.zeros(1, 1, 2, dtype=torch.long))
+    (score,) = score_scenes(Given(), [batch], {}, "water", 10.0)
+    assert (torch.softmax(batch.image, 1)[0, 1] == 1).tolist() == [[True, False]]
+    assert score.alarmed[-1] == 0.5 and score.alarmed[-2] == 1.0

@@ -5,9 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from affine import Affine
 
 from seawall.errors import DataError, UsageError
-from seawall.types import Batch
+from seawall.geo.grid import Grid
+from seawall.geo.raster import write_cog
+from seawall.inference.guarantee import judge_scene
+from seawall.inference.scene import open_scene
+from seawall.types import Batch, ModelSpec
 from seawall.uncertainty.scene_statistics import (
     SceneStatistics,
     collect_windows,
@@ -201,3 +206,32 @@ def test_windows_of_chips_are_gathered_by_scene_and_two_sources_keep_their_own_h
     assert "NDWI 5 % quantile" in entry_names(bands, unit) and "NDWI 5 % quantile" not in entry_names(
         ["VV"], "sigma0_db"
     )
+
+
+def test_a_scene_of_two_sources_is_judged_where_each_is_seen(tmp_path):
+    """The radar swath ends inside the scene: its fill there is no value."""
+    bands, unit = ("s1.VV", "s1.VH", "s2.B03", "s2.B08"), ("sigma0_db", "sigma0_db", "reflectance", "reflectance")
+    spec = ModelSpec(bands, ("land", "water"), unit, 10.0)
+
+    def look(seed):
+        draw = np.random.default_rng(seed)
+        level, spread = np.array([-11, -17, 0.1, 0.2]), np.array([1, 1, 0.01, 0.02])
+        x = (level + 0.8 * spread * draw.normal(size=4))[:, None, None] + spread[:, None, None] * draw.normal(
+            size=(4, 96, 96)
+        )
+        x[:2, :, :60] = np.nan
+        return x.astype(np.float32)
+
+    def described(seed):
+        x = look(seed)
+        return describe_windows(np.nan_to_num(x), np.isfinite(x), bands, unit, 32)
+
+    fitted = fit_scene_statistics({f"s{i:02}": described(i) for i in range(40)}, entry_names(bands, unit), 32)
+    for seed in (100, 101):
+        write_cog(
+            tmp_path / f"{seed}.tif", look(seed), Grid(96, 96, Affine(10, 0, 500000, 0, -10, 5000000), "EPSG:32633"),
+            bands=bands, nodata=float("nan"), tags={"SEAWALL_UNIT": "sigma0_db"},
+        )  # fmt: skip
+        with open_scene(tmp_path / f"{seed}.tif", spec) as scene:
+            found = judge_scene(scene, fitted)
+        assert found == fitted.judge(described(seed))

@@ -25,7 +25,9 @@ GRID = Grid(60, 80, Affine(100, 0, 500000, 0, -100, 5000000), UTM)  # a pixel is
 CALIBRATION = AreaCalibration.of_scores(drawn_scenes(30), 10.0)
 
 
-def made_map(folder, grid=GRID, calibration=CALIBRATION, name="scene", key="k", tags=("k", "k"), seed=0):
+def made_map(
+    folder, grid=GRID, calibration=CALIBRATION, name="scene", key="k", tags=("k", "k"), seed=0, risks=("miss 5%",)
+):
     """Write a map, and return its class, its stored probability and where it was seen."""
     rng = np.random.default_rng(seed)
     stored = rng.integers(0, 251, (grid.height, grid.width)).astype(np.uint8)
@@ -46,7 +48,7 @@ def made_map(folder, grid=GRID, calibration=CALIBRATION, name="scene", key="k", 
     }
     item = {"type": "Feature", "result": result}
     if calibration is not None:
-        item["calibration"] = {"area": calibration.plain()}
+        item["calibration"] = {"area": calibration.plain(), "risks": list(risks)}
     (folder / f"{name}.json").write_text(json.dumps(item))
     return classes, stored, seen
 
@@ -111,6 +113,12 @@ def test_the_whole_map_has_the_sentence(tmp_path):
         assert found.facts["area"].endswith(f"; {unsure:.1f} km2 cannot be told") and found.facts[
             "interval"
         ].startswith("80% of regions")
+    made_map(tmp_path, risks=())
+    assert (
+        seawall.area(tmp_path).facts["area"].endswith("cannot be told") is False
+    )  # nothing was promised of these pixels
+    few = seawall.area(tmp_path, level=0.995)
+    assert "an interval of 99.5% needs" in few.facts["interval"]
     narrow, wide = (seawall.area(tmp_path, level=level).table[0] for level in (0.8, 0.9))
     assert narrow["interval_low_km2"] > wide["interval_low_km2"]
 
@@ -173,7 +181,7 @@ def test_layers_that_are_no_zones_are_refused(tmp_path):
     points = write_layer(tmp_path / "points.gpkg", [shapely.Point(500100, 4999900)], kind="Point", id=[1])
     with pytest.raises(DataError, match="expected zones that are polygons, got 1 features without an area"):
         seawall.area(tmp_path, zones=points)
-    with pytest.raises(DataError, match="got 0 features"):
+    with pytest.raises(DataError, match="got a layer without features"):
         seawall.area(tmp_path, zones=write_layer(tmp_path / "none.gpkg", [], kind="Polygon", id=[]))
     layer = write_layer(tmp_path / "zones.gpkg", [outline(0, 0, 50, 50)], name=["a"], district=["b"])
     with pytest.raises(UsageError, match="unknown column 'distrct'; did you mean 'district'"):

@@ -55,6 +55,18 @@ class ChipReadings:
         groups = np.array(self.groups)
         return {group: self.features[groups == group] for group in dict.fromkeys(self.groups)}
 
+    def select(self, kept: BoolArray) -> ChipReadings:
+        """Return what it says of some of the chips (N,)."""
+        chips, groups = (
+            tuple(n for n, keep in zip(names, kept, strict=True) if keep) for names in (self.chips, self.groups)
+        )
+        calibration = CalibrationCounts(
+            *(getattr(self.calibration, one.name)[kept] for one in fields(CalibrationCounts))
+        )
+        return replace(
+            self, chips=chips, groups=groups, features=self.features[kept], counts=self.counts.select(kept), calibration=calibration
+        )  # fmt: skip
+
     def iou(self, klass: int) -> float | None:
         """Return the pooled IoU of a class."""
         return finite_or_none(float(compute_ratio("iou", self.counts.total())[klass]))

@@ -183,7 +183,7 @@ class SceneCertifier:
             identity, notes = identify(self.model), []
             if identity.unknown:
                 notes.append(f"model identity unknown: {identity.unknown}; nothing is taken up or reused")
-            settings = [asdict(self.certification), self.tile, self.overlap, self.klass]
+            settings = [asdict(self.certification), self.tile, self.overlap, self.klass, list(self.bands)]
             plain = [CERTIFIED_FORMAT, identity.digest, scene.digest, settings]
             key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
             if self.resume and (found := _read_certified(self.out, job.name, key)):

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
+import torch
 
 from seawall.arrays import ByteArray
+from seawall.bands import channels_of_sources
 from seawall.errors import ImageryError, UsageError
 from seawall.inference.layers import CANNOT_TELL, NODATA
 from seawall.inference.output_buffer import OutputBuffer, byte_rows
@@ -27,9 +29,12 @@ from seawall.uncertainty.scene_statistics import (
     describe_windows,
     window_slices,
 )
+from seawall.uncertainty.smoothed_votes import seen_bands
 
 SCENE_WINDOWS = 64
 """Windows of a scene that are looked at, evenly spread: each decodes blocks of the file, which takes long in a JPEG 2000 product."""
+MOST_UNEVEN = 0.01
+"""Share by which one side of a pixel may be longer than the other where sets are by distance."""
 UNSURE = (0.2, 0.8)
 """Probabilities between which a map without a controlled risk calls the class unsure; no error is promised."""
 
@@ -72,10 +77,18 @@ class Guarantee:
         """Whether the sets are by distance from the map instead of by probability."""
         return self.outer_m is not None or self.inner_m is not None
 
+    def check_class(self, klass: str) -> None:
+        """Raise a UsageError where the calibration is of another class than the one that is mapped."""
+        if self.klass not in ("", klass):
+            raise UsageError(
+                f"klass: expected {self.klass}, which the calibration is of, got {klass}; map it with --calibration none, or calibrate with "
+                f"--klass {klass}, which takes the place of the other"
+            )
+
     def identity(self) -> dict[str, object]:
         """Return what changes a map, in plain values."""
         return {
-            "calibration": self.calibration, "unsure": self.unsure, "outer_m": self.outer_m, "inner_m": self.inner_m,
+            "calibration": self.calibration, "risks": [str(control.risk) for control in self.controls], "unsure": self.unsure, "outer_m": self.outer_m, "inner_m": self.inner_m,
             "level": self.level, "area": None if self.area is None else self.area.plain(),
         }  # fmt: skip
 
@@ -123,6 +136,8 @@ def judge_scene(scene: OpenScene, statistics: SceneStatistics) -> Familiarity | 
     found = []
     for rows, columns in window_slices(grid.height, grid.width, statistics.window, SCENE_WINDOWS):
         image, seen = scene.fetch(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+        if len(channels_of_sources(spec.bands)) > 1:  # where one of the sources is not seen, its bands hold fill
+            seen = seen & seen_bands(torch.from_numpy(image[None]), spec)[0].numpy()
         found.append(describe_windows(image, seen, spec.bands, spec.unit, statistics.window))
     windows = np.concatenate(found)
     return statistics.judge(windows) if len(windows) else None
@@ -180,22 +195,34 @@ def with_guarantee(result: SceneResult, scene: OpenScene, buffer: OutputBuffer, 
     return replace(result, familiarity=found, flags=flags)
 
 
-def set_rows(
-    scene: OpenScene, buffer: OutputBuffer, guarantee: Guarantee, klass: int
-) -> Iterator[tuple[int, ByteArray]]:
-    """Yield the rows of the layer of sets, as (first row, indices).
+def check_guarantee(guarantee: Guarantee, scene: OpenScene) -> None:
+    """Check before a scene is mapped that its grid allows what is promised.
 
     Raises:
-        ImageryError: Sets by distance need a georeference, which the scene lacks.
+        ImageryError: Sets by distance need square pixels of a known size.
     """
     if not guarantee.by_distance:
-        yield from byte_rows(buffer, "sets")
         return
-    gsd_m = scene.source.grid.gsd_m()
-    if gsd_m is None:
+    size = scene.source.grid.pixel_size_m()
+    if size is None:
         raise ImageryError(
             f"{scene.name}: expected a georeference for sets by distance, got none; ask for a risk by probability"
         )
+    if max(size) > (1 + MOST_UNEVEN) * min(size):
+        raise ImageryError(
+            f"{scene.name}: expected square pixels for sets by distance, got {size[0]:.3g} m by {size[1]:.3g} m; warp the scene to a projected "
+            "grid, or ask for a risk by probability"
+        )
+
+
+def set_rows(
+    scene: OpenScene, buffer: OutputBuffer, guarantee: Guarantee, klass: int
+) -> Iterator[tuple[int, ByteArray]]:
+    """Yield the rows of the layer of sets, as (first row, indices)."""
+    gsd_m = scene.source.grid.gsd_m()
+    if not guarantee.by_distance or gsd_m is None:
+        yield from byte_rows(buffer, "sets")
+        return
 
     def read_class(first: int, last: int) -> ByteArray:
         return cast(ByteArray, buffer.read("class", (first, 0, last - first, buffer.width)))

@@ -90,7 +90,7 @@ def _disagreement(p: FloatArray, found: FloatArray | None, _: ReportedClass) -> 
 
 
 def prediction_sets(p: FloatArray, reported: ReportedClass) -> ByteArray:
-    """Return 1 where the class is mapped for sure, 0 where it is ruled out, and `CANNOT_TELL` between.
+    """Return 1 where the class is sure, 0 where it is ruled out, and `CANNOT_TELL` between; no pixel that is mapped as the class is ruled out.
 
     Example:
         >>> p = np.array([[[0.9, 0.5, 0.1]], [[0.1, 0.5, 0.9]]], np.float32)
@@ -98,7 +98,8 @@ def prediction_sets(p: FloatArray, reported: ReportedClass) -> ByteArray:
         [[0, 2, 1]]
     """
     of_class, (low, high) = p[reported.klass], reported.unsure
-    return np.where(of_class >= high, 1, np.where(of_class >= low, CANNOT_TELL, 0)).astype(np.uint8)
+    possible = (of_class >= low) | (p.argmax(0) == reported.klass)  # of three classes one may win with less than a half
+    return np.where(of_class >= high, 1, np.where(possible, CANNOT_TELL, 0)).astype(np.uint8)
 
 
 LAYERS: Mapping[str, Layer] = {

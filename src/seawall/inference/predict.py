@@ -17,12 +17,12 @@ import rasterio
 from torch import nn
 
 from seawall.arrays import FloatArray
-from seawall.errors import ImageryError, ModelError, RunError, SeawallError, UsageError
+from seawall.errors import ImageryError, ModelError, RunError, SeawallError
 from seawall.geo.radiometry import Hints
 from seawall.geo.raster import Window
 from seawall.inference.backends import Runtime, find_device, is_out_of_memory, open_runtime
 from seawall.inference.export import export_products, read_finished
-from seawall.inference.guarantee import Guarantee, with_guarantee
+from seawall.inference.guarantee import Guarantee, check_guarantee, with_guarantee
 from seawall.inference.layers import NODATA, ReportedClass, chosen_layers, encode_layers, layer_names
 from seawall.inference.output_buffer import OutputBuffer
 from seawall.inference.products import SceneResult, Totals, count_strip
@@ -154,7 +154,6 @@ def predict_many(
         RunError: Another run works in the folder.
     """
     jobs = find_scenes(source, Path(out))
-    spec_of(model).mapped_class(settings.klass)
     find_device(device)
     made: list[SceneResult] = []
     failed: list[tuple[str, str]] = []
@@ -189,7 +188,12 @@ def _scene_predictor(
     model: nn.Module, out: Path, settings: PredictSettings, device: str, resume: bool, progress: StageProgress,
     notes: tuple[str, ...], weights: Path | str | None, guarantee: Guarantee,
 ) -> _ScenePredictor:  # fmt: skip
-    """Return what maps scenes, with checksums of the weights that hold for all of them."""
+    """Return what maps scenes, with checksums of the weights that hold for all of them.
+
+    Raises:
+        UsageError: The class is unknown, or the calibration is of another one.
+    """
+    guarantee.check_class(spec_of(model).mapped_class(settings.klass))
     path = None if weights is None else Path(weights)
     guard = None
     if settings.tiles_between_checks:
@@ -223,10 +227,6 @@ class _ScenePredictor:
         begin = time.monotonic()
         spec = spec_of(self.model)
         settings = replace(self.settings, klass=spec.mapped_class(self.settings.klass))
-        if self.guarantee.klass not in ("", settings.klass):
-            raise UsageError(
-                f"klass: expected {self.guarantee.klass}, which the calibration is of, got {settings.klass}; calibrate with --klass {settings.klass}"
-            )
         reported = ReportedClass(spec.klass(settings.klass), self.guarantee.unsure)
         if len(spec.classes) > NODATA:
             raise ModelError(
@@ -248,6 +248,7 @@ class _ScenePredictor:
             key = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
             if self.resume and (found := read_finished(self.out, job.name, key)):
                 return replace(found, reused=True)
+            check_guarantee(self.guarantee, scene)
             grid = scene.source.grid
             # Other runtimes give the mean of several passes and not how far they disagree.
             layers = chosen_layers(settings.layers, passes_of(self.model) if settings.runtime == "torch" else 1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seawall.inference.layers import ReportedClass, slug_of
+from seawall.inference.layers import CANNOT_TELL, ReportedClass, prediction_sets, slug_of
 from seawall.inference.tiling import Strip
 from seawall.uncertainty.area import AreaEstimate
 from seawall.uncertainty.scene_statistics import Familiarity
@@ -143,8 +143,8 @@ def count_strip(strip: Strip, classes: int, reported: ReportedClass, areas_m2: N
     """
     p = strip.channels[reported.klass]
     winner = strip.channels[:classes].argmax(0)
-    low, high = reported.unsure
-    unsure = strip.seen & (p >= low) & (p < high)
+    sets = np.where(strip.seen, prediction_sets(strip.channels[:classes], reported), 0)
+    unsure = sets == CANNOT_TELL
     of_class = [strip.seen & (winner == k) for k in range(classes)]
 
     def area(where: NDArray[np.generic]) -> float | None:
@@ -159,8 +159,8 @@ def count_strip(strip: Strip, classes: int, reported: ReportedClass, areas_m2: N
         class_m2=None if areas_m2 is None else tuple(a for a in areas if a is not None),
         expected_m2=area(p * strip.seen),
         doubt_m2=area(p * (1 - p) * strip.seen),
-        low_m2=area(strip.seen & (p >= high)),
-        high_m2=area(strip.seen & (p >= low)),
+        low_m2=area(sets == 1),
+        high_m2=area(sets != 0),
         unsure_m2=area(unsure),
     )
 

@@ -167,9 +167,11 @@ def choose_layer(path: Path, layer: str | None) -> tuple[Path, str]:
         DataError: It is no vector file that can be read.
         UsageError: There is no such layer, or there are several and none is named.
     """
-    if path.suffix.lower() not in VECTOR_FORMATS or not path.is_file():
+    if not path.is_file():
+        raise DataError(f"{path}: expected a vector file, got no such file; check the path")
+    if path.suffix.lower() not in VECTOR_FORMATS:
         raise DataError(
-            f"{path}: expected a file ending in {', '.join(VECTOR_FORMATS)}, got {_path_problem(path)}; convert the layer"
+            f"{path}: expected a file ending in {', '.join(VECTOR_FORMATS)}, got {path.suffix or 'no suffix'}; convert the layer"
         )
     try:
         names = [str(row[0]) for row in pyogrio.list_layers(path)]
@@ -180,7 +182,9 @@ def choose_layer(path: Path, layer: str | None) -> tuple[Path, str]:
     if layer is not None and layer not in names:
         raise UsageError(f"{path}: unknown layer {layer!r}; known: {', '.join(names)}")
     if layer is None and len(names) != 1:
-        raise UsageError(f"{path}: expected one layer, got {len(names)} ({', '.join(names)}); name one with layer=")
+        raise UsageError(
+            f"{path}: expected one layer, got {len(names)} ({', '.join(names)}); name one with --layer (layer= in Python)"
+        )
     return path, layer or names[0]
 
 
@@ -205,9 +209,13 @@ def layer_crs(path: Path, layer: str, given: str | None) -> CRS:
         own = CRS.from_user_input(info["crs"]) if info["crs"] else None
         declared = CRS.from_user_input(given) if given else None
     except CRSError as bad:
-        raise DataError(f"{path}: expected a known coordinate system, got {vector_error(bad)}; pass crs=") from bad
+        raise DataError(
+            f"{path}: expected a known coordinate system, got {vector_error(bad)}; correct it, or pass crs= in Python"
+        ) from bad
     if own is None and declared is None:
-        raise DataError(f"{path}: expected a layer with a coordinate system, got none; add its .prj file or pass crs=")
+        raise DataError(
+            f"{path}: expected a layer with a coordinate system, got none; add its .prj file, write a GeoPackage with one, or pass crs= in Python"
+        )
     if own is not None and declared is not None and not own.equals(declared, ignore_axis_order=True):
         raise UsageError(f"{path}: expected crs {own.to_string()} as the layer says, got {given}; leave crs out")
     return own or declared or CRS.from_epsg(4326)
@@ -365,10 +373,6 @@ def _vertex_spacing(found: Geometries, source: CRS, target: CRS) -> float | None
     steps = np.hypot(*(placed[1:] - placed[:-1])[owner[1:] == owner[:-1]].T)
     steps = steps[np.isfinite(steps) & (steps > 0)]
     return float(np.median(steps)) if len(steps) else None
-
-
-def _path_problem(path: Path) -> str:
-    return "no such file" if not path.is_file() else f"{path.suffix or 'no suffix'}"
 
 
 def vector_error(bad: BaseException) -> str:

@@ -117,9 +117,8 @@ def read_zones(path: Path | str, grid: Grid, *, name_column: str = "", layer: st
     skipped = [(zone, "no area") for zone, one in zip(names, found, strict=True) if one is None]
     kept = [(zone, one) for zone, one in zip(names, found, strict=True) if one is not None]
     if not kept:
-        raise DataError(
-            f"{path}: expected zones that are polygons, got {len(names)} features without an area; give a layer of areas"
-        )
+        got = f"{len(names)} features without an area" if names else "a layer without features"
+        raise DataError(f"{path}: expected zones that are polygons, got {got}; give a layer of areas")
     shapes = _on_grid(np.array([one for _, one in kept], object), source, target, grid)
     zones, outline = [], grid_outline(grid)
     for (zone, one), shape in zip(kept, shapes, strict=True):
@@ -140,7 +139,12 @@ def _read_features(file: Path, layer: str, column: str) -> tuple[list[str], list
     """Return the name and the polygons of each feature; None where it has no area."""
     columns = [str(one) for one in pyogrio.read_info(file, layer=layer)["fields"]]
     if column and column not in columns:
-        raise UsageError(f"{file}: unknown column {column!r}; {did_you_mean(column, columns)}")
+        known = (
+            did_you_mean(column, columns)
+            if columns
+            else "the layer has none, leave --name-column out: zones are named by feature id"
+        )
+        raise UsageError(f"{file}: unknown column {column!r}; {known}")
     chosen = [column] if column else [one for one in columns if one.lower() == NAME_COLUMN][:1]
     try:
         with warnings.catch_warnings():

@@ -37,7 +37,7 @@ from seawall.uncertainty.calibration import (
     fold_of_scenes,
     uncertainty_text,
 )
-from seawall.uncertainty.conformal import RiskControl, control_risk, parse_risk
+from seawall.uncertainty.conformal import RiskControl, control_risk, exact_percent, parse_risk
 from seawall.uncertainty.scene_scores import THRESHOLD_STEPS, SceneScores, score_scenes
 from seawall.uncertainty.scene_statistics import (
     WINDOW_PIXELS,
@@ -100,9 +100,14 @@ def calibrate_chips(
         {} if divisor is None else divisor.state(), statistics, without,
     )  # fmt: skip
     path = calibration_path(weights, method)
+    replaced: MutableRow = {"replaced": "the calibration that was there"} if path.exists() else {}
     made.save(path)
     page = write_calibration_page(page_facts(made, judged, level), path.with_suffix("").with_suffix(".html"))
-    return {"calibration": str(path), **describe_calibration(made, level), "page": str(page)}, risk_rows(made), ()
+    return (
+        {"calibration": str(path), **replaced, **describe_calibration(made, level), "page": str(page)},
+        risk_rows(made),
+        (),
+    )
 
 
 def calibration_chips(folder: ChipFolder, net: nn.Module, part: str) -> tuple[tuple[str, ...], tuple[str, ...], str]:
@@ -274,7 +279,7 @@ def describe_calibration(made: Calibration, level: float) -> MutableRow:
 def _interval_text(area: AreaCalibration | None, reason: str, level: float) -> str:
     if area is None or reason:
         return f"none: {reason}"
-    return f"{level:.0%} by {len(area.scenes)} scenes"
+    return f"{exact_percent(level)} by {len(area.scenes)} scenes"
 
 
 def shown_controls(made: Calibration) -> Iterator[RiskControl]:

@@ -111,15 +111,26 @@ def _measure(
     shown = tuple(dict.fromkeys((ALL_FEATURES, *(order.features or default_features(clean.names)))))
     detectors = {name: HeldOutDetectors.of(clean, more, name, order.alarms) for name in shown}
     attacks = named_detection_attacks(order.method, detectors, groups, order.adaptive)
+    labelled = np.isfinite(clean.accuracy)  # others cannot be attacked, but help to find the cut-off
+    if not labelled.any():
+        raise DataError(
+            "detect-attacks: expected chips with labels to attack, got none; label some, or choose another part"
+        )
+    tested = clean.select(labelled)
     table: list[MutableRow] = []
     klass = model.spec.klass(main_class(model.spec.classes))
     for done, (name, attack) in enumerate(attacks.items()):
         progress("attacks", done, len(attacks), name)
-        attacked = read_chips(model, chips.read(chips.ids), groups, Case(name, attack, threat), order.seed)
-        table += [detection_row(name, shown_name, one, clean, attacked, klass) for shown_name, one in detectors.items()]
+        attacked = read_chips(model, chips.read(tested.chips), groups, Case(name, attack, threat), order.seed)
+        table += [
+            detection_row(name, shown_name, one, tested, attacked, klass) for shown_name, one in detectors.items()
+        ]
     progress("attacks", len(attacks), len(attacks), "")
-    calibrated = len(set(clean.groups)) + (0 if more is None else len(set(more.groups)))
-    return table, {"groups": len(set(clean.groups)), "clean groups that give the cut-off": calibrated - 1}
+    fewest = min(len(set(one.groups)) for one in detectors[ALL_FEATURES].detectors.values())
+    facts: MutableRow = {"groups": len(set(tested.groups)), "clean groups that give the cut-off": fewest}
+    if left := int((~labelled).sum()):
+        facts["chips without a label"] = f"{left}, which are not attacked"
+    return table, facts
 
 
 def default_features(names: Sequence[str]) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ class FinishedMap:
         files: File name of each layer.
         key: Digest of what it was made of, which each layer has too.
         calibration: The held-out scenes that it was made with; None without any.
+        controlled: Whether its sets are of a controlled risk.
     """
 
     name: str
@@ -39,6 +40,7 @@ class FinishedMap:
     files: Mapping[str, str]
     key: str
     calibration: AreaCalibration | None
+    controlled: bool
 
     @contextmanager
     def open(self) -> Iterator[MapLayers]:
@@ -154,7 +156,7 @@ def _map_of(path: Path, item: Mapping[str, object]) -> FinishedMap:
     try:
         return FinishedMap(
             str(result["name"]), path.parent, str(result["klass"]), list(result["classes"]).index(result["klass"]), _whole_files(item),
-            str(result["key"]), None if area is None else AreaCalibration.of(area),
+            str(result["key"]), None if area is None else AreaCalibration.of(area), isinstance(calibration, dict) and bool(calibration.get("risks")),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as bad:
         raise DataError(f"{path}: expected the JSON of a map, got one without {bad}; map the scene again") from bad

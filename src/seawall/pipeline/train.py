@@ -62,7 +62,9 @@ def train_chips(
     supervised = {"name": "supervised", "settings": {"loss": SUPERVISED_LOSS}}
     tree: dict[str, Any] = {"name": "train", "seed": seed, "model": {"name": model or ""}, "data": data}
     tree["training"] = {"objective": supervised, "settings": FIXED_LENGTH}
-    asked = change_recipe(tree, changes)  # the changes may name a model, and the bands that it takes
+    asked = change_recipe(tree, changes)  # the changes may name a model, the bands that it takes, and an objective
+    if asked.training.objective.name != supervised["name"]:
+        del tree["training"]["objective"]  # which has other settings
     taken = stored.with_bands(asked.inputs)
     section = MethodSection(name=asked.model.name) if asked.model.name else few_chips_model(spec_of_chips(taken))
     tree["model"] = section.model_dump()

@@ -46,6 +46,7 @@ from seawall.result import Failed, MutableRow, Progress, stage_progress
 from seawall.threat.model import ThreatModel
 from seawall.threat.parser import parse_threat
 from seawall.types import Attack, SegmentationModel
+from seawall.uncertainty.area import check_interval_level
 from seawall.uncertainty.build import parse_uncertainty
 from seawall.uncertainty.calibration import Calibration, open_predictor, uncertainty_text
 from seawall.uncertainty.covariate_shift import parse_shift
@@ -55,9 +56,7 @@ def evaluate_chips(
     weights: Path, chips: Path, out: Path, *, part: str, uncertainty: str, calibration: str, device: str, progress: Progress, key: str = ""
 ) -> tuple[MutableRow, list[MutableRow], Failed]:  # fmt: skip
     """Evaluate weights on a chip folder, with an estimator of uncertainty around them; rows go to `out/records.jsonl`."""
-    target = open_target(weights, chips, part, device, key)
-    if uncertainty:
-        target = with_uncertainty(target, weights, uncertainty, calibration)
+    target = with_uncertainty(open_target(weights, chips, part, device, key), weights, uncertainty, calibration)
     measured = measure_target(target, [CLEAN_CASE], out, 0, progress)
     rows = [row for row in aggregate_records(measured) if not row.chip and not row.group]
     found = {(r.metric, r.klass): r for r in rows}
@@ -163,7 +162,7 @@ def map_scenes(
     )  # fmt: skip
     network = cast(SegmentationModel, load_model(weights, key=read_key(key) if key else None))
     model, found, path = open_predictor(parse_uncertainty(uncertainty, weights), network, weights, calibration)
-    guarantee = _asked_guarantee(found, path, risk, shift, level)
+    guarantee = _asked_guarantee(found, path, risk, shift, level, uncertainty, calibration)
     report = predict_many(
         model,
         scene,
@@ -210,18 +209,23 @@ def _map_page(out: Path, made: SceneResult, source: Path) -> Path:
 
 
 def _asked_guarantee(
-    found: Calibration | None, path: Path | None, risk: Sequence[str], shift: str, level: float
-) -> Guarantee:
+    found: Calibration | None, path: Path | None, risk: Sequence[str], shift: str, level: float, uncertainty: str, given: str
+) -> Guarantee:  # fmt: skip
     """Return what maps promise.
 
     Raises:
-        UsageError: Something is asked for that needs a calibration, and there is none.
+        UsageError: Something is asked for that needs a calibration, and there is none; or the level is not inside (0, 1).
         DataError: A risk cannot be controlled.
     """
+    check_interval_level(level)
     if found is None or path is None:
         if risk or shift:
+            what = f"{'risk' if risk else 'shift'}: expected a calibration of {uncertainty}"
+            if given == "none":
+                raise UsageError(f"{what}, got --calibration none; leave that out")
             raise UsageError(
-                f"{'risk' if risk else 'shift'}: expected weights with a calibration, got none beside them; run `seawall calibrate WEIGHTS CHIPS` first"
+                f'{what}, got none beside the weights; run `seawall calibrate WEIGHTS CHIPS --uncertainty "{uncertainty}"` first, '
+                "or name the --uncertainty that was calibrated"
             )
         return Guarantee(level=level)
     return guarantee_of(found, file_sha256(path), risk, parse_shift(shift) if shift else None, level)

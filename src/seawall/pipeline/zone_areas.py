@@ -26,6 +26,7 @@ from seawall.uncertainty.area import (
     describe_area,
     estimate_area,
 )
+from seawall.uncertainty.conformal import exact_percent
 
 STRIP_OF_ROWS = 512
 """Rows that are summed at once, the block size of maps."""
@@ -181,10 +182,10 @@ def _facts(
     facts: MutableRow = {"map": made.name, "class": made.klass}
     whole = estimate_area(sums[0].area, made.calibration, level)
     if found is None:
-        facts["area"] = describe_area(whole, made.klass, sums[0].unsure_km2)
+        facts["area"] = describe_area(whole, made.klass, sums[0].unsure_km2 if made.controlled else None)
     else:
         facts |= {"zones": f"{len(found.zones)} of {found.source}"}
-    facts["interval"] = f"{level:.0%} {AREA_VALIDITY}" if not whole.reason else f"none: {whole.reason}"
+    facts["interval"] = f"{exact_percent(level)} {AREA_VALIDITY}" if not whole.reason else f"none: {whole.reason}"
     return facts if out is None else {**facts, "table": str(out)}
 
 

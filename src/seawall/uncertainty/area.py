@@ -15,7 +15,13 @@ import numpy as np
 from seawall.arrays import DoubleArray
 from seawall.errors import DataError, UsageError
 from seawall.metrics.bootstrap import Resamples
-from seawall.uncertainty.conformal import SceneWeights, check_weight_count, conformal_quantile, needed_scenes
+from seawall.uncertainty.conformal import (
+    SceneWeights,
+    check_weight_count,
+    conformal_quantile,
+    exact_percent,
+    needed_scenes,
+)
 from seawall.uncertainty.scene_scores import SceneScores
 
 DOUBT_FLOOR = 0.002
@@ -208,6 +214,8 @@ def estimate_area(sums: AreaSums, calibration: AreaCalibration | None, level: fl
     doi 10.1016/j.rse.2014.02.015, eq. 9 and 10.
     """
     check_interval_level(level)
+    if not sums.seen_km2:
+        return AreaEstimate(sums.mapped_km2, None, None, level, "nothing was seen")
     if calibration is None:
         return AreaEstimate(
             sums.mapped_km2, None, None, level, "the map was made without held-out scenes to calibrate by"
@@ -218,7 +226,7 @@ def estimate_area(sums: AreaSums, calibration: AreaCalibration | None, level: fl
     stratified = estimate_by_strata(sums, calibration)
     return AreaEstimate(
         sums.mapped_km2, low, high, level,
-        "" if low is not None else f"{scenes} held-out scenes, {needed - scenes} fewer than the {needed} that an interval of {level:.0%} needs",
+        "" if low is not None else f"{scenes} held-out scenes, {needed - scenes} fewer than the {needed} that an interval of {exact_percent(level)} needs",
         _corrected_area(sums, calibration), *stratified, scenes=scenes, needed=needed,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from seawall import __version__
 from seawall.errors import DataError, ModelError, RunError
 from seawall.io import write_atomic
 from seawall.models.weights import pack_safetensors, unpack_safetensors, weights_digest
+from seawall.modules import device_of
 from seawall.registry import entry_of
 from seawall.types import SegmentationModel, Wrapper
 from seawall.uncertainty.area import AreaCalibration
@@ -112,7 +113,10 @@ class Calibration:
                 f"calibration: expected the weights {self.weights[:12]} that it was fitted to, got {digest[:12]}; run `seawall calibrate` again"
             )
         scale = divisor_of(self.divisor, len(model.spec.bands), len(model.spec.classes))
-        return made if scale is None else TemperatureScaled(cast(SegmentationModel, made), scale).eval()
+        if scale is None:
+            return made
+        scaled = TemperatureScaled(cast(SegmentationModel, made), scale).eval()
+        return scaled.to(device_of(model) or torch.device("cpu"))
 
     def area(self, weights: SceneWeights | None = None) -> AreaCalibration | None:
         """Return the areas of the held-out scenes, weighted if they are; None where these lack the class or have nothing else."""
@@ -159,6 +163,10 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         ModelError: It is missing, damaged, or no calibration.
     """
+    if not path.is_file():
+        raise ModelError(
+            f"{path}: expected a calibration, got no such file; check the path, or run `seawall calibrate`"
+        )
     tensors, meta = unpack_safetensors(path)
     try:
         plain: dict[str, Any] = json.loads(meta["calibration"])

@@ -50,7 +50,7 @@ def chip_features(prediction: Prediction, image: Tensor, image_seen: Tensor) -> 
     """
     seen = image_seen.any(1)
     guess = prediction.probability.argmax(1)
-    border = predicted_borders(guess)
+    border = predicted_borders(guess, seen)
     entropy, best = prediction.entropy, prediction.probability.amax(1)
     confidence = (masked_chip_mean(best, seen & (guess == klass)) for klass in range(prediction.probability.shape[1]))
     disagreement = [masked_chip_mean(prediction.mutual_information, seen)] if prediction.passes > 1 else []
@@ -69,16 +69,18 @@ def masked_chip_mean(values: Tensor, where: Tensor) -> Tensor:
     return torch.where(count > 0, total / count.clamp_min(1), torch.nan)
 
 
-def predicted_borders(guess: Tensor) -> Tensor:
-    """Return where one of the eight neighbors of a pixel has another class: (B, H, W) bool.
+def predicted_borders(guess: Tensor, seen: Tensor) -> Tensor:
+    """Return where one of the eight neighbors of a seen pixel is seen and has another class: (B, H, W) bool.
 
     Example:
-        >>> predicted_borders(torch.tensor([[[0, 0, 0, 1]]])).tolist()
-        [[[False, False, True, True]]]
+        >>> predicted_borders(torch.tensor([[[0, 0, 0, 1, 0]]]), torch.tensor([[[True, True, True, True, False]]])).tolist()
+        [[[False, False, True, True, False]]]
     """
     plane = guess[:, None].float()
-    highest, lowest = (functional.max_pool2d(sign * plane, 3, 1, 1) for sign in (1, -1))
-    return (highest != -lowest)[:, 0]
+    highest, lowest = (
+        functional.max_pool2d(torch.where(seen[:, None], sign * plane, -torch.inf), 3, 1, 1) for sign in (1, -1)
+    )
+    return (highest != -lowest)[:, 0] & seen
 
 
 def fine_texture(image: Tensor, image_seen: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from seawall.uncertainty.distance import distance_pixels
 
 THRESHOLD_STEPS = 1000
 """Thresholds of a probability are whole 1/1000ths."""
+THRESHOLDS = (np.arange(THRESHOLD_STEPS + 1) / THRESHOLD_STEPS).astype(np.float32)
 DISTANCE_PIXELS = 64
 """Largest distance from the border of the map, in pixels, at which errors are counted."""
 ROUNDING = 1e-4
@@ -120,9 +121,8 @@ class _Counts:
     def add(self, p: DoubleArray, mapped: BoolArray, true: BoolArray, valid: BoolArray, seen: BoolArray) -> None:
         own, other = true & valid, ~true & valid
         self.chips += 1
-        # A pixel of probability p is at or above thresholds up to p, and below all from the next step on. The small shift
-        # undoes rounding of products such as 0.29 * 1000.
-        step = np.floor(p * THRESHOLD_STEPS + 1e-9).astype(np.int64) + 1
+        # A pixel of probability p is at or above thresholds up to p, and below all from the next step on; compared in single precision as in a map.
+        step = np.searchsorted(THRESHOLDS, p.astype(np.float32).ravel(), side="right").reshape(p.shape)
         self.of_class += np.bincount(step[own], minlength=THRESHOLD_STEPS + 2)
         self.of_others += np.bincount(step[other], minlength=THRESHOLD_STEPS + 2)
         self.missed_at += _by_distance(mapped, own)

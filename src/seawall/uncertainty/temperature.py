@@ -270,7 +270,7 @@ def _fit_local(model: SegmentationModel, batches: Iterable[Batch], seed: int) ->
             nll = functional.cross_entropy(scaled, crop.label, reduction="none")
             (nll[crop.valid].sum() / max(total, 1)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return made.cpu().eval().requires_grad_(False)
+    return made.eval().requires_grad_(False)
 
 
 def _draw_crops(model: SegmentationModel, batches: Iterable[Batch], seed: int) -> list[_Crop]:
