@@ -244,7 +244,8 @@ def attack_table(cells: Study) -> Iterator[str]:
         + " |"
     )
     yield "|---" * (6 + len(SHOWN)) + "|"
-    for predictor, budget, attack in dict.fromkeys((r["predictor"], r["budget"], r["attack"]) for r in cells.rows):
+    found = dict.fromkeys((r["predictor"], r["budget"], r["attack"]) for r in cells.rows)
+    for predictor, budget, attack in sorted(found, key=lambda at: ([*PREDICTORS].index(at[0]), BUDGETS.index(at[1]))):
         rows = [r for r in cells.rows if (r["predictor"], r["budget"], r["attack"]) == (predictor, budget, attack)]
         by_detector = {name: [r for r in rows if r["detector"] == name] for name in SHOWN}
         whole = by_detector[ALL_FEATURES]
