@@ -69,13 +69,14 @@ def test_label_uncertainty_pools_the_records_of_its_runs(study, tmp_path):
             for metric, klass, value in (
                 ("tp", "water", hits), ("fp", "water", 1), ("fn", "water", 1), ("pixels", "", 10), ("calib.pixels", "", 10), ("calib.nll", "", 2),
                 ("calib.entropy", "", 4), ("calib.count.14", "", 10), ("calib.correct.14", "", 8), ("calib.confidence.14", "", 9.7),
+                ("calib.edge.count.9", "", 10), ("calib.edge.correct.9", "", 5), ("calib.edge.confidence.9", "", 8),
             )
         ]  # fmt: skip
         runs.append(tmp_path / str(seed))
         RecordLog(runs[-1] / "records.jsonl").append(rows)
     lines = list(label_uncertainty.table(runs))
     cells = [cell.split(" (")[0] for cell in lines[2].strip("| ").split(" | ")]
-    assert cells == ["unet", ".625", ".170", "nan", ".200", ".400"] and len(lines) == 3
+    assert cells == ["unet", ".625", ".170", ".300", ".200", ".400"] and len(lines) == 3
 
 
 def test_a_table_pairs_each_method_with_the_seeds_that_it_has(study, tmp_path):
