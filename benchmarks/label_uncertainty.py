@@ -21,7 +21,7 @@ from study import StudyParser, binned_ece, figure_text, mean_over_seeds
 import seawall
 from seawall.arrays import DoubleArray
 from seawall.metrics.aggregate import ChipTable, chip_tables
-from seawall.metrics.calibration import BINS
+from seawall.metrics.calibration import CONFIDENCE_BINS
 from seawall.records import read_records
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/label-uncertainty-real.toml"
@@ -47,7 +47,11 @@ def sums(tables: Sequence[ChipTable], metrics: Sequence[str], klass: str = "") -
 def bins(tables: Sequence[ChipTable], part: str) -> DoubleArray:
     """Return count, correct and confidence per bin of each place, (S, G, 3, M)."""
     return np.stack(
-        [sums(tables, [f"{part}.{kind}.{i}" for i in range(BINS)]) for kind in ("count", "correct", "confidence")], 2
+        [
+            sums(tables, [f"{part}.{kind}.{i}" for i in range(CONFIDENCE_BINS)])
+            for kind in ("count", "correct", "confidence")
+        ],
+        2,
     )
 
 

@@ -15,7 +15,7 @@ from seawall.errors import UsageError
 from seawall.metrics.ratios import divide_or_nan
 from seawall.records import finite_or_none
 
-BINS = 15
+CONFIDENCE_BINS = 15
 """Equal bins of the confidence in records and calibrations."""
 
 
@@ -40,7 +40,7 @@ class CalibrationCounts:
     entropy: DoubleArray
 
 
-def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int = BINS) -> CalibrationCounts:
+def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int = CONFIDENCE_BINS) -> CalibrationCounts:
     """Sort valid pixels into equal bins of the largest probability; bin i holds [i/M, (i+1)/M), the last also 1.
 
     Args:
@@ -53,7 +53,7 @@ def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int =
         UsageError: Fewer than one bin.
     """
     if bins < 1:
-        raise UsageError(f"calibration: expected at least one bin, got {bins}; {BINS} is usual")
+        raise UsageError(f"calibration: expected at least one bin, got {bins}; {CONFIDENCE_BINS} is usual")
     label = label.masked_fill(~valid, 0)
     logs = log_softmax(logits.float(), 1)
     probability = logs.exp()
