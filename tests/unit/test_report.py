@@ -501,6 +501,15 @@ def test_learning_curves_count_epochs_from_one_and_show_the_class_of_the_page():
     ]
     assert re.findall(r'<circle cx="([^"]+)"', svg)[0] == "40", "the first epoch stands at the start of the axis"
     assert min(ticks) >= 0.7 and max(ticks) <= 0.95 and "not 0 to 1" in chart.note
+    further = tuple(row.model_copy(update={"model": "unet.member-1"}) for row in rows)
+    section = learning_curves(
+        RunFolder(Path(), None, "", RunFacts(), {}, (), (*rows, *further)), RecordIndex((), "water")
+    )
+    assert section.blocks[-1].drawing.svg == chart.drawing.svg
+    assert (
+        section.lead
+        == "2 networks trained from scratch. 1 of them is a further member of ensembles, without curves here."
+    )
 
 
 def test_flags_of_the_chips_are_on_the_page_with_how_many_carry_them(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seawall.recipe.sections import AttackSection, MethodSection, NoiseSection, TrainingSection
-from seawall.records import finite_or_none
+from seawall.records import MEMBER_MARK, finite_or_none
 from seawall.report.charts import ChartRow, CurvePoint, Series, bar_chart, line_chart, series_color
 from seawall.report.elements import BulletList, Chart, DefinitionList, PageBlock, Paragraphs, Section, Table
 from seawall.report.formatting import (
@@ -151,8 +151,9 @@ def _group_overlap(groups: Mapping[str, list[str]]) -> Paragraphs:
 
 
 def learning_curves(run: RunFolder, index: RecordIndex) -> Section | None:
-    """Draw loss and validation curves per epoch; the first epoch is 1."""
-    models = list(dict.fromkeys(row.model for row in run.history))
+    """Draw loss and validation curves per epoch, without those of an ensemble's further members; the first epoch is 1."""
+    trained = list(dict.fromkeys(row.model for row in run.history))
+    models = [model for model in trained if MEMBER_MARK not in model]
     if not models:
         return None
     last = max(row.epoch for row in run.history) + 1
@@ -177,7 +178,9 @@ def learning_curves(run: RunFolder, index: RecordIndex) -> Section | None:
                 "Score on the validation part", line_chart(scored, x, y, "Validation IoU per epoch", height=220), note
             )
         )
-    lead = f"{plural(len(models), 'network')} trained from scratch."
+    lead = f"{plural(len(trained), 'network')} trained from scratch."
+    if further := len(trained) - len(models):
+        lead += f" {plural(further, 'of them is a further member', 'of them are further members')} of ensembles, without curves here."
     return Section("learning", "Learning curves", lead, blocks) if blocks else None
 
 
