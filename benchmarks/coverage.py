@@ -254,10 +254,6 @@ def plain_risk(scored: ScoredPlaces, risk: Risk) -> float:
     )
 
 
-def sums_of(score: SceneScores) -> AreaSums:
-    return AreaSums(score.mapped_km2, score.expected_km2, score.doubt_km2, score.valid_km2)
-
-
 @dataclass(frozen=True)
 class AreaFigures:
     """How often intervals held the area of new places, their mean width over the mean area, of places and of quarters, and infeasible splits."""
@@ -293,7 +289,7 @@ def area_over_splits(
 
 
 def _held(score: SceneScores, multiple: float, weight: float) -> tuple[float, float, float, float]:
-    low, high = area_interval(sums_of(score), multiple)
+    low, high = area_interval(AreaSums.of(score), multiple)
     return float(low - 1e-9 <= score.true_km2 <= high + 1e-9), high - low, score.true_km2, weight
 
 
@@ -348,7 +344,7 @@ def estimator_table(given: argparse.Namespace, scored: Sequence[ScoredPlaces], d
         (
             place,
             estimate_area(
-                sums_of(place), AreaCalibration.of_scores([*one.places[:i], *one.places[i + 1 :]], one.gsd_m)
+                AreaSums.of(place), AreaCalibration.of_scores([*one.places[:i], *one.places[i + 1 :]], one.gsd_m)
             ),
         )
         for one in scored

@@ -39,9 +39,10 @@ from seawall.arrays import DoubleArray
 from seawall.data.chips import ChipFolder
 from seawall.data.loader import whole_chips
 from seawall.data.splits import Split, kfold_groups, labelled_ids
+from seawall.metrics.calibration import CalibrationCounts
 from seawall.metrics.risk_coverage import area_under_risk_coverage, least_area, risk_coverage
 from seawall.models.weights import load_model
-from seawall.pipeline.calibrate import calibration_of, joined
+from seawall.pipeline.calibrate import calibration_of
 from seawall.pipeline.data import load_chips
 from seawall.pipeline.training import train_networks
 from seawall.recipe.recipe import Recipe, make_recipe
@@ -168,7 +169,9 @@ class Bench:
             model = plain if divisor is None else cast(SegmentationModel, TemperatureScaled(plain, divisor).eval())
             for name in sorted({place[i] for i in ids if folds[place[i]] == part}):
                 own = [i for i in ids if place[i] == name]
-                counts = [joined(c) for c in zip(*calibration_of(plain, divisor, chips, own), strict=True)]
+                counts = [
+                    CalibrationCounts.joined(c) for c in zip(*calibration_of(plain, divisor, chips, own), strict=True)
+                ]
                 (score,) = score_scenes(model, whole_chips(chips, own), place, "water", chips.gsd_m)
                 found[name] = {
                     "bins": [[c.count.sum(0).tolist(), c.correct.sum(0).tolist(), c.confidence.sum(0).tolist()] for c in counts],

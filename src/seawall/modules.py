@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -16,6 +16,7 @@ from seawall.errors import DataError, ModelError, UsageError, did_you_mean
 from seawall.types import Batch, SegmentationModel
 
 Found = TypeVar("Found")
+Moved = TypeVar("Moved", bound=Batch | nn.Module)
 
 
 def device_of(model: object) -> torch.device | None:
@@ -26,10 +27,12 @@ def device_of(model: object) -> torch.device | None:
     return None if first is None else first.device
 
 
-def to_device_of(model: object, batch: Batch) -> Batch:
-    """Return the batch on the model's device; unchanged where the model has none."""
+def to_device_of(model: object, moved: Moved) -> Moved:
+    """Return a batch, or another module, on the model's device; unchanged where the model has none."""
     device = device_of(model)
-    return batch if device is None or device == batch.image.device else batch.to(device)
+    if device is None or (isinstance(moved, Batch) and device == moved.image.device):
+        return moved
+    return cast(Moved, moved.to(device))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -60,11 +60,9 @@ class ChipReadings:
         chips, groups = (
             tuple(n for n, keep in zip(names, kept, strict=True) if keep) for names in (self.chips, self.groups)
         )
-        calibration = CalibrationCounts(
-            *(getattr(self.calibration, one.name)[kept] for one in fields(CalibrationCounts))
-        )
         return replace(
-            self, chips=chips, groups=groups, features=self.features[kept], counts=self.counts.select(kept), calibration=calibration
+            self, chips=chips, groups=groups, features=self.features[kept], counts=self.counts.select(kept),
+            calibration=self.calibration.select(kept),
         )  # fmt: skip
 
     def iou(self, klass: int) -> float | None:
@@ -111,10 +109,9 @@ def read_chips(
         tables.append(confusion(logits.argmax(1), batch.label, batch.valid, logits.shape[1]).cpu())
         parts.append(calibration_counts(logits, batch.label, batch.valid))
         chips += batch.chips
-    sums = [np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(CalibrationCounts)]
     return ChipReadings(
         tuple(chips), tuple(groups.get(chip, chip) for chip in chips), names, torch.cat(features).numpy(),
-        ConfusionCounts.of(torch.cat(tables).numpy()), CalibrationCounts(*sums),
+        ConfusionCounts.of(torch.cat(tables).numpy()), CalibrationCounts.joined(parts),
     )  # fmt: skip
 
 

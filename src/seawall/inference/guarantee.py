@@ -219,10 +219,11 @@ def set_rows(
     scene: OpenScene, buffer: OutputBuffer, guarantee: Guarantee, klass: int
 ) -> Iterator[tuple[int, ByteArray]]:
     """Yield the rows of the layer of sets, as (first row, indices)."""
-    gsd_m = scene.source.grid.gsd_m()
-    if not guarantee.by_distance or gsd_m is None:
+    if not guarantee.by_distance:
         yield from byte_rows(buffer, "sets")
         return
+    gsd_m = scene.source.grid.gsd_m()
+    assert gsd_m is not None, "check_guarantee was not called"
 
     def read_class(first: int, last: int) -> ByteArray:
         return cast(ByteArray, buffer.read("class", (first, 0, last - first, buffer.width)))

@@ -98,7 +98,7 @@ def prediction_sets(p: FloatArray, reported: ReportedClass) -> ByteArray:
         [[0, 2, 1]]
     """
     of_class, (low, high) = p[reported.klass], reported.unsure
-    possible = (of_class >= low) | (p.argmax(0) == reported.klass)  # of three classes one may win with less than a half
+    possible = (of_class >= low) | (of_class >= p.max(0))  # of three classes one may win with less than a half
     return np.where(of_class >= high, 1, np.where(possible, CANNOT_TELL, 0)).astype(np.uint8)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from seawall.arrays import DoubleArray
+from seawall.arrays import BoolArray, DoubleArray
 from seawall.errors import UsageError
 from seawall.metrics.ratios import divide_or_nan
 from seawall.records import finite_or_none
@@ -38,6 +39,16 @@ class CalibrationCounts:
     nll: DoubleArray
     brier: DoubleArray
     entropy: DoubleArray
+
+    @staticmethod
+    def joined(parts: Sequence[CalibrationCounts]) -> CalibrationCounts:
+        """Return the counts of several batches as one."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return CalibrationCounts(*(np.concatenate(column) for column in columns))
+
+    def select(self, kept: BoolArray) -> CalibrationCounts:
+        """Return the counts of some of the chips (B,)."""
+        return CalibrationCounts(*(column[kept] for column in vars(self).values()))
 
 
 def calibration_counts(logits: Tensor, label: Tensor, valid: Tensor, bins: int = CONFIDENCE_BINS) -> CalibrationCounts:

@@ -209,7 +209,7 @@ def judge_scenes(
         for kept, found in zip(counts, zip(*calibration_of(plain, divisor, folder, own), strict=True), strict=True):
             kept += found
     progress("scenes", 1, 1, kind)
-    before, after, shore_before, shore_after = map(joined, counts)
+    before, after, shore_before, shore_after = map(CalibrationCounts.joined, counts)
     return JudgedScenes(
         tuple(sorted(scores, key=lambda score: score.scene)), (before, after, shore_before, shore_after)
     )
@@ -230,16 +230,6 @@ def calibration_of(
             for where in (batch.valid, shore)
             for logits in (before, after)
         )
-
-
-def joined(parts: Sequence[CalibrationCounts]) -> CalibrationCounts:
-    """Return the counts of several batches as one."""
-    return CalibrationCounts(
-        *(
-            np.concatenate([getattr(p, name) for p in parts])
-            for name in ("count", "correct", "confidence", "nll", "brier", "entropy")
-        )
-    )
 
 
 def scene_statistics(folder: ChipFolder, ids: Sequence[str]) -> tuple[SceneStatistics | None, str]:
@@ -371,7 +361,7 @@ def left_out_areas(made: Calibration, level: float) -> tuple[JudgedSceneFacts, .
     found = []
     for i, score in enumerate(made.scores):
         others = [other for j, other in enumerate(made.scores) if j != i]
-        sums = AreaSums(score.mapped_km2, score.expected_km2, score.doubt_km2, score.valid_km2)
+        sums = AreaSums.of(score)
         try:
             estimate = estimate_area(sums, AreaCalibration.of_scores(others, made.gsd_m), level)
         except DataError:  # the others lack the class, or have nothing else

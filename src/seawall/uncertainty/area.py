@@ -49,6 +49,11 @@ class AreaSums:
     doubt_km2: float
     seen_km2: float
 
+    @staticmethod
+    def of(score: SceneScores) -> AreaSums:
+        """Return the sums over the valid pixels of a held-out scene."""
+        return AreaSums(score.mapped_km2, score.expected_km2, score.doubt_km2, score.valid_km2)
+
     def __add__(self, other: AreaSums) -> AreaSums:
         return AreaSums(
             self.mapped_km2 + other.mapped_km2,

@@ -20,7 +20,7 @@ from seawall import __version__
 from seawall.errors import DataError, ModelError, RunError
 from seawall.io import write_atomic
 from seawall.models.weights import pack_safetensors, unpack_safetensors, weights_digest
-from seawall.modules import device_of
+from seawall.modules import to_device_of
 from seawall.registry import entry_of
 from seawall.types import SegmentationModel, Wrapper
 from seawall.uncertainty.area import AreaCalibration
@@ -115,8 +115,7 @@ class Calibration:
         scale = divisor_of(self.divisor, len(model.spec.bands), len(model.spec.classes))
         if scale is None:
             return made
-        scaled = TemperatureScaled(cast(SegmentationModel, made), scale).eval()
-        return scaled.to(device_of(model) or torch.device("cpu"))
+        return to_device_of(model, TemperatureScaled(cast(SegmentationModel, made), scale).eval())
 
     def area(self, weights: SceneWeights | None = None) -> AreaCalibration | None:
         """Return the areas of the held-out scenes, weighted if they are; None where these lack the class or have nothing else."""

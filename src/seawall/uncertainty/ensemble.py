@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from seawall.errors import ModelError
 from seawall.models.weights import load_model, spec_of
-from seawall.modules import device_of
+from seawall.modules import to_device_of
 from seawall.records import MEMBER_MARK
 from seawall.registry import preset, register
 from seawall.types import SegmentationModel
@@ -68,8 +67,7 @@ class Ensemble:
             raise ModelError(
                 "ensemble: expected members, got none; name their weights: Ensemble(members=(...)), or call mean_of_networks"
             )
-        device = device_of(model) or torch.device("cpu")
-        return mean_of_networks(model, [load_model(path).to(device) for path in self.members])
+        return mean_of_networks(model, [to_device_of(model, load_model(path)) for path in self.members])
 
 
 preset(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seawall.errors import DataError, UsageError
-from seawall.modules import device_of, to_device_of
+from seawall.modules import to_device_of
 from seawall.registry import register
 from seawall.rng import Keys
 from seawall.types import Batch, SegmentationModel
@@ -259,7 +259,7 @@ def _fit_local(model: SegmentationModel, batches: Iterable[Batch], seed: int) ->
     pixels = torch.cat([crop.image.flatten(2)[0] for crop in crops], 1)
     made.mean.copy_(pixels.mean(1).view(1, -1, 1, 1))  # type: ignore[operator]
     made.std.copy_(pixels.std(1).clamp_min(1e-6).view(1, -1, 1, 1))  # type: ignore[operator]
-    made.to(device_of(model) or torch.device("cpu"))
+    to_device_of(model, made)
     optimizer = torch.optim.AdamW(made.parameters(), lr=LOCAL_RATE, weight_decay=LOCAL_DECAY)
     for step in range(LOCAL_STEPS):
         optimizer.zero_grad()
